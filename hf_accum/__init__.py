@@ -1,0 +1,64 @@
+"""Exact gradient accumulation for Hugging Face models on devices too small for the batch.
+
+The pieces, to take into any training loop on accelerate; imported when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_accum.accumulate import accumulate
+    from hf_accum.evaluation import Metric, evaluate_model
+    from hf_accum.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
+    from hf_accum.ranks import ranks_of, start_accelerator
+    from hf_accum.source import BadRow, Source, of_dataset, open_source
+    from hf_accum.stream import WindowStream
+    from hf_accum.window import Example, MicroBatch, Window, cut
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "accumulate": "accumulate",
+    "BadRow": "source",
+    "BinaryCrossEntropy": "losses",
+    "CrossEntropy": "losses",
+    "Example": "window",
+    "Metric": "evaluation",
+    "MicroBatch": "window",
+    "Source": "source",
+    "SquaredError": "losses",
+    "Window": "window",
+    "WindowStream": "stream",
+    "cut": "window",
+    "evaluate_model": "evaluation",
+    "of_dataset": "source",
+    "open_source": "source",
+    "ranks_of": "ranks",
+    "start_accelerator": "ranks",
+}
+
+__all__ = [
+    "BadRow",
+    "BinaryCrossEntropy",
+    "CrossEntropy",
+    "Example",
+    "Metric",
+    "MicroBatch",
+    "Source",
+    "SquaredError",
+    "Window",
+    "WindowStream",
+    "accumulate",
+    "cut",
+    "evaluate_model",
+    "of_dataset",
+    "open_source",
+    "ranks_of",
+    "start_accelerator",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

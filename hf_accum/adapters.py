@@ -1,0 +1,110 @@
+"""LoRA adapters: put on, counted, saved."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from hf_accum.config import LoraConfig
+from hf_accum.files import fill_folder_atomically
+from hf_accum.models import set_dropout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def add_lora(
+    model: "PreTrainedModel",
+    lora: LoraConfig,
+    *,
+    task_type: str,
+    new_modules: Sequence[str] = (),
+    dropout: float | None = None,
+) -> nn.Module:
+    """Freeze the model but for LoRA adapters and its new modules; rank 0 returns it as it is, all trainable.
+
+    Adapters sit on the modules of `lora.target_modules`, which have to exist; `new_modules` (the head) are
+    trained whole and saved with the adapter. Everything trained is in float32. `task_type` is peft's, as
+    SEQ_CLS. `dropout` overrides that of the adapters.
+
+    Raises:
+        ValueError: if no module of the model is a target.
+    """
+    if lora.rank == 0:
+        return model
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model
+
+    targets = lora.target_modules
+    adapted = get_peft_model(
+        model,
+        PeftLoraConfig(
+            task_type=task_type,
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]
+            lora_dropout=lora.dropout,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            modules_to_save=list(new_modules) or None,
+        ),
+    )
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
+    if dropout is not None:
+        set_dropout(adapted, dropout)
+    return adapted
+
+
+def checkpoint_activations(model: "PreTrainedModel") -> None:
+    """Compute activations again in the backward. Not re-entrant, so that gradients reach adapters inside.
+
+    Raises:
+        ValueError: if the architecture has no support for it.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise ValueError(f"--gradient_checkpointing true: {type(model).__name__} has no support for it")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.config.use_cache = False
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Trainable parameters, and all."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+
+
+def save_model(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Save an adapter (with the head), or a whole model, and its tokenizer: the folder is there whole or not.
+
+    `model` is the one that transformers or peft made, not a wrapper of it.
+    """
+    from peft import PeftModel
+
+    def fill(partial: Path) -> None:
+        if isinstance(model, PeftModel):
+            model.save_pretrained(str(partial), save_embedding_layers=False)
+        else:
+            model.save_pretrained(str(partial))  # type: ignore[operator]
+        tokenizer.save_pretrained(str(partial))
+
+    fill_folder_atomically(folder, fill)
+
+
+def weights_folder(model: nn.Module) -> str:
+    """What the folder of a model's weights is called in a run: `adapter`, or `model` if all of it is trained."""
+    from peft import PeftModel
+
+    return "adapter" if isinstance(model, PeftModel) else "model"
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Load what `save_model` saved back into the same model."""
+    from peft import PeftModel, set_peft_model_state_dict
+    from safetensors.torch import load_file, load_model
+
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+    else:
+        load_model(model, folder / "model.safetensors")

@@ -1,0 +1,137 @@
+"""Evaluation over ranks, each example exactly once, with `evaluate`'s metrics."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from hf_accum.losses import Objective
+from hf_accum.ranks import Ranks, together
+from hf_accum.stream import WindowStream
+from hf_accum.window import Example, cut
+
+Metrics = dict[str, Any]
+_SHIPPED = Path(__file__).parent / "metrics"
+LOWER_IS_BETTER = frozenset({"loss", "mse", "mae"})
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of `evaluate`: shipped with this package, or of the hub, with what its compute is handed."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+    def compute(self, predictions: np.ndarray, references: np.ndarray) -> Metrics:
+        """The figures, by name.
+
+        Raises:
+            ValueError: if the hub has no such metric, or it cannot be reached.
+        """
+        import evaluate
+
+        shipped = _SHIPPED / self.name
+        try:
+            # evaluate writes a lock file even where it keeps the data in memory.
+            with tempfile.TemporaryDirectory() as folder:
+                module = evaluate.load(
+                    str(shipped) if shipped.is_dir() else self.name, cache_dir=folder, keep_in_memory=True
+                )
+                figures = module.compute(
+                    predictions=predictions, references=references, **self.arguments
+                )
+        except (FileNotFoundError, ConnectionError, ModuleNotFoundError, ImportError) as error:
+            raise ValueError(
+                f"metric {self.name!r}: neither shipped ({', '.join(shipped_metrics())}) nor to be had from the "
+                f"hub ({str(error).splitlines()[0]})"
+            ) from error
+        return figures or {}
+
+
+def shipped_metrics() -> list[str]:
+    """The metrics that need no network."""
+    return sorted(folder.name for folder in _SHIPPED.iterdir() if (folder / f"{folder.name}.py").is_file())
+
+
+def check_metrics(metrics: Sequence[Metric], best_metric: str | None, sample: Tensor) -> None:
+    """Compute metrics on a sample of predictions (also its own references), before the training that needs them.
+
+    Raises:
+        ValueError: if a metric is not to be had, cannot take such predictions, or has no figure `best_metric`.
+    """
+    known = {"loss"}
+    for metric in metrics:
+        try:
+            figures = metric.compute(sample.numpy(), sample.round().numpy())
+        except (TypeError, pa.ArrowInvalid) as error:
+            raise ValueError(f"metric {metric.name!r} cannot take this task's predictions ({error})") from error
+        known |= {name for name, value in figures.items() if not isinstance(value, Mapping)}
+    if best_metric is not None and best_metric not in known:
+        raise ValueError(f"--best_metric {best_metric}: has to be one of {', '.join(sorted(known))}")
+
+
+def evaluate_model(
+    model: nn.Module,
+    stream: WindowStream[Any],
+    batch: Callable[[Sequence[Example]], tuple[Mapping[str, Tensor], Tensor]],
+    objective: Objective,
+    compact: Callable[[Tensor], Tensor],
+    metrics: Sequence[Metric],
+    *,
+    ranks: Ranks,
+    micro_batch_size: int,
+) -> Metrics:
+    """The loss and the metrics of a model over all examples of a stream, each used once.
+
+    `batch` makes the model's inputs and the labels of some examples; `compact` turns logits into the little
+    that the metrics need (class indices, say), which is all that the ranks exchange. The model is not the
+    data-parallel wrapper, for ranks have different numbers of batches. It is left in the mode it was in.
+
+    Raises:
+        ValueError: for a bad row.
+    """
+    predictions: list[np.ndarray] = []
+    references: list[np.ndarray] = []
+    losses: list[Tensor] = []
+    weight = 0.0
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for window in stream:
+                weight += window.num_items
+                for examples in cut(window.examples, micro_batch_size):
+                    inputs, labels = batch(examples)
+                    logits = model(**inputs).logits
+                    losses.append(objective(logits, labels).double().cpu())
+                    predictions.append(compact(logits).cpu().numpy())
+                    references.append(labels.cpu().numpy())
+    finally:
+        model.train(was_training)
+    mine = (
+        float(torch.stack(losses).sum()) if losses else 0.0,
+        np.concatenate(predictions) if predictions else None,
+        np.concatenate(references) if references else None,
+    )
+    everyone = ranks.gather_objects(mine)
+
+    def compute() -> Metrics | None:
+        if ranks.index != 0:
+            return None
+        predicted = np.concatenate([part for _, part, _ in everyone if part is not None])
+        truth = np.concatenate([part for _, _, part in everyone if part is not None])
+        assert len(predicted) == stream.counts.num_examples, "an example was lost or used twice"
+        figures: Metrics = {"num_examples": len(predicted), "loss": sum(loss for loss, _, _ in everyone) / weight}
+        for metric in metrics:
+            figures |= metric.compute(predicted, truth)
+        return figures
+
+    figures = together(ranks, compute)[0]
+    assert figures is not None
+    return figures

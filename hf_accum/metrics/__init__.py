@@ -1,0 +1,1 @@
+"""Metric modules for `evaluate`, one folder each, loaded by path."""

@@ -1,0 +1,147 @@
+"""Loading a pretrained model for a task, with its dropouts set, and knowing what of it is new."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model in train mode; `new_modules` have no pretrained weights (the task's head, as a rule)."""
+
+    model: "PreTrainedModel"
+    new_modules: tuple[str, ...]
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
+    """The model's tokenizer, able to pad.
+
+    Raises:
+        ValueError: if there is none under that name.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(_local(name), revision=revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(_not_found("tokenizer", name, error)) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    auto_class: Any,
+    name: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_length: int,
+    dropout: float | None = None,
+    revision: str | None = None,
+    **config_values: Any,
+) -> Pretrained:
+    """Load `name` by a transformers Auto class, in float32, with `config_values` (labels, say) in its config.
+
+    `dropout` overrides every dropout probability of the model.
+
+    Raises:
+        ValueError: if there is no such model, if `max_length` is more than it has positions for, or if the
+            tokenizer knows more tokens than the model.
+    """
+    from transformers import AutoConfig
+    from transformers.utils import logging
+
+    try:
+        config = AutoConfig.from_pretrained(_local(name), revision=revision, **config_values)
+    except (OSError, ValueError) as error:
+        raise ValueError(_not_found("model", name, error)) from error
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    if dropout is not None:
+        _set_config_dropout(config, dropout)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is new in the model is said by the run's summary
+    show_progress = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model, info = auto_class.from_pretrained(
+            _local(name), config=config, revision=revision, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(_not_found("model", name, error)) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if show_progress:
+            logging.enable_progress_bar()
+    if dropout is not None:
+        set_dropout(model, dropout)
+    new_modules = _modules_of(model, info["missing_keys"])
+    if "" in new_modules:
+        raise ValueError(f"model {name!r}: none of its weights fits {type(model).__name__}")
+    positions = num_positions(model)
+    if positions is not None and max_length > positions:
+        raise ValueError(
+            f"--max_length {max_length}: has to be at most {positions}, the positions that {name!r} has"
+        )
+    embeddings = model.get_input_embeddings()
+    if isinstance(embeddings, nn.Embedding) and len(tokenizer) > embeddings.num_embeddings:
+        raise ValueError(
+            f"the tokenizer of {name!r} knows {len(tokenizer)} tokens, the model {embeddings.num_embeddings}: "
+            "they do not belong together"
+        )
+    return Pretrained(model.train(), new_modules)
+
+
+def num_positions(model: nn.Module) -> int | None:
+    """Tokens for which a model with learned absolute positions has one; None where there is no such limit."""
+    limits = [
+        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe")
+    ]
+    return min(limits, default=None)
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Set every dropout layer of a model, adapters included, to one probability."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = probability
+
+
+def _set_config_dropout(config: Any, probability: float) -> None:
+    for name, value in config.to_dict().items():
+        is_probability = isinstance(value, float | int) and not isinstance(value, bool)
+        if is_probability and ("drop" in name or name.endswith("pdrop")):
+            setattr(config, name, probability)
+        # A head's own dropout may be None: then it takes the model's, which is set already.
+
+
+def _modules_of(model: nn.Module, parameter_names: Iterable[str]) -> tuple[str, ...]:
+    """The largest modules whose parameters are all among the names."""
+    missing = set(parameter_names)
+    found: list[str] = []
+    for name, module in model.named_modules():  # parents first
+        if any(name == above or name.startswith(f"{above}.") or above == "" for above in found):
+            continue
+        own = [f"{name}.{key}" if name else key for key, _ in module.named_parameters()]
+        if own and missing.issuperset(own):
+            found.append(name)
+    return tuple(found)
+
+
+def _local(name: str) -> str:
+    # An absolute path, so that an adapter finds its base model from any folder.
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def _not_found(what: str, name: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"--model {name}: has to be a local folder, or an id of the hub, with a {what} to load ({reason})"

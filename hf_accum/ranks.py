@@ -1,0 +1,185 @@
+"""The processes of a run: starting accelerate on them, and the small talk between them on the CPU."""
+
+import os
+import struct
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+T = TypeVar("T")
+
+_RANK_VARIABLES = ("LOCAL_RANK", "RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+
+
+class Ranks(Protocol):
+    """What the stream, the evaluation and the log need of the processes."""
+
+    @property
+    def index(self) -> int:
+        """This process's rank."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        ...
+
+    def gather(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Every rank's signed 64-bit numbers, in order of rank. All ranks pass equally many."""
+        ...
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Every rank's value, in order of rank."""
+        ...
+
+
+class OneRank:
+    """A run of a single process."""
+
+    index = 0
+    count = 1
+
+    def gather(self, numbers: Sequence[int]) -> list[list[int]]:
+        """This rank's numbers."""
+        return [list(numbers)]
+
+    def gather_objects(self, value: T) -> list[T]:
+        """This rank's value."""
+        return [value]
+
+
+class ProcessGroupRanks:
+    """Ranks of `torch.distributed`, over a gloo group of their own.
+
+    On the CPU, so that agreeing on a window never waits for a device, and apart from the group of the
+    gradients, so that neither waits for the other's order.
+    """
+
+    def __init__(self, timeout: timedelta = timedelta(minutes=30)) -> None:
+        self.index = dist.get_rank()
+        self.count = dist.get_world_size()
+        self._group = dist.new_group(backend="gloo", timeout=timeout)
+
+    def gather(self, numbers: Sequence[int]) -> list[list[int]]:
+        """One all-gather of int64."""
+        mine = torch.tensor(numbers, dtype=torch.int64)
+        everyone = [torch.empty_like(mine) for _ in range(self.count)]
+        dist.all_gather(everyone, mine, group=self._group)
+        return [tensor.tolist() for tensor in everyone]
+
+    def gather_objects(self, value: T) -> list[T]:
+        """One all-gather of pickled values of this run's own processes."""
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+
+def ranks_of(accelerator: "Accelerator") -> Ranks:
+    """The ranks of a started run. A collective: call it once, on every rank."""
+    return ProcessGroupRanks() if accelerator.num_processes > 1 else OneRank()
+
+
+def float_bits(number: float) -> int:
+    """A float64 as a signed 64-bit number, for `Ranks.gather`."""
+    return struct.unpack("<q", struct.pack("<d", number))[0]
+
+
+def bits_float(bits: int) -> float:
+    """The inverse of `float_bits`."""
+    return struct.unpack("<d", struct.pack("<q", bits))[0]
+
+
+class RankFailed(RuntimeError):
+    """Another rank failed; its own error is the cause."""
+
+
+def together(ranks: Ranks, work: Callable[[], T]) -> list[T]:
+    """Run `work` on every rank and return all results; an error on one rank is raised on all.
+
+    Without it, ranks that succeed would wait in the next collective for one that has left.
+
+    Raises:
+        RankFailed: on the ranks that did not fail themselves.
+        Exception: whatever `work` raised on this one.
+    """
+    result: T | None = None
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as failure:
+        error = failure
+    outcomes = ranks.gather_objects((result, None if error is None else f"{type(error).__name__}: {error}"))
+    if error is not None:
+        raise error
+    for index, (_, message) in enumerate(outcomes):
+        if message is not None:
+            raise RankFailed(f"rank {index} failed: {message}")
+    return [value for value, _ in outcomes]  # type: ignore[misc]
+
+
+def start_accelerator(
+    *, trackers: Sequence[str] = (), logging_dir: str | os.PathLike[str] | None = None
+) -> "Accelerator":
+    """accelerate's Accelerator, as `accelerate launch` configured it, checked for what this loop needs.
+
+    Where there is no accelerator it runs on the CPU, with several processes too (gloo).
+
+    Raises:
+        ValueError: for DeepSpeed, FSDP and other strategies whose forward talks between ranks; for fewer
+            processes than the launch asked for; for fp16 on a CPU, which accelerate would silently ignore.
+    """
+    _refuse_unsupported_launch()
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType, GradientAccumulationPlugin, ProjectConfiguration
+
+    on_cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
+        log_with=list(trackers) or None,
+        project_config=None if logging_dir is None else ProjectConfiguration(logging_dir=str(logging_dir)),
+    )
+    asked_for = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes < asked_for:
+        raise ValueError(
+            f"the launch asked for {asked_for} processes, but accelerate runs {accelerator.num_processes}: "
+            "start several ranks by `accelerate launch --multi_gpu --num_processes N`, on CPUs too"
+        )
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU) and not str(
+        accelerator.distributed_type.value
+    ).startswith("MULTI_"):
+        raise ValueError(
+            f"accelerate is configured for {accelerator.distributed_type.value}, whose ranks talk in every "
+            "forward, while here ranks may run different numbers of micro-batches: use plain data parallelism "
+            "(distributed_type MULTI_GPU)"
+        )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError(
+            "mixed precision fp16 needs a GPU (accelerate would silently train in float32): use bf16 or no"
+        )
+    return accelerator
+
+
+def _refuse_unsupported_launch() -> None:
+    environment = os.environ
+    if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise ValueError(
+            "accelerate is configured for DeepSpeed, which takes over the accumulation, the division by its "
+            "steps and the clipping, so that the window's gradient could not be kept exact: use plain data "
+            "parallelism (distributed_type MULTI_GPU), with LoRA or gradient checkpointing to save memory"
+        )
+    # `accelerate launch --cpu --num_processes 2` (or MULTI_CPU without mpirun) starts one process only. What is
+    # left of the wish is a rendezvous address without a rank.
+    launched = "ACCELERATE_MIXED_PRECISION" in environment
+    if launched and "MASTER_ADDR" in environment and not any(name in environment for name in _RANK_VARIABLES):
+        raise ValueError(
+            "accelerate was asked for several processes but started one, as it does with --cpu, use_cpu: true or "
+            "MULTI_CPU without mpirun: use `accelerate launch --multi_gpu --num_processes N` (or "
+            "accelerate_configs/cpu_2_processes.yaml), on CPUs too; for a single process, unset MASTER_ADDR"
+        )

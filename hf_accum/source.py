@@ -1,0 +1,259 @@
+"""Rows of a dataset, shard by shard, each with its place: file and row number.
+
+`datasets` finds the files (hub id, folder, file) and streams whatever it can stream. Files of JSON lines, CSV
+and Parquet are read row by row here, because a row that cannot be read has to be named, or skipped, alone.
+"""
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
+
+import fsspec
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+Row = Mapping[str, Any]
+
+
+class BadRow(ValueError):
+    """A row that cannot be used: which field, and why."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"field {field!r}: {reason}" if field else reason)
+        self.field = field
+        self.reason = reason
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset as shards of rows, read in order. `names` are what messages call the shards.
+
+    `read(shard, start)` yields (row number from 0, row or why there is none), from row `start` on.
+    `class_names` holds, for columns that are typed so, the names of their classes.
+    """
+
+    names: tuple[str, ...]
+    read: Callable[[int, int], Iterator[tuple[int, Row | BadRow]]]
+    class_names: Mapping[str, tuple[str, ...]]
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards there are."""
+        return len(self.names)
+
+
+def good_rows(
+    source: Source,
+    shard: int,
+    start: int,
+    prepare: Callable[[Row], T | None],
+    on_bad_row: Literal["error", "skip"],
+    bad_rows: Counter[str],
+) -> Iterator[tuple[int, T]]:
+    """The rows of a shard as `prepare` makes them, each with its number; None from it leaves a row out.
+
+    Bad rows (unreadable, or `prepare` raises `BadRow`) are counted by their reason in `bad_rows` if
+    `on_bad_row` is "skip".
+
+    Raises:
+        ValueError: for a bad row, naming file, row and field.
+    """
+    for number, row in source.read(shard, start):
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            prepared = prepare(row)
+        except BadRow as bad:
+            if on_bad_row == "error":
+                raise ValueError(
+                    f"{source.names[shard]}, row {number + 1}: {bad}; mend the row, or leave such rows out by "
+                    "--on_bad_row skip"
+                ) from None
+            bad_rows[str(bad)] += 1
+            continue
+        if prepared is not None:
+            yield number, prepared
+
+
+def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revision: str | None = None) -> Source:
+    """Open a hub id, a local folder or a local file (jsonl, json, csv, tsv, parquet) for streaming.
+
+    `columns` are all that is read where the format allows to leave out others.
+
+    Raises:
+        ValueError: if there is no such dataset, split or column.
+    """
+    from datasets import load_dataset, load_dataset_builder
+
+    path, data_files = dataset, None
+    if Path(dataset).is_file():
+        path, data_files = _format_of(dataset), dataset
+    elif not Path(dataset).is_dir() and (dataset.startswith((".", "/", "~")) or dataset.count("/") > 1):
+        raise ValueError(f"dataset {dataset!r}: no such file or folder")
+    try:
+        builder = load_dataset_builder(path, data_files=data_files, revision=revision)
+    except Exception as error:
+        raise ValueError(
+            f"dataset {dataset!r}: neither a local file or folder with data in it, nor a dataset of the hub that "
+            f"can be reached ({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error
+    splits = tuple(str(name) for name in builder.config.data_files or builder.info.splits or ())
+    if splits and split not in splits:
+        raise ValueError(f"dataset {dataset!r} has no split {split!r}: it has {', '.join(splits)}")
+    features = builder.info.features or {}
+    class_names = {name: tuple(f.names) for name, f in features.items() if hasattr(f, "names")}
+    files = [str(file) for file in (builder.config.data_files or {}).get(split, ())]
+    match type(builder).__name__:
+        case "Json" if builder.config.field is None:
+            return _of_files(files, _read_json, class_names)
+        case "Csv":
+            separator = builder.config.sep or ","
+            return _of_files(files, lambda f, start: _read_csv(f, start, separator), class_names)
+        case "Parquet":
+            class_names = class_names or _parquet_class_names(dataset, files[0], columns)
+            return _of_files(files, lambda f, start: _read_parquet(f, start, columns), class_names)
+        case _:
+            stream = load_dataset(path, data_files=data_files, revision=revision, split=split, streaming=True)
+            return of_dataset(stream, class_names)
+
+
+def of_dataset(dataset: "IterableDataset", class_names: Mapping[str, tuple[str, ...]] | None = None) -> Source:
+    """A Source over any streamed `datasets.IterableDataset`."""
+
+    def read(shard: int, start: int) -> Iterator[tuple[int, Row | BadRow]]:
+        rows = dataset.shard(num_shards=dataset.num_shards, index=shard)
+        yield from enumerate(rows.skip(start) if start else rows, start)
+
+    return Source(tuple(f"shard {i}" for i in range(dataset.num_shards)), read, class_names or {})
+
+
+def _format_of(file: str) -> str:
+    name = file.removesuffix(".gz").removesuffix(".zst").removesuffix(".bz2").removesuffix(".xz")
+    formats = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix == ".parquet":
+        return "parquet"
+    if suffix not in formats:
+        raise ValueError(f"dataset {file!r}: a file has to be .jsonl, .json, .csv, .tsv or .parquet")
+    return formats[suffix]
+
+
+def _of_files(
+    files: Sequence[str],
+    read: Callable[[str, int], Iterator[tuple[int, Row | BadRow]]],
+    class_names: Mapping[str, tuple[str, ...]],
+) -> Source:
+    common = os.path.commonpath([str(PurePosixPath(file).parent) for file in files])
+    names = tuple(os.path.relpath(file, common) for file in files)
+
+    return Source(names, lambda shard, start: read(files[shard], start), class_names)
+
+
+def _read_json(file: str, start: int) -> Iterator[tuple[int, Row | BadRow]]:
+    with fsspec.open(file, "rb", compression="infer") as lines:
+        first = lines.read(1)
+        lines.seek(0)
+        if first == b"[":  # one JSON array: it has to be read whole
+            for number, value in enumerate(json.load(lines)):
+                if number >= start:
+                    yield number, _json_row(value)
+            return
+        for number, line in enumerate(lines):
+            if number < start or not line.strip():
+                continue
+            try:
+                yield number, _json_row(json.loads(line.decode("utf-8-sig" if number == 0 else "utf-8")))
+            except UnicodeDecodeError as error:
+                yield number, BadRow("", f"not UTF-8 (byte {error.start + 1} of the line)")
+            except json.JSONDecodeError as error:
+                yield number, BadRow("", f"not JSON ({error.msg}, column {error.colno})")
+
+
+def _json_row(value: Any) -> Row | BadRow:
+    return value if isinstance(value, dict) else BadRow("", f"a JSON {type(value).__name__}, not an object")
+
+
+def _read_csv(file: str, start: int, separator: str) -> Iterator[tuple[int, Row | BadRow]]:
+    csv.field_size_limit(2**31 - 1)  # clinical notes are longer than the 128 KiB that csv allows
+    # Bytes that are not UTF-8 come through as lone surrogates, so that only their own row is bad.
+    lines: TextIO
+    with fsspec.open(
+        file, "rt", compression="infer", encoding="utf-8-sig", errors="surrogateescape", newline=""
+    ) as lines:
+        reader = csv.DictReader(lines, delimiter=separator, restkey="", restval=None)
+        rows = enumerate(reader)
+        while True:
+            try:
+                number, row = next(rows)
+            except StopIteration:
+                return
+            if number >= start:
+                yield number, _csv_row(row)
+
+
+def _csv_row(row: dict[str, Any]) -> Row | BadRow:
+    if "" in row and isinstance(row[""], list):
+        return BadRow("", f"{len(row[''])} more fields than the header")
+    for field, value in row.items():
+        if value is None:
+            return BadRow(field, "missing: the row has fewer fields than the header")
+        if any("\udc80" <= character <= "\udcff" for character in value):
+            return BadRow(field, "not UTF-8")
+    return row
+
+
+def _read_parquet(file: str, start: int, columns: Sequence[str]) -> Iterator[tuple[int, Row | BadRow]]:
+    import pyarrow.parquet as pq
+
+    with fsspec.open(file, "rb") as raw, pq.ParquetFile(raw) as parquet:
+        present = parquet.schema_arrow.names
+        wanted = [name for name in columns if name in present] or None
+        number = 0
+        for group in range(parquet.num_row_groups):
+            group_rows = parquet.metadata.row_group(group).num_rows
+            if number + group_rows <= start:
+                number += group_rows
+                continue
+            for batch in parquet.iter_batches(batch_size=1024, row_groups=[group], columns=wanted):
+                for row in _parquet_rows(batch):
+                    if number >= start:
+                        yield number, row
+                    number += 1
+
+
+def _parquet_class_names(dataset: str, file: str, columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    import pyarrow.parquet as pq
+    from datasets import Features
+
+    with fsspec.open(file, "rb") as raw:
+        schema = pq.read_schema(raw)
+    for column in columns:
+        if column not in schema.names:
+            raise ValueError(f"dataset {dataset!r} has no column {column!r}: it has {', '.join(schema.names)}")
+    return {n: tuple(f.names) for n, f in Features.from_arrow_schema(schema).items() if hasattr(f, "names")}
+
+
+def _parquet_rows(batch: Any) -> list[Row | BadRow]:
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        return [_parquet_row(batch, index) for index in range(batch.num_rows)]
+
+
+def _parquet_row(batch: Any, index: int) -> Row | BadRow:
+    row = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column[index].as_py()
+        except UnicodeDecodeError:
+            return BadRow(name, "not UTF-8")
+    return row

@@ -1,0 +1,346 @@
+"""A streamed dataset as windows: split over ranks, shuffled in blocks, every example once an epoch.
+
+Order comes from (seed, epoch, block): the shards are permuted by epoch, read one after the other, and each
+block of `shuffle_block_size` consecutive examples is permuted by itself. Two ways to split over ranks:
+
+- `examples`: there is one order, common to all ranks. Each rank reads all rows and keeps, and tokenises, its
+  share of each window. The windows are the same on any number of ranks.
+- `shards`: each rank reads its own shards only. The ranks announce how many examples they have ready, so that
+  each window is full as long as there are examples anywhere, however uneven the shards are.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import count
+from typing import Generic, Literal, TypeVar
+
+import numpy as np
+
+from hf_accum.prefetch import prefetched
+from hf_accum.ranks import RankFailed, Ranks, bits_float, float_bits
+from hf_accum.seeding import derive_seed
+from hf_accum.source import Row, Source, good_rows
+from hf_accum.window import Example, Window
+
+T = TypeVar("T")
+Split = Literal["examples", "shards"]
+
+_ENCODE_CHUNK = 64  # examples tokenised at once in `shards`
+_OK, _FAILED = 0, 1
+_EMPTY = "the dataset has no usable example"
+
+
+@dataclass
+class StreamCounts:
+    """What was used, left out or cut so far: over all ranks, but for `bad_rows`, which this rank read."""
+
+    bad_rows: Counter[str] = field(default_factory=Counter)
+    num_examples: int = 0
+    num_truncated_examples: int = 0
+    num_truncated_tokens: int = 0
+    num_weightless_windows: int = 0
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What the background thread hands over: examples of this rank, and what ends with them."""
+
+    epoch: int
+    examples: tuple[Example, ...]
+    bad_rows: Counter[str]  # read since the piece before
+    window_size: int = 0  # in `examples`: of the whole window, over all ranks
+    ends_epoch: bool = False
+
+
+class WindowStream(Generic[T]):
+    """Iterate over it to get this rank's part of each window, in step with the other ranks.
+
+    `prepare` makes of a row what is kept of it (None leaves the row out; `BadRow` names what is wrong);
+    `encode` turns a list of (id, prepared row) into examples, in a background thread. One small collective per
+    window agrees on its weight, its counts and the end of the data.
+
+    A window whose total weight is zero has no gradient: it is left out and counted (`skip_weightless`).
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        prepare: Callable[[Row], T | None],
+        encode: Callable[[Sequence[tuple[str, T]]], list[Example]],
+        *,
+        ranks: Ranks,
+        effective_batch_size: int,
+        seed: int,
+        num_epochs: int | None = 1,
+        split: Split = "examples",
+        shuffle_block_size: int = 10_000,
+        on_bad_row: Literal["error", "skip"] = "error",
+        prefetch_windows: int = 4,
+        skip_weightless: bool = True,
+    ) -> None:
+        if effective_batch_size < 1:
+            raise ValueError(f"effective batch size {effective_batch_size}: has to be at least 1")
+        if shuffle_block_size < 1:
+            raise ValueError(f"shuffle block size {shuffle_block_size}: has to be at least 1 (1: in file order)")
+        self.source = source
+        self.prepare = prepare
+        self.encode = encode
+        self.ranks = ranks
+        self.effective_batch_size = effective_batch_size
+        self.seed = seed
+        self.num_epochs = num_epochs
+        self.split: Split = split
+        self.shuffle_block_size = shuffle_block_size
+        self.on_bad_row: Literal["error", "skip"] = on_bad_row
+        self.prefetch_windows = prefetch_windows
+        self.skip_weightless = skip_weightless
+        self.counts = StreamCounts()
+
+    def __iter__(self) -> Iterator[Window]:
+        """The windows of all epochs, numbered from 1.
+
+        Raises:
+            ValueError: for a bad row (unless skipped), or a dataset without any example.
+            RankFailed: if that happened on another rank.
+        """
+        self.counts = StreamCounts()
+        stand_in: Example | None = None
+        step = 1
+        windows = self._common_windows() if self.split == "examples" else self._windows_of_shards()
+        for epoch, window_size, examples, facts in windows:
+            self.counts.num_examples += window_size
+            if facts.num_items == 0 and self.skip_weightless:
+                self.counts.num_weightless_windows += 1
+                continue
+            if stand_in is None:
+                stand_in = examples[0] if examples else self._first_example()
+            yield Window(
+                step=step,
+                epoch=epoch,
+                seed=derive_seed(self.seed, "window", step),
+                examples=examples,
+                stand_in=stand_in,
+                rank=self.ranks.index,
+                num_ranks=self.ranks.count,
+                num_examples=window_size,
+                num_items=facts.num_items,
+                num_tokens=facts.num_tokens,
+                digest=facts.digest,
+            )
+            step += 1
+
+    def bad_rows(self) -> Counter[str]:
+        """The bad rows left out so far over all ranks, by their reason. A collective."""
+        counters = self.ranks.gather_objects(self.counts.bad_rows)
+        # In `examples` each rank has read all rows, and so has counted each bad one.
+        return counters[0] if self.split == "examples" else sum(counters, start=Counter())
+
+    # One common order
+
+    def _common_windows(self) -> Iterator[tuple[int, int, tuple[Example, ...], "_Facts"]]:
+        pieces = self._counted(prefetched(self._produce_common, self.prefetch_windows))
+        while True:
+            piece, facts = self._agree(pieces, lambda piece: (piece.examples, piece.window_size))
+            if facts.is_end:
+                return
+            if set(facts.announced) != {facts.num_examples}:
+                raise ValueError(
+                    f"the ranks read different data: their next windows have {facts.announced} examples; each "
+                    "rank has to see the same dataset"
+                )
+            assert piece is not None
+            yield piece.epoch, piece.window_size, piece.examples, facts
+
+    def _counted(self, pieces: Iterator[_Piece]) -> Iterator[_Piece]:
+        for piece in pieces:
+            self.counts.bad_rows += piece.bad_rows
+            if not piece.ends_epoch:
+                yield piece
+
+    def _produce_common(self) -> Iterator[_Piece]:
+        for epoch in self._epochs():
+            bad_rows: Counter[str] = Counter()
+            rows = self._shuffled(epoch, self._shard_order(epoch), bad_rows)
+            is_empty = True
+            for window in _blocks(rows, self.effective_batch_size):
+                is_empty = False
+                mine = window[self.ranks.index :: self.ranks.count]
+                examples = tuple(self.encode(mine)) if mine else ()
+                yield _Piece(epoch, examples, _taken(bad_rows), window_size=len(window))
+            if is_empty:
+                raise ValueError(_EMPTY)
+            yield _Piece(epoch, (), _taken(bad_rows), ends_epoch=True)
+
+    # Shards of one's own
+
+    def _windows_of_shards(self) -> Iterator[tuple[int, int, tuple[Example, ...], "_Facts"]]:
+        pieces = prefetched(self._produce_shards, self.prefetch_windows)
+        nothing: Counter[str] = Counter()
+        ready: deque[Example] = deque()
+        for epoch in self._epochs():
+            ended = False
+            quota = 0  # the first exchange of an epoch only announces
+            while True:
+                mine = tuple(ready.popleft() for _ in range(quota))
+
+                def announce(mine: tuple[Example, ...] = mine) -> Iterator[_Piece]:
+                    nonlocal ended
+                    while not ended and len(ready) < self.effective_batch_size:
+                        piece = next(pieces)
+                        self.counts.bad_rows += piece.bad_rows
+                        ready.extend(piece.examples)
+                        ended = piece.ends_epoch
+                    yield _Piece(epoch, mine, nothing)
+
+                _, facts = self._agree(announce(), lambda piece: (piece.examples, len(ready)))
+                if facts.num_examples:
+                    yield epoch, facts.num_examples, mine, facts
+                elif facts.is_end:
+                    raise ValueError(_EMPTY)
+                quotas = share_out(self.effective_batch_size, facts.announced)
+                if sum(quotas) == 0:
+                    break
+                quota = quotas[self.ranks.index]
+
+    def _produce_shards(self) -> Iterator[_Piece]:
+        for epoch in self._epochs():
+            bad_rows: Counter[str] = Counter()
+            mine = self._shard_order(epoch)[self.ranks.index :: self.ranks.count]
+            for chunk in _blocks(self._shuffled(epoch, mine, bad_rows), _ENCODE_CHUNK):
+                yield _Piece(epoch, tuple(self.encode(chunk)), _taken(bad_rows))
+            yield _Piece(epoch, (), _taken(bad_rows), ends_epoch=True)
+
+    # Reading
+
+    def _epochs(self) -> Iterable[int]:
+        return count() if self.num_epochs is None else range(self.num_epochs)
+
+    def _shard_order(self, epoch: int) -> list[int]:
+        shards = list(range(self.source.num_shards))
+        if self.shuffle_block_size == 1:
+            return shards
+        return [shards[i] for i in _permutation(len(shards), self.seed, "shards", epoch)]
+
+    def _shuffled(
+        self, epoch: int, shards: Sequence[int], bad_rows: Counter[str]
+    ) -> Iterator[tuple[str, T]]:
+        owner = self.ranks.index if self.split == "shards" else 0
+        for number, block in enumerate(_blocks(self._rows(shards, bad_rows), self.shuffle_block_size)):
+            for i in _permutation(len(block), self.seed, "block", epoch, owner, number):
+                yield block[i]
+
+    def _rows(self, shards: Sequence[int], bad_rows: Counter[str]) -> Iterator[tuple[str, T]]:
+        for shard in shards:
+            for number, row in good_rows(self.source, shard, 0, self.prepare, self.on_bad_row, bad_rows):
+                yield f"{shard}:{number}", row
+
+    def _first_example(self) -> Example:
+        for item in self._rows(range(self.source.num_shards), Counter()):
+            return self.encode([item])[0]
+        raise ValueError(_EMPTY)
+
+    # The window's one collective
+
+    def _agree(
+        self,
+        pieces: Iterator[_Piece],
+        describe: Callable[[_Piece], tuple[tuple[Example, ...], int]],
+    ) -> tuple[_Piece | None, "_Facts"]:
+        """Take the next piece and tell the other ranks of it: its examples, and a number to announce."""
+        error: Exception | None = None
+        piece: _Piece | None = None
+        try:
+            piece = next(pieces, None)
+        except Exception as failure:
+            error = failure
+        examples, announced = describe(piece) if piece is not None else ((), 0)
+        truncated = [e.num_truncated_tokens for e in examples if e.num_truncated_tokens]
+        digests = np.array([_digest(e.id) for e in examples], dtype=np.uint64).reshape(-1, 2)
+        sums = digests.sum(axis=0, dtype=np.uint64).view(np.int64)
+        everyone = self.ranks.gather(
+            [
+                _OK if error is None else _FAILED,
+                len(examples),
+                announced,
+                float_bits(float(sum(e.weight for e in examples))),
+                sum(e.length for e in examples),
+                int(sums[0]),
+                int(sums[1]),
+                len(truncated),
+                sum(truncated),
+            ]
+        )
+        if error is not None:
+            raise error
+        columns = list(zip(*everyone, strict=True))
+        if _FAILED in columns[0]:
+            raise RankFailed(f"reading the data failed on rank {columns[0].index(_FAILED)}: see its error")
+        self.counts.num_truncated_examples += sum(columns[7])
+        self.counts.num_truncated_tokens += sum(columns[8])
+        return piece, _Facts(
+            num_examples=sum(columns[1]),
+            announced=list(columns[2]),
+            num_items=sum(bits_float(bits) for bits in columns[3]),
+            num_tokens=sum(columns[4]),
+            digest="".join(f"{sum(column) % 2**64:016x}" for column in columns[5:7]),
+        )
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the ranks agreed on for a window."""
+
+    num_examples: int
+    announced: list[int]
+    num_items: float
+    num_tokens: int
+    digest: str
+
+    @property
+    def is_end(self) -> bool:
+        return self.num_examples == 0 and sum(self.announced) == 0
+
+
+def share_out(total: int, available: Sequence[int]) -> list[int]:
+    """Split `total` over ranks as evenly as what each has available allows; the first ranks take the odd ones.
+
+    The shares add up to `total`, or to everything there is.
+    """
+    shares = [0] * len(available)
+    left = min(total, sum(available))
+    while left:
+        open_ranks = [rank for rank, share in enumerate(shares) if share < available[rank]]
+        even, odd = divmod(left, len(open_ranks))
+        for place, rank in enumerate(open_ranks):
+            taken = min(even + (place < odd), available[rank] - shares[rank])
+            shares[rank] += taken
+            left -= taken
+    return shares
+
+
+def _taken(counter: Counter[str]) -> Counter[str]:
+    taken = Counter(counter)
+    counter.clear()
+    return taken
+
+
+def _permutation(size: int, *seed: int | str) -> list[int]:
+    return np.random.Generator(np.random.PCG64(derive_seed(*seed))).permutation(size).tolist()
+
+
+def _blocks(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    block: list[T] = []
+    for item in items:
+        block.append(item)
+        if len(block) == size:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def _digest(example_id: str) -> tuple[int, int]:
+    digest = blake2b(example_id.encode(), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")

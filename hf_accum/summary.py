@@ -1,0 +1,55 @@
+"""What a run is about to do, in words."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from hf_accum.adapters import count_parameters
+from hf_accum.config import RecipeConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def describe_run(
+    config: RecipeConfig,
+    *,
+    num_train: int | None,
+    num_held_out: int | None,
+    num_steps: int,
+    model: nn.Module,
+    new_modules: Sequence[str],
+    accelerator: "Accelerator",
+    earlier: Path | None,
+) -> str:
+    """Lines for the user, before the first step: model, data, effective batch, its cut, steps, last window."""
+    trainable, total = count_parameters(model)
+    ranks = accelerator.num_processes
+    batch = config.effective_batch_size
+    how = f"LoRA of rank {config.lora.rank}" if config.lora.rank else "full fine-tuning"
+    new = f"; new, without pretrained weights: {', '.join(new_modules)}" if new_modules else ""
+    lines = [
+        f"model      {how}: {trainable:,} of {total:,} parameters are trained ({trainable / total:.2%}){new}",
+        f"ranks      {ranks} on {accelerator.device.type}, precision {accelerator.mixed_precision}",
+        f"window     {batch} examples per optimizer step over all ranks, cut into micro-batches of at most "
+        f"{config.micro_batch_size} on each rank; the gradient is that of the whole window",
+    ]
+    if num_train is None:
+        lines.append(f"steps      {num_steps:,}, or fewer if {config.num_epochs or 'all'} passes end before")
+    else:
+        held_out = "" if num_held_out is None else f", {num_held_out:,} held out"
+        lines.insert(0, f"data       {num_train:,} examples to train on{held_out}")
+        rest = num_train % batch
+        last = (
+            f"the last window of a pass has {rest} examples and is used with its true weight"
+            if rest
+            else "the windows of a pass come out even"
+        )
+        passes = num_steps * batch / num_train
+        lines.append(f"steps      {num_steps:,}, about {passes:.2f} passes over the data; {last}")
+    lines.append(f"folder     {config.output_dir}")
+    if earlier is not None:
+        lines.append(f"           the earlier run that stood there is now {earlier}")
+    return "\n".join(lines)

@@ -1,0 +1,76 @@
+"""One pass over a dataset before training: how many examples, which labels, which rows are bad."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Literal
+
+from hf_accum.ranks import Ranks, together
+from hf_accum.source import BadRow, Row, Source, good_rows
+
+
+@dataclass
+class Survey:
+    """What was found. A row may have several labels, or none; they are counted for training apart."""
+
+    num_train: int = 0
+    num_held_out: int = 0
+    train_labels: Counter[str] = field(default_factory=Counter)
+    held_out_labels: Counter[str] = field(default_factory=Counter)
+    bad_rows: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: "Survey") -> None:
+        """Take in what was found in another part of the dataset."""
+        self.num_train += other.num_train
+        self.num_held_out += other.num_held_out
+        self.train_labels += other.train_labels
+        self.held_out_labels += other.held_out_labels
+        self.bad_rows += other.bad_rows
+
+
+def survey(
+    source: Source,
+    observe: Callable[[Row], tuple[bool, tuple[str, ...]]],
+    ranks: Ranks,
+    on_bad_row: Literal["error", "skip"],
+) -> Survey:
+    """Read every row once, each rank its share of the shards, and keep none.
+
+    `observe` tells of a row whether it is held out, and its labels.
+
+    Raises:
+        ValueError: for the first bad row, naming file, row and field, unless they are skipped.
+    """
+
+    def mine() -> Survey:
+        found = Survey()
+        for shard in range(ranks.index, source.num_shards, ranks.count):
+            for _, (is_held_out, labels) in good_rows(source, shard, 0, observe, on_bad_row, found.bad_rows):
+                if is_held_out:
+                    found.num_held_out += 1
+                    found.held_out_labels.update(labels)
+                else:
+                    found.num_train += 1
+                    found.train_labels.update(labels)
+        return found
+
+    total = Survey()
+    for part in together(ranks, mine):
+        total.add(part)
+    return total
+
+
+def is_held_out(row: Row, group_column: str, fraction: float) -> bool:
+    """Whether a row belongs to the held-out share: by a hash of its group's value, and of nothing else.
+
+    So rows of one group (a patient, a disease, equal texts) are all on one side, and the split is the same on
+    every machine, in every order and for every seed.
+
+    Raises:
+        BadRow: if the row has no group.
+    """
+    if row.get(group_column) is None:
+        raise BadRow(group_column, "no group to split by (no such column, or null)")
+    digest = blake2b(str(row[group_column]).encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64

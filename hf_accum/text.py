@@ -1,0 +1,64 @@
+"""Texts of rows as examples, and examples as padded tensors."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hf_accum.source import BadRow
+from hf_accum.window import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def text_of(row: Mapping[str, Any], column: str) -> str:
+    """The text of a row.
+
+    Raises:
+        BadRow: if there is no such column, or no text in it.
+    """
+    if column not in row:
+        raise BadRow(column, f"no such column; the row has {', '.join(map(str, row)) or 'none'}")
+    text = row[column]
+    if text is None or (isinstance(text, float) and math.isnan(text)):
+        raise BadRow(column, "no text (null or NaN)")
+    if not isinstance(text, str):
+        raise BadRow(column, f"{text!r} is a {type(text).__name__}, not a text")
+    if not text.strip():
+        raise BadRow(column, "empty text")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise BadRow(column, "not UTF-8 (a lone surrogate)")
+    return text
+
+
+def tokenize(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int
+) -> list[tuple[list[int], int]]:
+    """Token ids of each text, at most `max_length` of them, and how many tokens that cut off."""
+    whole = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+    long = [index for index, ids in enumerate(whole) if len(ids) > max_length]
+    encoded = [(ids, 0) for ids in whole]
+    if long:
+        cut = tokenizer([texts[i] for i in long], truncation=True, max_length=max_length)["input_ids"]
+        for index, ids in zip(long, cut, strict=True):
+            encoded[index] = (ids, len(whole[index]) - len(ids))
+    return encoded
+
+
+def pad(
+    examples: Sequence[Example], pad_token_id: int, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask` of examples, (num_examples, longest), padded on the right."""
+    longest = max(example.length for example in examples)
+    input_ids = torch.full((len(examples), longest), pad_token_id)
+    attention_mask = torch.zeros(len(examples), longest, dtype=torch.long)
+    for row, example in enumerate(examples):
+        input_ids[row, : example.length] = torch.tensor(example.features["input_ids"])
+        attention_mask[row, : example.length] = 1
+    return {
+        "input_ids": input_ids.to(device, non_blocking=True),
+        "attention_mask": attention_mask.to(device, non_blocking=True),
+    }

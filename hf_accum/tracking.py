@@ -1,0 +1,279 @@
+"""Seeing a run: a live display, `metrics.jsonl`, and accelerate's trackers."""
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch import Tensor
+
+from hf_accum.config import RecipeConfig, as_dict
+from hf_accum.files import write_json
+from hf_accum.ranks import Ranks, bits_float, float_bits
+from hf_accum.stream import WindowStream
+from hf_accum.window import Window
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One line of `metrics.jsonl`: counts are over all ranks, seconds and bytes those of the worst one."""
+
+    step: int
+    epoch: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    num_examples: int
+    num_items: float
+    num_tokens: int
+    num_padded_tokens: int
+    num_micro_batches: int
+    step_seconds: float
+    peak_memory_bytes: int
+    num_oom_replays: int
+    window_digest: str
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step whose numbers are still on the devices of their ranks."""
+
+    window: Window
+    loss_sum: Tensor | float
+    grad_norm: Tensor | float
+    learning_rate: float
+    step_seconds: float
+    peak_memory_bytes: int
+
+
+class RunLog:
+    """Collects steps without waiting for the device; every `log_every` steps it gathers and shows them.
+
+    All ranks call the same methods in the same order; rank 0 writes and shows. Use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        accelerator: "Accelerator",
+        ranks: Ranks,
+        folder: Path,
+        *,
+        num_steps: int,
+        log_every: int,
+        console: Console | None = None,
+    ) -> None:
+        self.accelerator = accelerator
+        self.ranks = ranks
+        self.folder = folder
+        self.num_steps = num_steps
+        self.log_every = log_every
+        self.console = console or Console(soft_wrap=True)
+        self._pending: list[_Pending] = []
+        self._started = self._step_started = time.perf_counter()
+        self._last_step = 0
+        self._display: Progress | None = None
+
+    def __enter__(self) -> "RunLog":
+        """Start the display and the clock."""
+        if self.ranks.index == 0 and self.console.is_terminal:
+            self._display = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=20),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]} left  {task.fields[figures]}"),
+                console=self.console,
+            )
+            self._task = self._display.add_task("", total=self.num_steps, left="?", figures="")
+            self._display.start()
+        self._started = self._step_started = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the display."""
+        if self._display is not None:
+            self._display.stop()
+
+    def start(self, config: RecipeConfig, description: str) -> None:
+        """Say what the run will do, and start the trackers with its configuration."""
+        self.accelerator.init_trackers("hf-accum", config=_flat(as_dict(config)))
+        self.say(description)
+        self._step_started = time.perf_counter()
+
+    def step(self, window: Window, grad_norm: Tensor | float, learning_rate: float) -> None:
+        """Take note of an optimizer step that has been queued."""
+        now = time.perf_counter()
+        self._pending.append(
+            _Pending(
+                window,
+                window.loss_sum(),
+                grad_norm,
+                learning_rate,
+                now - self._step_started,
+                peak_memory_bytes(self.accelerator.device),
+            )
+        )
+        self._step_started = now
+        self._last_step = window.step
+        if self._display is not None:
+            self._display.update(self._task, completed=window.step, left=self._time_left(window.step))
+        if window.step % self.log_every == 0 or window.step == self.num_steps:
+            self.flush()
+
+    def flush(self) -> None:
+        """Gather what is pending, write it and show it. A collective, if there is something pending."""
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, []
+        numbers: list[int] = []
+        for p in pending:
+            numbers += [
+                float_bits(float(p.loss_sum)),
+                p.window.num_padded_tokens,
+                p.window.num_micro_batches,
+                float_bits(p.step_seconds),
+                p.peak_memory_bytes,
+            ]
+        width = len(numbers) // len(pending)
+        everyone = self.ranks.gather(numbers)
+        if self.ranks.index == 0:
+            lines = []
+            for i, p in enumerate(pending):
+                columns = list(zip(*(rank[i * width : (i + 1) * width] for rank in everyone), strict=True))
+                lines.append(_merge(p, columns))
+            self._write(lines)
+        # The time that writing takes is nobody's step.
+        self._step_started = time.perf_counter()
+
+    def evaluation(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Show an evaluation, and hand it to the trackers."""
+        self.flush()
+        single = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+        shown = "  ".join(f"{name} {_short(value)}" for name, value in single.items())
+        self.say(f"evaluation after step {step}: {shown}")
+        self.accelerator.log({f"eval/{name}": value for name, value in single.items()}, step=step)
+        self._step_started = time.perf_counter()
+
+    def say(self, text: str) -> None:
+        """A line for the user, from rank 0, above the display."""
+        if self.ranks.index == 0:
+            self.console.print(text, highlight=False, markup=False)
+
+    def finish(
+        self, step: int, figures: Mapping[str, Any], stream: WindowStream[Any], exported: Path
+    ) -> None:
+        """Write evaluation.json; say how each class fares, what was left out of the data, where the result is."""
+        self.flush()
+        if self.ranks.index == 0:
+            write_json(self.folder / "evaluation.json", {"step": step, **figures})
+        self._show_classes(figures.get("per_class", {}))
+        counts = stream.counts
+        if counts.num_truncated_examples:
+            self.say(
+                f"truncated: {counts.num_truncated_examples:,} of {counts.num_examples:,} examples, by "
+                f"{counts.num_truncated_tokens:,} tokens in all (--max_length)"
+            )
+        for reason, number in stream.bad_rows().most_common():
+            self.say(f"left out: {number:,} bad rows ({reason})")
+        if counts.num_weightless_windows:
+            self.say(f"skipped: {counts.num_weightless_windows:,} windows without any item of weight")
+        self.say(f"saved: {exported}")
+
+    def _show_classes(self, per_class: Mapping[str, Mapping[str, float | None]]) -> None:
+        if self.ranks.index == 0 and per_class:
+            columns = list(next(iter(per_class.values())))
+            table = Table("class", *columns, title="held-out examples by class", title_justify="left")
+            for name, row in per_class.items():
+                cells = ("-" if v is None else f"{v:.0f}" if k == "support" else f"{v:.3f}" for k, v in row.items())
+                table.add_row(name, *cells)
+            self.console.print(table)
+
+    def _write(self, lines: Sequence[StepMetrics]) -> None:
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(_json_safe(asdict(line))) + "\n" for line in lines)
+        for line in lines:
+            values = {name: v for name, v in asdict(line).items() if not isinstance(v, str)}
+            self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=line.step)
+        last = lines[-1]
+        seconds = sum(line.step_seconds for line in lines)
+        tokens = sum(line.num_tokens for line in lines)
+        padded = sum(line.num_padded_tokens for line in lines)
+        figures = (
+            f"loss {_short(last.loss)}  grad norm {_short(last.grad_norm)}  lr {last.learning_rate:.2e}  "
+            f"{tokens / seconds:,.0f} tokens/s  padding {1 - tokens / padded:.1%}  "
+            f"memory {last.peak_memory_bytes / 2**30:.2f} GiB"
+        )
+        if self._display is not None:
+            self._display.update(self._task, figures=figures)
+        else:
+            self.say(f"step {last.step}/{self.num_steps}  {self._time_left(last.step)} left  {figures}")
+        for line in lines:
+            if not math.isfinite(line.loss) or not math.isfinite(line.grad_norm):
+                self.say(f"step {line.step}: loss {line.loss}, gradient norm {line.grad_norm}: not finite")
+
+    def _time_left(self, step: int) -> str:
+        seconds = (time.perf_counter() - self._started) / step * (self.num_steps - step)
+        minutes, seconds = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory in use so far: allocated on an accelerator, resident in this process on a CPU."""
+    if device.type != "cpu":
+        return int(torch.accelerator.memory.max_memory_allocated(device))
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024
+
+
+def _merge(pending: _Pending, columns: Sequence[Sequence[int]]) -> StepMetrics:
+    losses, padded, micro_batches, seconds, memory = columns
+    window = pending.window
+    return StepMetrics(
+        step=window.step,
+        epoch=window.epoch,
+        loss=sum(map(bits_float, losses)) / window.num_items,
+        grad_norm=float(pending.grad_norm),
+        learning_rate=pending.learning_rate,
+        num_examples=window.num_examples,
+        num_items=window.num_items,
+        num_tokens=window.num_tokens,
+        num_padded_tokens=sum(padded),
+        num_micro_batches=sum(micro_batches),
+        step_seconds=max(map(bits_float, seconds)),
+        peak_memory_bytes=max(memory),
+        num_oom_replays=0,
+        window_digest=window.digest,
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as the single values that trackers take."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, int | float | str | bool) else str(value)
+    return flat
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _json_safe(values: Mapping[str, Any]) -> dict[str, Any]:
+    # JSON has no NaN: null stands for it.
+    return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()}

@@ -1,0 +1,1 @@
+"""Training scripts to run, read and copy: `accelerate launch -m recipes.NAME`."""

@@ -1,0 +1,1 @@
+"""Real models and data that come as packages, so that the recipes run without a hub."""
