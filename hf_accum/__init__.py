@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_accum.accumulate import accumulate
+    from hf_accum.accumulation import accumulate
     from hf_accum.evaluation import Metric, evaluate_model
     from hf_accum.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
     from hf_accum.ranks import ranks_of, start_accelerator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "accumulate": "accumulate",
+    "accumulate": "accumulation",
     "BadRow": "source",
     "BinaryCrossEntropy": "losses",
     "CrossEntropy": "losses",

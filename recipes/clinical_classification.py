@@ -84,7 +84,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     import torch
     from transformers import AutoModelForSequenceClassification, get_scheduler
 
-    from hf_accum.accumulate import accumulate
+    from hf_accum.accumulation import accumulate
     from hf_accum.adapters import add_lora, checkpoint_activations
     from hf_accum.checkpoint import BestCheckpoint, Checkpoints, start_folder
     from hf_accum.classification import TextClassification, build_objective

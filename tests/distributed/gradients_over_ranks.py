@@ -1,0 +1,71 @@
+"""Run by `accelerate launch`: gradients of windows spread over ranks, against one unsplit batch on each rank.
+
+Prints one JSON line from rank 0: for each case the largest relative difference on any rank.
+"""
+
+import json
+import random
+
+import torch
+from torch import Tensor
+from window_cases import (
+    TASKS,
+    batch,
+    largest_relative_difference,
+    make_examples,
+    make_model,
+    make_window,
+    unsplit_gradient,
+)
+
+from hf_accum import accumulate, ranks_of, start_accelerator
+from hf_accum.window import Example
+
+
+def spread(how: str, examples: list[Example], num_ranks: int) -> list[list[Example]]:
+    """The examples of each rank."""
+    match how:
+        case "evenly":
+            return [examples[rank::num_ranks] for rank in range(num_ranks)]
+        case "all on the last rank":
+            return [[] for _ in range(num_ranks - 1)] + [examples]
+        case _:
+            draw = random.Random(len(examples))
+            owners = [draw.randrange(num_ranks) for _ in examples]
+            return [[e for e, o in zip(examples, owners, strict=True) if o == rank] for rank in range(num_ranks)]
+
+
+def main() -> None:
+    """All tasks, windows of 1 to 17 examples, three ways to spread them, micro-batches of 1, 3 and 17."""
+    accelerator = start_accelerator()
+    ranks = ranks_of(accelerator)
+    differences: dict[str, float] = {}
+    for name, task in TASKS.items():
+        plain = make_model(task)
+        model, optimizer = accelerator.prepare(plain, torch.optim.SGD(plain.parameters(), lr=0.0))
+        for size in range(1, 18):
+            draw = random.Random(size)
+            examples = make_examples(task, [draw.randint(2, 12) for _ in range(size)], seed=size)
+            reference, _ = unsplit_gradient(plain, task, examples)
+            for how in ("evenly", "all on the last rank", "at random"):
+                for micro_batch_size in (1, 3, 17):
+                    mine = spread(how, examples, ranks.count)[ranks.index]
+                    window = make_window(
+                        mine, examples[0], rank=ranks.index, num_ranks=ranks.count, whole=examples
+                    )
+                    for micro_batch in window.micro_batches(micro_batch_size):
+                        with accumulate(accelerator, model, micro_batch):
+                            inputs, labels = batch(micro_batch.examples)
+                            loss: Tensor = task.objective(model(**inputs).logits, labels)
+                            accelerator.backward(loss * micro_batch.scale)
+                    difference = largest_relative_difference(plain, reference)
+                    case = f"{name}, {size} examples {how}, micro-batches of {micro_batch_size}"
+                    differences[case] = max(ranks.gather_objects(difference))
+                    optimizer.zero_grad()
+    if accelerator.is_main_process:
+        print(json.dumps({"num_ranks": ranks.count, "differences": differences}))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

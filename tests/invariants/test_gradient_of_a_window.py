@@ -1,0 +1,97 @@
+"""The gradient of a window does not depend on how the window is cut: float64, against one unsplit batch."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from window_cases import (
+    TASKS,
+    batch,
+    largest_relative_difference,
+    make_examples,
+    make_model,
+    make_window,
+    unsplit_gradient,
+)
+
+from hf_accum import accumulate
+
+
+@pytest.mark.parametrize("name", TASKS)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.integers(2, 12), min_size=1, max_size=17),
+    micro_batch_size=st.integers(1, 17),
+    seed=st.integers(0, 2**32),
+)
+def test_any_cut_gives_the_gradient_and_loss_of_the_unsplit_batch(
+    accelerator: Accelerator, name: str, lengths: list[int], micro_batch_size: int, seed: int
+) -> None:
+    task = TASKS[name]
+    examples = make_examples(task, lengths, seed)
+    model = make_model(task, seed)
+    reference, reference_loss = unsplit_gradient(model, task, examples)
+    window = make_window(examples, examples[0], whole=examples)
+
+    for micro_batch in window.micro_batches(micro_batch_size):
+        with accumulate(accelerator, model, micro_batch):
+            inputs, labels = batch(micro_batch.examples)
+            loss = task.objective(model(**inputs).logits, labels)
+            window.record(loss)
+            accelerator.backward(loss * micro_batch.scale)
+
+    assert largest_relative_difference(model, reference) <= 1e-12
+    assert float(window.loss_sum()) / window.num_items == pytest.approx(reference_loss, rel=1e-12)
+    assert window.num_micro_batches == -(-len(lengths) // micro_batch_size)
+
+
+def test_windows_of_different_numbers_of_micro_batches_follow_each_other(accelerator: Accelerator) -> None:
+    """Also where a prepared loader ends in between, and where accelerate had other settings before."""
+    task = TASKS["plain"]
+    model = make_model(task)
+    accelerator.gradient_accumulation_steps = 5
+    loader = accelerator.prepare(torch.utils.data.DataLoader([1, 2, 3]))
+    for _, size in zip(loader, (4, 1, 7), strict=True):
+        examples = make_examples(task, range(2, 2 + size), seed=size)
+        reference, _ = unsplit_gradient(model, task, examples)
+        for micro_batch in make_window(examples, examples[0], whole=examples).micro_batches(2):
+            with accumulate(accelerator, model, micro_batch):
+                inputs, labels = batch(micro_batch.examples)
+                accelerator.backward(task.objective(model(**inputs).logits, labels) * micro_batch.scale)
+                assert accelerator.sync_gradients == (micro_batch.index == micro_batch.count - 1)
+        assert largest_relative_difference(model, reference) <= 1e-12
+        model.zero_grad()
+
+
+def test_a_call_of_accelerators_own_accumulate_in_between_is_noticed(accelerator: Accelerator) -> None:
+    task = TASKS["plain"]
+    model = make_model(task)
+    examples = make_examples(task, [3, 3])
+    micro_batches = make_window(examples, examples[0], whole=examples).micro_batches(1)
+    with (
+        pytest.raises(RuntimeError, match="micro-batch 1 of 2 did not match"),
+        accumulate(accelerator, model, next(micro_batches)),
+        accelerator.accumulate(model),
+    ):
+        pass
+
+
+def test_dropout_is_the_same_when_a_micro_batch_is_repeated(accelerator: Accelerator) -> None:
+    task = TASKS["plain"]
+    model = make_model(task)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    examples = make_examples(task, [3, 4, 5])
+
+    def logits_of_each() -> list[torch.Tensor]:
+        found = []
+        for micro_batch in make_window(examples, examples[0], whole=examples).micro_batches(2):
+            with accumulate(accelerator, model, micro_batch):
+                found.append(model(**batch(micro_batch.examples)[0]).logits)
+        return found
+
+    first, second = logits_of_each(), logits_of_each()
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first[0][:1], first[1])
