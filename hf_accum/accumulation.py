@@ -29,7 +29,7 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
         accelerator.gradient_state.plugin_kwargs["sync_with_dataloader"] = False
         accelerator.gradient_accumulation_steps = micro_batch.count
         accelerator.step = 0
-    torch.manual_seed(micro_batch.seed)
+    _seed(micro_batch.seed, accelerator.device)
     with accelerator.accumulate(model):
         yield
     if accelerator.sync_gradients != (micro_batch.index == micro_batch.count - 1):
@@ -37,3 +37,10 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
             f"micro-batch {micro_batch.index + 1} of {micro_batch.count} did not match accelerate's own count: "
             "run each micro-batch of a window once, in order, and call accelerator.accumulate nowhere else"
         )
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    # Not torch.manual_seed: it asks after every backend that there could be, which takes half a millisecond.
+    torch.random.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)

@@ -1,5 +1,6 @@
 """LoRA adapters: put on, counted, saved."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,17 +39,25 @@ def add_lora(
     from peft import get_peft_model
 
     targets = lora.target_modules
-    adapted = get_peft_model(
-        model,
-        PeftLoraConfig(
-            task_type=task_type,
-            r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]
-            lora_dropout=lora.dropout,
-            target_modules=targets if isinstance(targets, str) else list(targets),
-            modules_to_save=list(new_modules) or None,
-        ),
+    peft_config = PeftLoraConfig(
+        task_type=task_type,
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        modules_to_save=list(new_modules) or None,
     )
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers 5 by a name that is deprecated.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        try:
+            adapted = get_peft_model(model, peft_config)
+        except ValueError as error:
+            linear = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+            raise ValueError(
+                f"--lora.target_modules {targets}: has to match modules of {type(model).__name__}, as "
+                f"{', '.join(sorted(linear))} ({error})"
+            ) from error
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
@@ -60,12 +69,15 @@ def add_lora(
 def checkpoint_activations(model: "PreTrainedModel") -> None:
     """Compute activations again in the backward. Not re-entrant, so that gradients reach adapters inside.
 
+    `model` is the one that transformers made; call it after `add_lora`, for peft would else have the gradient
+    of the embeddings computed, which only re-entrant checkpointing needs.
+
     Raises:
         ValueError: if the architecture has no support for it.
     """
     if not model.supports_gradient_checkpointing:
         raise ValueError(f"--gradient_checkpointing true: {type(model).__name__} has no support for it")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     model.config.use_cache = False
 
 

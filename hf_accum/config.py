@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -62,9 +63,9 @@ class RecipeConfig:
     """Share of the optimizer steps in which the learning rate rises."""
     max_grad_norm: float = 1.0
     """The gradient of a window is clipped to this norm."""
-    lr_scheduler: Literal[
-        "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
-    ] = "linear"
+    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = (
+        "linear"
+    )
     """The learning rate's schedule, by transformers' name."""
     dropout: float | None = None
     """Overrides every dropout probability of model and adapter; null: as the model has them."""
@@ -145,10 +146,11 @@ def parse(config_class: type[C], description: str, arguments: list[str] | None =
     `--help` and `--print_config` need no torch. A value that is not allowed ends the process with status 2 and
     a message that says which, and why.
     """
-    from jsonargparse import ArgumentParser, set_parsing_settings
+    from jsonargparse import ArgumentParser, set_dumper, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=Path(sys.argv[0]).name, description=description)
+    set_dumper("yaml", _to_yaml)
+    parser = ArgumentParser(prog=Path(sys.argv[0]).name, description=description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the flags below.")
     parser.add_class_arguments(config_class)
     parsed = parser.parse_args(arguments)
@@ -175,8 +177,17 @@ def as_dict(config: RecipeConfig) -> dict[str, Any]:
 
 def write_config(config: RecipeConfig, folder: Path) -> None:
     """Write `config.yaml`, which `--config` reads back to the same configuration."""
-    import yaml
-
     from hf_accum.files import write_atomically
 
-    write_atomically(folder / "config.yaml", yaml.safe_dump(as_dict(config), sort_keys=False))
+    write_atomically(folder / "config.yaml", _to_yaml(as_dict(config)))
+
+
+def _to_yaml(values: dict[str, Any]) -> str:
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Puts quotes on texts that jsonargparse, but not PyYAML, would read back as a number: 1e5."""
+
+    number = re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$")
+    Dumper.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True)

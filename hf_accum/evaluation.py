@@ -43,9 +43,7 @@ class Metric:
                 module = evaluate.load(
                     str(shipped) if shipped.is_dir() else self.name, cache_dir=folder, keep_in_memory=True
                 )
-                figures = module.compute(
-                    predictions=predictions, references=references, **self.arguments
-                )
+                figures = module.compute(predictions=predictions, references=references, **self.arguments)
         except (FileNotFoundError, ConnectionError, ModuleNotFoundError, ImportError) as error:
             raise ValueError(
                 f"metric {self.name!r}: neither shipped ({', '.join(shipped_metrics())}) nor to be had from the "
@@ -127,7 +125,10 @@ def evaluate_model(
         predicted = np.concatenate([part for _, part, _ in everyone if part is not None])
         truth = np.concatenate([part for _, _, part in everyone if part is not None])
         assert len(predicted) == stream.counts.num_examples, "an example was lost or used twice"
-        figures: Metrics = {"num_examples": len(predicted), "loss": sum(loss for loss, _, _ in everyone) / weight}
+        figures: Metrics = {
+            "num_examples": len(predicted),
+            "loss": sum(loss for loss, _, _ in everyone) / weight,
+        }
         for metric in metrics:
             figures |= metric.compute(predicted, truth)
         return figures

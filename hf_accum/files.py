@@ -30,6 +30,9 @@ def fill_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write into a folder beside `path`, then put it in the place of `path`."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    # What a killed process of this id left behind: in a container every run has the same one.
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         fill(partial)
@@ -38,7 +41,12 @@ def fill_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
                 _flush(file)
         if path.exists():
             path.rename(old)
-        partial.rename(path)
+        try:
+            partial.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
         _flush(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

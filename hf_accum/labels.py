@@ -68,7 +68,7 @@ class LabelColumn:
     def _number(self, value: Any) -> float:
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # a whole number of more than 308 digits
             raise BadRow(self.column, f"{value!r} is not a number") from None
         if not math.isfinite(number):
             raise BadRow(self.column, f"{value!r} is not a finite number")
@@ -107,7 +107,7 @@ def sorted_names(keys: Iterable[str], column: str) -> tuple[str, ...]:
     Raises:
         ValueError: for fewer than two, or too many to be classes.
     """
-    names = sorted(set(keys), key=lambda key: (0, int(key), "") if _is_integer(key) else (1, 0, key))
+    names = sorted(set(keys), key=lambda key: (0, int(key), key) if _is_integer(key) else (1, 0, key))
     if len(names) < 2:
         raise ValueError(f"column {column!r} has {len(names)} different labels: there have to be at least 2")
     if len(names) > _MOST_LABELS:

@@ -87,9 +87,7 @@ def load_model(
         raise ValueError(f"model {name!r}: none of its weights fits {type(model).__name__}")
     positions = num_positions(model)
     if positions is not None and max_length > positions:
-        raise ValueError(
-            f"--max_length {max_length}: has to be at most {positions}, the positions that {name!r} has"
-        )
+        raise ValueError(f"--max_length {max_length}: has to be at most {positions}, the positions that {name!r} has")
     embeddings = model.get_input_embeddings()
     if isinstance(embeddings, nn.Embedding) and len(tokenizer) > embeddings.num_embeddings:
         raise ValueError(

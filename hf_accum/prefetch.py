@@ -16,7 +16,7 @@ class _Failure:
 
 
 def prefetched(make: Callable[[], Iterator[T]], num_items: int) -> Iterator[T]:
-    """Yield what `make()` yields, made in a thread that is at most `num_items` ahead.
+    """Yield what `make()` yields, made in a thread that keeps at most `num_items` ready, and one in the making.
 
     An error of the thread is raised here, after the items before it. When this iterator is closed the thread
     ends.

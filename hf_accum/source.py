@@ -4,14 +4,18 @@
 and Parquet are read row by row here, because a row that cannot be read has to be named, or skipped, alone.
 """
 
+import codecs
 import csv
 import json
+import lzma
 import os
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import fsspec
 
@@ -93,6 +97,9 @@ def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revisi
         ValueError: if there is no such dataset, split or column.
     """
     from datasets import load_dataset, load_dataset_builder
+    from datasets.packaged_modules.csv.csv import Csv
+    from datasets.packaged_modules.json.json import Json
+    from datasets.packaged_modules.parquet.parquet import Parquet
 
     path, data_files = dataset, None
     if Path(dataset).is_file():
@@ -104,7 +111,7 @@ def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revisi
     except Exception as error:
         raise ValueError(
             f"dataset {dataset!r}: neither a local file or folder with data in it, nor a dataset of the hub that "
-            f"can be reached ({type(error).__name__}: {str(error).splitlines()[0]})"
+            f"can be reached ({_first_line(error)})"
         ) from error
     splits = tuple(str(name) for name in builder.config.data_files or builder.info.splits or ())
     if splits and split not in splits:
@@ -112,14 +119,14 @@ def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revisi
     features = builder.info.features or {}
     class_names = {name: tuple(f.names) for name, f in features.items() if hasattr(f, "names")}
     files = [str(file) for file in (builder.config.data_files or {}).get(split, ())]
-    match type(builder).__name__:
-        case "Json" if builder.config.field is None:
+    match builder:  # a folder's or a hub dataset's is a subclass, with a name of its own
+        case Json() if getattr(builder.config, "field", None) is None:
             return _of_files(files, _read_json, class_names)
-        case "Csv":
-            separator = builder.config.sep or ","
+        case Csv():
+            separator = "\t" if data_files and _suffix_of(dataset) == ".tsv" else getattr(builder.config, "sep", None) or ","
             return _of_files(files, lambda f, start: _read_csv(f, start, separator), class_names)
-        case "Parquet":
-            class_names = class_names or _parquet_class_names(dataset, files[0], columns)
+        case Parquet():
+            class_names = _parquet_class_names(dataset, files[0], columns) | class_names
             return _of_files(files, lambda f, start: _read_parquet(f, start, columns), class_names)
         case _:
             stream = load_dataset(path, data_files=data_files, revision=revision, split=split, streaming=True)
@@ -136,10 +143,14 @@ def of_dataset(dataset: "IterableDataset", class_names: Mapping[str, tuple[str, 
     return Source(tuple(f"shard {i}" for i in range(dataset.num_shards)), read, class_names or {})
 
 
-def _format_of(file: str) -> str:
+def _suffix_of(file: str) -> str:
     name = file.removesuffix(".gz").removesuffix(".zst").removesuffix(".bz2").removesuffix(".xz")
+    return PurePosixPath(name).suffix.lower()
+
+
+def _format_of(file: str) -> str:
     formats = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
-    suffix = PurePosixPath(name).suffix.lower()
+    suffix = _suffix_of(file)
     if suffix == ".parquet":
         return "parquet"
     if suffix not in formats:
@@ -155,14 +166,29 @@ def _of_files(
     common = os.path.commonpath([str(PurePosixPath(file).parent) for file in files])
     names = tuple(os.path.relpath(file, common) for file in files)
 
-    return Source(names, lambda shard, start: read(files[shard], start), class_names)
+    def read_shard(shard: int, start: int) -> Iterator[tuple[int, Row | BadRow]]:
+        try:
+            yield from read(files[shard], start)
+        except (OSError, EOFError, ValueError, csv.Error, zlib.error, lzma.LZMAError) as error:
+            raise ValueError(f"{names[shard]}: cannot be read ({_first_line(error)})") from error
+
+    return Source(names, read_shard, class_names)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _opened(file: str, mode: str, **how: Any) -> AbstractContextManager[Any]:
+    """A file for reading, local or of a hub; fsspec's own type leaves open which."""
+    return fsspec.open(file, mode, **how)  # type: ignore[return-value]
 
 
 def _read_json(file: str, start: int) -> Iterator[tuple[int, Row | BadRow]]:
-    with fsspec.open(file, "rb", compression="infer") as lines:
-        first = lines.read(1)
+    with _opened(file, "rb", compression="infer") as lines:
+        first = lines.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
         lines.seek(0)
-        if first == b"[":  # one JSON array: it has to be read whole
+        if first.startswith(b"["):  # one JSON array: it has to be read whole
             for number, value in enumerate(json.load(lines)):
                 if number >= start:
                     yield number, _json_row(value)
@@ -176,6 +202,8 @@ def _read_json(file: str, start: int) -> Iterator[tuple[int, Row | BadRow]]:
                 yield number, BadRow("", f"not UTF-8 (byte {error.start + 1} of the line)")
             except json.JSONDecodeError as error:
                 yield number, BadRow("", f"not JSON ({error.msg}, column {error.colno})")
+            except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep
+                yield number, BadRow("", f"not JSON that can be read ({_first_line(error)})")
 
 
 def _json_row(value: Any) -> Row | BadRow:
@@ -185,17 +213,11 @@ def _json_row(value: Any) -> Row | BadRow:
 def _read_csv(file: str, start: int, separator: str) -> Iterator[tuple[int, Row | BadRow]]:
     csv.field_size_limit(2**31 - 1)  # clinical notes are longer than the 128 KiB that csv allows
     # Bytes that are not UTF-8 come through as lone surrogates, so that only their own row is bad.
-    lines: TextIO
-    with fsspec.open(
-        file, "rt", compression="infer", encoding="utf-8-sig", errors="surrogateescape", newline=""
-    ) as lines:
-        reader = csv.DictReader(lines, delimiter=separator, restkey="", restval=None)
-        rows = enumerate(reader)
-        while True:
-            try:
-                number, row = next(rows)
-            except StopIteration:
-                return
+    how = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+    with _opened(file, "rt", compression="infer", **how) as lines:
+        header = next(filter(None, csv.reader(lines, delimiter=separator)), [])  # blank lines are no rows
+        reader = csv.DictReader(lines, header, delimiter=separator, restkey="", restval=None)
+        for number, row in enumerate(reader):
             if number >= start:
                 yield number, _csv_row(row)
 
@@ -214,7 +236,7 @@ def _csv_row(row: dict[str, Any]) -> Row | BadRow:
 def _read_parquet(file: str, start: int, columns: Sequence[str]) -> Iterator[tuple[int, Row | BadRow]]:
     import pyarrow.parquet as pq
 
-    with fsspec.open(file, "rb") as raw, pq.ParquetFile(raw) as parquet:
+    with _opened(file, "rb") as raw, pq.ParquetFile(raw) as parquet:
         present = parquet.schema_arrow.names
         wanted = [name for name in columns if name in present] or None
         number = 0
@@ -234,8 +256,11 @@ def _parquet_class_names(dataset: str, file: str, columns: Sequence[str]) -> dic
     import pyarrow.parquet as pq
     from datasets import Features
 
-    with fsspec.open(file, "rb") as raw:
-        schema = pq.read_schema(raw)
+    try:
+        with _opened(file, "rb") as raw:
+            schema = pq.read_schema(raw)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"dataset {dataset!r}: {file} cannot be read ({_first_line(error)})") from error
     for column in columns:
         if column not in schema.names:
             raise ValueError(f"dataset {dataset!r} has no column {column!r}: it has {', '.join(schema.names)}")

@@ -185,7 +185,7 @@ class WindowStream(Generic[T]):
             while True:
                 mine = tuple(ready.popleft() for _ in range(quota))
 
-                def announce(mine: tuple[Example, ...] = mine) -> Iterator[_Piece]:
+                def announce(epoch: int = epoch, mine: tuple[Example, ...] = mine) -> Iterator[_Piece]:
                     nonlocal ended
                     while not ended and len(ready) < self.effective_batch_size:
                         piece = next(pieces)
@@ -223,9 +223,7 @@ class WindowStream(Generic[T]):
             return shards
         return [shards[i] for i in _permutation(len(shards), self.seed, "shards", epoch)]
 
-    def _shuffled(
-        self, epoch: int, shards: Sequence[int], bad_rows: Counter[str]
-    ) -> Iterator[tuple[str, T]]:
+    def _shuffled(self, epoch: int, shards: Sequence[int], bad_rows: Counter[str]) -> Iterator[tuple[str, T]]:
         owner = self.ranks.index if self.split == "shards" else 0
         for number, block in enumerate(_blocks(self._rows(shards, bad_rows), self.shuffle_block_size)):
             for i in _permutation(len(block), self.seed, "block", epoch, owner, number):
@@ -304,19 +302,16 @@ class _Facts:
 
 
 def share_out(total: int, available: Sequence[int]) -> list[int]:
-    """Split `total` over ranks as evenly as what each has available allows; the first ranks take the odd ones.
+    """Split `total` over ranks as evenly as what each has available allows.
 
     The shares add up to `total`, or to everything there is.
     """
     shares = [0] * len(available)
     left = min(total, sum(available))
-    while left:
-        open_ranks = [rank for rank, share in enumerate(shares) if share < available[rank]]
-        even, odd = divmod(left, len(open_ranks))
-        for place, rank in enumerate(open_ranks):
-            taken = min(even + (place < odd), available[rank] - shares[rank])
-            shares[rank] += taken
-            left -= taken
+    poorest_first = sorted(range(len(available)), key=lambda rank: available[rank])
+    for place, rank in enumerate(poorest_first):
+        shares[rank] = min(available[rank], left // (len(available) - place))
+        left -= shares[rank]
     return shares
 
 

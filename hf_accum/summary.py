@@ -33,8 +33,10 @@ def describe_run(
     lines = [
         f"model      {how}: {trainable:,} of {total:,} parameters are trained ({trainable / total:.2%}){new}",
         f"ranks      {ranks} on {accelerator.device.type}, precision {accelerator.mixed_precision}",
-        f"window     {batch} examples per optimizer step over all ranks, cut into micro-batches of at most "
-        f"{config.micro_batch_size} on each rank; the gradient is that of the whole window",
+        (
+            f"window     {batch} examples per optimizer step over all ranks, cut into micro-batches of at most "
+            f"{config.micro_batch_size} on each rank; the gradient is that of the whole window"
+        ),
     ]
     if num_train is None:
         lines.append(f"steps      {num_steps:,}, or fewer if {config.num_epochs or 'all'} passes end before")

@@ -48,9 +48,7 @@ def tokenize(
     return encoded
 
 
-def pad(
-    examples: Sequence[Example], pad_token_id: int, device: torch.device | str = "cpu"
-) -> dict[str, Tensor]:
+def pad(examples: Sequence[Example], pad_token_id: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """`input_ids` and `attention_mask` of examples, (num_examples, longest), padded on the right."""
     longest = max(example.length for example in examples)
     input_ids = torch.full((len(examples), longest), pad_token_id)

@@ -112,15 +112,15 @@ class RunLog:
         self.say(description)
         self._step_started = time.perf_counter()
 
-    def step(self, window: Window, grad_norm: Tensor | float, learning_rate: float) -> None:
+    def step(self, window: Window, grad_norm: Tensor | float | None, learning_rate: Tensor | float) -> None:
         """Take note of an optimizer step that has been queued."""
         now = time.perf_counter()
         self._pending.append(
             _Pending(
                 window,
                 window.loss_sum(),
-                grad_norm,
-                learning_rate,
+                math.nan if grad_norm is None else grad_norm,
+                float(learning_rate),
                 now - self._step_started,
                 peak_memory_bytes(self.accelerator.device),
             )
@@ -171,9 +171,7 @@ class RunLog:
         if self.ranks.index == 0:
             self.console.print(text, highlight=False, markup=False)
 
-    def finish(
-        self, step: int, figures: Mapping[str, Any], stream: WindowStream[Any], exported: Path
-    ) -> None:
+    def finish(self, step: int, figures: Mapping[str, Any], stream: WindowStream[Any], exported: Path) -> None:
         """Write evaluation.json; say how each class fares, what was left out of the data, where the result is."""
         self.flush()
         if self.ranks.index == 0:

@@ -105,6 +105,4 @@ def cut(examples: Sequence[Example], micro_batch_size: int) -> list[tuple[Exampl
     if micro_batch_size < 1:
         raise ValueError(f"micro-batch size {micro_batch_size}: has to be at least 1")
     ordered = sorted(examples, key=lambda example: (-example.length, example.id))
-    return [
-        tuple(ordered[start : start + micro_batch_size]) for start in range(0, len(ordered), micro_batch_size)
-    ]
+    return [tuple(ordered[start : start + micro_batch_size]) for start in range(0, len(ordered), micro_batch_size)]

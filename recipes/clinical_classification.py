@@ -66,16 +66,36 @@ class ClinicalClassificationConfig(RecipeConfig):
         require(len(set(self.labels)) == len(self.labels), "labels", self.labels, "all different")
         require(len(self.labels) != 1, "labels", self.labels, "at least 2 names")
         single = self.problem == "single_label_classification"
-        require(single or self.class_weights == "none", "class_weights", self.class_weights, f"none for {self.problem}")
-        require(single or not self.label_smoothing, "label_smoothing", self.label_smoothing, f"0 for {self.problem}")
+        require(
+            single or self.class_weights == "none",
+            "class_weights",
+            self.class_weights,
+            f"none for {self.problem}",
+        )
+        require(
+            single or not self.label_smoothing,
+            "label_smoothing",
+            self.label_smoothing,
+            f"0 for {self.problem}",
+        )
         multi = self.problem == "multi_label_classification"
-        require(multi or not self.positive_weights, "positive_weights", self.positive_weights, f"empty for {self.problem}")
+        require(
+            multi or not self.positive_weights,
+            "positive_weights",
+            self.positive_weights,
+            f"empty for {self.problem}",
+        )
         require(self.problem != "regression" or not self.labels, "labels", self.labels, "empty for regression")
         for flag in ("class_weights", "positive_weights"):
             weights = getattr(self, flag)
-            if isinstance(weights, list) and weights:
+            if isinstance(weights, list) and (weights or flag == "class_weights"):
                 require(bool(self.labels), flag, weights, "given together with --labels, which says their order")
-                require(len(weights) == len(self.labels), flag, weights, f"one for each of the {len(self.labels)} labels")
+                require(
+                    len(weights) == len(self.labels),
+                    flag,
+                    weights,
+                    f"one for each of the {len(self.labels)} labels",
+                )
                 require(all(w > 0 and math.isfinite(w) for w in weights), flag, weights, "finite and above 0")
 
 
@@ -122,7 +142,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         accelerator.device,
     )
     metrics = [task.metric(), *(Metric(name, {}) for name in config.extra_metrics)]
-    check_metrics(metrics, config.best_metric, task.compact(torch.zeros(2, max(2, len(data.labels.names)))))
+    check_metrics(metrics, config.best_metric, task.compact(torch.zeros(2, len(data.labels.names) or 1)))
 
     torch.manual_seed(derive_seed(config.seed, "model"))  # the new head and the adapters
     pretrained = load_model(
@@ -133,8 +153,6 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         dropout=config.dropout,
         **task.model_config(),
     )
-    if config.gradient_checkpointing:
-        checkpoint_activations(pretrained.model)
     plain_model = add_lora(
         pretrained.model,
         config.lora,
@@ -142,6 +160,8 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         new_modules=pretrained.new_modules,
         dropout=config.dropout,
     )
+    if config.gradient_checkpointing:
+        checkpoint_activations(pretrained.model)
     num_steps = count_steps(data.num_train, config.effective_batch_size, config.num_epochs, config.max_steps)
     optimizer = build_optimizer(plain_model, config.learning_rate, config.weight_decay)
     scheduler = get_scheduler(config.lr_scheduler, optimizer, round(config.warmup_ratio * num_steps), num_steps)

@@ -28,7 +28,11 @@ class Task:
 
 def _cross_entropy(weights: Tensor | None, smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda logits, labels: F.cross_entropy(
-        logits.flatten(0, -2), labels.flatten(), weight=weights, label_smoothing=smoothing, ignore_index=IGNORE
+        logits.flatten(0, -2),
+        labels.flatten(),
+        weight=weights,
+        label_smoothing=smoothing,
+        ignore_index=IGNORE,
     )
 
 
@@ -40,9 +44,7 @@ TASKS = {
         BinaryCrossEntropy(POSITIVE_WEIGHTS),
         lambda logits, labels: F.binary_cross_entropy_with_logits(logits, labels, pos_weight=POSITIVE_WEIGHTS),
     ),
-    "regression": Task(
-        SquaredError(), lambda logits, labels: F.mse_loss(logits.squeeze(-1), labels), num_labels=1
-    ),
+    "regression": Task(SquaredError(), lambda logits, labels: F.mse_loss(logits.squeeze(-1), labels), num_labels=1),
     "tokens": Task(CrossEntropy(), _cross_entropy(None, 0.0), of_tokens=True),
     "tokens, weights and smoothing": Task(
         CrossEntropy(CLASS_WEIGHTS, 0.1), _cross_entropy(CLASS_WEIGHTS, 0.1), of_tokens=True
@@ -62,7 +64,7 @@ def make_model(task: Task, seed: int = 0) -> nn.Module:
         max_position_embeddings=32,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        num_labels=task.num_labels,
+        num_labels=task.num_labels,  # type: ignore[call-arg]
     )
     kind = BertForTokenClassification if task.of_tokens else BertForSequenceClassification
     return kind(config).double().train()
@@ -108,7 +110,12 @@ def batch(examples: Sequence[Example]) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def make_window(
-    examples: Sequence[Example], stand_in: Example, *, rank: int = 0, num_ranks: int = 1, whole: Sequence[Example]
+    examples: Sequence[Example],
+    stand_in: Example,
+    *,
+    rank: int = 0,
+    num_ranks: int = 1,
+    whole: Sequence[Example],
 ) -> Window:
     """The window `whole` as the rank sees it that has `examples` of it."""
     return Window(

@@ -110,5 +110,3 @@ def _mode(term: str, parents: dict[str, list[str]]) -> str:
     if term in _MODES:
         return _MODES[term]
     return next((mode for p in parents[term] if (mode := _mode(p, parents)) != "other"), "other")
-
-

@@ -50,9 +50,7 @@ def main() -> None:
             for how in ("evenly", "all on the last rank", "at random"):
                 for micro_batch_size in (1, 3, 17):
                     mine = spread(how, examples, ranks.count)[ranks.index]
-                    window = make_window(
-                        mine, examples[0], rank=ranks.index, num_ranks=ranks.count, whole=examples
-                    )
+                    window = make_window(mine, examples[0], rank=ranks.index, num_ranks=ranks.count, whole=examples)
                     for micro_batch in window.micro_batches(micro_batch_size):
                         with accumulate(accelerator, model, micro_batch):
                             inputs, labels = batch(micro_batch.examples)

@@ -51,7 +51,7 @@ def test_windows_of_different_numbers_of_micro_batches_follow_each_other(acceler
     task = TASKS["plain"]
     model = make_model(task)
     accelerator.gradient_accumulation_steps = 5
-    loader = accelerator.prepare(torch.utils.data.DataLoader([1, 2, 3]))
+    loader = accelerator.prepare(torch.utils.data.DataLoader([1, 2, 3]))  # type: ignore[arg-type]
     for _, size in zip(loader, (4, 1, 7), strict=True):
         examples = make_examples(task, range(2, 2 + size), seed=size)
         reference, _ = unsplit_gradient(model, task, examples)

@@ -3,9 +3,7 @@
 import datasets
 import evaluate
 import numpy as np
-from sklearn.metrics import accuracy_score
-from sklearn.metrics import precision_recall_fscore_support
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc_auc_score
 
 _DESCRIPTION = "Exact-match accuracy, macro and micro F1 at a threshold of 0.5, macro and micro AUROC."
 

@@ -3,8 +3,7 @@
 import datasets
 import evaluate
 import numpy as np
-from scipy.stats import pearsonr
-from scipy.stats import spearmanr
+from scipy.stats import pearsonr, spearmanr
 
 _DESCRIPTION = "Mean squared error, mean absolute error, Pearson and Spearman correlation."
 

@@ -2,8 +2,7 @@
 
 import datasets
 import evaluate
-from sklearn.metrics import accuracy_score
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 _DESCRIPTION = "Accuracy, macro and micro F1, and precision, recall, F1 and support of each class."
 

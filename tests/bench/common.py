@@ -1,0 +1,158 @@
+"""What the benchmarks share: a header of command, device and versions, tables, the recipe's data, MiniLM."""
+
+import argparse
+import os
+import platform
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_accum.config import LoraConfig
+from recipes.clinical_classification import ClinicalClassificationConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hf_accum.classification import TextClassification
+    from hf_accum.labels import LabelColumn
+    from hf_accum.source import Row, Source
+
+_LIBRARIES = ("torch", "accelerate", "transformers", "datasets", "peft", "numpy", "scikit-learn")
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the flags that every benchmark has."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads (default: %(default)s)")
+    return parser
+
+
+def use_threads(num_threads: int) -> None:
+    """Let torch compute on so many cores."""
+    import torch
+
+    torch.set_num_threads(num_threads)
+
+
+def print_header(num_threads: int) -> None:
+    """Print the command, the device and the versions: what a figure is worth nothing without."""
+    command = shlex.join([f"tests/bench/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    print(f"command:  python {command}")
+    print(f"device:   CPU {_cpu_name()}, {num_threads} of {os.cpu_count()} cores used by torch")
+    libraries = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
+    print(f"versions: Python {platform.python_version()}, {libraries}")
+    print(flush=True)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a Markdown table."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for cells in (columns, ["-" * width for width in widths], *rows):
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |")
+    print(flush=True)
+
+
+def _cpu_name() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@dataclass(frozen=True)
+class RecipeData:
+    """The rows of the recipe's dataset on the two sides of its own held-out split."""
+
+    train: "list[Row]"
+    held_out: "list[Row]"
+    labels: "LabelColumn"
+    text_column: str
+
+    def texts(self, rows: "Sequence[Row]") -> list[str]:
+        """The rows' texts."""
+        return [row[self.text_column] for row in rows]
+
+    def classes(self, rows: "Sequence[Row]") -> list[int]:
+        """The rows' classes, as indices of the labels' names."""
+        return [self.labels.names.index(self.labels.keys(row)[0]) for row in rows]
+
+
+def load_recipe_data(config: ClinicalClassificationConfig | None = None) -> RecipeData:
+    """Read what `recipes.clinical_classification` would train and evaluate on, by its own code."""
+    from hf_accum.ranks import OneRank
+    from hf_accum.source import good_rows
+    from hf_accum.text import text_of
+    from recipes.clinical_classification import open_data
+
+    config = config or ClinicalClassificationConfig()
+    data = open_data(config, OneRank())
+
+    def read(held_out: bool) -> "list[Row]":
+        def usable(row: "Row") -> "Row | None":
+            text_of(row, config.text_column)
+            data.labels.keys(row)
+            return row if data.is_held_out(row, held_out) == held_out else None
+
+        source = data.eval_source if held_out else data.source
+        return [
+            row
+            for shard in range(source.num_shards)
+            for _, row in good_rows(source, shard, 0, usable, config.on_bad_row, Counter())
+        ]
+
+    return RecipeData(read(held_out=False), read(held_out=True), data.labels, config.text_column)
+
+
+def source_of(rows: "Sequence[Row]") -> "Source":
+    """Rows in memory as a dataset of one shard."""
+    from hf_accum.source import Source
+
+    return Source(("memory",), lambda _, start: enumerate(rows[start:], start), {})
+
+
+def minilm_task(labels: "LabelColumn", text_column: str, max_length: int) -> "TextClassification":
+    """The recipe's task on the CPU, without class weights, by MiniLM's tokenizer."""
+    import torch
+
+    from hf_accum.classification import TextClassification
+    from hf_accum.losses import CrossEntropy
+    from hf_accum.models import load_tokenizer
+    from recipes.embedded.models import minilm
+
+    tokenizer = load_tokenizer(minilm())
+    return TextClassification(text_column, labels, CrossEntropy(), tokenizer, max_length, torch.device("cpu"))
+
+
+def load_minilm(
+    task: "TextClassification", lora: LoraConfig, *, seed: int = 0, dropout: float | None = None
+) -> "nn.Module":
+    """MiniLM with adapters, from the very weights that a recipe's run of this seed starts from."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from hf_accum.adapters import add_lora
+    from hf_accum.models import load_model
+    from hf_accum.seeding import derive_seed
+    from recipes.embedded.models import minilm
+
+    torch.manual_seed(derive_seed(seed, "model"))
+    pretrained = load_model(
+        AutoModelForSequenceClassification,
+        minilm(),
+        task.tokenizer,
+        max_length=task.max_length,
+        dropout=dropout,
+        **task.model_config(),
+    )
+    return add_lora(
+        pretrained.model, lora, task_type="SEQ_CLS", new_modules=pretrained.new_modules, dropout=dropout
+    )

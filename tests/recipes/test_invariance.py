@@ -1,0 +1,68 @@
+"""How a window is executed changes nothing: micro-batch size and ranks give the same run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from launching import launch
+from run_files import logits_of, metrics_of
+
+TEXTS = ["muscle weakness; hypotonia", "cataract", "arrhythmia; " * 12, "ptosis; myopathy; murmur"]
+
+
+def assert_same_run(runs: list[Path], num_labels: int, texts: list[str], max_length: int) -> None:
+    """The same examples at each step, the same losses, the same adapter."""
+    first = metrics_of(runs[0])
+    reference = logits_of(runs[0], texts, num_labels, max_length)
+    for run in runs[1:]:
+        other = metrics_of(run)
+        assert [m["window_digest"] for m in other] == [m["window_digest"] for m in first]
+        for name in ("num_examples", "num_items", "num_tokens", "learning_rate", "epoch", "step"):
+            assert [m[name] for m in other] == [m[name] for m in first]
+        for name in ("loss", "grad_norm"):
+            assert [m[name] for m in other] == pytest.approx([m[name] for m in first], rel=1e-4)
+        difference = (logits_of(run, texts, num_labels, max_length) - reference).abs().max()
+        assert float(difference) <= 1e-3
+
+
+def test_a_tiny_model_trains_the_same_however_its_windows_are_cut(
+    recipe: Callable[..., Path], tiny_model: Path, notes: Path, tmp_path: Path
+) -> None:
+    how = {"dropout": 0, "max_steps": 6, "num_epochs": 2, "effective_batch_size": 25, "learning_rate": 0.01}
+    runs = [recipe(**how, micro_batch_size=size) for size in (1, 3, 25)]
+    runs.append(recipe(**how, micro_batch_size=3, gradient_checkpointing="true"))
+    folder = tmp_path / "two-processes"
+    flags = [f"--{name}={value}" for name, value in how.items()]
+    done = launch(
+        *("-m", "recipes.clinical_classification", f"--model={tiny_model}", f"--dataset={notes}"),
+        *("--max_length=64", f"--output_dir={folder}", "--micro_batch_size=3", *flags),
+        num_processes=2,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "ranks      2 on cpu" in done.stdout
+    assert_same_run([*runs, folder], num_labels=3, texts=TEXTS, max_length=64)
+    # 136 to train on: the short last window of the pass is there, and whole.
+    assert [m["num_examples"] for m in metrics_of(folder)] == [25, 25, 25, 25, 25, 11]
+
+
+@pytest.mark.slow
+def test_the_main_job_trains_the_same_however_its_windows_are_cut(tmp_path: Path) -> None:
+    """MiniLM on the clinical synopses, 20 steps: micro-batch 1, 3, 16 and 64, on 1 and 2 processes."""
+    runs = []
+    for num_processes, size in ((1, 1), (1, 3), (1, 16), (1, 64), (2, 3), (2, 64)):
+        folder = tmp_path / f"{num_processes}-{size}"
+        done = launch(
+            *("-m", "recipes.clinical_classification", "--dropout=0", "--max_steps=20", "--max_length=128"),
+            *("--effective_batch_size=64", f"--micro_batch_size={size}", f"--output_dir={folder}"),
+            num_processes=num_processes,
+            timeout=900,
+            OMP_NUM_THREADS=str(2 // num_processes),
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        runs.append(folder)
+    texts = [
+        "Seizure; Global developmental delay; Hypotonia",
+        "Hearing impairment",
+        "Short stature; Cleft palate",
+    ]
+    assert_same_run(runs, num_labels=4, texts=texts, max_length=128)
