@@ -1,5 +1,6 @@
 """A run's folder: earlier runs kept, weights saved along the way, the best of them."""
 
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,8 +64,10 @@ class BestCheckpoint:
         if self.metric is None:
             return False
         new = figures[self.metric]
-        is_better = new is not None and (
-            self.value is None or (new < self.value if self.metric in LOWER_IS_BETTER else new > self.value)
+        is_better = (
+            new is not None
+            and not math.isnan(new)
+            and (self.value is None or (new < self.value if self.metric in LOWER_IS_BETTER else new > self.value))
         )
         if is_better:
             self.value, self.step, self.num_evaluations_since = new, step, 0
@@ -100,13 +103,15 @@ class Checkpoints:
     def save_best(self, step: int) -> None:
         """Save the weights as the best so far, in place of the ones that were."""
         path = self._path(step)
-        if path.exists():
+        if path == self._best:
             return
+        is_saved = path.exists()  # for itself: it is then kept when it is no longer the best
         if self.is_main:
-            save_model(self.model, self.tokenizer, path / weights_folder(self.model))
+            if not is_saved:
+                save_model(self.model, self.tokenizer, path / weights_folder(self.model))
             if self._best is not None:
                 shutil.rmtree(self._best)
-        self._best = path
+        self._best = None if is_saved else path
 
     def load(self, step: int) -> None:
         """Put the weights saved after a step back into the model, on this rank."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from hf_accum.errors import RankFailed
+
 C = TypeVar("C", bound="RecipeConfig")
 
 
@@ -162,10 +164,13 @@ def parse(config_class: type[C], description: str, arguments: list[str] | None =
 
 
 def run(work: Callable[[], object]) -> None:
-    """Run a recipe's work; a user's mistake ends the process with status 2 and one message, no traceback."""
+    """Run a recipe's work; a user's mistake ends the process with status 2 and one message, no traceback.
+
+    So it does on the ranks where the mistake did not show.
+    """
     try:
         work()
-    except ValueError as error:
+    except (ValueError, RankFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from hf_accum.errors import first_line
 from hf_accum.losses import Objective
 from hf_accum.ranks import Ranks, together
 from hf_accum.stream import WindowStream
@@ -18,7 +18,8 @@ from hf_accum.window import Example, cut
 
 Metrics = dict[str, Any]
 _SHIPPED = Path(__file__).parent / "metrics"
-LOWER_IS_BETTER = frozenset({"loss", "mse", "mae"})
+# Of the shipped metrics and evaluate's own; for any other figure higher is better.
+LOWER_IS_BETTER = frozenset({"loss", "mse", "mae", "mape", "smape", "mase", "brier_score"})
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Metric:
         """The figures, by name.
 
         Raises:
-            ValueError: if the hub has no such metric, or it cannot be reached.
+            ValueError: if the hub has no such metric, it cannot be reached, or it takes no such predictions.
         """
         import evaluate
 
@@ -44,10 +45,14 @@ class Metric:
                     str(shipped) if shipped.is_dir() else self.name, cache_dir=folder, keep_in_memory=True
                 )
                 figures = module.compute(predictions=predictions, references=references, **self.arguments)
-        except (FileNotFoundError, ConnectionError, ModuleNotFoundError, ImportError) as error:
+        except (FileNotFoundError, ConnectionError, ImportError) as error:
             raise ValueError(
                 f"metric {self.name!r}: neither shipped ({', '.join(shipped_metrics())}) nor to be had from the "
-                f"hub ({str(error).splitlines()[0]})"
+                f"hub ({first_line(error)})"
+            ) from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"metric {self.name!r} cannot take this task's predictions ({first_line(error)})"
             ) from error
         return figures or {}
 
@@ -65,10 +70,7 @@ def check_metrics(metrics: Sequence[Metric], best_metric: str | None, sample: Te
     """
     known = {"loss"}
     for metric in metrics:
-        try:
-            figures = metric.compute(sample.numpy(), sample.round().numpy())
-        except (TypeError, pa.ArrowInvalid) as error:
-            raise ValueError(f"metric {metric.name!r} cannot take this task's predictions ({error})") from error
+        figures = metric.compute(sample.numpy(), sample.round().numpy())
         known |= {name for name, value in figures.items() if not isinstance(value, Mapping)}
     if best_metric is not None and best_metric not in known:
         raise ValueError(f"--best_metric {best_metric}: has to be one of {', '.join(sorted(known))}")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from hf_accum.errors import first_line
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -141,5 +143,6 @@ def _local(name: str) -> str:
 
 
 def _not_found(what: str, name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"--model {name}: has to be a local folder, or an id of the hub, with a {what} to load ({reason})"
+    return (
+        f"--model {name}: has to be a local folder, or an id of the hub, with a {what} to load ({first_line(error)})"
+    )

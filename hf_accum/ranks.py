@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 import torch.distributed as dist
 
+from hf_accum.errors import RankFailed
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -93,10 +95,6 @@ def float_bits(number: float) -> int:
 def bits_float(bits: int) -> float:
     """The inverse of `float_bits`."""
     return struct.unpack("<d", struct.pack("<q", bits))[0]
-
-
-class RankFailed(RuntimeError):
-    """Another rank failed; its own error is the cause."""
 
 
 def together(ranks: Ranks, work: Callable[[], T]) -> list[T]:

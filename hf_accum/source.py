@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import fsspec
 
+from hf_accum.errors import first_line
+
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
@@ -111,7 +113,7 @@ def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revisi
     except Exception as error:
         raise ValueError(
             f"dataset {dataset!r}: neither a local file or folder with data in it, nor a dataset of the hub that "
-            f"can be reached ({_first_line(error)})"
+            f"can be reached ({first_line(error)})"
         ) from error
     splits = tuple(str(name) for name in builder.config.data_files or builder.info.splits or ())
     if splits and split not in splits:
@@ -123,7 +125,8 @@ def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revisi
         case Json() if getattr(builder.config, "field", None) is None:
             return _of_files(files, _read_json, class_names)
         case Csv():
-            separator = "\t" if data_files and _suffix_of(dataset) == ".tsv" else getattr(builder.config, "sep", None) or ","
+            is_tsv = data_files is not None and _suffix_of(dataset) == ".tsv"
+            separator = "\t" if is_tsv else getattr(builder.config, "sep", None) or ","
             return _of_files(files, lambda f, start: _read_csv(f, start, separator), class_names)
         case Parquet():
             class_names = _parquet_class_names(dataset, files[0], columns) | class_names
@@ -170,13 +173,9 @@ def _of_files(
         try:
             yield from read(files[shard], start)
         except (OSError, EOFError, ValueError, csv.Error, zlib.error, lzma.LZMAError) as error:
-            raise ValueError(f"{names[shard]}: cannot be read ({_first_line(error)})") from error
+            raise ValueError(f"{names[shard]}: cannot be read ({first_line(error)})") from error
 
     return Source(names, read_shard, class_names)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _opened(file: str, mode: str, **how: Any) -> AbstractContextManager[Any]:
@@ -203,7 +202,7 @@ def _read_json(file: str, start: int) -> Iterator[tuple[int, Row | BadRow]]:
             except json.JSONDecodeError as error:
                 yield number, BadRow("", f"not JSON ({error.msg}, column {error.colno})")
             except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep
-                yield number, BadRow("", f"not JSON that can be read ({_first_line(error)})")
+                yield number, BadRow("", f"not JSON that can be read ({first_line(error)})")
 
 
 def _json_row(value: Any) -> Row | BadRow:
@@ -260,7 +259,7 @@ def _parquet_class_names(dataset: str, file: str, columns: Sequence[str]) -> dic
         with _opened(file, "rb") as raw:
             schema = pq.read_schema(raw)
     except (OSError, ValueError) as error:
-        raise ValueError(f"dataset {dataset!r}: {file} cannot be read ({_first_line(error)})") from error
+        raise ValueError(f"dataset {dataset!r}: {file} cannot be read ({first_line(error)})") from error
     for column in columns:
         if column not in schema.names:
             raise ValueError(f"dataset {dataset!r} has no column {column!r}: it has {', '.join(schema.names)}")

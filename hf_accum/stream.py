@@ -18,8 +18,9 @@ from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
+from hf_accum.errors import RankFailed
 from hf_accum.prefetch import prefetched
-from hf_accum.ranks import RankFailed, Ranks, bits_float, float_bits
+from hf_accum.ranks import Ranks, bits_float, float_bits
 from hf_accum.seeding import derive_seed
 from hf_accum.source import Row, Source, good_rows
 from hf_accum.window import Example, Window

@@ -175,7 +175,7 @@ class RunLog:
         """Write evaluation.json; say how each class fares, what was left out of the data, where the result is."""
         self.flush()
         if self.ranks.index == 0:
-            write_json(self.folder / "evaluation.json", {"step": step, **figures})
+            write_json(self.folder / "evaluation.json", _json_safe({"step": step, **figures}))
         self._show_classes(figures.get("per_class", {}))
         counts = stream.counts
         if counts.num_truncated_examples:
@@ -274,4 +274,11 @@ def _short(value: float) -> str:
 
 def _json_safe(values: Mapping[str, Any]) -> dict[str, Any]:
     # JSON has no NaN: null stands for it.
-    return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()}
+    return {
+        name: _json_safe(value)
+        if isinstance(value, Mapping)
+        else None
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+        for name, value in values.items()
+    }

@@ -142,7 +142,9 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         accelerator.device,
     )
     metrics = [task.metric(), *(Metric(name, {}) for name in config.extra_metrics)]
-    check_metrics(metrics, config.best_metric, task.compact(torch.zeros(2, len(data.labels.names) or 1)))
+    num_logits = len(data.labels.names) or 1
+    sample = torch.eye(max(2, num_logits))[:, :num_logits]  # each class once
+    check_metrics(metrics, config.best_metric, task.compact(sample))
 
     torch.manual_seed(derive_seed(config.seed, "model"))  # the new head and the adapters
     pretrained = load_model(

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up. A module imports from its own layer's left and from layers below, never from above.
 LAYERS = [
-    ["seeding", "files"],
+    ["seeding", "files", "errors"],
     ["losses", "source", "ranks", "prefetch", "config"],
     ["window", "labels", "survey", "models", "optimization"],
     ["text", "adapters", "stream"],

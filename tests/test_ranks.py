@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from launching import launch
 from thread_ranks import ThreadRanks, on_ranks
 
-from hf_accum.ranks import OneRank, RankFailed, bits_float, float_bits, start_accelerator, together
+from hf_accum.errors import RankFailed
+from hf_accum.ranks import OneRank, bits_float, float_bits, start_accelerator, together
 
 
 @given(st.floats(allow_nan=False))

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from thread_ranks import ThreadRanks, on_ranks
 
-from hf_accum.ranks import OneRank, RankFailed, Ranks
+from hf_accum.errors import RankFailed
+from hf_accum.ranks import OneRank, Ranks
 from hf_accum.source import BadRow, Row, Source
 from hf_accum.stream import Split, WindowStream, share_out
 from hf_accum.window import Example, Window

@@ -47,12 +47,13 @@ def test_a_tiny_model_trains_the_same_however_its_windows_are_cut(
 
 @pytest.mark.slow
 def test_the_main_job_trains_the_same_however_its_windows_are_cut(tmp_path: Path) -> None:
-    """MiniLM on the clinical synopses, 20 steps: micro-batch 1, 3, 16 and 64, on 1 and 2 processes."""
+    """MiniLM on the clinical synopses, 20 steps: micro-batch 1, 3, 16 and 64, and two processes."""
     runs = []
-    for num_processes, size in ((1, 1), (1, 3), (1, 16), (1, 64), (2, 3), (2, 64)):
+    for num_processes, size in ((1, 1), (1, 3), (1, 16), (1, 64), (2, 3)):
         folder = tmp_path / f"{num_processes}-{size}"
         done = launch(
             *("-m", "recipes.clinical_classification", "--dropout=0", "--max_steps=20", "--max_length=128"),
+            "--eval_fraction=0.02",
             *("--effective_batch_size=64", f"--micro_batch_size={size}", f"--output_dir={folder}"),
             num_processes=num_processes,
             timeout=900,

@@ -11,7 +11,8 @@ _DESCRIPTION = "Exact-match accuracy, macro and micro F1 at a threshold of 0.5, 
 class MultiLabel(evaluate.Metric):
     """Probabilities against zeros and ones, (num_examples, num_labels).
 
-    AUROC is the mean over the labels for which the references hold both values; null where there is none.
+    AUROC is the mean over the labels for which the references hold both values; null where there is none,
+    or where a probability is not a number.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -33,12 +34,13 @@ class MultiLabel(evaluate.Metric):
         chosen = (scores >= 0.5).astype(np.int8)
         table = precision_recall_fscore_support(truth, chosen, average=None, zero_division=0)
         micro = precision_recall_fscore_support(truth, chosen, average="micro", zero_division=0)
-        aurocs = [
-            float(roc_auc_score(truth[:, label], scores[:, label])) if 0 < truth[:, label].mean() < 1 else None
-            for label in range(len(label_names))
-        ]
+
+        def auroc_of(truth, scores):
+            is_defined = 0 < truth.mean() < 1 and np.isfinite(scores).all()
+            return float(roc_auc_score(truth, scores)) if is_defined else None
+
+        aurocs = [auroc_of(truth[:, label], scores[:, label]) for label in range(len(label_names))]
         known = [auroc for auroc in aurocs if auroc is not None]
-        has_both = 0 < truth.mean() < 1
         per_class = {}
         for name, auroc, row in zip(label_names, aurocs, zip(*table, strict=True), strict=True):
             figures = dict(zip(("precision", "recall", "f1", "support"), map(float, row), strict=True))
@@ -48,6 +50,6 @@ class MultiLabel(evaluate.Metric):
             "macro_f1": float(table[2].mean()),
             "micro_f1": float(micro[2]),
             "macro_auroc": float(np.mean(known)) if known else None,
-            "micro_auroc": float(roc_auc_score(truth.ravel(), scores.ravel())) if has_both else None,
+            "micro_auroc": auroc_of(truth.ravel(), scores.ravel()),
             "per_class": per_class,
         }

@@ -9,7 +9,7 @@ _DESCRIPTION = "Mean squared error, mean absolute error, Pearson and Spearman co
 
 
 class Regression(evaluate.Metric):
-    """Numbers against numbers; a correlation is null where one side is constant."""
+    """Numbers against numbers; a correlation is null where one side is constant or not finite."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -25,6 +25,7 @@ class Regression(evaluate.Metric):
         predicted = np.asarray(predictions, dtype=np.float64)
         truth = np.asarray(references, dtype=np.float64)
         varies = len(truth) > 1 and bool(np.ptp(predicted)) and bool(np.ptp(truth))
+        varies = varies and bool(np.isfinite(predicted).all())
         return {
             "mse": float(np.mean((predicted - truth) ** 2)),
             "mae": float(np.mean(np.abs(predicted - truth))),

@@ -1,0 +1,10 @@
+"""Errors of more than one module, and how they are told."""
+
+
+class RankFailed(RuntimeError):
+    """Another rank failed; the message says which, and what of."""
+
+
+def first_line(error: BaseException) -> str:
+    """An error's type and the first line of its message, for a message of our own."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
