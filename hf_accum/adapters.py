@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_accum.config import LoraConfig
 from hf_accum.files import fill_folder_atomically
-from hf_accum.models import set_dropout
+from hf_accum.models import quiet_transformers, set_dropout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,9 +26,9 @@ def add_lora(
 ) -> nn.Module:
     """Freeze the model but for LoRA adapters and its new modules; rank 0 returns it as it is, all trainable.
 
-    Adapters sit on the modules of `lora.target_modules`, which have to exist; `new_modules` (the head) are
-    trained whole and saved with the adapter. Everything trained is in float32. `task_type` is peft's, as
-    SEQ_CLS. `dropout` overrides that of the adapters.
+    Adapters sit on the modules of `lora.target_modules`, which have to exist; `new_modules`, and a classifier's
+    head also where it is not new, are trained whole and saved with the adapter. Everything trained is in float32.
+    `task_type` is peft's, as SEQ_CLS. `dropout` overrides that of the adapters.
 
     Raises:
         ValueError: if no module of the model is a target.
@@ -45,7 +45,7 @@ def add_lora(
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
-        modules_to_save=list(new_modules) or None,
+        modules_to_save=list(dict.fromkeys([*new_modules, *_head_of(model, task_type)])) or None,
     )
     with warnings.catch_warnings():
         # peft 0.21 asks transformers 5 by a name that is deprecated.
@@ -64,6 +64,14 @@ def add_lora(
     if dropout is not None:
         set_dropout(adapted, dropout)
     return adapted
+
+
+def _head_of(model: "PreTrainedModel", task_type: str) -> list[str]:
+    """A classifier's modules beside its backbone; of other tasks (a language model's head) none."""
+    if task_type not in ("SEQ_CLS", "TOKEN_CLS"):
+        return []
+    beside = (item for item in model.named_children() if item[0] != model.base_model_prefix)
+    return [name for name, module in beside if any(True for _ in module.parameters())]
 
 
 def checkpoint_activations(model: "PreTrainedModel") -> None:
@@ -101,7 +109,8 @@ def save_model(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: P
             model.save_pretrained(str(partial))  # type: ignore[operator]
         tokenizer.save_pretrained(str(partial))
 
-    fill_folder_atomically(folder, fill)
+    with quiet_transformers():
+        fill_folder_atomically(folder, fill)
 
 
 def weights_folder(model: nn.Module) -> str:

@@ -54,7 +54,8 @@ class Metric:
             raise ValueError(
                 f"metric {self.name!r} cannot take this task's predictions ({first_line(error)})"
             ) from error
-        return figures or {}
+        plain = (np.generic, np.ndarray)  # which JSON does not have
+        return {name: f.tolist() if isinstance(f, plain) else f for name, f in (figures or {}).items()}
 
 
 def shipped_metrics() -> list[str]:

@@ -1,11 +1,13 @@
 """Loading a pretrained model for a task, with its dropouts set, and knowing what of it is new."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from hf_accum.errors import first_line
@@ -26,14 +28,19 @@ def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokeniz
     """The model's tokenizer, able to pad.
 
     Raises:
-        ValueError: if there is none under that name.
+        ValueError: if there is none under that name, or one that knows no words.
     """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(_local(name), revision=revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ValueError(_not_found("tokenizer", name, error)) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids) + 2:  # transformers makes one of nothing at all
+        raise ValueError(
+            f"--model {name}: has to have the files of its tokenizer, which without them knows only "
+            f"{len(tokenizer)} tokens"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -54,11 +61,10 @@ def load_model(
     `dropout` overrides every dropout probability of the model.
 
     Raises:
-        ValueError: if there is no such model, if `max_length` is more than it has positions for, or if the
-            tokenizer knows more tokens than the model.
+        ValueError: if there is no such model, if its weights do not fit (a head for other labels), if
+            `max_length` is more than it has positions for, or if the tokenizer knows more tokens than the model.
     """
     from transformers import AutoConfig
-    from transformers.utils import logging
 
     try:
         config = AutoConfig.from_pretrained(_local(name), revision=revision, **config_values)
@@ -68,20 +74,18 @@ def load_model(
         config.pad_token_id = tokenizer.pad_token_id
     if dropout is not None:
         _set_config_dropout(config, dropout)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what is new in the model is said by the run's summary
-    show_progress = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        model, info = auto_class.from_pretrained(
-            _local(name), config=config, revision=revision, dtype=torch.float32, output_loading_info=True
-        )
+        with quiet_transformers():  # what is new in the model is said by the run's summary
+            model, info = auto_class.from_pretrained(
+                _local(name), config=config, revision=revision, dtype=torch.float32, output_loading_info=True
+            )
     except (OSError, ValueError) as error:
         raise ValueError(_not_found("model", name, error)) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if show_progress:
-            logging.enable_progress_bar()
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"model {name!r}: its weights cannot be read, or do not fit: if it is a classifier of other labels, "
+            f"give the model that it was made from ({first_line(error)})"
+        ) from error
     if dropout is not None:
         set_dropout(model, dropout)
     new_modules = _modules_of(model, info["missing_keys"])
@@ -99,12 +103,30 @@ def load_model(
     return Pretrained(model.train(), new_modules)
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' reports and progress bars: this run has its own."""
+    from transformers.utils import logging
+
+    verbosity, show_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if show_progress:
+            logging.enable_progress_bar()
+
+
 def num_positions(model: nn.Module) -> int | None:
     """Tokens for which a model with learned absolute positions has one; None where there is no such limit."""
+    names = ("position_embeddings", "embed_positions", "wpe")
     limits = [
-        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        # Some embeddings stand for no position: as many as an offset says, or up to that of padding.
+        module.num_embeddings - getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe")
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in names
     ]
     return min(limits, default=None)
 

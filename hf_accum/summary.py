@@ -49,7 +49,7 @@ def describe_run(
             if rest
             else "the windows of a pass come out even"
         )
-        passes = num_steps * batch / num_train
+        passes = num_steps / -(-num_train // batch)
         lines.append(f"steps      {num_steps:,}, about {passes:.2f} passes over the data; {last}")
     lines.append(f"folder     {config.output_dir}")
     if earlier is not None:

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from hf_accum.config import RecipeConfig, as_dict
@@ -169,7 +170,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """A line for the user, from rank 0, above the display."""
         if self.ranks.index == 0:
-            self.console.print(text, highlight=False, markup=False)
+            self.console.print(text, highlight=False, markup=False, emoji=False)
 
     def finish(self, step: int, figures: Mapping[str, Any], stream: WindowStream[Any], exported: Path) -> None:
         """Write evaluation.json; say how each class fares, what was left out of the data, where the result is."""
@@ -195,7 +196,7 @@ class RunLog:
             table = Table("class", *columns, title="held-out examples by class", title_justify="left")
             for name, row in per_class.items():
                 cells = ("-" if v is None else f"{v:.0f}" if k == "support" else f"{v:.3f}" for k, v in row.items())
-                table.add_row(name, *cells)
+                table.add_row(Text(name), *cells)  # not as markup: it is the data's
             self.console.print(table)
 
     def _write(self, lines: Sequence[StepMetrics]) -> None:

@@ -153,6 +153,4 @@ def load_minilm(
         dropout=dropout,
         **task.model_config(),
     )
-    return add_lora(
-        pretrained.model, lora, task_type="SEQ_CLS", new_modules=pretrained.new_modules, dropout=dropout
-    )
+    return add_lora(pretrained.model, lora, task_type="SEQ_CLS", new_modules=pretrained.new_modules, dropout=dropout)

@@ -306,12 +306,8 @@ def _span(values: Sequence[float]) -> str:
 def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__)
-    parser.add_argument(
-        "--num_windows", type=int, default=5, help="windows to compare on (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--num_examples", type=int, default=8, help="texts in a window (default: %(default)s)"
-    )
+    parser.add_argument("--num_windows", type=int, default=5, help="windows to compare on (default: %(default)s)")
+    parser.add_argument("--num_examples", type=int, default=8, help="texts in a window (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the windows (default: %(default)s)")
     arguments: argparse.Namespace = parser.parse_args()
     use_threads(arguments.threads)

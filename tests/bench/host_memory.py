@@ -183,9 +183,7 @@ def main() -> None:
     parser.add_argument(
         "--num_rows", type=int, nargs="+", default=[1_000, 100_000], help="sizes (default: %(default)s)"
     )
-    parser.add_argument(
-        "--work", nargs=3, metavar=("NAME", "FILE", "ROWS"), help="what the processes are told"
-    )
+    parser.add_argument("--work", nargs=3, metavar=("NAME", "FILE", "ROWS"), help="what the processes are told")
     arguments = parser.parse_args()
     if arguments.work is None:
         print_header(arguments.threads)

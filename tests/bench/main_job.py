@@ -160,9 +160,7 @@ def hand_loop(data: RecipeData, config: ClinicalClassificationConfig, *, use_bf1
     predictions = [0] * len(held_out)
     with torch.inference_mode():
         for piece in _pieces(by_length, config.micro_batch_size):
-            for index, prediction in zip(
-                piece, forward([held_out[i] for i in piece]).argmax(-1), strict=True
-            ):
+            for index, prediction in zip(piece, forward([held_out[i] for i in piece]).argmax(-1), strict=True):
                 predictions[index] = int(prediction)
     return predictions
 

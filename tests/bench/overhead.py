@@ -226,9 +226,7 @@ def main() -> None:
     parser.add_argument("--num_windows", type=int, default=2, help="in a round (default: %(default)s)")
     parser.add_argument("--effective_batch_size", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--micro_batch_size", type=int, default=8, help="default: %(default)s")
-    parser.add_argument(
-        "--dropout", type=float, default=0.0, help="of model and adapters (default: %(default)s)"
-    )
+    parser.add_argument("--dropout", type=float, default=0.0, help="of model and adapters (default: %(default)s)")
     parser.add_argument("--tiny_model", action="store_true", help="in MiniLM's place")
     arguments = parser.parse_args()
     use_threads(arguments.threads)
@@ -254,9 +252,7 @@ def main() -> None:
     for work in works:
         work()  # warm up
     num_tokens = sum(int(inputs["attention_mask"].sum()) for window in windows for inputs, _ in window)
-    print(
-        f"{len(windows)} windows of {arguments.effective_batch_size} texts, {num_tokens:,} tokens, ", end=""
-    )
+    print(f"{len(windows)} windows of {arguments.effective_batch_size} texts, {num_tokens:,} tokens, ", end="")
     print(f"micro-batches of {arguments.micro_batch_size}; {arguments.num_rounds} rounds of each loop\n")
     report(*in_turns(works, arguments.num_rounds), num_windows=len(windows))
 

@@ -1,0 +1,187 @@
+"""Files and folders that are there whole or not at all."""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_accum.files import fill_folder_atomically, write_atomically, write_json
+
+
+def fail(*_: Any, **__: Any) -> Any:
+    raise OSError("no space left on device")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@given(first=st.text(st.characters(exclude_characters="\r", exclude_categories=["Cs"])))
+def test_text_is_written_and_replaced_whole(tmp_path_factory: pytest.TempPathFactory, first: str) -> None:
+    file = tmp_path_factory.mktemp("files") / "config.yaml"
+    for text in (first, "", "later"):
+        write_atomically(file, text)
+        assert file.read_bytes() == text.encode()
+        assert names(file.parent) == ["config.yaml"]
+
+
+@pytest.mark.parametrize("what", ["os.fsync", "pathlib.Path.replace"])
+def test_a_write_that_fails_leaves_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    file = tmp_path / "config.yaml"
+    write_atomically(file, "old")
+    with monkeypatch.context() as patched:
+        patched.setattr(what, fail)
+        with pytest.raises(OSError, match="no space left"):
+            write_atomically(file, "new")
+    assert file.read_text() == "old"
+    assert names(tmp_path) == ["config.yaml"]
+
+
+def test_text_that_cannot_be_encoded_leaves_the_old_content(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    write_atomically(file, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(file, "new \ud800")
+    assert file.read_text() == "old"
+    assert names(tmp_path) == ["config.yaml"]
+
+
+def test_a_file_is_never_seen_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the time of the flush the text is complete under another name, and the old one is in place."""
+    file = tmp_path / "evaluation.json"
+    write_atomically(file, "old")
+    seen: list[tuple[str, str]] = []
+    flush = os.fsync
+
+    def look(descriptor: int) -> None:
+        (other,) = (path for path in tmp_path.iterdir() if path != file)
+        seen.append((file.read_text(), other.read_text()))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    write_atomically(file, "new")
+    assert seen == [("old", "new")]
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(values)
+def test_json_comes_back(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+    file = tmp_path_factory.mktemp("files") / "evaluation.json"
+    write_json(file, value)
+    assert json.loads(file.read_text()) == value
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_json_does_not_have_are_refused(tmp_path: Path, value: float) -> None:
+    file = tmp_path / "evaluation.json"
+    write_json(file, {"loss": 1.0})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(file, {"loss": [value]})
+    assert json.loads(file.read_text()) == {"loss": 1.0}
+
+
+# Folders
+
+
+def write(text: str, *names: str) -> Callable[[Path], None]:
+    """Fills a folder with files of one text."""
+
+    def fill(partial: Path) -> None:
+        for name in names or ("weights",):
+            (partial / name).write_text(text)
+
+    return fill
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_folder_is_filled_beside_and_put_in_place(tmp_path: Path) -> None:
+    folder = tmp_path / "step-1" / "adapter"
+
+    def fill(partial: Path) -> None:
+        assert partial != folder
+        assert partial.is_dir()
+        assert not list(partial.iterdir())
+        (partial / "sub").mkdir()
+        (partial / "weights").write_text("1")
+        (partial / "sub" / "tokenizer").write_text("2")
+
+    fill_folder_atomically(folder, fill)
+    assert content(folder) == {"weights": "1", "sub/tokenizer": "2"}
+    assert names(folder.parent) == ["adapter"]
+
+
+def test_a_folder_is_replaced_with_all_that_was_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    fill_folder_atomically(folder, write("1", "a", "b"))
+    fill_folder_atomically(folder, write("2", "b"))
+    assert content(folder) == {"b": "2"}
+    assert names(tmp_path) == ["adapter"]
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), ValueError("bad"), KeyboardInterrupt()])
+@pytest.mark.parametrize("is_old", [True, False])
+def test_a_fill_that_fails_leaves_the_old_folder_or_none(tmp_path: Path, error: BaseException, is_old: bool) -> None:
+    folder = tmp_path / "adapter"
+    if is_old:
+        fill_folder_atomically(folder, write("old"))
+
+    def fill(partial: Path) -> None:
+        (partial / "weights").write_text("new")
+        raise error
+
+    with pytest.raises(type(error)):
+        fill_folder_atomically(folder, fill)
+    assert content(tmp_path) == ({"adapter/weights": "old"} if is_old else {})
+    assert names(tmp_path) == (["adapter"] if is_old else [])
+
+
+@pytest.mark.parametrize("which", ["os.fsync", "first rename", "second rename"])
+def test_a_disk_that_fails_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    folder = tmp_path / "adapter"
+    fill_folder_atomically(folder, write("old"))
+    rename = Path.rename
+    calls: list[Path] = []
+
+    def rename_until_it_fails(path: Path, target: Path) -> Path:
+        calls.append(path)
+        if len(calls) == (1 if which == "first rename" else 2):
+            raise OSError("no space left on device")
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        if which == "os.fsync":
+            patched.setattr(os, "fsync", fail)
+        else:
+            patched.setattr(Path, "rename", rename_until_it_fails)
+        with pytest.raises(OSError, match="no space left"):
+            fill_folder_atomically(folder, write("new"))
+    assert content(tmp_path) == {"adapter/weights": "old"}
+    assert names(tmp_path) == ["adapter"]
+
+
+def test_what_a_killed_process_left_behind_is_no_obstacle(tmp_path: Path) -> None:
+    """In a container the next run has the same process id."""
+    for suffix in ("partial", "old"):
+        left = tmp_path / f".adapter.{os.getpid()}.{suffix}"
+        left.mkdir()
+        (left / "stale").write_text("half")
+    for text in ("one", "two"):
+        fill_folder_atomically(tmp_path / "adapter", write(text))
+        assert content(tmp_path) == {"adapter/weights": text}
