@@ -147,8 +147,8 @@ def start_accelerator(
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
         log_with=list(trackers) or None,
         project_config=None if logging_dir is None else ProjectConfiguration(logging_dir=str(logging_dir)),
-        # No exchange in a forward, and no second copy of the gradients for the exchange of the last backward.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        # No second copy of the gradients for their exchange.
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     asked_for = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes < asked_for:

@@ -20,7 +20,7 @@ from tiny import (
     save_base,
 )
 from torch import nn
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, BertForSequenceClassification
 from transformers.utils import logging
 
 from hf_accum.models import load_model, load_tokenizer, num_positions, set_dropout
@@ -75,6 +75,17 @@ def test_a_dropout_of_the_head_is_overridden_too(tmp_path: Path) -> None:
     assert (model.dropout.p, model.config.classifier_dropout) == (0.2, 0.2)
     model = load_classifier(folder).model
     assert (model.dropout.p, model.config.classifier_dropout) == (0.7, 0.7)
+
+
+def test_a_dropout_that_no_config_names_is_overridden_too(tmp_path: Path) -> None:
+    class WithItsOwn(BertForSequenceClassification):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.extra = nn.Dropout(0.9)
+
+    folder = save_base(tmp_path, "bert")
+    model: Any = load_model(WithItsOwn, folder, load_tokenizer(folder), max_length=8, dropout=0.2).model
+    assert model.extra.p == 0.2
 
 
 def test_without_an_override_dropout_is_the_model_s_own(tmp_path: Path) -> None:

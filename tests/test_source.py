@@ -448,17 +448,36 @@ def test_class_names_of_a_parquet_column(tmp_path: Path) -> None:
         assert [column.keys(row) for _, row in read_all(source)] == [("severe",), ("mild",)]
 
 
+CARD = """---
+dataset_info:
+  features:
+  - name: text
+    dtype: string
+  - name: label
+    dtype:
+      class_label:
+        names:
+          '0': mild
+          '1': severe
+  splits:
+  - name: train
+---
+"""
+
+
+def test_class_names_that_only_the_dataset_card_has(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"], "label": [1]}), tmp_path / "train.parquet")
+    (tmp_path / "README.md").write_text(CARD)
+    source = open_source(str(tmp_path), "train", columns=("text", "label"))
+    assert source.class_names == {"label": ("mild", "severe")}
+
+
 @pytest.mark.parametrize("described", [False, True])
 def test_a_column_that_parquet_does_not_have(tmp_path: Path, described: bool) -> None:
     """Also where a dataset card describes the columns."""
     write_class_labels(tmp_path / "train.parquet")
     if described:
-        (tmp_path / "README.md").write_text(
-            "---\ndataset_info:\n  features:\n  - name: text\n    dtype: string\n"
-            "  - name: label\n    dtype:\n      class_label:\n        names:\n"
-            "          '0': mild\n          '1': severe\n"
-            "  splits:\n  - name: train\n---\n"
-        )
+        (tmp_path / "README.md").write_text(CARD)
     with pytest.raises(ValueError, match=r"has no column 'note': it has text, label"):
         open_source(str(tmp_path), "train", columns=("note", "label"))
 
