@@ -77,8 +77,8 @@ def _head_of(model: "PreTrainedModel", task_type: str) -> list[str]:
 def checkpoint_activations(model: "PreTrainedModel") -> None:
     """Compute activations again in the backward. Not re-entrant, so that gradients reach adapters inside.
 
-    `model` is the one that transformers made; call it after `add_lora`, for peft would else have the gradient
-    of the embeddings computed, which only re-entrant checkpointing needs.
+    `model` is the one that transformers made. Call this after `add_lora`: else peft has the gradient of the
+    embeddings computed, which only re-entrant checkpointing needs.
 
     Raises:
         ValueError: if the architecture has no support for it.
@@ -86,6 +86,7 @@ def checkpoint_activations(model: "PreTrainedModel") -> None:
     if not model.supports_gradient_checkpointing:
         raise ValueError(f"--gradient_checkpointing true: {type(model).__name__} has no support for it")
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    model.disable_input_require_grads()  # transformers asks for the same gradient
     model.config.use_cache = False
 
 

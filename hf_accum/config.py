@@ -90,11 +90,12 @@ class RecipeConfig:
     """The metric (or loss) by which the best checkpoint is kept and, at the end, exported; null: the last."""
     early_stopping_patience: int | None = None
     """Evaluations without a better best_metric after which training ends."""
-    trackers: list[str] = field(default_factory=list)
-    """accelerate's experiment trackers: tensorboard, wandb, mlflow, ..."""
+    trackers: list[str] | str = field(default_factory=list)
+    """accelerate's experiment trackers: tensorboard,wandb,mlflow,... (a list, or names with commas between)"""
 
     def __post_init__(self) -> None:
         """Check every value, before anything heavy is loaded."""
+        self.split_names("trackers")
         for name in ("effective_batch_size", "micro_batch_size", "shuffle_block_size", "log_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("max_steps", "num_epochs", "eval_every", "save_every", "early_stopping_patience"):
@@ -130,6 +131,14 @@ class RecipeConfig:
             self.best_metric,
             "null without eval_every, which says when to look",
         )
+
+    def split_names(self, *flags: str) -> None:
+        """Make lists of flags that were given as names with commas between."""
+        for flag in flags:
+            value = getattr(self, flag)
+            if isinstance(value, str):
+                names = [name.strip() for name in value.split(",") if name.strip()]
+                object.__setattr__(self, flag, names)
 
 
 def require(holds: bool, flag: str, value: object, rule: str) -> None:

@@ -10,6 +10,7 @@ from hf_accum.source import BadRow
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 _MOST_LABELS = 1_000
+_LARGEST_FLOAT32 = 3.4028235e38
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class LabelColumn:
             number = float(value)
         except (TypeError, ValueError, OverflowError):  # a whole number of more than 308 digits
             raise BadRow(self.column, f"{value!r} is not a number") from None
-        if not math.isfinite(number):
-            raise BadRow(self.column, f"{value!r} is not a finite number")
+        if not math.isfinite(number) or abs(number) > _LARGEST_FLOAT32:
+            raise BadRow(self.column, f"{value!r} is not a finite number of float32")
         return number
 
     def _items(self, value: Any) -> list[Any]:

@@ -140,8 +140,11 @@ def set_dropout(model: nn.Module, probability: float) -> None:
 
 def _set_config_dropout(config: Any, probability: float) -> None:
     for name, value in config.to_dict().items():
-        is_probability = isinstance(value, float | int) and not isinstance(value, bool)
-        if is_probability and ("drop" in name or name.endswith("pdrop")):
+        is_number = isinstance(value, float | int) and not isinstance(value, bool)
+        is_dropout = "dropout" in name or name.endswith("pdrop")
+        # Leaving out whole layers is another thing, but random as well: without dropout there is none of it.
+        leaves_out_layers = "layerdrop" in name or name == "drop_path_rate"
+        if is_number and (is_dropout or (leaves_out_layers and probability == 0)):
             setattr(config, name, probability)
         # A head's own dropout may be None: then it takes the model's, which is set already.
 

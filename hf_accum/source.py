@@ -215,6 +215,8 @@ def _read_csv(file: str, start: int, separator: str) -> Iterator[tuple[int, Row 
     how = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
     with _opened(file, "rt", compression="infer", **how) as lines:
         header = next(filter(None, csv.reader(lines, delimiter=separator)), [])  # blank lines are no rows
+        if len(set(header)) < len(header):
+            raise ValueError(f"two columns have the same name: {', '.join(header)}")
         reader = csv.DictReader(lines, header, delimiter=separator, restkey="", restval=None)
         for number, row in enumerate(reader):
             if number >= start:

@@ -29,8 +29,10 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
         raise BadRow(column, f"{text!r} is a {type(text).__name__}, not a text")
     if not text.strip():
         raise BadRow(column, "empty text")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise BadRow(column, "not UTF-8 (a lone surrogate)")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRow(column, "not UTF-8 (a lone surrogate)") from None
     return text
 
 

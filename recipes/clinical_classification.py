@@ -37,8 +37,8 @@ class ClinicalClassificationConfig(RecipeConfig):
         "single_label_classification"
     )
     """One class for each text, any number of labels, or a number."""
-    labels: list[str] = field(default_factory=list)
-    """Names of the labels, in order; default: those found in the data, sorted."""
+    labels: list[str] | str = field(default_factory=list)
+    """Names of the labels, in order (a list, or with commas between); default: those in the data, sorted."""
     label_separator: str = "|"
     """Between the labels of one text, where they are one string (multi_label_classification)."""
     class_weights: Literal["none", "balanced", "sqrt_balanced"] | list[float] = "none"
@@ -54,12 +54,13 @@ class ClinicalClassificationConfig(RecipeConfig):
     """Split of the dataset to evaluate on; default: a held-out share of the training split."""
     eval_fraction: float = 0.1
     """The share of groups held out where there is no eval_split."""
-    extra_metrics: list[str] = field(default_factory=list)
-    """Metrics of the hub to compute beside the shipped ones, by name: matthews_correlation, ..."""
+    extra_metrics: list[str] | str = field(default_factory=list)
+    """Metrics of the hub to compute beside the shipped ones, by name: matthews_correlation,..."""
 
     def __post_init__(self) -> None:
         """Check every value."""
         super().__post_init__()
+        self.split_names("labels", "extra_metrics")
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)")
         require(0 < self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "between 0 and 1")
         require(bool(self.label_separator), "label_separator", repr(self.label_separator), "not empty")

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hf_accum.labels import LabelColumn
@@ -83,6 +83,7 @@ def test_json_lines_come_back_from_any_row_on(
     start=seeks,
     suffix=st.sampled_from((".csv", ".tsv")),
 )
+@example(rows=[["a\r\nb\rc\n", '"x",\t\0\u2028'], ["", ""]], start=1, suffix=".csv")
 def test_csv_rows_come_back_from_any_row_on(
     tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]], start: int, suffix: str
 ) -> None:

@@ -131,7 +131,7 @@ def test_shards_use_every_example_once_on_two_processes(tiny_model: Path, notes:
         done = launch(
             *("-m", "recipes.clinical_classification", f"--model={tiny_model}", f"--dataset={notes}"),
             *("--stream_split=shards", "--max_length=64", "--effective_batch_size=25", "--num_epochs=2"),
-            *("--trackers=[tensorboard]", f"--output_dir={folder}"),
+            *("--trackers=tensorboard", f"--output_dir={folder}"),
             num_processes=num_processes,
         )
         assert done.returncode == 0, done.stderr[-3000:]
@@ -252,7 +252,7 @@ def test_class_weights_count_in_the_window(recipe: Recipe, notes: Path) -> None:
     assert metrics["num_items"] == pytest.approx(sum(weights[label] * n for label, n in counts.items()))
     assert math.isfinite(metrics["loss"])
     listed = [weights[label] for label in ("eye", "heart", "muscle")]
-    same = recipe(class_weights=str(listed), labels="[eye,heart,muscle]", effective_batch_size=136)
+    same = recipe(class_weights=str(listed), labels="eye,heart,muscle", effective_batch_size=136)
     assert metrics_of(same)[0]["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
 
 
