@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_accum.config import LoraConfig
 from hf_accum.files import fill_folder_atomically
-from hf_accum.models import quiet_transformers, set_dropout
+from hf_accum.models import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,7 +43,7 @@ def add_lora(
         task_type=task_type,
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
-        lora_dropout=lora.dropout,
+        lora_dropout=lora.dropout if dropout is None else dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         modules_to_save=list(dict.fromkeys([*new_modules, *_head_of(model, task_type)])) or None,
     )
@@ -61,8 +61,6 @@ def add_lora(
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
-    if dropout is not None:
-        set_dropout(adapted, dropout)
     return adapted
 
 

@@ -13,9 +13,15 @@ from hf_accum.adapters import load_weights, save_model, weights_folder
 from hf_accum.config import RecipeConfig, write_config
 from hf_accum.evaluation import LOWER_IS_BETTER
 from hf_accum.ranks import Ranks, together
+from hf_accum.tracking import TRACKERS_PROJECT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+_OF_A_RUN = {"config.yaml", "tuning.json", "metrics.jsonl", "evaluation.json", "checkpoints", "adapter", "model"} | {
+    TRACKERS_PROJECT
+}
 
 
 def start_folder(folder: Path, config: RecipeConfig, ranks: Ranks) -> Path | None:
@@ -32,15 +38,18 @@ def start_folder(folder: Path, config: RecipeConfig, ranks: Ranks) -> Path | Non
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"--output_dir {folder}: has to be a folder, it is a file")
         if folder.is_dir() and any(folder.iterdir()):
-            if not (folder / "config.yaml").exists():
+            others = sorted({path.name for path in folder.iterdir()} - _OF_A_RUN)
+            if others or not (folder / "config.yaml").exists():
                 raise ValueError(
-                    f"--output_dir {folder}: has to be new, empty, or an earlier run's folder; it holds other files"
+                    f"--output_dir {folder}: has to be new, empty, or an earlier run's folder; it holds "
+                    f"{', '.join(others) or 'no config.yaml'}"
                 )
             number = 1
             while (earlier := folder.with_name(f"{folder.name}-earlier-{number}")).exists():
                 number += 1
-            folder.rename(earlier)
         try:
+            if earlier is not None:
+                folder.rename(earlier)
             folder.mkdir(parents=True, exist_ok=True)
             write_config(config, folder)
         except OSError as error:

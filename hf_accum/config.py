@@ -137,7 +137,9 @@ class RecipeConfig:
         for flag in flags:
             value = getattr(self, flag)
             if isinstance(value, str):
-                names = [name.strip() for name in value.split(",") if name.strip()]
+                # [0,1] arrives as a text, since its items are none.
+                listed = value.strip().removeprefix("[").removesuffix("]").split(",")
+                names = [name for item in listed if (name := item.strip().strip("'\""))]
                 object.__setattr__(self, flag, names)
 
 

@@ -25,6 +25,7 @@ class LabelColumn:
     problem: Problem
     names: tuple[str, ...] = ()
     separator: str = "|"
+    numbers_are_indices: bool = False  # as in a column that is typed as classes, whatever their names
 
     def keys(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         """The row's labels by name, none for a regression. Where `names` are not known yet, any will do.
@@ -55,7 +56,12 @@ class LabelColumn:
             case "single_label_classification":
                 return self._index(value)
             case "multi_label_classification":
-                present = {self._index(item) for item in self._items(value)}
+                indices = [self._index(item) for item in self._items(value)]
+                present = set(indices)
+                if len(present) < len(indices):
+                    raise BadRow(
+                        self.column, f"{value!r} has a label twice: it has to list the labels that there are"
+                    )
                 return [1.0 if index in present else 0.0 for index in range(len(self.names))]
 
     def _value(self, row: Mapping[str, Any]) -> Any:
@@ -94,9 +100,10 @@ class LabelColumn:
 
     def _index(self, value: Any) -> int:
         key = self._key(value)
-        if key in self.names:
+        if key in self.names and not (self.numbers_are_indices and isinstance(value, int)):
             return self.names.index(key)
-        if key.isdecimal() and int(key) < len(self.names) and not any(n.isdecimal() for n in self.names):
+        may_be_index = self.numbers_are_indices or not any(name.isdecimal() for name in self.names)
+        if may_be_index and key.isdecimal() and int(key) < len(self.names):
             return int(key)
         known = ", ".join(self.names[:20]) + (", ..." if len(self.names) > 20 else "")
         raise BadRow(self.column, f"label {key!r} is out of range: it is none of {known}")

@@ -63,7 +63,7 @@ class CrossEntropy:
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The summed cross-entropy."""
         logits = _at_least_float32(logits)
-        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        weights = None if self.class_weights is None else self.class_weights.to(logits, non_blocking=True)
         return F.cross_entropy(
             logits.reshape(-1, logits.shape[-1]),
             labels.reshape(-1),
@@ -100,7 +100,7 @@ class BinaryCrossEntropy:
             logits,
             labels.to(logits).masked_fill(~kept, 0.0),
             weight=kept.to(logits),
-            pos_weight=None if self.positive_weights is None else self.positive_weights.to(logits),
+            pos_weight=None if self.positive_weights is None else self.positive_weights.to(logits, non_blocking=True),
             reduction="sum",
         )
 

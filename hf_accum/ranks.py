@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from hf_accum.errors import RankFailed
 
@@ -87,6 +88,15 @@ def ranks_of(accelerator: "Accelerator") -> Ranks:
     return ProcessGroupRanks() if accelerator.num_processes > 1 else OneRank()
 
 
+def broadcast_weights(model: nn.Module, accelerator: "Accelerator") -> None:
+    """Give every rank the parameters and buffers of rank 0. A collective."""
+    from accelerate.utils import broadcast
+
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.copy_(broadcast(tensor, from_process=0))
+
+
 def float_bits(number: float) -> int:
     """A float64 as a signed 64-bit number, for `Ranks.gather`."""
     return struct.unpack("<q", struct.pack("<d", number))[0]
@@ -134,6 +144,7 @@ def start_accelerator(
     """
     _refuse_unsupported_launch()
     from accelerate import Accelerator
+    from accelerate.tracking import get_available_trackers
     from accelerate.utils import (
         DistributedDataParallelKwargs,
         DistributedType,
@@ -141,6 +152,12 @@ def start_accelerator(
         ProjectConfiguration,
     )
 
+    missing = sorted(set(trackers) - {str(tracker) for tracker in get_available_trackers()})
+    if missing:
+        raise ValueError(
+            f"--trackers {', '.join(missing)}: not known to accelerate, or not installed here; "
+            f"there are {', '.join(map(str, get_available_trackers())) or 'none'}"
+        )
     on_cpu = not torch.accelerator.is_available()
     accelerator = Accelerator(
         cpu=on_cpu,

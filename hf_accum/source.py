@@ -119,7 +119,7 @@ def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revisi
     if splits and split not in splits:
         raise ValueError(f"dataset {dataset!r} has no split {split!r}: it has {', '.join(splits)}")
     features = builder.info.features or {}
-    class_names = {name: tuple(f.names) for name, f in features.items() if hasattr(f, "names")}
+    class_names = _class_names(features)
     files = [str(file) for file in (builder.config.data_files or {}).get(split, ())]
     match builder:  # a folder's or a hub dataset's is a subclass, with a name of its own
         case Json() if getattr(builder.config, "field", None) is None:
@@ -253,6 +253,12 @@ def _read_parquet(file: str, start: int, columns: Sequence[str]) -> Iterator[tup
                     number += 1
 
 
+def _class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Of columns of classes, and of lists of them."""
+    items = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
+    return {name: tuple(item.names) for name, item in items.items() if hasattr(item, "names")}
+
+
 def _parquet_class_names(dataset: str, file: str, columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
     import pyarrow.parquet as pq
     from datasets import Features
@@ -265,7 +271,7 @@ def _parquet_class_names(dataset: str, file: str, columns: Sequence[str]) -> dic
     for column in columns:
         if column not in schema.names:
             raise ValueError(f"dataset {dataset!r} has no column {column!r}: it has {', '.join(schema.names)}")
-    return {n: tuple(f.names) for n, f in Features.from_arrow_schema(schema).items() if hasattr(f, "names")}
+    return _class_names(Features.from_arrow_schema(schema))
 
 
 def _parquet_rows(batch: Any) -> list[Row | BadRow]:

@@ -116,7 +116,7 @@ class WindowStream(Generic[T]):
                 self.counts.num_weightless_windows += 1
                 continue
             if stand_in is None:
-                stand_in = examples[0] if examples else self._first_example()
+                stand_in = examples[0] if examples else self.first_example()
             yield Window(
                 step=step,
                 epoch=epoch,
@@ -235,7 +235,12 @@ class WindowStream(Generic[T]):
             for number, row in good_rows(self.source, shard, 0, self.prepare, self.on_bad_row, bad_rows):
                 yield f"{shard}:{number}", row
 
-    def _first_example(self) -> Example:
+    def first_example(self) -> Example:
+        """The first example in the order of the files.
+
+        Raises:
+            ValueError: if there is none.
+        """
         for item in self._rows(range(self.source.num_shards), Counter()):
             return self.encode([item])[0]
         raise ValueError(_EMPTY)

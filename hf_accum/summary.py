@@ -1,6 +1,6 @@
 """What a run is about to do, in words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ def describe_run(
     *,
     num_train: int | None,
     num_held_out: int | None,
+    bad_rows: Mapping[str, int],
     num_steps: int,
     model: nn.Module,
     new_modules: Sequence[str],
@@ -39,7 +40,7 @@ def describe_run(
         ),
     ]
     if num_train is None:
-        lines.append(f"steps      {num_steps:,}, or fewer if {config.num_epochs or 'all'} passes end before")
+        lines.append(f"steps      {num_steps:,}, over as many passes as they take")
     else:
         held_out = "" if num_held_out is None else f", {num_held_out:,} held out"
         lines.insert(0, f"data       {num_train:,} examples to train on{held_out}")
@@ -51,6 +52,11 @@ def describe_run(
         )
         passes = num_steps / -(-num_train // batch)
         lines.append(f"steps      {num_steps:,}, about {passes:.2f} passes over the data; {last}")
+    lines += [f"left out: {number:,} bad rows ({reason})" for reason, number in bad_rows.items()]
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        lines.append(
+            "note       this model has BatchNorm layers, which see the micro-batch: its gradient depends on the cut"
+        )
     lines.append(f"folder     {config.output_dir}")
     if earlier is not None:
         lines.append(f"           the earlier run that stood there is now {earlier}")

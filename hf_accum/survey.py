@@ -70,7 +70,7 @@ def is_held_out(row: Row, group_column: str, fraction: float) -> bool:
     Raises:
         BadRow: if the row has no group.
     """
-    if row.get(group_column) is None:
-        raise BadRow(group_column, "no group to split by (no such column, or null)")
+    if row.get(group_column) in (None, ""):
+        raise BadRow(group_column, "no group to split by (no such column, null, or empty)")
     digest = blake2b(str(row[group_column]).encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2**64

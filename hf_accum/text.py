@@ -1,6 +1,7 @@
 """Texts of rows as examples, and examples as padded tensors."""
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,10 @@ from hf_accum.window import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+# A fast tokenizer keeps in itself whether it truncates, and the streams of training and evaluation share one.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def text_of(row: Mapping[str, Any], column: str) -> str:
@@ -40,11 +45,14 @@ def tokenize(
     tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int
 ) -> list[tuple[list[int], int]]:
     """Token ids of each text, at most `max_length` of them, and how many tokens that cut off."""
-    whole = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
-    long = [index for index, ids in enumerate(whole) if len(ids) > max_length]
+    with _ONE_AT_A_TIME:
+        whole = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+        long = [index for index, ids in enumerate(whole) if len(ids) > max_length]
+        cut: list[list[int]] = []
+        if long:
+            cut = tokenizer([texts[i] for i in long], truncation=True, max_length=max_length)["input_ids"]
     encoded = [(ids, 0) for ids in whole]
     if long:
-        cut = tokenizer([texts[i] for i in long], truncation=True, max_length=max_length)["input_ids"]
         for index, ids in zip(long, cut, strict=True):
             encoded[index] = (ids, len(whole[index]) - len(ids))
     return encoded

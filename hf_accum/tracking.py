@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+TRACKERS_PROJECT = "hf-accum"
+
+
 @dataclass(frozen=True)
 class StepMetrics:
     """One line of `metrics.jsonl`: counts are over all ranks, seconds and bytes those of the worst one."""
@@ -109,7 +112,7 @@ class RunLog:
 
     def start(self, config: RecipeConfig, description: str) -> None:
         """Say what the run will do, and start the trackers with its configuration."""
-        self.accelerator.init_trackers("hf-accum", config=_flat(as_dict(config)))
+        self.accelerator.init_trackers(TRACKERS_PROJECT, config=_flat(as_dict(config)))
         self.say(description)
         self._step_started = time.perf_counter()
 
@@ -138,13 +141,15 @@ class RunLog:
         if not self._pending:
             return
         pending, self._pending = self._pending, []
+        loss_sums = [float(p.loss_sum) for p in pending]  # here the device has done all of these steps
+        waited = (time.perf_counter() - self._step_started) / len(pending)
         numbers: list[int] = []
-        for p in pending:
+        for p, loss_sum in zip(pending, loss_sums, strict=True):
             numbers += [
-                float_bits(float(p.loss_sum)),
+                float_bits(loss_sum),
                 p.window.num_padded_tokens,
                 p.window.num_micro_batches,
-                float_bits(p.step_seconds),
+                float_bits(p.step_seconds + waited),
                 p.peak_memory_bytes,
             ]
         width = len(numbers) // len(pending)
@@ -185,7 +190,7 @@ class RunLog:
                 f"{counts.num_truncated_tokens:,} tokens in all (--max_length)"
             )
         for reason, number in stream.bad_rows().most_common():
-            self.say(f"left out: {number:,} bad rows ({reason})")
+            self.say(f"left out while training: {number:,} bad rows over all passes ({reason})")
         if counts.num_weightless_windows:
             self.say(f"skipped: {counts.num_weightless_windows:,} windows without any item of weight")
         self.say(f"saved: {exported}")

@@ -65,6 +65,12 @@ class ClinicalClassificationConfig(RecipeConfig):
         require(0 < self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "between 0 and 1")
         require(bool(self.label_separator), "label_separator", repr(self.label_separator), "not empty")
         require(len(set(self.labels)) == len(self.labels), "labels", self.labels, "all different")
+        require(
+            self.eval_split is None or self.group_column is None,
+            "group_column",
+            self.group_column,
+            "left out with --eval_split, which says what is held out",
+        )
         require(len(self.labels) != 1, "labels", self.labels, "at least 2 names")
         single = self.problem == "single_label_classification"
         require(
@@ -112,14 +118,14 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     from hf_accum.evaluation import Metric, check_metrics, evaluate_model
     from hf_accum.models import load_model, load_tokenizer
     from hf_accum.optimization import build_optimizer, count_steps
-    from hf_accum.ranks import ranks_of, start_accelerator
+    from hf_accum.ranks import broadcast_weights, ranks_of, start_accelerator
     from hf_accum.seeding import derive_seed
     from hf_accum.stream import WindowStream
     from hf_accum.summary import describe_run
     from hf_accum.tracking import RunLog
     from recipes.embedded.models import minilm
 
-    folder = Path(config.output_dir)
+    folder = Path(config.output_dir).expanduser().resolve()
     accelerator = start_accelerator(trackers=config.trackers, logging_dir=folder)
     ranks = ranks_of(accelerator)
 
@@ -188,7 +194,10 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         num_epochs=config.num_epochs,
         shuffle_block_size=config.shuffle_block_size,
     )
-    held_out = stream(held_out=True, effective_batch_size=256 * ranks.count, shuffle_block_size=1)
+    held_out = stream(
+        held_out=True, effective_batch_size=256 * ranks.count, shuffle_block_size=1, skip_weightless=False
+    )
+    held_out.first_example()  # there has to be one
 
     def evaluate() -> Mapping[str, Any]:
         return evaluate_model(
@@ -212,6 +221,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
                 config,
                 num_train=data.num_train,
                 num_held_out=data.num_held_out,
+                bad_rows=data.bad_rows,
                 num_steps=num_steps,
                 model=plain_model,
                 new_modules=pretrained.new_modules,
@@ -240,6 +250,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
             if config.save_every and step % config.save_every == 0:
                 checkpoints.save(step)
             if config.eval_every and step % config.eval_every == 0 and step < num_steps:
+                log.flush()  # what comes now is no part of a step
                 figures = evaluate()
                 log.evaluation(step, figures)
                 if best.update(step, figures):
@@ -247,14 +258,18 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
             if step == num_steps or best.is_beaten_for(config.early_stopping_patience):
                 break
 
+        log.flush()
+        exported = checkpoints.export()  # before anything else can fail
         figures = evaluate()
         log.evaluation(step, figures)
         if not best.update(step, figures) and best.step is not None:
             log.say(f"by {best.metric} the checkpoint of step {best.step} is the best: it is the result")
-            accelerator.wait_for_everyone()
-            checkpoints.load(best.step)
+            if accelerator.is_main_process:
+                checkpoints.load(best.step)
+            broadcast_weights(plain_model, accelerator)
+            checkpoints.export()
             step, figures = best.step, evaluate()
-        log.finish(step, figures, windows, checkpoints.export())
+        log.finish(step, figures, windows, exported)
     accelerator.end_training()
     return figures
 
@@ -271,6 +286,7 @@ class Data:
     num_train: int | None = None
     num_held_out: int | None = None
     label_counts: Mapping[str, int] = field(default_factory=dict)
+    bad_rows: Mapping[str, int] = field(default_factory=dict)
 
     def is_held_out(self, row: "Row", of_eval_source: bool) -> bool:
         """Whether a row is not to train on."""
@@ -305,11 +321,13 @@ def open_data(config: ClinicalClassificationConfig, ranks: "Ranks") -> Data:
     columns = [config.text_column, label_column] + ([] if config.eval_split else [group_column])
     source = open_source(dataset, config.train_split, columns=columns)
     eval_source = open_source(dataset, config.eval_split, columns=columns) if config.eval_split else source
-    names = tuple(config.labels) or source.class_names.get(label_column, ())
-    labels = LabelColumn(label_column, config.problem, names, config.label_separator)
+    class_names = source.class_names.get(label_column, ())
+    names = tuple(config.labels) or class_names
+    labels = LabelColumn(label_column, config.problem, names, config.label_separator, bool(class_names))
     data = Data(source, eval_source, labels, group_column, None if config.eval_split else config.eval_fraction)
     needs_names = config.problem != "regression" and not names
-    if config.num_epochs is None and not needs_names and not isinstance(config.class_weights, str):
+    needs_counts = config.class_weights in ("balanced", "sqrt_balanced")
+    if config.num_epochs is None and not needs_names and not needs_counts:
         return data
 
     def observe(of_eval_source: bool) -> Survey:
@@ -336,6 +354,7 @@ def open_data(config: ClinicalClassificationConfig, ranks: "Ranks") -> Data:
         num_train=found.num_train,
         num_held_out=found.num_held_out,
         label_counts=found.train_labels,
+        bad_rows=found.bad_rows,
     )
 
 

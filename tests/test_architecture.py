@@ -16,7 +16,7 @@ LAYERS = [
     ["window", "labels", "survey", "models", "optimization"],
     ["text", "adapters", "stream"],
     ["accumulation", "evaluation"],
-    ["classification", "checkpoint", "summary", "tracking"],
+    ["classification", "summary", "tracking", "checkpoint"],
 ]
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
 MAY_IMPORT_ACCELERATE = {"accumulation", "ranks", "tracking", "summary"}
@@ -66,7 +66,9 @@ def test_no_recipe_imports_a_recipe(path: Path) -> None:
 
 @pytest.mark.parametrize("path", LIBRARY + RECIPES, ids=lambda p: p.stem)
 def test_a_module_stays_small(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 350
+    # A recipe holds its flags and its loop, to be read from top to bottom in one place.
+    limit = 400 if path in RECIPES else 350
+    assert len(path.read_text().splitlines()) <= limit
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

@@ -97,13 +97,25 @@ def test_many_names_are_not_all_said() -> None:
 
 @given(names=several_words, data=st.data())
 def test_any_subset_of_classes_as_a_list_or_a_text(names: list[str], data: st.DataObject) -> None:
-    indices = data.draw(st.lists(st.sampled_from(range(len(names)))))
+    indices = data.draw(st.lists(st.sampled_from(range(len(names))), unique=True))
     column = LabelColumn("label", MULTI, tuple(names), separator=";")
     expected = [float(index in indices) for index in range(len(names))]
     present = [names[index] for index in indices]
     for value in (present, tuple(present), indices, ";".join(present), " ; ".join([*present, ""])):
         assert column.encode({"label": value}) == expected
         assert column.keys({"label": value}) == tuple(present)
+
+
+def test_zeros_and_ones_are_no_list_of_labels() -> None:
+    column = LabelColumn("label", MULTI, NAMES)
+    assert "[0, 1, 0] has a label twice" in refused(column, {"label": [0, 1, 0]})
+
+
+def test_in_a_column_typed_as_classes_a_number_is_an_index_whatever_the_names() -> None:
+    column = LabelColumn("label", "single_label_classification", ("1", "2", "0"), numbers_are_indices=True)
+    assert [column.encode({"label": value}) for value in (0, 1, 2)] == [0, 1, 2]
+    assert column.keys({"label": 0}) == ("1",)
+    assert column.encode({"label": "0"}) == 2  # a text is a name
 
 
 def test_a_bad_item_among_several_labels() -> None:

@@ -17,6 +17,7 @@ def describe(accelerator: Accelerator, config: RecipeConfig | None = None, **cha
     facts: dict[str, Any] = {
         "num_train": 100,
         "num_held_out": 11,
+        "bad_rows": {},
         "num_steps": 4,
         "model": model,
         "new_modules": (),
@@ -66,10 +67,18 @@ def test_passes_and_the_last_window(
 def test_a_dataset_of_unknown_size(accelerator: Accelerator) -> None:
     config = RecipeConfig(num_epochs=None, max_steps=1500)
     said = describe(accelerator, config, num_train=None, num_held_out=None, num_steps=1500)
-    assert "steps      1,500, or fewer if all passes end before" in said
+    assert "steps      1,500, over as many passes as they take" in said
     assert "data " not in said
-    three = describe(accelerator, RecipeConfig(num_epochs=3, max_steps=9), num_train=None, num_held_out=None)
-    assert "if 3 passes end before" in three
+
+
+def test_bad_rows_that_were_found_are_said(accelerator: Accelerator) -> None:
+    said = describe(accelerator, bad_rows={"not UTF-8": 1200, "empty text": 1})
+    assert "left out: 1,200 bad rows (not UTF-8)\nleft out: 1 bad rows (empty text)" in said
+
+
+def test_batch_statistics_are_warned_of(accelerator: Accelerator) -> None:
+    assert "BatchNorm" not in describe(accelerator)
+    assert "BatchNorm layers, which see the micro-batch" in describe(accelerator, model=nn.BatchNorm1d(3))
 
 
 def test_an_earlier_run_is_said_to_be_moved(accelerator: Accelerator) -> None:

@@ -161,6 +161,26 @@ def test_steps_are_written_every_few_and_at_the_end(accelerator: Accelerator, tm
     assert all(list(line) == CONTRACT for line in lines)
 
 
+def test_time_that_the_device_still_takes_is_shared_by_the_steps_before(
+    accelerator: Accelerator, tmp_path: Path, clock: Clock
+) -> None:
+    class Slow:
+        """A loss that the device has not computed yet."""
+
+        def __float__(self) -> float:
+            clock.now += 2
+            return 1.0
+
+    log = make_log(accelerator, tmp_path, num_steps=4, log_every=4)
+    with log:
+        for step in range(1, 5):
+            clock.now += 1
+            window = run_window(make_window(step, [[5]]))
+            window.loss_sum = Slow  # type: ignore[method-assign]
+            log.step(window, 1.0, 0.1)
+    assert [line["step_seconds"] for line in lines_of(tmp_path)] == [3, 3, 3, 3]
+
+
 def test_evaluating_is_no_part_of_a_step_s_time(accelerator: Accelerator, tmp_path: Path, clock: Clock) -> None:
     log = make_log(accelerator, tmp_path, num_steps=9, log_every=9)
     with log:
@@ -168,7 +188,8 @@ def test_evaluating_is_no_part_of_a_step_s_time(accelerator: Accelerator, tmp_pa
         for step in (1, 2):
             clock.now += 3
             log.step(run_window(make_window(step, [[5]])), 1.0, 0.1)
-            clock.now += 60  # the evaluation itself is before its being shown
+            log.flush()
+            clock.now += 60  # the evaluation itself
             log.evaluation(step, {"loss": 1.0})
     assert [line["step_seconds"] for line in lines_of(tmp_path)] == [3, 3]
 
@@ -373,8 +394,8 @@ def test_what_was_left_out_or_cut_is_said(accelerator: Accelerator, tmp_path: Pa
     shown = finished(accelerator, tmp_path, {"loss": 0.5}, counts).splitlines()
     for line in (
         "truncated: 17 of 5,000 examples, by 4,321 tokens in all (--max_length)",
-        "left out: 1,200 bad rows (field 'text': empty text)",
-        "left out: 3 bad rows (not JSON)",
+        "left out while training: 1,200 bad rows over all passes (field 'text': empty text)",
+        "left out while training: 3 bad rows over all passes (not JSON)",
         "skipped: 2 windows without any item of weight",
     ):
         assert line in shown

@@ -46,6 +46,23 @@ def test_any_cut_gives_the_gradient_and_loss_of_the_unsplit_batch(
     assert window.num_micro_batches == -(-len(lengths) // micro_batch_size)
 
 
+@pytest.mark.parametrize("name", ["weights and smoothing", "tokens, weights and smoothing"])
+def test_every_micro_batch_size_of_windows_of_1_to_17_examples(accelerator: Accelerator, name: str) -> None:
+    task = TASKS[name]
+    model = make_model(task)
+    for num_examples in range(1, 18):
+        examples = make_examples(task, [2 + (5 * i) % 11 for i in range(num_examples)], seed=num_examples)
+        reference, _ = unsplit_gradient(model, task, examples)
+        for micro_batch_size in range(1, num_examples + 1):
+            window = make_window(examples, examples[0], whole=examples)
+            for micro_batch in window.micro_batches(micro_batch_size):
+                with accumulate(accelerator, model, micro_batch):
+                    inputs, labels = batch(micro_batch.examples)
+                    accelerator.backward(task.objective(model(**inputs).logits, labels) * micro_batch.scale)
+            assert largest_relative_difference(model, reference) <= 1e-12
+            model.zero_grad()
+
+
 def test_windows_of_different_numbers_of_micro_batches_follow_each_other(accelerator: Accelerator) -> None:
     """Also where a prepared loader ends in between, and where accelerate had other settings before."""
     task = TASKS["plain"]

@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -239,6 +241,22 @@ def test_bad_rows_are_skipped_and_counted_on_request(
         assert any("left out: 1 bad rows" in line and reason in line for line in said.splitlines()), reason
 
 
+@pytest.mark.slow
+def test_the_readme_s_main_job_beats_the_majority_class(tmp_path: Path) -> None:
+    (line,) = [line for line in (ROOT / "README.md").read_text().splitlines() if "'.[demo]' && " in line]
+    command = shlex.split(line.partition(" && ")[2])
+    assert command[:2] == ["accelerate", "launch"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *command[2:]]
+    done = run([*launcher, f"--output_dir={tmp_path / 'run'}"], timeout=1200, OMP_NUM_THREADS="2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    support = [row["support"] for row in evaluation["per_class"].values()]
+    assert evaluation["num_examples"] == sum(support) == 809
+    majority = max(support) / 809
+    assert evaluation["accuracy"] > majority + 0.03
+    assert evaluation["macro_f1"] > 2 * majority / (1 + majority) / 4 + 0.05
+
+
 def test_class_weights_count_in_the_window(recipe: Recipe, notes: Path) -> None:
     counts = {"eye": 0, "heart": 0, "muscle": 0}
     from hf_accum.survey import is_held_out
@@ -288,8 +306,6 @@ def test_every_shipped_accelerate_config_starts_the_recipe(
         assert arguments.multi_gpu == (config.stem == "multi_gpu")
         assert arguments.num_processes == (2 if config.stem == "multi_gpu" else 1)
         return
-    import sys
-
     done = run(
         [
             *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)),
