@@ -5,6 +5,10 @@ class RankFailed(RuntimeError):
     """Another rank failed; the message says which, and what of."""
 
 
+class OutOfMemory(RuntimeError):
+    """The smallest thing that could be tried does not fit; the message says what would."""
+
+
 def first_line(error: BaseException) -> str:
     """An error's type and the first line of its message, for a message of our own."""
     return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,0 +1,77 @@
+"""Four-bit weights (QLoRA) by bitsandbytes: loading them, and laying them out without weights."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+
+
+def quantization_config(quantization: str, keep: Sequence[str], precision: str = "no") -> "BitsAndBytesConfig | None":
+    """What transformers loads quantised weights by; None for `none`. Modules named in `keep` stay as they are.
+
+    The type that 4-bit weights are multiplied in is that of `precision`, accelerate's: float32, bf16 or fp16.
+
+    Raises:
+        ValueError: if bitsandbytes is not installed.
+    """
+    if quantization == "none":
+        return None
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(f"--quantization {quantization}: needs bitsandbytes: pip install bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization,
+        bnb_4bit_compute_dtype=dtypes.get(precision, torch.float32),
+        llm_int8_skip_modules=list(keep),  # its name, for 4 bits too
+    )
+
+
+def head_modules(model: "PreTrainedModel") -> list[str]:
+    """The modules beside a model's backbone: the task's head, which is trained and stays unquantised."""
+    beside = (item for item in model.named_children() if item[0] != model.base_model_prefix)
+    return [name for name, module in beside if any(True for _ in module.parameters())]
+
+
+def quantize_without_weights(model: "PreTrainedModel", config: "BitsAndBytesConfig") -> None:
+    """Put 4-bit layers in the place of a `meta` model's linear ones: shapes and types as after loading."""
+    import bitsandbytes as bnb
+    from bitsandbytes.functional import QuantState
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+
+    replace_with_bnb_linear(model, config.llm_int8_skip_modules, config)
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            weight: Any = module.weight
+            blocksize, shape = weight.blocksize, weight.shape
+            state = QuantState(
+                absmax=torch.empty(-(-shape.numel() // blocksize), dtype=torch.float32, device="meta"),
+                shape=shape,
+                code=torch.empty(16, dtype=torch.float32, device="meta"),
+                blocksize=blocksize,
+                quant_type=config.bnb_4bit_quant_type,
+                dtype=torch.float32,
+            )
+            packed = torch.empty((-(-shape.numel() // 2), 1), dtype=torch.uint8, device="meta")
+            make: Any = bnb.nn.Params4bit
+            module.weight = make(packed, quant_state=state, blocksize=blocksize, bnb_quantized=True, module=module)
+    keep_weights_trainable_through(model)
+    setattr(model, "is_loaded_in_4bit", True)  # noqa: B010 (what peft knows it by; no parameter)
+
+
+def keep_weights_trainable_through(model: nn.Module) -> None:
+    """Keep 4-bit layers from repacking their weights in the first forward without gradients.
+
+    On CPUs with AVX512-BF16 bitsandbytes 0.50 does so, for an operation that has no backward: after an evaluation
+    no gradient would pass through the layer, without a word.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (no parameter, as a type checker thinks)
