@@ -1,0 +1,231 @@
+"""How fast a window is: this loop, a plain accelerate loop, the stock Trainer, also grouped by length, and the ideal.
+
+Real clinical synopses, MiniLM with the recipe's LoRA, dropout as in its config, train mode, the same optimizer steps
+of 64 examples; at most `--micro_batch_size` examples in one forward for the plain loop and the Trainer. In turns,
+after warm-up rounds; medians.
+
+- plain: accelerate's `accumulate` over a DataLoader of micro-batches, padded to their longest;
+- Trainer: transformers', the same micro-batches, the accumulation steps that make 64;
+- Trainer by length: `train_sampling_strategy="group_by_length"`, which changes what a step sees;
+- hf_accum: `WindowStream`, `Pipeline` and `accumulate`, costs learned in the warm-up round;
+- ideal: the same real tokens in micro-batches of one length, without padding, as even as can be: no loop around it.
+
+    python tests/bench/speed.py --threads 2
+"""
+
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from common import (
+    argument_parser,
+    load_minilm,
+    load_recipe_data,
+    minilm_task,
+    print_header,
+    print_table,
+    source_of,
+    use_threads,
+)
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+from transformers.utils import logging as transformers_logging
+
+from hf_accum import Pipeline, WindowStream, accumulate, ranks_of, start_accelerator
+from hf_accum.capacity import Capacity, WorkingCapacity
+from hf_accum.config import LoraConfig
+from hf_accum.costs import WorkingCosts
+from hf_accum.cutting import Cutter
+from hf_accum.optimization import build_optimizer
+from hf_accum.text import pad
+
+CPU = torch.device("cpu")
+WINDOW = 64
+
+
+class Contenders:
+    """All of them on the same rows, each with a model of its own from the same weights."""
+
+    def __init__(self, num_windows: int, micro_batch_size: int, most: int) -> None:
+        data = load_recipe_data()
+        self.task = minilm_task(data.labels, data.text_column, max_length=512)
+        number = num_windows * WINDOW
+        self.rows = data.train[:: max(1, len(data.train) // number)][:number]
+        prepared = [(str(index), self.task.prepare(row)) for index, row in enumerate(self.rows)]
+        self.examples = self.task.encode(prepared)
+        self.num_windows = num_windows
+        self.micro_batch_size = micro_batch_size
+        self.accelerator = start_accelerator()
+        self.cutter = Cutter(WorkingCapacity(Capacity(most)), WorkingCosts())
+        self.padded_tokens = 0
+
+    def new_model(self) -> Any:
+        """As each run of a recipe has it."""
+        return load_minilm(self.task, LoraConfig()).train()
+
+    def hf_accum(self) -> Callable[[], None]:
+        """This project's loop."""
+        model = self.new_model()
+        optimizer = build_optimizer(model, 3e-4, 0.01)
+
+        def run() -> None:
+            stream = WindowStream(
+                source_of(self.rows),
+                self.task.prepare,
+                self.task.encode,
+                ranks=ranks_of(self.accelerator),
+                effective_batch_size=WINDOW,
+                seed=0,
+                shuffle_block_size=1,
+            )
+            self.padded_tokens = 0
+            for window in Pipeline(stream, self.cutter, self.task.collate, CPU):
+                for micro_batch in window.micro_batches(self.cutter):
+                    with accumulate(self.accelerator, model, micro_batch):
+                        inputs, labels = micro_batch.batch
+                        loss = self.task.objective(model(**inputs).logits, labels)
+                        self.accelerator.backward(loss * micro_batch.scale)
+                self.accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                self.padded_tokens += window.num_padded_tokens
+
+        return run
+
+    def plain(self) -> Callable[[], None]:
+        """The loop of accelerate's documentation."""
+        model = self.new_model()
+        optimizer = build_optimizer(model, 3e-4, 0.01)
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=WINDOW // self.micro_batch_size)
+
+        def run() -> None:
+            loader: Any = DataLoader(
+                self.examples,  # type: ignore[arg-type]
+                self.micro_batch_size,
+                collate_fn=self.task.collate,
+            )
+            for inputs, labels in loader:
+                with accelerator.accumulate(model):
+                    loss = torch.nn.functional.cross_entropy(model(**inputs).logits, labels)
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                        optimizer.step()
+                        optimizer.zero_grad()
+
+        return run
+
+    def trainer(self, by_length: bool) -> Callable[[], None]:
+        """transformers' Trainer."""
+        model = self.new_model()
+        rows = [
+            {"input_ids": e.features["input_ids"].tolist(), "label": e.features["label"], "length": e.length}
+            for e in self.examples
+        ]
+
+        def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+            from hf_accum.window import Example
+
+            examples = [Example("", len(r["input_ids"]), 1.0, {"input_ids": r["input_ids"]}) for r in rows]
+            return {**pad(examples, 0), "labels": torch.tensor([r["label"] for r in rows])}
+
+        def run() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                arguments = TrainingArguments(
+                    output_dir=folder,
+                    per_device_train_batch_size=self.micro_batch_size,
+                    gradient_accumulation_steps=WINDOW // self.micro_batch_size,
+                    num_train_epochs=1,
+                    use_cpu=True,
+                    report_to=[],
+                    disable_tqdm=True,
+                    save_strategy="no",
+                    logging_strategy="no",
+                    remove_unused_columns=False,
+                    train_sampling_strategy="group_by_length" if by_length else "sequential",
+                    length_column_name="length",
+                )
+                Trainer(
+                    model=model,
+                    args=arguments,
+                    train_dataset=rows,  # type: ignore[arg-type]
+                    data_collator=collate,
+                    optimizers=(build_optimizer(model, 3e-4, 0.01), None),  # type: ignore[arg-type]
+                ).train()
+
+        return run
+
+    def ideal(self) -> Callable[[], None]:
+        """As many real tokens, in micro-batches of texts of the mean length."""
+        model = self.new_model()
+        optimizer = build_optimizer(model, 3e-4, 0.01)
+        length = round(sum(e.length for e in self.examples) / len(self.examples))
+        batches = list(self._even_batches(length))
+
+        def run() -> None:
+            for index, (inputs, labels) in enumerate(batches, start=1):
+                (self.task.objective(model(**inputs).logits, labels) / WINDOW).backward()
+                if index % (len(batches) // self.num_windows) == 0:
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                    optimizer.step()
+                    optimizer.zero_grad()
+
+        return run
+
+    def _even_batches(self, length: int) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(self.num_windows * WINDOW // 8):
+            ids = torch.randint(1_000, 30_000, (8, length), generator=generator)
+            yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.zeros(8, dtype=torch.long)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--num_windows", type=int, default=2, help="of 64 (default: %(default)s)")
+    parser.add_argument("--num_rounds", type=int, default=5, help="of each contender (default: %(default)s)")
+    parser.add_argument("--micro_batch_size", type=int, default=8, help="of the neighbours (default: %(default)s)")
+    parser.add_argument("--most", type=int, default=64, help="examples that fit, for hf_accum (default: %(default)s)")
+    parser.add_argument("--num_warm_ups", type=int, default=3, help="rounds of hf_accum (default: %(default)s)")
+    arguments = parser.parse_args()
+    use_threads(arguments.threads)
+    print_header(arguments.threads)
+    transformers_logging.set_verbosity_error()
+    contenders = Contenders(arguments.num_windows, arguments.micro_batch_size, arguments.most)
+    runs = {
+        "hf_accum": contenders.hf_accum(),
+        "plain accelerate loop": contenders.plain(),
+        "Trainer": contenders.trainer(by_length=False),
+        "Trainer by length": contenders.trainer(by_length=True),
+        "ideal": contenders.ideal(),
+    }
+    for _ in range(arguments.num_warm_ups):
+        runs["hf_accum"]()  # the costs are learned from the run's own windows
+    runs["ideal"]()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(arguments.num_rounds):
+        for name, run in runs.items():
+            gc.collect()
+            started = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - started)
+    tokens = sum(e.length for e in contenders.examples)
+    print(
+        f"{len(contenders.examples)} texts, {tokens:,} tokens, {contenders.padded_tokens / tokens:.3f} padded / real"
+    )
+    print(f"costs: {contenders.cutter.costs.costs if contenders.cutter.costs else None}\n")
+    own = statistics.median(seconds["hf_accum"])
+    rows = [
+        (name, f"{statistics.median(s):.2f}", f"{min(s):.2f}", f"{max(s):.2f}", f"{statistics.median(s) / own:.2f}")
+        for name, s in seconds.items()
+    ]
+    print_table(("loop", "median s", "least s", "greatest s", "median / hf_accum's"), rows)
+
+
+if __name__ == "__main__":
+    main()

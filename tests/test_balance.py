@@ -1,0 +1,135 @@
+"""Even ranks: against the best assignment there is, and that examples are moved, never lost or doubled."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_stream import make_stream, source_of
+from thread_ranks import ThreadRanks, run_ranks
+
+from hf_accum.balance import assign
+from hf_accum.costs import UNLEARNED, Costs
+from hf_accum.cutting import cut
+from hf_accum.stream import Split
+from hf_accum.window import Example
+
+ONLY_TOKENS = Costs(0.0, 1.0, 0.0)
+
+
+def loads_of(
+    lengths: Sequence[Sequence[int]], owners: Sequence[Sequence[int]], speeds: Sequence[float]
+) -> list[float]:
+    """With `ONLY_TOKENS`."""
+    loads = [0.0] * len(speeds)
+    for of_rank, owned in zip(lengths, owners, strict=True):
+        for length, owner in zip(of_rank, owned, strict=True):
+            loads[owner] += length / speeds[owner]
+    return loads
+
+
+lengths_of_ranks = st.lists(st.lists(st.integers(1, 100), max_size=3), min_size=2, max_size=3).filter(
+    lambda lengths: any(map(len, lengths))
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(lengths=lengths_of_ranks)
+def test_the_slowest_rank_takes_at_most_twice_the_best_there_is(lengths: list[list[int]]) -> None:
+    """Graham's bound for greedy assignments in any order; that no rank is over an even share but by one example."""
+    owners = assign(lengths, [ONLY_TOKENS] * len(lengths))
+    assert [len(owned) for owned in owners] == [len(of_rank) for of_rank in lengths]
+    worst = max(loads_of(lengths, owners, [1.0] * len(lengths)))
+    everything = [length for of_rank in lengths for length in of_rank]
+    best = min(
+        max(
+            sum(length for length, o in zip(everything, choice, strict=True) if o == rank)
+            for rank in range(len(lengths))
+        )
+        for choice in itertools.product(range(len(lengths)), repeat=len(everything))
+    )
+    assert worst <= 2 * best
+    assert assign(lengths, [ONLY_TOKENS] * len(lengths)) == owners
+
+
+def test_what_is_even_stays_where_it_is() -> None:
+    lengths = [[5, 3, 2], [4, 4, 2], [10]]
+    assert assign(lengths, [ONLY_TOKENS] * 3) == [[0, 0, 0], [1, 1, 1], [2]]
+
+
+def test_a_rank_that_is_twice_as_fast_gets_twice_as_much() -> None:
+    lengths = [[10] * 30, [10] * 30]
+    owners = assign(lengths, [ONLY_TOKENS, Costs(0.0, 2.0, 0.0)])
+    assert sum(owned.count(0) for owned in owners) == 40
+    assert owners[0] == [0] * 30  # only what has to move does
+
+
+@pytest.mark.parametrize("num_ranks", [2, 8, 64, 512])
+def test_real_lengths_come_out_even(num_ranks: int) -> None:
+    """32 texts a rank, of lengths as the synopses have them, each rank's share cut for real."""
+    draw = np.random.default_rng(num_ranks)
+    lengths = [np.clip(draw.lognormal(4.5, 0.75, 32).astype(int), 10, 512).tolist() for _ in range(num_ranks)]
+    costs = Costs(0.05, 7e-4, 1e-6)
+    owners = assign(lengths, [costs] * num_ranks)
+    shares: list[list[Example]] = [[] for _ in range(num_ranks)]
+    before: list[list[Example]] = [[] for _ in range(num_ranks)]
+    for rank, (of_rank, owned) in enumerate(zip(lengths, owners, strict=True)):
+        for index, (length, owner) in enumerate(zip(of_rank, owned, strict=True)):
+            example = Example(f"{rank}:{index}", length, 1.0, {})
+            shares[owner].append(example)
+            before[rank].append(example)
+
+    def slowest(of_ranks: list[list[Example]]) -> float:
+        seconds = [
+            sum(float(costs.seconds(len(piece), piece[0].length)) for piece in cut(share, 64, costs))
+            for share in of_ranks
+        ]
+        return max(seconds) / (sum(seconds) / len(seconds))
+
+    assert slowest(shares) <= 1.05
+    assert slowest(before) > 1.08
+
+
+@pytest.mark.parametrize("split", ["examples", "shards"])
+@settings(max_examples=25, deadline=None)
+@given(
+    shard_sizes=st.lists(st.integers(0, 23), min_size=1, max_size=5).filter(any),
+    num_ranks=st.integers(2, 4),
+    effective_batch_size=st.integers(1, 20),
+)
+def test_windows_hold_the_same_examples_as_without(
+    split: Split, shard_sizes: list[int], num_ranks: int, effective_batch_size: int
+) -> None:
+    def work(ranks: ThreadRanks) -> tuple[list[list[Example]], ...]:
+        windows = [
+            list(make_stream(source_of(shard_sizes), ranks, effective_batch_size, split=split, balance=balance))
+            for balance in (None, lambda step: UNLEARNED)
+        ]
+        for plain, even in zip(*windows, strict=True):
+            assert (plain.step, plain.digest, plain.num_items) == (even.step, even.digest, even.num_items)
+            assert (plain.num_examples, plain.num_tokens) == (even.num_examples, even.num_tokens)
+        return tuple([list(window.examples) for window in of_how] for of_how in windows)
+
+    outcomes = run_ranks(num_ranks, work)
+    for step in range(len(outcomes[0][0])):
+        before, after = (sorted(e.id for of_rank in outcomes for e in of_rank[how][step]) for how in (0, 1))
+        assert before == after
+
+
+def test_only_what_has_to_move_is_sent() -> None:
+    """Rank 0 has long texts, rank 1 short ones."""
+
+    def work(ranks: ThreadRanks) -> list[int]:
+        # The n-th row is n tokens long: the second shard has 20 short ones, the first 20 too, and 20 long ones.
+        stream = make_stream(
+            source_of((60, 20)), ranks, 80, split="shards", shuffle_block_size=1, balance=lambda step: ONLY_TOKENS
+        )
+        (window,) = stream
+        assert len(ranks.received) == (ranks.index == 1)
+        return [e.length for e in window.examples]
+
+    first, second = run_ranks(2, work)
+    assert sum(first) == pytest.approx(sum(second), rel=0.02)
+    assert len(first) + len(second) == 80
