@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_accum.accumulation import accumulate
+    from hf_accum.cutting import cut
     from hf_accum.evaluation import Metric, evaluate_model
     from hf_accum.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
+    from hf_accum.pipeline import Pipeline
     from hf_accum.ranks import ranks_of, start_accelerator
     from hf_accum.source import BadRow, Source, of_dataset, open_source
     from hf_accum.stream import WindowStream
-    from hf_accum.window import Example, MicroBatch, Window, cut
+    from hf_accum.window import Example, MicroBatch, Window
 
 __version__ = "0.1.0"
 
@@ -25,11 +27,12 @@ _HOMES = {
     "Example": "window",
     "Metric": "evaluation",
     "MicroBatch": "window",
+    "Pipeline": "pipeline",
     "Source": "source",
     "SquaredError": "losses",
     "Window": "window",
     "WindowStream": "stream",
-    "cut": "window",
+    "cut": "cutting",
     "evaluate_model": "evaluation",
     "of_dataset": "source",
     "open_source": "source",
@@ -44,6 +47,7 @@ __all__ = [
     "Example",
     "Metric",
     "MicroBatch",
+    "Pipeline",
     "Source",
     "SquaredError",
     "Window",

@@ -1,27 +1,41 @@
 """The gradient of one window, through accelerate's `accumulate` context."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hf_accum.errors import first_line
+from hf_accum.oom import Failure, classify, release
+from hf_accum.ranks import refuse_layers_that_talk
+from hf_accum.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from hf_accum.window import MicroBatch
 
+_BUCKET_BYTES = 25 * 2**20
+
 
 @contextmanager
 def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "MicroBatch") -> Iterator[None]:
     """`accelerator.accumulate(model)` for one micro-batch of a window of any number of them.
 
-    Gradients are kept on this rank until the window's last micro-batch, whose backward exchanges them. Inside,
-    run the forward, and `accelerator.backward(loss * micro_batch.scale)` on the *summed* loss. Random numbers
-    drawn by the forward (dropout) are seeded by the micro-batch.
+    Gradients are kept on this rank until the window's last micro-batch is through; then they are summed over the
+    ranks. Inside, run the forward, and `accelerator.backward(loss * micro_batch.scale)` on the *summed* loss.
+    Random numbers drawn by the forward (dropout) are seeded by the micro-batch.
 
-    Ranks may run different numbers of micro-batches, each at least one.
+    Ranks may run different numbers of micro-batches, each at least one. If memory runs out inside, the gradients
+    of the window are dropped, running statistics (of BatchNorm) are as before it, the error goes no further, and
+    `window.micro_batches` starts the window anew; the other ranks, which know nothing of it, wait at the sum.
+
+    Raises:
+        ValueError: if the model has layers that talk to the other ranks in the forward (SyncBatchNorm).
     """
     if micro_batch.index == 0:
         # accelerate closes a window at every num_steps-th call, and also where a prepared loader ends. Both are
@@ -29,14 +43,88 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
         accelerator.gradient_state.plugin_kwargs["sync_with_dataloader"] = False
         accelerator.gradient_accumulation_steps = micro_batch.count
         accelerator.step = 0
+        refuse_layers_that_talk(model, accelerator.num_processes)
+        micro_batch.statistics_before += [(s, s.clone()) for s in _running_statistics(model)]
+    if isinstance(model, DistributedDataParallel):
+        # Its first forward would give all ranks the buffers of the first: a second time if memory runs out in it.
+        model.require_forward_param_sync = False
     _seed(micro_batch.seed, accelerator.device)
-    with accelerator.accumulate(model):
-        yield
-    if accelerator.sync_gradients != (micro_batch.index == micro_batch.count - 1):
+    stopwatch = Stopwatch(accelerator.device)
+    try:
+        # Without DistributedDataParallel's own exchange in the last backward: a backward that runs out of memory
+        # half way through an exchange cannot be taken back, and leaves the other ranks waiting.
+        with accelerator.accumulate(model), accelerator.no_sync(model):
+            yield
+    except Exception as error:
+        failure = classify(error)
+        if failure is Failure.OTHER or (failure is Failure.AMBIGUOUS and not micro_batch.retry_ambiguous):
+            raise
+        micro_batch.out_of_memory = first_line(error)
+        micro_batch.is_ambiguous = failure is Failure.AMBIGUOUS
+        release(error, accelerator.device)
+    if micro_batch.out_of_memory is not None:
+        _forget(model, micro_batch)
+        return
+    stopwatch.stop()
+    micro_batch.timing = stopwatch
+    is_last = micro_batch.index == micro_batch.count - 1
+    if accelerator.sync_gradients != is_last:
         raise RuntimeError(
             f"micro-batch {micro_batch.index + 1} of {micro_batch.count} did not match accelerate's own count: "
             "run each micro-batch of a window once, in order, and call accelerator.accumulate nowhere else"
         )
+    if micro_batch.stand_in:
+        _forget(model, micro_batch)
+    if is_last and accelerator.num_processes > 1:
+        _sum_gradients([p for p in model.parameters() if p.requires_grad])
+
+
+def _forget(model: nn.Module, micro_batch: "MicroBatch") -> None:
+    """The window leaves nothing behind on this rank."""
+    model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for statistic, before in micro_batch.statistics_before:
+            statistic.copy_(before)
+
+
+def _running_statistics(model: nn.Module) -> Iterator[Tensor]:
+    """What forwards in train mode change: of BatchNorm and InstanceNorm."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.training:
+            yield from module.buffers(recurse=False)
+
+
+def _sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Sum the gradients of each parameter over the ranks; where none has one there is none after, too."""
+    if not parameters:
+        return
+    has_one = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=parameters[0].device)
+    dist.all_reduce(has_one)
+    for parameter, count in zip(parameters, has_one.tolist(), strict=True):
+        if count and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
+        if len(bucket) == 1 and bucket[0].is_contiguous():
+            dist.all_reduce(bucket[0])
+            continue
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        dist.all_reduce(flat)
+        for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Gradients of one dtype together, in order, until there are enough bytes for one exchange."""
+    bucket: list[Tensor] = []
+    num_bytes = 0
+    for gradient in gradients:
+        if bucket and (gradient.dtype != bucket[0].dtype or num_bytes + gradient.nbytes > _BUCKET_BYTES):
+            yield bucket
+            bucket, num_bytes = [], 0
+        bucket.append(gradient)
+        num_bytes += gradient.nbytes
+    if bucket:
+        yield bucket
 
 
 def _seed(seed: int, device: torch.device) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from hf_accum.config import LoraConfig
 from hf_accum.files import fill_folder_atomically
 from hf_accum.models import quiet_transformers
+from hf_accum.quantization import head_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,10 +67,7 @@ def add_lora(
 
 def _head_of(model: "PreTrainedModel", task_type: str) -> list[str]:
     """A classifier's modules beside its backbone; of other tasks (a language model's head) none."""
-    if task_type not in ("SEQ_CLS", "TOKEN_CLS"):
-        return []
-    beside = (item for item in model.named_children() if item[0] != model.base_model_prefix)
-    return [name for name, module in beside if any(True for _ in module.parameters())]
+    return head_modules(model) if task_type in ("SEQ_CLS", "TOKEN_CLS") else []
 
 
 def checkpoint_activations(model: "PreTrainedModel") -> None:

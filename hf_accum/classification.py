@@ -1,15 +1,17 @@
 """Classification of texts: rows to examples, examples to a batch, logits to what the metrics need."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from hf_accum.evaluation import Metric
 from hf_accum.labels import LabelColumn
 from hf_accum.losses import BinaryCrossEntropy, CrossEntropy, Objective, SquaredError
+from hf_accum.memory import Workload
 from hf_accum.text import pad, text_of, tokenize
 from hf_accum.window import Example
 
@@ -29,7 +31,6 @@ class TextClassification:
     objective: Objective
     tokenizer: "PreTrainedTokenizerBase"
     max_length: int
-    device: torch.device
 
     def prepare(self, row: Mapping[str, Any]) -> Prepared:
         """A row's text and label.
@@ -53,22 +54,16 @@ class TextClassification:
             for (example_id, (_, label)), (ids, num_truncated) in zip(rows, tokens, strict=True)
         ]
 
-    def batch(self, examples: Sequence[Example]) -> tuple[dict[str, Tensor], Tensor]:
-        """The model's inputs, (num_examples, longest) each, and the labels, on the device."""
-        labels = self._tensor([example.features["label"] for example in examples])
+    def collate(self, examples: Sequence[Example], length: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """The model's inputs, (num_examples, length) each, and the labels, on the CPU; as `pad` does."""
         pad_token_id = self.tokenizer.pad_token_id
         assert isinstance(pad_token_id, int)
-        return pad(examples, pad_token_id, self.device), labels.to(self.device, non_blocking=True)
+        labels = self._tensor([example.features["label"] for example in examples])
+        return pad(examples, pad_token_id, length), labels
 
     def compact(self, logits: Tensor) -> Tensor:
         """Predicted class indices, probabilities of labels, or numbers."""
-        match self.labels.problem:
-            case "single_label_classification":
-                return logits.argmax(-1).int()
-            case "multi_label_classification":
-                return logits.float().sigmoid()
-            case "regression":
-                return logits.float().squeeze(-1)
+        return _compact(logits, self.labels)
 
     def metric(self) -> Metric:
         """The shipped metric of this problem."""
@@ -80,20 +75,72 @@ class TextClassification:
             case "regression":
                 return Metric("regression", {})
 
-    def model_config(self) -> dict[str, Any]:
-        """What the model's config has to say about labels."""
-        names = self.labels.names
-        if not names:
-            return {"problem_type": self.labels.problem, "num_labels": 1}
-        return {
-            "problem_type": self.labels.problem,
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: index for index, name in enumerate(names)},
-        }
-
     def _tensor(self, labels: list[Any]) -> Tensor:
         is_index = self.labels.problem == "single_label_classification"
         return torch.tensor(labels, dtype=torch.long if is_index else torch.float32)
+
+
+def model_config(labels: LabelColumn) -> dict[str, Any]:
+    """What a model's config has to say about labels."""
+    names = labels.names
+    if not names:
+        return {"problem_type": labels.problem, "num_labels": 1}
+    return {
+        "problem_type": labels.problem,
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+
+
+def classification_workload(
+    model: nn.Module,
+    optimizer: Callable[[nn.Module], Optimizer],
+    *,
+    labels: LabelColumn,
+    objective: Objective,
+    max_length: int,
+    precision: str = "no",
+) -> Workload:
+    """What training and evaluating a text classifier compute, for the tracer and the tuner: no data is needed."""
+    eos_token_id = getattr(getattr(model, "config", None), "eos_token_id", None)
+    if isinstance(eos_token_id, list):
+        eos_token_id = eos_token_id[0]
+
+    def batch(num_examples: int, length: int, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+        # The same operations at any size: a trace compares them one by one.
+        inputs = {
+            "input_ids": torch.zeros(num_examples, length, dtype=torch.long, device=device),
+            "attention_mask": torch.ones(num_examples, length, dtype=torch.long, device=device),
+        }
+        if eos_token_id is not None:
+            inputs["input_ids"][:, 0] = eos_token_id  # BART and T5 read the text's class there
+        if num_examples > 1 and length > 1:
+            inputs["attention_mask"][-1, -1] = 0  # padding, and so the mask that it needs
+        shape = (
+            (num_examples, len(labels.names)) if labels.problem == "multi_label_classification" else (num_examples,)
+        )
+        dtype = torch.long if labels.problem == "single_label_classification" else torch.float32
+        return inputs, torch.zeros(shape, dtype=dtype, device=device)
+
+    def loss(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
+        inputs, targets = batch(num_examples, length, device)
+        return objective(model(**inputs).logits, targets)
+
+    def predict(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
+        inputs, _ = batch(num_examples, length, device)
+        return _compact(model(**inputs).logits, labels)
+
+    return Workload(model, optimizer, loss, predict, max_length, precision=precision)
+
+
+def _compact(logits: Tensor, labels: LabelColumn) -> Tensor:
+    match labels.problem:
+        case "single_label_classification":
+            return logits.argmax(-1).int()
+        case "multi_label_classification":
+            return logits.float().sigmoid()
+        case "regression":
+            return logits.float().squeeze(-1)
 
 
 def build_objective(

@@ -9,9 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from hf_accum.errors import RankFailed
+from hf_accum.errors import OutOfMemory, RankFailed, first_line
+from hf_accum.host import prepare_for_limits
+from hf_accum.units import parse_bytes
 
 C = TypeVar("C", bound="RecipeConfig")
+
+VARIANTS = {
+    "full": "full",
+    "full_checkpointing": "full + checkpointing",
+    "lora": "LoRA",
+    "lora_checkpointing": "LoRA + checkpointing",
+    "qlora": "QLoRA",
+    "qlora_checkpointing": "QLoRA + checkpointing",
+}
+"""Ways to train one model, which a plan compares: by their names in the command, what they are called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +65,11 @@ class RecipeConfig:
     """Passes over the data; null: as many as max_steps takes."""
     effective_batch_size: int = 32
     """Examples per optimizer step, all ranks together."""
-    micro_batch_size: int = 8
-    """The most examples in one forward on one rank."""
+    micro_batch_size: int | Literal["auto"] = "auto"
+    """The most examples in one forward on one rank; auto: as many as fit, for each length."""
+    memory_budget: str | int = "auto"
+    """Device memory per rank that the run may use, as 6GiB (on a CPU: of tensors); auto: what is free, less a
+    reserve."""
     max_length: int = 512
     """Tokens per example; longer ones are truncated, and counted."""
     learning_rate: float = 3e-4
@@ -72,10 +87,15 @@ class RecipeConfig:
     dropout: float | None = None
     """Overrides every dropout probability of model and adapter; null: as the model has them."""
     lora: LoraConfig = field(default_factory=LoraConfig)
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward instead of keeping them."""
+    quantization: Literal["none", "nf4"] = "none"
+    """Weights of the frozen linear layers in 4 bits (QLoRA), by bitsandbytes."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Compute activations again in the backward instead of keeping them; auto: where not one example of max_length
+    fits without (found with micro_batch_size auto)."""
     stream_split: Literal["examples", "shards"] = "examples"
     """Over ranks: each keeps its share of one common order, or reads its own files (for large data)."""
+    balance_ranks: bool | Literal["auto"] = "auto"
+    """Even out the work of each window over the ranks; auto: where there are several and lengths vary."""
     shuffle_block_size: int = 10_000
     """Examples that are shuffled, and held in memory, together; 1: in file order."""
     on_bad_row: Literal["error", "skip"] = "error"
@@ -96,8 +116,15 @@ class RecipeConfig:
     def __post_init__(self) -> None:
         """Check every value, before anything heavy is loaded."""
         self.split_names("trackers")
-        for name in ("effective_batch_size", "micro_batch_size", "shuffle_block_size", "log_every"):
+        for name in ("effective_batch_size", "shuffle_block_size", "log_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        size = self.micro_batch_size
+        require(size == "auto" or size >= 1, "micro_batch_size", size, "auto, or at least 1")
+        if self.memory_budget != "auto":
+            try:
+                parse_bytes(self.memory_budget)
+            except ValueError:
+                require(False, "memory_budget", self.memory_budget, "auto, or bytes as 6GiB or 500MB")
         for name in ("max_steps", "num_epochs", "eval_every", "save_every", "early_stopping_patience"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "at least 1, or null")
@@ -119,6 +146,12 @@ class RecipeConfig:
         )
         require(0 <= self.warmup_ratio <= 1, "warmup_ratio", self.warmup_ratio, "in [0, 1]")
         require(self.dropout is None or 0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        require(
+            self.quantization == "none" or self.lora.rank > 0,
+            "quantization",
+            self.quantization,
+            "none with --lora.rank 0: quantised weights cannot be trained",
+        )
         require(
             self.early_stopping_patience is None or self.best_metric is not None,
             "early_stopping_patience",
@@ -179,10 +212,23 @@ def run(work: Callable[[], object]) -> None:
 
     So it does on the ranks where the mistake did not show.
     """
+    prepare_for_limits()
     try:
         work()
-    except (ValueError, RankFailed) as error:
+    except (ValueError, RankFailed, OutOfMemory) as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except (RuntimeError, MemoryError) as error:
+        from hf_accum.oom import Failure, classify
+
+        if classify(error) is not Failure.OUT_OF_MEMORY:
+            raise
+        # In a micro-batch it starts the window anew; the step of the optimizer cannot be taken back.
+        print(
+            f"error: memory ran out outside of the micro-batches, as in the optimizer's step ({first_line(error)}); "
+            "a smaller --memory_budget or --micro_batch_size, or --lora.rank, leaves more for it",
+            file=sys.stderr,
+        )
         raise SystemExit(2) from error
 
 

@@ -1,22 +1,28 @@
 """Evaluation over ranks, each example exactly once, with `evaluate`'s metrics."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_accum.errors import first_line
+from hf_accum.capacity import WorkingCapacity
+from hf_accum.cutting import Cutter
+from hf_accum.errors import OutOfMemory, first_line
 from hf_accum.losses import Objective
+from hf_accum.memory import keeping_modes
+from hf_accum.oom import Failure, classify, release
+from hf_accum.pipeline import to_device
 from hf_accum.ranks import Ranks, together
 from hf_accum.stream import WindowStream
-from hf_accum.window import Example, cut
+from hf_accum.window import Example
 
 Metrics = dict[str, Any]
+R = TypeVar("R")
 _SHIPPED = Path(__file__).parent / "metrics"
 # Of the shipped metrics and evaluate's own; for any other figure higher is better.
 LOWER_IS_BETTER = frozenset({"loss", "mse", "mae", "mape", "smape", "mase", "brier_score"})
@@ -80,41 +86,48 @@ def check_metrics(metrics: Sequence[Metric], best_metric: str | None, sample: Te
 def evaluate_model(
     model: nn.Module,
     stream: WindowStream[Any],
-    batch: Callable[[Sequence[Example]], tuple[Mapping[str, Tensor], Tensor]],
+    collate: Callable[[Sequence[Example], int], tuple[Mapping[str, Tensor], Tensor]],
     objective: Objective,
     compact: Callable[[Tensor], Tensor],
     metrics: Sequence[Metric],
     *,
     ranks: Ranks,
-    micro_batch_size: int,
+    cutter: Cutter,
 ) -> Metrics:
     """The loss and the metrics of a model over all examples of a stream, each used once.
 
-    `batch` makes the model's inputs and the labels of some examples; `compact` turns logits into the little
-    that the metrics need (class indices, say), which is all that the ranks exchange. The model is not the
-    data-parallel wrapper, for ranks have different numbers of batches. It is left in the mode it was in.
+    `collate` makes the model's inputs and the labels of some examples, padded to a length; `compact` turns logits
+    into the little that the metrics need (class indices, say), which is all that the ranks exchange. The model is not
+    the data-parallel wrapper, for ranks have different numbers of batches. It is left in the mode it was in.
+
+    Batches are cut as micro-batches of training are, smaller where one runs out of memory, which changes nothing for
+    the training.
 
     Raises:
         ValueError: for a bad row.
+        OutOfMemory: if a single example does not fit.
     """
+
+    def forward(examples: Sequence[Example]) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        length = cutter.padded(max(example.length for example in examples))
+        inputs, labels = to_device(collate(examples, length), device)
+        logits = model(**inputs).logits
+        return objective(logits, labels).double().cpu(), compact(logits).cpu().numpy(), labels.cpu().numpy()
+
+    cutter = replace(cutter, capacity=WorkingCapacity(cutter.capacity.tuned))
+    device = next(model.parameters()).device
     predictions: list[np.ndarray] = []
     references: list[np.ndarray] = []
     losses: list[Tensor] = []
     weight = 0.0
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for window in stream:
-                weight += window.num_items
-                for examples in cut(window.examples, micro_batch_size):
-                    inputs, labels = batch(examples)
-                    logits = model(**inputs).logits
-                    losses.append(objective(logits, labels).double().cpu())
-                    predictions.append(compact(logits).cpu().numpy())
-                    references.append(labels.cpu().numpy())
-    finally:
-        model.train(was_training)
+    with keeping_modes(model), torch.inference_mode():
+        model.eval()
+        for window in stream:
+            weight += window.num_items
+            for loss, predicted, truth in _in_pieces(window.examples, forward, cutter, device):
+                losses.append(loss)
+                predictions.append(predicted)
+                references.append(truth)
     mine = (
         float(torch.stack(losses).sum()) if losses else 0.0,
         np.concatenate(predictions) if predictions else None,
@@ -139,3 +152,31 @@ def evaluate_model(
     figures = together(ranks, compute)[0]
     assert figures is not None
     return figures
+
+
+def _in_pieces(
+    examples: Sequence[Example],
+    forward: Callable[[Sequence[Example]], R],
+    cutter: Cutter,
+    device: torch.device,
+) -> Iterator[R]:
+    """`forward` over all examples in batches that fit."""
+    left = cutter.cut(examples)
+    while left:
+        batch = left[0]
+        length = cutter.padded(batch[0].length)
+        try:
+            yield forward(batch)
+        except Exception as error:
+            if classify(error) is not Failure.OUT_OF_MEMORY:
+                raise
+            if len(batch) == 1:
+                raise OutOfMemory(
+                    f"evaluation: a single example of {length} tokens does not fit into memory "
+                    f"({first_line(error)}); a smaller --max_length needs less"
+                ) from error
+            release(error, device)
+            cutter.capacity.out_of_memory(len(batch), length)
+            left = cutter.cut([example for piece in left for example in piece])
+        else:
+            left = left[1:]

@@ -11,6 +11,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from hf_accum.errors import first_line
+from hf_accum.quantization import (
+    head_modules,
+    keep_weights_trainable_through,
+    quantization_config,
+    quantize_without_weights,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,11 +60,15 @@ def load_model(
     max_length: int,
     dropout: float | None = None,
     revision: str | None = None,
+    quantization: str = "none",
+    precision: str = "no",
+    device: torch.device | str = "cpu",
     **config_values: Any,
 ) -> Pretrained:
     """Load `name` by a transformers Auto class, in float32, with `config_values` (labels, say) in its config.
 
-    `dropout` overrides every dropout probability of the model.
+    `dropout` overrides every dropout probability of the model. With `quantization` nf4 all linear layers but the
+    head's have 4-bit weights, on the device at once, multiplied in accelerate's `precision`.
 
     Raises:
         ValueError: if there is no such model, if its weights do not fit (a head for other labels), if
@@ -74,10 +84,23 @@ def load_model(
         config.pad_token_id = tokenizer.pad_token_id
     if dropout is not None:
         _set_config_dropout(config, dropout)
+    options: dict[str, Any] = {}
+    if quantization != "none":
+        with torch.device("meta"), quiet_transformers():
+            heads = head_modules(auto_class.from_config(config))
+        options = {
+            "quantization_config": quantization_config(quantization, heads, precision),
+            "device_map": {"": torch.device(device)},
+        }
     try:
         with quiet_transformers():  # what is new in the model is said by the run's summary
             model, info = auto_class.from_pretrained(
-                _local(name), config=config, revision=revision, dtype=torch.float32, output_loading_info=True
+                _local(name),
+                config=config,
+                revision=revision,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **options,
             )
     except (OSError, ValueError) as error:
         raise ValueError(_not_found("model", name, error)) from error
@@ -86,14 +109,14 @@ def load_model(
             f"model {name!r}: its weights cannot be read, or do not fit: if it is a classifier of other labels, "
             f"give the model that it was made from ({first_line(error)})"
         ) from error
+    if quantization != "none":
+        keep_weights_trainable_through(model)
     if dropout is not None:
         set_dropout(model, dropout)
     new_modules = _modules_of(model, info["missing_keys"])
     if "" in new_modules:
         raise ValueError(f"model {name!r}: none of its weights fits {type(model).__name__}")
-    positions = num_positions(model)
-    if positions is not None and max_length > positions:
-        raise ValueError(f"--max_length {max_length}: has to be at most {positions}, the positions that {name!r} has")
+    _check_positions(model, name, max_length)
     embeddings = model.get_input_embeddings()
     if isinstance(embeddings, nn.Embedding) and len(tokenizer) > embeddings.num_embeddings:
         raise ValueError(
@@ -101,6 +124,44 @@ def load_model(
             "they do not belong together"
         )
     return Pretrained(model.train(), new_modules)
+
+
+def build_without_weights(
+    auto_class: Any,
+    name: str,
+    *,
+    max_length: int,
+    dropout: float | None = None,
+    revision: str | None = None,
+    quantization: str = "none",
+    precision: str = "no",
+    **config_values: Any,
+) -> "PreTrainedModel":
+    """The model that `load_model` would load, from its config alone, on torch's `meta` device.
+
+    Raises:
+        ValueError: if there is no such config, it is of no such model, or `max_length` is more than it has
+            positions for.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(_local(name), revision=revision, **config_values)
+        if config.pad_token_id is None:
+            config.pad_token_id = 0
+        if dropout is not None:
+            _set_config_dropout(config, dropout)
+        with torch.device("meta"), quiet_transformers():
+            model = auto_class.from_config(config, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ValueError(_not_found("model", name, error)) from error
+    _check_positions(model, name, max_length)
+    options = quantization_config(quantization, head_modules(model), precision)
+    if options is not None:
+        quantize_without_weights(model, options)
+    if dropout is not None:
+        set_dropout(model, dropout)
+    return model.train()
 
 
 @contextmanager
@@ -129,6 +190,12 @@ def num_positions(model: nn.Module) -> int | None:
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in names
     ]
     return min(limits, default=None)
+
+
+def _check_positions(model: nn.Module, name: str, max_length: int) -> None:
+    positions = num_positions(model)
+    if positions is not None and max_length > positions:
+        raise ValueError(f"--max_length {max_length}: has to be at most {positions}, the positions that {name!r} has")
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:

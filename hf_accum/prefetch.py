@@ -2,12 +2,13 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
 
 _END = object()
+_PATIENCE_SECONDS = 30.0
 
 
 class _Failure:
@@ -15,11 +16,11 @@ class _Failure:
         self.error = error
 
 
-def prefetched(make: Callable[[], Iterator[T]], num_items: int) -> Iterator[T]:
+def prefetched(make: Callable[[], Iterator[T]], num_items: int) -> Generator[T, None, None]:
     """Yield what `make()` yields, made in a thread that keeps at most `num_items` ready, and one in the making.
 
     An error of the thread is raised here, after the items before it. When this iterator is closed the thread
-    ends.
+    ends; if it is waiting for something that does not come (another rank that has failed), it is left behind.
     """
     items: queue.Queue[object] = queue.Queue(maxsize=num_items)
     stopped = threading.Event()
@@ -51,4 +52,4 @@ def prefetched(make: Callable[[], Iterator[T]], num_items: int) -> Iterator[T]:
             yield item  # type: ignore[misc]
     finally:
         stopped.set()
-        thread.join()
+        thread.join(_PATIENCE_SECONDS)

@@ -1,8 +1,9 @@
 """The processes of a run: starting accelerate on them, and the small talk between them on the CPU."""
 
 import os
+import pickle
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -41,6 +42,14 @@ class Ranks(Protocol):
         """Every rank's value, in order of rank."""
         ...
 
+    def exchange(self, outgoing: Mapping[int, T], sources: Sequence[int]) -> dict[int, T]:
+        """Send a value to some ranks, and return those from the `sources`, which are the ranks that send one here."""
+        ...
+
+    def apart(self) -> "Ranks":
+        """The same ranks for talk of another thread, so that neither waits for the other's. A collective."""
+        ...
+
 
 class OneRank:
     """A run of a single process."""
@@ -56,6 +65,14 @@ class OneRank:
         """This rank's value."""
         return [value]
 
+    def exchange(self, outgoing: Mapping[int, T], sources: Sequence[int]) -> dict[int, T]:
+        """There is nobody to exchange with."""
+        return {}
+
+    def apart(self) -> "OneRank":
+        """This rank."""
+        return self
+
 
 class ProcessGroupRanks:
     """Ranks of `torch.distributed`, over a gloo group of their own.
@@ -67,7 +84,8 @@ class ProcessGroupRanks:
     def __init__(self, timeout: timedelta = timedelta(minutes=30)) -> None:
         self.index = dist.get_rank()
         self.count = dist.get_world_size()
-        self._group = dist.new_group(backend="gloo", timeout=timeout)
+        self._timeout = timeout
+        self._group: Any = dist.new_group(backend="gloo", timeout=timeout)
 
     def gather(self, numbers: Sequence[int]) -> list[list[int]]:
         """One all-gather of int64."""
@@ -82,6 +100,29 @@ class ProcessGroupRanks:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
+    def exchange(self, outgoing: Mapping[int, T], sources: Sequence[int]) -> dict[int, T]:
+        """Point to point: pickled values of this run's own processes, each after its number of bytes."""
+        sent = []
+        for rank, value in outgoing.items():
+            payload = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+            parts = (torch.tensor([len(payload)]), payload)
+            sent += [(part, dist.isend(part, rank, group=self._group)) for part in parts]
+        incoming: dict[int, T] = {}
+        for rank in sources:
+            size = torch.empty(1, dtype=torch.int64)
+            dist.recv(size, rank, group=self._group)
+            payload = torch.empty(int(size), dtype=torch.uint8)
+            dist.recv(payload, rank, group=self._group)
+            incoming[rank] = pickle.loads(payload.numpy().tobytes())
+        for _, work in sent:
+            if work is not None:
+                work.wait()
+        return incoming
+
+    def apart(self) -> "ProcessGroupRanks":
+        """Another group."""
+        return ProcessGroupRanks(self._timeout)
+
 
 def ranks_of(accelerator: "Accelerator") -> Ranks:
     """The ranks of a started run. A collective: call it once, on every rank."""
@@ -92,9 +133,27 @@ def broadcast_weights(model: nn.Module, accelerator: "Accelerator") -> None:
     """Give every rank the parameters and buffers of rank 0. A collective."""
     from accelerate.utils import broadcast
 
+    if accelerator.num_processes == 1:
+        return
     with torch.no_grad():
         for tensor in model.state_dict().values():
             tensor.copy_(broadcast(tensor, from_process=0))
+
+
+def refuse_layers_that_talk(model: nn.Module, num_ranks: int) -> None:
+    """Refuse layers that talk to the other ranks in every forward: the ranks' numbers of forwards differ.
+
+    Raises:
+        ValueError: if there are several ranks and such a layer.
+    """
+    if num_ranks > 1:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.SyncBatchNorm):
+                raise ValueError(
+                    f"layer {name} is a SyncBatchNorm, which waits for the other ranks in every forward, while here "
+                    "ranks may run different numbers of micro-batches: use BatchNorm, frozen (eval mode) or of each "
+                    "rank's own statistics, or GroupNorm"
+                )
 
 
 def float_bits(number: float) -> int:

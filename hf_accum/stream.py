@@ -11,37 +11,27 @@ block of `shuffle_block_size` consecutive examples is permuted by itself. Two wa
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from hashlib import blake2b
+from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
-from hf_accum.errors import RankFailed
+from hf_accum.agreement import Facts, agree, leave
+from hf_accum.balance import balanced
+from hf_accum.costs import Costs
 from hf_accum.prefetch import prefetched
-from hf_accum.ranks import Ranks, bits_float, float_bits
+from hf_accum.ranks import Ranks
 from hf_accum.seeding import derive_seed
 from hf_accum.source import Row, Source, good_rows
-from hf_accum.window import Example, Window
+from hf_accum.window import Example, StreamCounts, Window
 
 T = TypeVar("T")
 Split = Literal["examples", "shards"]
 
 _ENCODE_CHUNK = 64  # examples tokenised at once in `shards`
-_OK, _FAILED = 0, 1
 _EMPTY = "the dataset has no usable example"
-
-
-@dataclass
-class StreamCounts:
-    """What was used, left out or cut so far: over all ranks, but for `bad_rows`, which this rank read."""
-
-    bad_rows: Counter[str] = field(default_factory=Counter)
-    num_examples: int = 0
-    num_truncated_examples: int = 0
-    num_truncated_tokens: int = 0
-    num_weightless_windows: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +52,12 @@ class WindowStream(Generic[T]):
     `encode` turns a list of (id, prepared row) into examples, in a background thread. One small collective per
     window agrees on its weight, its counts and the end of the data.
 
+    With `balance`, which gives the predicted times of micro-batches on this rank at a step, the examples of a window
+    are evened out over the ranks.
+
+    It may be iterated in a thread of its own: making a stream, which all ranks do in the same order, gives it a way
+    to talk of its own. Ranks that leave the iteration all leave it at the same step.
+
     A window whose total weight is zero has no gradient: it is left out and counted (`skip_weightless`).
     """
 
@@ -80,6 +76,7 @@ class WindowStream(Generic[T]):
         on_bad_row: Literal["error", "skip"] = "error",
         prefetch_windows: int = 4,
         skip_weightless: bool = True,
+        balance: Callable[[int], Costs] | None = None,
     ) -> None:
         if effective_batch_size < 1:
             raise ValueError(f"effective batch size {effective_batch_size}: has to be at least 1")
@@ -97,53 +94,68 @@ class WindowStream(Generic[T]):
         self.on_bad_row: Literal["error", "skip"] = on_bad_row
         self.prefetch_windows = prefetch_windows
         self.skip_weightless = skip_weightless
+        self.balance = balance if ranks.count > 1 else None
         self.counts = StreamCounts()
+        """Of all windows so far."""
+        self._apart = ranks.apart()
 
     def __iter__(self) -> Iterator[Window]:
         """The windows of all epochs, numbered from 1.
 
         Raises:
             ValueError: for a bad row (unless skipped), or a dataset without any example.
-            RankFailed: if that happened on another rank.
+            RankFailed: if that happened on another rank, or one left the iteration.
         """
+        try:
+            yield from self._windows()
+        except GeneratorExit:
+            leave(self._apart)
+            raise
+
+    def _windows(self) -> Iterator[Window]:
         self.counts = StreamCounts()
         stand_in: Example | None = None
         step = 1
-        windows = self._common_windows() if self.split == "examples" else self._windows_of_shards()
-        for epoch, window_size, examples, facts in windows:
-            self.counts.num_examples += window_size
-            if facts.num_items == 0 and self.skip_weightless:
-                self.counts.num_weightless_windows += 1
-                continue
-            if stand_in is None:
-                stand_in = examples[0] if examples else self.first_example()
-            yield Window(
-                step=step,
-                epoch=epoch,
-                seed=derive_seed(self.seed, "window", step),
-                examples=examples,
-                stand_in=stand_in,
-                rank=self.ranks.index,
-                num_ranks=self.ranks.count,
-                num_examples=window_size,
-                num_items=facts.num_items,
-                num_tokens=facts.num_tokens,
-                digest=facts.digest,
-            )
-            step += 1
+        in_common = self.split == "examples"
+        produce = self._produce_common if in_common else self._produce_shards
+        with closing(prefetched(produce, self.prefetch_windows)) as pieces:
+            windows = self._common_windows(pieces) if in_common else self._windows_of_shards(pieces)
+            for epoch, window_size, examples, facts in windows:
+                self.counts.num_examples += window_size
+                if facts.num_items == 0 and self.skip_weightless:
+                    self.counts.num_weightless_windows += 1
+                    continue
+                if stand_in is None:
+                    stand_in = examples[0] if examples else self.first_example()
+                if self.balance is not None:
+                    examples = balanced(examples, facts.counts, self.balance(step), self._apart)
+                yield Window(
+                    step=step,
+                    epoch=epoch,
+                    seed=derive_seed(self.seed, "window", step),
+                    examples=examples,
+                    stand_in=stand_in,
+                    rank=self.ranks.index,
+                    num_examples=window_size,
+                    num_items=facts.num_items,
+                    num_tokens=facts.num_tokens,
+                    digest=facts.digest,
+                    counts=replace(self.counts, bad_rows=Counter(self.counts.bad_rows)),
+                )
+                step += 1
 
-    def bad_rows(self) -> Counter[str]:
-        """The bad rows left out so far over all ranks, by their reason. A collective."""
-        counters = self.ranks.gather_objects(self.counts.bad_rows)
+    def bad_rows(self, counts: StreamCounts | None = None) -> Counter[str]:
+        """The bad rows left out so far over all ranks, by their reason; or those of counts. A collective."""
+        counters = self.ranks.gather_objects((counts or self.counts).bad_rows)
         # In `examples` each rank has read all rows, and so has counted each bad one.
         return counters[0] if self.split == "examples" else sum(counters, start=Counter())
 
     # One common order
 
-    def _common_windows(self) -> Iterator[tuple[int, int, tuple[Example, ...], "_Facts"]]:
-        pieces = self._counted(prefetched(self._produce_common, self.prefetch_windows))
+    def _common_windows(self, pieces: Iterator[_Piece]) -> Iterator[tuple[int, int, tuple[Example, ...], Facts]]:
+        counted = self._counted(pieces)
         while True:
-            piece, facts = self._agree(pieces, lambda piece: (piece.examples, piece.window_size))
+            piece, facts = self._agree(counted, lambda piece: (piece.examples, piece.window_size))
             if facts.is_end:
                 return
             if set(facts.announced) != {facts.num_examples}:
@@ -176,8 +188,7 @@ class WindowStream(Generic[T]):
 
     # Shards of one's own
 
-    def _windows_of_shards(self) -> Iterator[tuple[int, int, tuple[Example, ...], "_Facts"]]:
-        pieces = prefetched(self._produce_shards, self.prefetch_windows)
+    def _windows_of_shards(self, pieces: Iterator[_Piece]) -> Iterator[tuple[int, int, tuple[Example, ...], Facts]]:
         nothing: Counter[str] = Counter()
         ready: deque[Example] = deque()
         for epoch in self._epochs():
@@ -245,13 +256,11 @@ class WindowStream(Generic[T]):
             return self.encode([item])[0]
         raise ValueError(_EMPTY)
 
-    # The window's one collective
-
     def _agree(
         self,
         pieces: Iterator[_Piece],
         describe: Callable[[_Piece], tuple[tuple[Example, ...], int]],
-    ) -> tuple[_Piece | None, "_Facts"]:
+    ) -> tuple[_Piece | None, Facts]:
         """Take the next piece and tell the other ranks of it: its examples, and a number to announce."""
         error: Exception | None = None
         piece: _Piece | None = None
@@ -260,51 +269,10 @@ class WindowStream(Generic[T]):
         except Exception as failure:
             error = failure
         examples, announced = describe(piece) if piece is not None else ((), 0)
-        truncated = [e.num_truncated_tokens for e in examples if e.num_truncated_tokens]
-        digests = np.array([_digest(e.id) for e in examples], dtype=np.uint64).reshape(-1, 2)
-        sums = digests.sum(axis=0, dtype=np.uint64).view(np.int64)
-        everyone = self.ranks.gather(
-            [
-                _OK if error is None else _FAILED,
-                len(examples),
-                announced,
-                float_bits(float(sum(e.weight for e in examples))),
-                sum(e.length for e in examples),
-                int(sums[0]),
-                int(sums[1]),
-                len(truncated),
-                sum(truncated),
-            ]
-        )
-        if error is not None:
-            raise error
-        columns = list(zip(*everyone, strict=True))
-        if _FAILED in columns[0]:
-            raise RankFailed(f"reading the data failed on rank {columns[0].index(_FAILED)}: see its error")
-        self.counts.num_truncated_examples += sum(columns[7])
-        self.counts.num_truncated_tokens += sum(columns[8])
-        return piece, _Facts(
-            num_examples=sum(columns[1]),
-            announced=list(columns[2]),
-            num_items=sum(bits_float(bits) for bits in columns[3]),
-            num_tokens=sum(columns[4]),
-            digest="".join(f"{sum(column) % 2**64:016x}" for column in columns[5:7]),
-        )
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """What the ranks agreed on for a window."""
-
-    num_examples: int
-    announced: list[int]
-    num_items: float
-    num_tokens: int
-    digest: str
-
-    @property
-    def is_end(self) -> bool:
-        return self.num_examples == 0 and sum(self.announced) == 0
+        facts = agree(self._apart, examples, announced, error)
+        self.counts.num_truncated_examples += facts.num_truncated_examples
+        self.counts.num_truncated_tokens += facts.num_truncated_tokens
+        return piece, facts
 
 
 def share_out(total: int, available: Sequence[int]) -> list[int]:
@@ -340,8 +308,3 @@ def _blocks(items: Iterator[T], size: int) -> Iterator[list[T]]:
             block = []
     if block:
         yield block
-
-
-def _digest(example_id: str) -> tuple[int, int]:
-    digest = blake2b(example_id.encode(), digest_size=16).digest()
-    return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")

@@ -1,6 +1,7 @@
 """What a run is about to do, in words."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ from torch import nn
 
 from hf_accum.adapters import count_parameters
 from hf_accum.config import RecipeConfig
+from hf_accum.tuner import Tuning
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -23,6 +25,7 @@ def describe_run(
     model: nn.Module,
     new_modules: Sequence[str],
     accelerator: "Accelerator",
+    tunings: Sequence[Tuning],
     earlier: Path | None,
 ) -> str:
     """Lines for the user, before the first step: model, data, effective batch, its cut, steps, last window."""
@@ -35,10 +38,13 @@ def describe_run(
         f"model      {how}: {trainable:,} of {total:,} parameters are trained ({trainable / total:.2%}){new}",
         f"ranks      {ranks} on {accelerator.device.type}, precision {accelerator.mixed_precision}",
         (
-            f"window     {batch} examples per optimizer step over all ranks, cut into micro-batches of at most "
-            f"{config.micro_batch_size} on each rank; the gradient is that of the whole window"
+            f"window     {batch} examples per optimizer step over all ranks, cut into micro-batches that fit; the "
+            "gradient is that of the whole window"
         ),
     ]
+    alike = len({str(replace(tuning, seconds=0.0)) for tuning in tunings}) == 1
+    for index, tuning in enumerate(tunings[:1] if alike else tunings):
+        lines.append(f"memory     {'' if alike else f'rank {index}: '}{tuning}")
     if num_train is None:
         lines.append(f"steps      {num_steps:,}, over as many passes as they take")
     else:

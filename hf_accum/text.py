@@ -5,6 +5,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,7 +44,7 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
 
 def tokenize(
     tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int
-) -> list[tuple[list[int], int]]:
+) -> list[tuple[np.ndarray, int]]:
     """Token ids of each text, at most `max_length` of them, and how many tokens that cut off."""
     with _ONE_AT_A_TIME:
         whole = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
@@ -51,22 +52,24 @@ def tokenize(
         cut: list[list[int]] = []
         if long:
             cut = tokenizer([texts[i] for i in long], truncation=True, max_length=max_length)["input_ids"]
-    encoded = [(ids, 0) for ids in whole]
-    if long:
-        for index, ids in zip(long, cut, strict=True):
-            encoded[index] = (ids, len(whole[index]) - len(ids))
-    return encoded
+    kept: list[Sequence[int]] = list(whole)
+    for index, ids in zip(long, cut, strict=True):
+        kept[index] = ids
+    # A ninth of what lists of Python's integers take.
+    return [
+        (np.array(ids, dtype=np.int32), len(all_ids) - len(ids)) for ids, all_ids in zip(kept, whole, strict=True)
+    ]
 
 
-def pad(examples: Sequence[Example], pad_token_id: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask` of examples, (num_examples, longest), padded on the right."""
-    longest = max(example.length for example in examples)
-    input_ids = torch.full((len(examples), longest), pad_token_id)
-    attention_mask = torch.zeros(len(examples), longest, dtype=torch.long)
+def pad(examples: Sequence[Example], pad_token_id: int, length: int | None = None) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask` of examples, (num_examples, length), padded on the right.
+
+    `length` is that of the longest if it is not given.
+    """
+    length = length or max(example.length for example in examples)
+    input_ids = np.full((len(examples), length), pad_token_id)
+    attention_mask = np.zeros((len(examples), length), dtype=np.int64)
     for row, example in enumerate(examples):
-        input_ids[row, : example.length] = torch.tensor(example.features["input_ids"])
+        input_ids[row, : example.length] = example.features["input_ids"]
         attention_mask[row, : example.length] = 1
-    return {
-        "input_ids": input_ids.to(device, non_blocking=True),
-        "attention_mask": attention_mask.to(device, non_blocking=True),
-    }
+    return {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)}

@@ -5,10 +5,11 @@ import math
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from rich.console import Console
@@ -20,8 +21,7 @@ from torch import Tensor
 from hf_accum.config import RecipeConfig, as_dict
 from hf_accum.files import write_json
 from hf_accum.ranks import Ranks, bits_float, float_bits
-from hf_accum.stream import WindowStream
-from hf_accum.window import Window
+from hf_accum.window import StreamCounts, Window
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,9 +30,25 @@ if TYPE_CHECKING:
 TRACKERS_PROJECT = "hf-accum"
 
 
+class Counted(Protocol):
+    """What a stream of windows has used and left out."""
+
+    @property
+    def counts(self) -> StreamCounts:
+        """So far."""
+        ...
+
+    def bad_rows(self) -> Counter[str]:
+        """Over all ranks, by their reason. A collective."""
+        ...
+
+
 @dataclass(frozen=True)
 class StepMetrics:
-    """One line of `metrics.jsonl`: counts are over all ranks, seconds and bytes those of the worst one."""
+    """One line of `metrics.jsonl`: counts are over all ranks, seconds and bytes those of the worst one.
+
+    `data_wait_share` is the share of the step's seconds in which a rank's device had no data, of the worst one.
+    """
 
     step: int
     epoch: int
@@ -48,6 +64,7 @@ class StepMetrics:
     peak_memory_bytes: int
     num_oom_replays: int
     window_digest: str
+    data_wait_share: float
 
 
 @dataclass(frozen=True)
@@ -87,6 +104,7 @@ class RunLog:
         self._pending: list[_Pending] = []
         self._started = self._step_started = time.perf_counter()
         self._last_step = 0
+        self._num_oom_replays = 0
         self._display: Progress | None = None
 
     def __enter__(self) -> "RunLog":
@@ -151,6 +169,8 @@ class RunLog:
                 p.window.num_micro_batches,
                 float_bits(p.step_seconds + waited),
                 p.peak_memory_bytes,
+                p.window.num_oom_replays,
+                float_bits(p.window.seconds_waited),
             ]
         width = len(numbers) // len(pending)
         everyone = self.ranks.gather(numbers)
@@ -159,9 +179,16 @@ class RunLog:
             for i, p in enumerate(pending):
                 columns = list(zip(*(rank[i * width : (i + 1) * width] for rank in everyone), strict=True))
                 lines.append(_merge(p, columns))
+                self._say_replays(lines[-1], p.window)
             self._write(lines)
         # The time that writing takes is nobody's step.
         self._step_started = time.perf_counter()
+
+    def _say_replays(self, line: StepMetrics, window: Window) -> None:
+        if line.num_oom_replays and not self._num_oom_replays:  # the others are counted
+            what = window.last_replay or "memory ran out on another rank: its window starts anew in smaller pieces"
+            self.say(f"step {line.step}: {what}; the gradient is the same")
+        self._num_oom_replays += line.num_oom_replays
 
     def evaluation(self, step: int, figures: Mapping[str, Any]) -> None:
         """Show an evaluation, and hand it to the trackers."""
@@ -177,7 +204,7 @@ class RunLog:
         if self.ranks.index == 0:
             self.console.print(text, highlight=False, markup=False, emoji=False)
 
-    def finish(self, step: int, figures: Mapping[str, Any], stream: WindowStream[Any], exported: Path) -> None:
+    def finish(self, step: int, figures: Mapping[str, Any], stream: Counted, exported: Path) -> None:
         """Write evaluation.json; say how each class fares, what was left out of the data, where the result is."""
         self.flush()
         if self.ranks.index == 0:
@@ -189,6 +216,8 @@ class RunLog:
                 f"truncated: {counts.num_truncated_examples:,} of {counts.num_examples:,} examples, by "
                 f"{counts.num_truncated_tokens:,} tokens in all (--max_length)"
             )
+        if self._num_oom_replays > 1:
+            self.say(f"replayed: {self._num_oom_replays:,} times a window started anew because memory ran out")
         for reason, number in stream.bad_rows().most_common():
             self.say(f"left out while training: {number:,} bad rows over all passes ({reason})")
         if counts.num_weightless_windows:
@@ -214,10 +243,11 @@ class RunLog:
         seconds = sum(line.step_seconds for line in lines)
         tokens = sum(line.num_tokens for line in lines)
         padded = sum(line.num_padded_tokens for line in lines)
+        waited = sum(line.data_wait_share * line.step_seconds for line in lines) / seconds
         figures = (
             f"loss {_short(last.loss)}  grad norm {_short(last.grad_norm)}  lr {last.learning_rate:.2e}  "
             f"{tokens / seconds:,.0f} tokens/s  padding {1 - tokens / padded:.1%}  "
-            f"memory {last.peak_memory_bytes / 2**30:.2f} GiB"
+            f"waiting for data {waited:.1%}  memory {last.peak_memory_bytes / 2**30:.2f} GiB"
         )
         if self._display is not None:
             self._display.update(self._task, figures=figures)
@@ -243,7 +273,8 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def _merge(pending: _Pending, columns: Sequence[Sequence[int]]) -> StepMetrics:
-    losses, padded, micro_batches, seconds, memory = columns
+    losses, padded, micro_batches, seconds, memory, replays, waited = columns
+    step_seconds = max(map(bits_float, seconds))
     window = pending.window
     return StepMetrics(
         step=window.step,
@@ -256,10 +287,11 @@ def _merge(pending: _Pending, columns: Sequence[Sequence[int]]) -> StepMetrics:
         num_tokens=window.num_tokens,
         num_padded_tokens=sum(padded),
         num_micro_batches=sum(micro_batches),
-        step_seconds=max(map(bits_float, seconds)),
+        step_seconds=step_seconds,
         peak_memory_bytes=max(memory),
-        num_oom_replays=0,
+        num_oom_replays=sum(replays),
         window_digest=window.digest,
+        data_wait_share=max(map(bits_float, waited)) / step_seconds,
     )
 
 

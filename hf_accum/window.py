@@ -6,17 +6,22 @@ gradient:
     g = (1 / W) * sum over items i of  w_i * grad loss_i,        W = sum of w_i over all ranks
 
 W is counted before the first forward. `accelerate`'s backward divides by the number of micro-batches on this
-rank, and data-parallel training averages over the ranks, so each micro-batch's summed loss is multiplied by
+rank, and the gradients of the ranks are summed, so each micro-batch's summed loss is multiplied by
 
-    scale = num_micro_batches * num_ranks / W
+    scale = num_micro_batches / W
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from hf_accum.capacity import Capacity, WorkingCapacity
+from hf_accum.costs import Timing
+from hf_accum.cutting import Cutter
+from hf_accum.errors import OutOfMemory
 from hf_accum.seeding import derive_seed
 
 
@@ -35,12 +40,18 @@ class Example:
     num_truncated_tokens: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class MicroBatch:
-    """The examples of one forward on this rank; `index` of `count` within the window.
+    """The examples of one forward on this rank, padded to `length` tokens; `index` of `count` within the window.
 
-    Multiply the summed loss by `scale` before the backward. It is 0 in the micro-batch that a rank without
-    examples runs so that the others do not wait for its gradient.
+    `batch` is what was collated of them, on the device, where the windows come from a `Pipeline`.
+
+    Multiply the summed loss by `scale` before the backward. A rank without examples runs one micro-batch with the
+    scale 0, a `stand_in`, whose gradient counts for nothing.
+
+    Where memory ran out, `accumulate` says so in `out_of_memory`, and the window starts anew in smaller pieces.
+    `retry_ambiguous` is False once an error was tried again that only might have been one of memory.
+    `statistics_before` are the running statistics of the model's layers, each with its value before the window.
     """
 
     examples: tuple[Example, ...]
@@ -48,14 +59,50 @@ class MicroBatch:
     count: int
     scale: float
     seed: int
+    length: int
+    batch: Any = None
+    retry_ambiguous: bool = True
+    statistics_before: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)
+    out_of_memory: str | None = field(default=None, init=False)
+    is_ambiguous: bool = field(default=False, init=False)
+    timing: Timing | None = field(default=None, init=False, repr=False)
+    """Of its forward and backward, once they are queued."""
+
+    @property
+    def stand_in(self) -> bool:
+        """Whether it counts for nothing."""
+        return self.scale == 0
+
+
+@dataclass
+class StreamCounts:
+    """What a stream used, left out or cut so far: over all ranks, but for `bad_rows`, which this rank read."""
+
+    bad_rows: Counter[str] = field(default_factory=Counter)
+    num_examples: int = 0
+    num_truncated_examples: int = 0
+    num_truncated_tokens: int = 0
+    num_weightless_windows: int = 0
+
+
+Piece = tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class MadeAhead:
+    """A window's first attempt: how it was cut, by which version of the cutter, and the batches in that order."""
+
+    version: tuple[int, int]
+    pieces: Sequence[Piece]
+    batches: Iterator[Any]
 
 
 @dataclass
 class Window:
     """One optimizer step. Counts and `digest` are over all ranks, `examples` are this rank's own.
 
-    `stand_in` is what a rank without examples computes with weight zero. The outcome of the step (losses,
-    padding) is collected here while it runs.
+    `stand_in` is what a rank without examples computes for nothing. The outcome of the step (losses, padding,
+    replays) is collected here while it runs.
     """
 
     step: int
@@ -64,25 +111,86 @@ class Window:
     examples: tuple[Example, ...]
     stand_in: Example
     rank: int
-    num_ranks: int
     num_examples: int
     num_items: float
     num_tokens: int
     digest: str
+    counts: StreamCounts = field(default_factory=StreamCounts, repr=False)
+    """Of the stream, up to this window."""
+    collate: Callable[[Piece, int], Any] = field(default=lambda piece, length: None, repr=False)
+    """Makes a micro-batch's batch of its examples and their padded length."""
+    made_ahead: MadeAhead | None = field(default=None, repr=False)
+    seconds_waited: float = 0.0
+    """For data."""
     num_micro_batches: int = field(default=0, init=False)
     num_padded_tokens: int = field(default=0, init=False)
+    num_oom_replays: int = field(default=0, init=False)
+    last_replay: str = field(default="", init=False)
     _losses: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
-    def micro_batches(self, micro_batch_size: int) -> Iterator[MicroBatch]:
-        """This rank's micro-batches: at most `micro_batch_size` examples each, of similar length."""
-        pieces = cut(self.examples, micro_batch_size) or [(self.stand_in,)]
-        scale = len(pieces) * self.num_ranks / self.num_items if self.examples else 0.0
+    def micro_batches(self, cutter: Cutter | WorkingCapacity | int) -> Iterator[MicroBatch]:
+        """This rank's micro-batches, of similar length, each at most as large as the capacity for its length.
+
+        If memory runs out in one, `accumulate` drops the gradients of the window and the micro-batches start
+        again from the first, over the same examples, in pieces that the corrected capacity allows.
+
+        Raises:
+            OutOfMemory: if a single example does not fit, tried twice.
+        """
+        if isinstance(cutter, int):
+            cutter = WorkingCapacity(Capacity(cutter))
+        if isinstance(cutter, WorkingCapacity):
+            cutter = Cutter(cutter)
+        retry_ambiguous = True
+        tried_alone: set[str] = set()
+        while True:
+            failed = None
+            for micro_batch in self._attempt(cutter, retry_ambiguous):
+                yield micro_batch
+                if micro_batch.out_of_memory is not None:
+                    failed = micro_batch
+                    break
+                if cutter.costs is not None and micro_batch.timing is not None and not micro_batch.stand_in:
+                    cutter.costs.observe(len(micro_batch.examples), micro_batch.length, micro_batch.timing)
+            if failed is None:
+                cutter.window_done()
+                return
+            num_examples, length = len(failed.examples), failed.length
+            if num_examples == 1 and failed.examples[0].id in tried_alone:
+                raise OutOfMemory(
+                    f"a single example of {length} tokens does not fit into memory ({failed.out_of_memory}); "
+                    "--gradient_checkpointing true, a smaller --max_length or --lora.rank, or another model need less"
+                )
+            if num_examples == 1:
+                tried_alone.add(failed.examples[0].id)
+            retry_ambiguous = retry_ambiguous and not failed.is_ambiguous
+            cutter.capacity.out_of_memory(num_examples, length)
+            self.num_oom_replays += 1
+            self.last_replay = (
+                f"memory ran out at {num_examples} examples of {length} tokens ({failed.out_of_memory}): the window "
+                f"starts anew, with at most {cutter.capacity.num_examples(length)} of that length at once"
+            )
+
+    def cut(self, cutter: Cutter) -> list[Piece]:
+        """This rank's examples in the pieces of a forward each; at least one, for a rank without examples too."""
+        return cutter.cut(self.examples) or [(self.stand_in,)]
+
+    def _attempt(self, cutter: Cutter, retry_ambiguous: bool) -> Iterator[MicroBatch]:
+        ahead, self.made_ahead = self.made_ahead, None
+        is_current = ahead is not None and ahead.version == cutter.version
+        pieces = ahead.pieces if ahead is not None and is_current else self.cut(cutter)
+        lengths = [cutter.padded(max(example.length for example in piece)) for piece in pieces]
+        batches = ahead.batches if ahead is not None and is_current else map(self.collate, pieces, lengths)
         self.num_micro_batches = len(pieces) if self.examples else 0
-        self.num_padded_tokens = sum(len(p) * max(e.length for e in p) for p in pieces) if self.examples else 0
+        self.num_padded_tokens = (
+            sum(len(piece) * length for piece, length in zip(pieces, lengths, strict=True)) if self.examples else 0
+        )
         self._losses.clear()
-        for index, piece in enumerate(pieces):
+        scale = len(pieces) / self.num_items if self.examples else 0.0
+        statistics: list[tuple[Tensor, Tensor]] = []
+        for index, (piece, length, made) in enumerate(zip(pieces, lengths, batches, strict=True)):
             seed = derive_seed(self.seed, "micro-batch", self.rank, index)
-            yield MicroBatch(piece, index, len(pieces), scale, seed)
+            yield MicroBatch(piece, index, len(pieces), scale, seed, length, made, retry_ambiguous, statistics)
 
     def record(self, loss: Tensor) -> None:
         """Take note of a micro-batch's summed loss, without waiting for the device."""
@@ -92,17 +200,3 @@ class Window:
     def loss_sum(self) -> Tensor | float:
         """This rank's part of the window's summed loss, on the device."""
         return sum(self._losses[1:], start=self._losses[0]) if self._losses else 0.0
-
-
-def cut(examples: Sequence[Example], micro_batch_size: int) -> list[tuple[Example, ...]]:
-    """Cut examples into micro-batches of at most `micro_batch_size`, longest first.
-
-    Sorted by length, so that little is padded. The result depends on the examples only, not on their order.
-
-    Raises:
-        ValueError: for a size below 1.
-    """
-    if micro_batch_size < 1:
-        raise ValueError(f"micro-batch size {micro_batch_size}: has to be at least 1")
-    ordered = sorted(examples, key=lambda example: (-example.length, example.id))
-    return [tuple(ordered[start : start + micro_batch_size]) for start in range(0, len(ordered), micro_batch_size)]

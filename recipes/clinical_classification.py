@@ -17,9 +17,12 @@ from hf_accum.config import RecipeConfig, parse, require, run
 
 # Everything heavy is imported by `train`: help and a wrong flag need no torch.
 if TYPE_CHECKING:
-    from hf_accum.labels import LabelColumn
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from hf_accum.labelled_texts import LabelledTexts
+    from hf_accum.memory import Workload
     from hf_accum.ranks import Ranks
-    from hf_accum.source import Row, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,15 +117,24 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     from hf_accum.accumulation import accumulate
     from hf_accum.adapters import add_lora, checkpoint_activations
     from hf_accum.checkpoint import BestCheckpoint, Checkpoints, start_folder
-    from hf_accum.classification import TextClassification, build_objective
+    from hf_accum.classification import (
+        TextClassification,
+        build_objective,
+        classification_workload,
+        model_config,
+    )
     from hf_accum.evaluation import Metric, check_metrics, evaluate_model
+    from hf_accum.files import write_json
     from hf_accum.models import load_model, load_tokenizer
     from hf_accum.optimization import build_optimizer, count_steps
+    from hf_accum.pipeline import Pipeline
+    from hf_accum.plan import what_would_fit
     from hf_accum.ranks import broadcast_weights, ranks_of, start_accelerator
     from hf_accum.seeding import derive_seed
     from hf_accum.stream import WindowStream
     from hf_accum.summary import describe_run
     from hf_accum.tracking import RunLog
+    from hf_accum.tuning import cutter_of, find_capacity, keep_costs, tuning_json
     from recipes.embedded.models import minilm
 
     folder = Path(config.output_dir).expanduser().resolve()
@@ -146,7 +158,6 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         objective,
         load_tokenizer(model_name),
         config.max_length,
-        accelerator.device,
     )
     metrics = [task.metric(), *(Metric(name, {}) for name in config.extra_metrics)]
     num_logits = len(data.labels.names) or 1
@@ -160,7 +171,10 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         task.tokenizer,
         max_length=config.max_length,
         dropout=config.dropout,
-        **task.model_config(),
+        quantization=config.quantization,
+        precision=accelerator.mixed_precision,
+        device=accelerator.device,
+        **model_config(data.labels),
     )
     plain_model = add_lora(
         pretrained.model,
@@ -169,12 +183,37 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         new_modules=pretrained.new_modules,
         dropout=config.dropout,
     )
-    if config.gradient_checkpointing:
-        checkpoint_activations(pretrained.model)
+    plain_model.to(accelerator.device)
+
+    def optimizer_of(model: "nn.Module") -> "Optimizer":
+        return build_optimizer(model, config.learning_rate, config.weight_decay)
+
+    tunings = find_capacity(
+        config,
+        classification_workload(
+            plain_model,
+            optimizer_of,
+            labels=data.labels,
+            objective=objective,
+            max_length=config.max_length,
+            precision=accelerator.mixed_precision,
+        ),
+        ranks,
+        accelerator.device,
+        checkpoint=lambda: checkpoint_activations(pretrained.model),
+        advise=lambda budget_bytes: what_would_fit(
+            lambda changed: workload(changed, accelerator.mixed_precision), config, budget_bytes
+        ),
+    )
+    tuning = tunings[ranks.index]
+    cutter = cutter_of(tuning, accelerator.device)
     num_steps = count_steps(data.num_train, config.effective_batch_size, config.num_epochs, config.max_steps)
-    optimizer = build_optimizer(plain_model, config.learning_rate, config.weight_decay)
+    optimizer = optimizer_of(plain_model)
     scheduler = get_scheduler(config.lr_scheduler, optimizer, round(config.warmup_ratio * num_steps), num_steps)
-    model, optimizer = accelerator.prepare(plain_model, optimizer)
+    optimizer = accelerator.prepare_optimizer(optimizer)
+    # Not in DistributedDataParallel: `accumulate` sums the gradients, and a copy of them would stand in its buckets.
+    model = accelerator.prepare_model(plain_model, evaluation_mode=True)
+    broadcast_weights(plain_model, accelerator)
 
     def stream(held_out: bool, **how: Any) -> WindowStream[Any]:
         return WindowStream(
@@ -188,12 +227,14 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
             **how,
         )
 
-    windows = stream(
+    train_stream = stream(
         held_out=False,
         effective_batch_size=config.effective_batch_size,
         num_epochs=config.num_epochs,
         shuffle_block_size=config.shuffle_block_size,
+        balance=cutter.costs_at_step if config.balance_ranks else None,
     )
+    windows = Pipeline(train_stream, cutter, task.collate, accelerator.device)
     held_out = stream(
         held_out=True, effective_batch_size=256 * ranks.count, shuffle_block_size=1, skip_weightless=False
     )
@@ -203,15 +244,17 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         return evaluate_model(
             plain_model,
             held_out,
-            task.batch,
+            task.collate,
             objective,
             task.compact,
             metrics,
             ranks=ranks,
-            micro_batch_size=config.micro_batch_size,
+            cutter=cutter,
         )
 
     earlier = start_folder(folder, config, ranks)
+    if accelerator.is_main_process:
+        write_json(folder / "tuning.json", tuning_json(tunings))
     checkpoints = Checkpoints(folder, plain_model, task.tokenizer, is_main=accelerator.is_main_process)
     best = BestCheckpoint(config.best_metric)
     with RunLog(accelerator, ranks, folder, num_steps=num_steps, log_every=config.log_every) as log:
@@ -226,15 +269,16 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
                 model=plain_model,
                 new_modules=pretrained.new_modules,
                 accelerator=accelerator,
+                tunings=tunings,
                 earlier=earlier,
             ),
         )
 
         step = 0
         for window in windows:  # the examples of one optimizer step
-            for micro_batch in window.micro_batches(config.micro_batch_size):
+            for micro_batch in window.micro_batches(cutter):
                 with accumulate(accelerator, model, micro_batch):
-                    inputs, labels = task.batch(micro_batch.examples)
+                    inputs, labels = micro_batch.batch
                     loss = objective(model(**inputs).logits, labels)  # summed, in float32
                     window.record(loss)
                     accelerator.backward(loss * micro_batch.scale)
@@ -270,44 +314,52 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
             checkpoints.export()
             step, figures = best.step, evaluate()
         log.finish(step, figures, windows, exported)
+        tunings = keep_costs(tuning, cutter, ranks)
+        if accelerator.is_main_process:
+            write_json(folder / "tuning.json", tuning_json(tunings))
     accelerator.end_training()
     return figures
 
 
-@dataclass(frozen=True)
-class Data:
-    """The dataset, and what one pass over it found (None where no pass was needed)."""
+def workload(config: ClinicalClassificationConfig, precision: str = "no") -> "Workload":
+    """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
+    from transformers import AutoModelForSequenceClassification
 
-    source: "Source"
-    eval_source: "Source"
-    labels: "LabelColumn"
-    group_column: str
-    eval_fraction: float | None  # None: there is a split of its own to evaluate on
-    num_train: int | None = None
-    num_held_out: int | None = None
-    label_counts: Mapping[str, int] = field(default_factory=dict)
-    bad_rows: Mapping[str, int] = field(default_factory=dict)
+    from hf_accum.adapters import add_lora, checkpoint_activations
+    from hf_accum.classification import build_objective, classification_workload, model_config
+    from hf_accum.labels import LabelColumn
+    from hf_accum.models import build_without_weights
+    from hf_accum.optimization import build_optimizer
+    from recipes.embedded.models import minilm
 
-    def is_held_out(self, row: "Row", of_eval_source: bool) -> bool:
-        """Whether a row is not to train on."""
-        from hf_accum.survey import is_held_out
+    names = () if config.problem == "regression" else tuple(config.labels) or ("no", "yes")
+    labels = LabelColumn("label", config.problem, names, config.label_separator)
+    objective = build_objective(labels, label_smoothing=config.label_smoothing)
+    plain_model = build_without_weights(
+        AutoModelForSequenceClassification,
+        config.model or minilm(),
+        max_length=config.max_length,
+        dropout=config.dropout,
+        quantization=config.quantization,
+        **model_config(labels),
+    )
+    model = add_lora(plain_model, config.lora, task_type="SEQ_CLS", dropout=config.dropout)
+    if config.gradient_checkpointing is True:
+        checkpoint_activations(plain_model)
+    return classification_workload(
+        model,
+        lambda model: build_optimizer(model, config.learning_rate, config.weight_decay),
+        labels=labels,
+        objective=objective,
+        max_length=config.max_length,
+        precision=precision,
+    )
 
-        if self.eval_fraction is None:
-            return of_eval_source
-        return is_held_out(row, self.group_column, self.eval_fraction)
 
-
-def open_data(config: ClinicalClassificationConfig, ranks: "Ranks") -> Data:
-    """Open the dataset and, where labels, class weights or the number of steps depend on it, read it once.
-
-    Raises:
-        ValueError: for a dataset, column or row that cannot be used.
-    """
-    from hf_accum.labels import LabelColumn, sorted_names
+def open_data(config: ClinicalClassificationConfig, ranks: "Ranks") -> "LabelledTexts":
+    """The dataset of the flags, or the embedded one with the columns that it has."""
+    from hf_accum.labelled_texts import open_labelled_texts
     from hf_accum.ranks import together
-    from hf_accum.source import open_source
-    from hf_accum.survey import Survey, survey
-    from hf_accum.text import text_of
     from recipes.embedded.synopses import clinical_synopses
 
     dataset, group_column, label_column = config.dataset, config.group_column, config.label_column
@@ -316,45 +368,21 @@ def open_data(config: ClinicalClassificationConfig, ranks: "Ranks") -> Data:
         group_column = group_column or "disease"
         multi = config.problem == "multi_label_classification"
         label_column = label_column or ("modes" if multi else "inheritance")
-    group_column, label_column = group_column or config.text_column, label_column or "label"
-
-    columns = [config.text_column, label_column] + ([] if config.eval_split else [group_column])
-    source = open_source(dataset, config.train_split, columns=columns)
-    eval_source = open_source(dataset, config.eval_split, columns=columns) if config.eval_split else source
-    class_names = source.class_names.get(label_column, ())
-    names = tuple(config.labels) or class_names
-    labels = LabelColumn(label_column, config.problem, names, config.label_separator, bool(class_names))
-    data = Data(source, eval_source, labels, group_column, None if config.eval_split else config.eval_fraction)
-    needs_names = config.problem != "regression" and not names
-    needs_counts = config.class_weights in ("balanced", "sqrt_balanced")
-    if config.num_epochs is None and not needs_names and not needs_counts:
-        return data
-
-    def observe(of_eval_source: bool) -> Survey:
-        def one(row: "Row") -> tuple[bool, tuple[str, ...]]:
-            text_of(row, config.text_column)
-            return data.is_held_out(row, of_eval_source), labels.keys(row)
-
-        return survey(data.eval_source if of_eval_source else data.source, one, ranks, config.on_bad_row)
-
-    found = observe(of_eval_source=False)
-    if config.eval_split:
-        found.add(observe(of_eval_source=True))
-    if not found.num_train or not found.num_held_out:
-        raise ValueError(
-            f"the dataset has {found.num_train} usable examples to train on and {found.num_held_out} held out "
-            f"({found.bad_rows.total()} bad rows): both are needed; give more rows, --eval_split or another "
-            "--eval_fraction"
-        )
-    if needs_names:
-        names = sorted_names([*found.train_labels, *found.held_out_labels], label_column)
-    return replace(
-        data,
-        labels=replace(labels, names=names),
-        num_train=found.num_train,
-        num_held_out=found.num_held_out,
-        label_counts=found.train_labels,
-        bad_rows=found.bad_rows,
+    return open_labelled_texts(
+        dataset,
+        ranks,
+        text_column=config.text_column,
+        label_column=label_column or "label",
+        group_column=group_column or config.text_column,
+        problem=config.problem,
+        label_names=tuple(config.labels),
+        label_separator=config.label_separator,
+        train_split=config.train_split,
+        eval_split=config.eval_split,
+        eval_fraction=config.eval_fraction,
+        on_bad_row=config.on_bad_row,
+        needs_counts=config.class_weights in ("balanced", "sqrt_balanced"),
+        needs_size=config.num_epochs is not None,
     )
 
 

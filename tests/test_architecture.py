@@ -11,12 +11,24 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up. A module imports from its own layer's left and from layers below, never from above.
 LAYERS = [
-    ["seeding", "files", "errors"],
-    ["losses", "source", "ranks", "prefetch", "config"],
-    ["window", "labels", "survey", "models", "optimization"],
-    ["text", "adapters", "stream"],
+    ["seeding", "files", "errors", "units", "host", "quantization"],
+    ["losses", "source", "ranks", "prefetch", "oom", "config", "memory", "capacity", "stopwatch", "costs", "cutting"],
+    [
+        "budget",
+        "prediction",
+        "prober",
+        "tuner",
+        "plan",
+        "plan_picture",
+        "window",
+        "labels",
+        "survey",
+        "models",
+        "optimization",
+    ],
+    ["text", "labelled_texts", "adapters", "agreement", "balance", "stream", "pipeline", "tuning"],
     ["accumulation", "evaluation"],
-    ["classification", "summary", "tracking", "checkpoint"],
+    ["classification", "summary", "tracking", "checkpoint", "cli"],
 ]
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
 MAY_IMPORT_ACCELERATE = {"accumulation", "ranks", "tracking", "summary"}

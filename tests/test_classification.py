@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 from tiny import make_tokenizer
 
-from hf_accum.classification import TextClassification, build_objective
+from hf_accum.classification import TextClassification, build_objective, model_config
 from hf_accum.labels import LabelColumn, Problem
 from hf_accum.losses import BinaryCrossEntropy, CrossEntropy, Objective, SquaredError
 from hf_accum.source import BadRow
@@ -31,9 +31,7 @@ VALUES: dict[Problem, list[Any]] = {
 
 def make_task(problem: Problem, objective: Objective | None = None, max_length: int = 16) -> TextClassification:
     labels = LabelColumn("label", problem, () if problem == "regression" else NAMES)
-    return TextClassification(
-        "note", labels, objective or build_objective(labels), make_tokenizer(), max_length, torch.device("cpu")
-    )
+    return TextClassification("note", labels, objective or build_objective(labels), make_tokenizer(), max_length)
 
 
 def encode(task: TextClassification, values: Sequence[Any], notes: Sequence[str]) -> list[Any]:
@@ -52,7 +50,7 @@ def test_rows_become_examples_and_a_batch(problem: Problem) -> None:
     assert [e.length for e in examples] == [6, 3, 6]
     assert [e.num_truncated_tokens for e in examples] == [0, 0, 4]
 
-    inputs, labels = task.batch(examples)
+    inputs, labels = task.collate(examples)
     expected = make_tokenizer()(notes, padding=True, truncation=True, max_length=6, return_tensors="pt")
     assert inputs.keys() == {"input_ids", "attention_mask"}
     for name, tensor in inputs.items():
@@ -76,7 +74,7 @@ def test_the_weights_of_examples_add_up_to_the_batch_s(problem: Problem) -> None
     objective = CrossEntropy(weights) if problem == SINGLE else None
     task = make_task(problem, objective)
     examples = encode(task, VALUES[problem], ["w1", "w2 w3", "w4"])
-    _, labels = task.batch(examples)
+    _, labels = task.collate(examples)
     assert [e.weight for e in examples] == {SINGLE: [1.0, 0.25, 3.0], MULTI: [3.0] * 3}.get(problem, [1.0] * 3)
     assert sum(e.weight for e in examples) == task.objective.weight(labels)
 
@@ -107,7 +105,7 @@ def test_predictions_are_compact() -> None:
 def test_the_metric_takes_what_compact_and_batch_give(problem: Problem) -> None:
     task = make_task(problem)
     examples = encode(task, VALUES[problem], ["w1", "w2 w3", "w4"])
-    _, labels = task.batch(examples)
+    _, labels = task.collate(examples)
     logits = torch.randn(3, 1 if problem == "regression" else 3)
     figures = task.metric().compute(task.compact(logits).numpy(), labels.numpy())
     per_class = figures.get("per_class", {})
@@ -116,12 +114,12 @@ def test_the_metric_takes_what_compact_and_batch_give(problem: Problem) -> None:
 
 def test_the_model_s_config_names_the_labels() -> None:
     for problem in (SINGLE, MULTI):
-        assert make_task(problem).model_config() == {
+        assert model_config(make_task(problem).labels) == {
             "problem_type": problem,
             "id2label": {0: "absent", 1: "mild", 2: "severe"},
             "label2id": {"absent": 0, "mild": 1, "severe": 2},
         }
-    assert make_task("regression").model_config() == {"problem_type": "regression", "num_labels": 1}
+    assert model_config(make_task("regression").labels) == {"problem_type": "regression", "num_labels": 1}
 
 
 # Objectives

@@ -14,10 +14,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from hf_accum.config import LoraConfig, RecipeConfig, as_dict, parse, require, run, write_config
+from hf_accum.units import parse_bytes
 from recipes.clinical_classification import ClinicalClassificationConfig
 
 MULTI = "multi_label_classification"
-AT_LEAST_1 = ("effective_batch_size", "micro_batch_size", "shuffle_block_size", "log_every")
+AT_LEAST_1 = ("effective_batch_size", "shuffle_block_size", "log_every")
 AT_LEAST_1_OR_NULL = ("max_steps", "num_epochs", "eval_every", "save_every", "early_stopping_patience")
 
 # What is given, the flag that is refused for it, and the rule that is said. `best_metric` and `eval_every` go
@@ -30,6 +31,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         for value in (0, -1)
     ),
     ({"num_epochs": None}, "num_epochs", "a number where max_steps is null"),
+    *(({"micro_batch_size": value}, "micro_batch_size", "auto, or at least 1") for value in (0, -3)),
+    *(({"memory_budget": value}, "memory_budget", "auto, or bytes as 6GiB") for value in ("0", "6 apples", "-1GiB")),
     ({"max_length": 1}, "max_length", "at least 2"),
     *(
         ({name: value}, name, "a finite number above 0")
@@ -166,6 +169,13 @@ def test_flags_are_read_by_their_types() -> None:
         class_weights=[0.5, 2.0],
         lr_scheduler="cosine",
     )
+
+
+@pytest.mark.parametrize("written", ["6442450944", "6GiB", "'6442450944'"])
+def test_a_budget_may_be_a_number_in_yaml(tmp_path: Path, written: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"memory_budget: {written}\n")
+    assert parse_bytes(parse_flags("--config", str(file)).memory_budget) == 6 * 2**30
 
 
 def test_flags_stand_above_the_yaml_file_whatever_their_order(tmp_path: Path) -> None:
@@ -325,8 +335,8 @@ def test_every_flag_of_the_contract_that_is_built_is_there_with_its_help(
     assert ended.value.code == 0
     said = capsys.readouterr().out
     contract = (
-        "model dataset output_dir seed max_steps num_epochs effective_batch_size micro_batch_size max_length "
-        "learning_rate weight_decay warmup_ratio max_grad_norm lr_scheduler dropout lora.rank lora.alpha "
+        "model dataset output_dir seed max_steps num_epochs effective_batch_size micro_batch_size memory_budget "
+        "max_length learning_rate weight_decay warmup_ratio max_grad_norm lr_scheduler dropout lora.rank lora.alpha "
         "lora.dropout lora.target_modules gradient_checkpointing save_every eval_every log_every"
     )
     for flag in contract.split():
@@ -390,3 +400,20 @@ def test_the_package_gives_each_piece_by_name_and_nothing_else() -> None:
         assert getattr(hf_accum, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
         _ = hf_accum.Trainer  # type: ignore[attr-defined]
+
+
+def test_memory_that_runs_out_outside_of_the_micro_batches_is_said_so(capsys: pytest.CaptureFixture[str]) -> None:
+    def optimizer_step() -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    with pytest.raises(SystemExit) as ended:
+        run(optimizer_step)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: memory ran out outside of the micro-batches, as in the optimizer's step (Runtime")
+
+    def broken() -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        run(broken)

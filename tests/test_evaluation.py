@@ -16,7 +16,10 @@ from tiny import CONFIGS, WORDS, make_tokenizer
 from torch import Tensor
 from transformers import BertForSequenceClassification
 
+from hf_accum.capacity import Capacity, WorkingCapacity
 from hf_accum.classification import TextClassification, build_objective
+from hf_accum.cutting import Cutter
+from hf_accum.errors import OutOfMemory
 from hf_accum.evaluation import Metrics, evaluate_model
 from hf_accum.labels import LabelColumn, Problem
 from hf_accum.ranks import OneRank, RankFailed, Ranks
@@ -32,7 +35,7 @@ MULTI: Problem = "multi_label_classification"
 
 def make_task(problem: Problem = SINGLE, **how: Any) -> TextClassification:
     labels = LabelColumn("label", problem, NAMES)
-    return TextClassification("text", labels, build_objective(labels, **how), TOKENIZER, 12, torch.device("cpu"))
+    return TextClassification("text", labels, build_objective(labels, **how), TOKENIZER, 12)
 
 
 def make_model(dropout: float = 0.5) -> BertForSequenceClassification:
@@ -93,12 +96,12 @@ def evaluate_on(
     return evaluate_model(
         copy.deepcopy(MODEL) if model is None else model,
         stream,
-        task.batch,
+        task.collate,
         task.objective,
         task.compact,
         [task.metric()],
         ranks=ranks,
-        micro_batch_size=micro_batch_size,
+        cutter=Cutter(WorkingCapacity(Capacity(micro_batch_size))),
     )
 
 
@@ -210,7 +213,14 @@ def test_a_metric_that_fails_on_the_first_rank_ends_all() -> None:
         model: Any = copy.deepcopy(MODEL)
         metrics: Any = [Broken()]
         return evaluate_model(
-            model, stream, task.batch, task.objective, task.compact, metrics, ranks=ranks, micro_batch_size=2
+            model,
+            stream,
+            task.collate,
+            task.objective,
+            task.compact,
+            metrics,
+            ranks=ranks,
+            cutter=Cutter(WorkingCapacity(Capacity(2))),
         )
 
     first, second = on_ranks(2, work)
@@ -231,3 +241,62 @@ def test_ranks_exchange_predictions_not_logits_or_texts() -> None:
     evaluate_on(Spy(), in_shards(make_rows(40, SINGLE, seed=1), [40]), make_task())
     arrays = [part for value in sent if isinstance(value, tuple) for part in value if isinstance(part, np.ndarray)]
     assert [(array.dtype.name, array.shape) for array in arrays] == [("int32", (40,)), ("int64", (40,))]
+
+
+def evaluate_on_small_device(most: int, capacity: Capacity, rows: list[dict[str, Any]]) -> tuple[Metrics, list[int]]:
+    """With room for `most` examples at once: the figures, and the sizes of all batches tried."""
+    task = make_task(class_weights=[0.5, 1.0, 3.0])
+    stream = WindowStream(
+        in_shards(rows, [len(rows)]), task.prepare, task.encode, ranks=OneRank(), effective_batch_size=8, seed=0
+    )
+    model: Any = copy.deepcopy(MODEL)
+    tried: list[int] = []
+
+    def run_out(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        tried.append(len(inputs[0]))
+        if len(inputs[0]) > most:
+            raise torch.OutOfMemoryError("out of memory: made up")
+
+    model.classifier.register_forward_pre_hook(run_out)  # after all that needs memory
+    try:
+        figures = evaluate_model(
+            model,
+            stream,
+            task.collate,
+            task.objective,
+            task.compact,
+            [task.metric()],
+            ranks=OneRank(),
+            cutter=Cutter(WorkingCapacity(capacity)),
+        )
+    finally:
+        assert model.training
+    return figures, tried
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5])
+def test_a_batch_that_runs_out_of_memory_is_evaluated_in_smaller_ones(most: int) -> None:
+    """The same figures, each example once; the capacity, which the training uses too, stays as it is."""
+    rows = [{**row, "text": " ".join(WORDS[:5])} for row in make_rows(4, SINGLE, seed=3)]  # of one length
+    rows += make_rows(23, SINGLE, seed=4)
+    capacity = Capacity(8)
+    expected, all_at_once = evaluate_on_small_device(8, capacity, rows)
+    assert all_at_once == [8, 8, 8, 3]
+    figures, tried = evaluate_on_small_device(most, capacity, rows)
+    assert tried[0] == 8
+    assert sum(size for size in tried if size <= most) == len(rows) == figures["num_examples"]
+    assert len([size for size in tried if size > most]) < len(tried) / 2  # what was found out is remembered
+    logits, truth = plain_logits(rows), torch.tensor([row["label"] for row in rows])
+    weighted = F.cross_entropy(logits, truth, weight=torch.tensor([0.5, 1.0, 3.0]))
+    assert figures.pop("loss") == pytest.approx(float(weighted), rel=1e-5)
+    assert expected.pop("loss") == pytest.approx(float(weighted), rel=1e-5)
+    assert figures == expected
+    assert capacity == Capacity(8)
+    assert evaluate_on_small_device(8, capacity, rows)[1] == all_at_once
+
+
+def test_a_single_example_too_large_to_evaluate_is_said() -> None:
+    with pytest.raises(
+        OutOfMemory, match=r"^evaluation: a single example of \d+ tokens does not fit .* --max_length"
+    ):
+        evaluate_on_small_device(0, Capacity(4), make_rows(6, SINGLE, seed=3))

@@ -9,6 +9,7 @@ from torch import nn
 
 from hf_accum.config import LoraConfig, RecipeConfig
 from hf_accum.summary import describe_run
+from hf_accum.tuner import Tuning
 
 
 def describe(accelerator: Accelerator, config: RecipeConfig | None = None, **changes: Any) -> str:
@@ -21,6 +22,7 @@ def describe(accelerator: Accelerator, config: RecipeConfig | None = None, **cha
         "num_steps": 4,
         "model": model,
         "new_modules": (),
+        "tunings": [Tuning.as_given(5, 512)],
         "earlier": None,
     }
     return describe_run(config or RecipeConfig(), accelerator=accelerator, **facts | changes)
@@ -36,8 +38,9 @@ def test_it_says_in_words_what_the_run_will_do(accelerator: Accelerator, tmp_pat
         ("model", "LoRA of rank 7: 10 of 1,000 parameters are trained (1.00%)"),
         ("", "; new, without pretrained weights: pooler, classifier"),
         ("ranks", "1 on cpu, precision no"),
-        ("window", "32 examples per optimizer step over all ranks, cut into micro-batches of at most 5 on each rank"),
+        ("window", "32 examples per optimizer step over all ranks, cut into micro-batches that fit"),
         ("", "; the gradient is that of the whole window"),
+        ("memory", "at most 5 examples at once on each rank, as given"),
         ("steps", "4, about 1.00 passes over the data"),
         ("", "; the last window of a pass has 4 examples and is used with its true weight"),
         ("folder", str(tmp_path)),

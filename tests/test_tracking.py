@@ -28,7 +28,7 @@ from hf_accum.window import Example, Window
 CONTRACT = [
     *("step", "epoch", "loss", "grad_norm", "learning_rate", "num_examples", "num_items", "num_tokens"),
     *("num_padded_tokens", "num_micro_batches", "step_seconds", "peak_memory_bytes", "num_oom_replays"),
-    "window_digest",
+    *("window_digest", "data_wait_share"),
 ]
 LENGTHS = [[9, 4, 4], [7, 2]]  # of each rank's examples in a window
 
@@ -57,7 +57,6 @@ def make_window(step: int, lengths: Sequence[Sequence[int]], rank: int = 0, epoc
         examples=mine,
         stand_in=Example("stand-in", 3, 1.0, {}),
         rank=rank,
-        num_ranks=len(lengths),
         num_examples=len(everyone),
         num_items=0.5 * len(everyone),
         num_tokens=sum(everyone),
@@ -114,6 +113,7 @@ def test_counts_are_over_all_ranks_and_times_of_the_slowest(
         log = make_log(accelerator, tmp_path, ranks=ranks, num_steps=1)
         with log:
             window = run_window(make_window(1, lengths, ranks.index), loss_of_an_example=1.0 + ranks.index)
+            window.seconds_waited = 1.0 + ranks.index
             log._step_started = tracking.time.perf_counter() - 10 * (1 + ranks.index % 2)
             log.step(window, torch.tensor(0.25), 1e-3)
         return said(log)
@@ -137,6 +137,7 @@ def test_counts_are_over_all_ranks_and_times_of_the_slowest(
         "peak_memory_bytes": 1000,
         "num_oom_replays": 0,
         "window_digest": "digest of 1",
+        "data_wait_share": pytest.approx(3 / seconds),  # that of rank 2
     }
     assert outputs[1:] == ["", ""]
     assert "step 1/1" in outputs[0]
@@ -242,7 +243,7 @@ def test_plain_lines_where_there_is_no_terminal(accelerator: Accelerator, tmp_pa
     for line, step, left, peak in ((lines[0], 2, "0:03:20", memory[1]), (lines[1], 4, "0:01:40", memory[3])):
         assert line == (
             f"step {step}/6  {left} left  loss 6  grad norm 0.1235  lr 2.50e-04  1 tokens/s  padding 37.5%  "
-            f"memory {peak:.2f} GiB"
+            f"waiting for data 0.0%  memory {peak:.2f} GiB"
         )
 
 
@@ -339,7 +340,7 @@ def test_the_trackers_get_the_configuration_as_single_values(
     monkeypatch.setattr(accelerator, "init_trackers", init_trackers)
     make_log(accelerator, tmp_path).start(RecipeConfig(seed=3), "")
     assert (handed["seed"], handed["lora.rank"], handed["lora.target_modules"]) == (3, 16, "all-linear")
-    assert handed["gradient_checkpointing"] is False
+    assert handed["gradient_checkpointing"] == "auto"
     assert handed["dropout"] == "None"
     assert all(isinstance(value, int | float | str) for value in handed.values())
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from window_cases import make_window
 
-from hf_accum.window import Example, cut
+from hf_accum.cutting import cut
+from hf_accum.window import Example
 
 
 def examples_of(lengths: list[int]) -> list[Example]:
@@ -30,17 +31,14 @@ def test_a_cut_keeps_every_example_once_and_the_longest_together(lengths: list[i
 @given(
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=30),
     size=st.integers(1, 9),
-    num_ranks=st.integers(1, 8),
 )
-def test_scales_undo_the_divisions_of_accelerate_and_of_data_parallel_training(
-    lengths: list[int], size: int, num_ranks: int
-) -> None:
+def test_scales_undo_the_division_of_accelerate(lengths: list[int], size: int) -> None:
     examples = examples_of(lengths)
-    window = make_window(examples, examples[0], num_ranks=num_ranks, whole=examples * 2)
+    window = make_window(examples, examples[0], whole=examples * 2)
     micro_batches = list(window.micro_batches(size))
     for index, micro_batch in enumerate(micro_batches):
         assert (micro_batch.index, micro_batch.count) == (index, len(micro_batches))
-        seen = micro_batch.scale / micro_batch.count / num_ranks  # accelerate's backward, DDP's mean
+        seen = micro_batch.scale / micro_batch.count  # accelerate's backward
         assert seen == pytest.approx(1 / window.num_items, rel=1e-15)
     padded = sum(len(m.examples) * m.examples[0].length for m in micro_batches)
     assert (window.num_micro_batches, window.num_padded_tokens) == (len(micro_batches), padded)
@@ -49,7 +47,7 @@ def test_scales_undo_the_divisions_of_accelerate_and_of_data_parallel_training(
 
 def test_a_rank_without_examples_runs_its_stand_in_with_weight_zero() -> None:
     whole = examples_of([3, 4])
-    window = make_window([], whole[0], rank=1, num_ranks=2, whole=whole)
+    window = make_window([], whole[0], rank=1, whole=whole)
     (micro_batch,) = window.micro_batches(8)
     assert (micro_batch.examples, micro_batch.scale) == ((whole[0],), 0.0)
     assert (micro_batch.index, micro_batch.count) == (0, 1)
@@ -62,7 +60,7 @@ def test_random_numbers_differ_by_rank_and_step() -> None:
     whole = examples_of([3, 4])
     seeds = set()
     for rank in range(3):
-        window = make_window(whole, whole[0], rank=rank, num_ranks=3, whole=whole)
+        window = make_window(whole, whole[0], rank=rank, whole=whole)
         seeds |= {m.seed for m in window.micro_batches(1)}
     assert len(seeds) == 6
 

@@ -114,7 +114,6 @@ def make_window(
     stand_in: Example,
     *,
     rank: int = 0,
-    num_ranks: int = 1,
     whole: Sequence[Example],
 ) -> Window:
     """The window `whole` as the rank sees it that has `examples` of it."""
@@ -125,7 +124,6 @@ def make_window(
         examples=tuple(examples),
         stand_in=stand_in,
         rank=rank,
-        num_ranks=num_ranks,
         num_examples=len(whole),
         num_items=sum(e.weight for e in whole),
         num_tokens=sum(e.length for e in whole),

@@ -121,7 +121,6 @@ def source_of(rows: "Sequence[Row]") -> "Source":
 
 def minilm_task(labels: "LabelColumn", text_column: str, max_length: int) -> "TextClassification":
     """The recipe's task on the CPU, without class weights, by MiniLM's tokenizer."""
-    import torch
 
     from hf_accum.classification import TextClassification
     from hf_accum.losses import CrossEntropy
@@ -129,7 +128,7 @@ def minilm_task(labels: "LabelColumn", text_column: str, max_length: int) -> "Te
     from recipes.embedded.models import minilm
 
     tokenizer = load_tokenizer(minilm())
-    return TextClassification(text_column, labels, CrossEntropy(), tokenizer, max_length, torch.device("cpu"))
+    return TextClassification(text_column, labels, CrossEntropy(), tokenizer, max_length)
 
 
 def load_minilm(
@@ -140,6 +139,7 @@ def load_minilm(
     from transformers import AutoModelForSequenceClassification
 
     from hf_accum.adapters import add_lora
+    from hf_accum.classification import model_config
     from hf_accum.models import load_model
     from hf_accum.seeding import derive_seed
     from recipes.embedded.models import minilm
@@ -151,6 +151,6 @@ def load_minilm(
         task.tokenizer,
         max_length=task.max_length,
         dropout=dropout,
-        **task.model_config(),
+        **model_config(task.labels),
     )
     return add_lora(pretrained.model, lora, task_type="SEQ_CLS", new_modules=pretrained.new_modules, dropout=dropout)

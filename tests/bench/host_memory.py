@@ -87,8 +87,8 @@ def stream_pass(config: ClinicalClassificationConfig) -> Callable[[], int]:
 
     def run() -> int:
         for window in windows:
-            for micro_batch in window.micro_batches(config.micro_batch_size):
-                task.batch(micro_batch.examples)
+            for micro_batch in window.micro_batches(8):
+                task.collate(micro_batch.examples)
         return windows.counts.num_examples
 
     return run

@@ -45,6 +45,9 @@ from recipes.clinical_classification import ClinicalClassificationConfig
 T = TypeVar("T")
 
 
+MICRO_BATCH_SIZE = 8  # of the hand-written loop; no size changes its gradient
+
+
 @dataclass(frozen=True)
 class Result:
     """How a classifier does on the held-out rows."""
@@ -137,7 +140,7 @@ def hand_loop(data: RecipeData, config: ClinicalClassificationConfig, *, use_bf1
     for step, window in zip(range(1, num_steps + 1), _windows(train, config), strict=False):
         window_weight = sum(float(weights[text.label]) for text in window)
         window.sort(key=lambda text: -len(text.ids))
-        for micro_batch in _pieces(window, config.micro_batch_size):
+        for micro_batch in _pieces(window, MICRO_BATCH_SIZE):
             labels = torch.tensor([text.label for text in micro_batch])
             loss = F.cross_entropy(
                 forward(micro_batch), labels, weights, reduction="sum", label_smoothing=config.label_smoothing
@@ -159,7 +162,7 @@ def hand_loop(data: RecipeData, config: ClinicalClassificationConfig, *, use_bf1
     by_length = sorted(range(len(held_out)), key=lambda index: len(held_out[index].ids))
     predictions = [0] * len(held_out)
     with torch.inference_mode():
-        for piece in _pieces(by_length, config.micro_batch_size):
+        for piece in _pieces(by_length, MICRO_BATCH_SIZE):
             for index, prediction in zip(piece, forward([held_out[i] for i in piece]).argmax(-1), strict=True):
                 predictions[index] = int(prediction)
     return predictions

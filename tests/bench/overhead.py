@@ -47,7 +47,7 @@ from transformers import BertConfig, BertForSequenceClassification, get_schedule
 
 from hf_accum import WindowStream, accumulate, ranks_of, start_accelerator
 from hf_accum.adapters import add_lora
-from hf_accum.classification import TextClassification
+from hf_accum.classification import TextClassification, model_config
 from hf_accum.config import LoraConfig
 from hf_accum.optimization import build_optimizer
 from hf_accum.ranks import Ranks
@@ -113,7 +113,7 @@ def by_hf_accum(training: Training, rows: Sequence[Row]) -> None:
         for window in training.windows(rows):
             for micro_batch in window.micro_batches(training.micro_batch_size):
                 with accumulate(accelerator, model, micro_batch):
-                    inputs, labels = task.batch(micro_batch.examples)
+                    inputs, labels = task.collate(micro_batch.examples)
                     loss = task.objective(model(**inputs).logits, labels)
                     window.record(loss)
                     accelerator.backward(loss * micro_batch.scale)
@@ -173,7 +173,7 @@ def build_tiny_model(task: TextClassification, lora: LoraConfig, *, dropout: flo
         intermediate_size=64,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
-        **task.model_config(),
+        **model_config(task.labels),
     )
     model = BertForSequenceClassification(config).train()
     return add_lora(model, lora, task_type="SEQ_CLS", new_modules=["classifier"], dropout=dropout)
@@ -245,7 +245,7 @@ def main() -> None:
     # From all over the dataset, not its beginning only.
     rows = data.train[:: max(1, len(data.train) // num_rows)][:num_rows]
     windows = [
-        [task.batch(micro_batch.examples) for micro_batch in window.micro_batches(arguments.micro_batch_size)]
+        [task.collate(micro_batch.examples) for micro_batch in window.micro_batches(arguments.micro_batch_size)]
         for window in training.windows(rows)
     ]
     works = (lambda: by_hf_accum(training, rows), lambda: by_hand(training, windows))

@@ -71,7 +71,13 @@ def recipe(
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
         folder = tmp_path / f"run-{next(runs)}"
-        defaults = {"model": tiny_model, "dataset": notes, "output_dir": folder, "max_length": 64} | named
+        defaults = {
+            "model": tiny_model,
+            "dataset": notes,
+            "output_dir": folder,
+            "max_length": 64,
+            "micro_batch_size": 8,
+        } | named
         main([*flags, *(f"--{name}={value}" for name, value in defaults.items())])
         return Path(str(defaults["output_dir"]))
 

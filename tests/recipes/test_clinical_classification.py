@@ -24,6 +24,7 @@ METRICS_KEYS = [
     *("step", "epoch", "loss", "grad_norm", "learning_rate", "num_examples", "num_items", "num_tokens"),
     *("num_padded_tokens", "num_micro_batches", "step_seconds", "peak_memory_bytes", "num_oom_replays"),
     "window_digest",
+    "data_wait_share",
 ]
 
 
@@ -38,6 +39,7 @@ def test_a_run_leaves_what_the_contract_says_and_learns(recipe: Recipe) -> None:
         "config.yaml",
         "evaluation.json",
         "metrics.jsonl",
+        "tuning.json",
     ]
     metrics = metrics_of(folder)
     assert [m["step"] for m in metrics] == list(range(1, 6 * 9 + 1))
