@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_accum.classification import TextClassification
+    from hf_accum.cutting import Cutter
     from hf_accum.labels import LabelColumn
     from hf_accum.source import Row, Source
+    from hf_accum.window import Example
 
 _LIBRARIES = ("torch", "accelerate", "transformers", "datasets", "peft", "numpy", "scikit-learn")
 
@@ -154,3 +156,42 @@ def load_minilm(
         **model_config(task.labels),
     )
     return add_lora(pretrained.model, lora, task_type="SEQ_CLS", new_modules=pretrained.new_modules, dropout=dropout)
+
+
+def evenly_spaced(rows: "Sequence[Row]", number: int) -> "list[Row]":
+    """So many of the rows, from all over them."""
+    return list(rows[:: max(1, len(rows) // number)][:number])
+
+
+def encoded(task: "TextClassification", rows: "Sequence[Row]") -> "list[Example]":
+    """The rows as examples, in order."""
+    return list(task.encode([(str(index), task.prepare(row)) for index, row in enumerate(rows)]))
+
+
+def learned_cutter(
+    task: "TextClassification",
+    model: "nn.Module",
+    windows: "Sequence[Sequence[Example]]",
+    most: int,
+    num_passes: int = 3,
+) -> "Cutter":
+    """A cutter of at most `most` examples, whose costs were learned from passes over some windows."""
+    import torch
+
+    from hf_accum.capacity import Capacity, WorkingCapacity
+    from hf_accum.costs import WorkingCosts
+    from hf_accum.cutting import Cutter
+    from hf_accum.stopwatch import Stopwatch
+
+    costs = WorkingCosts()
+    cutter = Cutter(WorkingCapacity(Capacity(most)), costs)
+    for _ in range(num_passes):
+        for window in windows:
+            for piece in cutter.cut(window):
+                stopwatch = Stopwatch(torch.device("cpu"))
+                inputs, labels = task.collate(piece)
+                (task.objective(model(**inputs).logits, labels) / len(window)).backward()
+                stopwatch.stop()
+                costs.observe(len(piece), max(example.length for example in piece), stopwatch)
+            cutter.window_done()
+    return cutter

@@ -24,6 +24,8 @@ import torch
 from accelerate import Accelerator
 from common import (
     argument_parser,
+    encoded,
+    evenly_spaced,
     load_minilm,
     load_recipe_data,
     minilm_task,
@@ -51,13 +53,14 @@ WINDOW = 64
 class Contenders:
     """All of them on the same rows, each with a model of its own from the same weights."""
 
-    def __init__(self, num_windows: int, micro_batch_size: int, most: int) -> None:
+    def __init__(self, num_windows: int, micro_batch_size: int, most: int, equal_length: int | None = None) -> None:
         data = load_recipe_data()
-        self.task = minilm_task(data.labels, data.text_column, max_length=512)
-        number = num_windows * WINDOW
-        self.rows = data.train[:: max(1, len(data.train) // number)][:number]
-        prepared = [(str(index), self.task.prepare(row)) for index, row in enumerate(self.rows)]
-        self.examples = self.task.encode(prepared)
+        self.task = minilm_task(data.labels, data.text_column, max_length=equal_length or 512)
+        self.rows = evenly_spaced(data.train, num_windows * WINDOW)
+        if equal_length is not None:  # each text over again, up to so many tokens
+            column = data.text_column
+            self.rows = [{**row, column: f"{row[column]} " * equal_length} for row in self.rows]
+        self.examples = encoded(self.task, self.rows)
         self.num_windows = num_windows
         self.micro_batch_size = micro_batch_size
         self.accelerator = start_accelerator()
@@ -192,11 +195,12 @@ def main() -> None:
     parser.add_argument("--micro_batch_size", type=int, default=8, help="of the neighbours (default: %(default)s)")
     parser.add_argument("--most", type=int, default=64, help="examples that fit, for hf_accum (default: %(default)s)")
     parser.add_argument("--num_warm_ups", type=int, default=3, help="rounds of hf_accum (default: %(default)s)")
+    parser.add_argument("--equal_length", type=int, help="all texts have so many tokens (default: as they are)")
     arguments = parser.parse_args()
     use_threads(arguments.threads)
     print_header(arguments.threads)
     transformers_logging.set_verbosity_error()
-    contenders = Contenders(arguments.num_windows, arguments.micro_batch_size, arguments.most)
+    contenders = Contenders(arguments.num_windows, arguments.micro_batch_size, arguments.most, arguments.equal_length)
     runs = {
         "hf_accum": contenders.hf_accum(),
         "plain accelerate loop": contenders.plain(),

@@ -20,6 +20,9 @@ from typing import Any
 import torch
 from common import (
     argument_parser,
+    encoded,
+    evenly_spaced,
+    learned_cutter,
     load_minilm,
     load_recipe_data,
     minilm_task,
@@ -29,14 +32,9 @@ from common import (
 )
 from torch import Tensor
 
-from hf_accum.capacity import Capacity, WorkingCapacity
 from hf_accum.config import LoraConfig
-from hf_accum.costs import WorkingCosts
-from hf_accum.cutting import Cutter
-from hf_accum.stopwatch import Stopwatch
 from hf_accum.window import Example
 
-CPU = torch.device("cpu")
 WINDOW = 64
 Piece = tuple[Example, ...]
 Run = Callable[[Piece], None]
@@ -48,25 +46,10 @@ class Ways:
     def __init__(self, num_windows: int, most: int) -> None:
         data = load_recipe_data()
         self.task = minilm_task(data.labels, data.text_column, max_length=512)
-        number = num_windows * WINDOW
-        rows = data.train[:: max(1, len(data.train) // number)][:number]
-        self.examples = self.task.encode([(str(i), self.task.prepare(row)) for i, row in enumerate(rows)])
-        self.pieces = self._cut(most)
-
-    def _cut(self, most: int) -> list[Piece]:
-        """All windows' micro-batches, by costs that were learned from three passes over them."""
-        cutter = Cutter(WorkingCapacity(Capacity(most)), WorkingCosts())
-        run = self.eager()
+        self.examples = encoded(self.task, evenly_spaced(data.train, num_windows * WINDOW))
         windows = [self.examples[start : start + WINDOW] for start in range(0, len(self.examples), WINDOW)]
-        for window in windows * 3:
-            for piece in cutter.cut(window):
-                stopwatch = Stopwatch(CPU)
-                run(piece)
-                stopwatch.stop()
-                assert cutter.costs is not None
-                cutter.costs.observe(len(piece), max(e.length for e in piece), stopwatch)
-            cutter.window_done()
-        return [piece for window in windows for piece in cutter.cut(window)]
+        cutter = learned_cutter(self.task, self._model(), windows, most)
+        self.pieces = [piece for window in windows for piece in cutter.cut(window)]
 
     def _model(self) -> Any:
         return load_minilm(self.task, LoraConfig()).train()

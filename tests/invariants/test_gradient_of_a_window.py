@@ -1,7 +1,10 @@
 """The gradient of a window does not depend on how the window is cut: float64, against one unsplit batch."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,7 +18,14 @@ from window_cases import (
     unsplit_gradient,
 )
 
-from hf_accum import accumulate
+from hf_accum import Pipeline, WindowStream, accumulate
+from hf_accum.capacity import Capacity, WorkingCapacity
+from hf_accum.costs import KNOTS, Costs, WorkingCosts
+from hf_accum.cutting import Cutter
+from hf_accum.losses import IGNORE
+from hf_accum.ranks import OneRank
+from hf_accum.source import Source
+from hf_accum.window import Example
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -44,6 +54,65 @@ def test_any_cut_gives_the_gradient_and_loss_of_the_unsplit_batch(
     assert largest_relative_difference(model, reference) <= 1e-12
     assert float(window.loss_sum()) / window.num_items == pytest.approx(reference_loss, rel=1e-12)
     assert window.num_micro_batches == -(-len(lengths) // micro_batch_size)
+
+
+@pytest.mark.parametrize("name", ["plain", "tokens, weights and smoothing"])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    lengths=st.lists(st.integers(2, 12), min_size=1, max_size=40),
+    effective_batch_size=st.integers(1, 17),
+    most=st.integers(1, 17),
+    coefficients=st.tuples(*[st.floats(0, 1)] * 3).filter(any),
+    beyond=st.lists(st.floats(0, 1), min_size=len(KNOTS), max_size=len(KNOTS)),
+    multiple_of=st.integers(1, 5),
+    seed=st.integers(0, 2**32),
+)
+def test_whatever_is_fastest_the_windows_of_a_pipeline_have_the_gradient_of_the_unsplit_batch(
+    accelerator: Accelerator,
+    name: str,
+    lengths: list[int],
+    effective_batch_size: int,
+    most: int,
+    coefficients: tuple[float, float, float],
+    beyond: list[float],
+    multiple_of: int,
+    seed: int,
+) -> None:
+    """Streamed, shuffled, cut by any costs, padded to a multiple, made ahead, and collated in the background."""
+    task = TASKS[name]
+    examples = make_examples(task, lengths, seed)
+    model = make_model(task, seed)
+    stream = WindowStream(
+        Source(("memory",), lambda _, start: ((i, {"index": i}) for i in range(start, len(examples))), {}),
+        lambda row: row["index"],
+        lambda rows: [examples[index] for _, index in rows],
+        ranks=OneRank(),
+        effective_batch_size=effective_batch_size,
+        seed=seed,
+        num_epochs=1,
+    )
+    costs = WorkingCosts(Costs(*coefficients, tuple(beyond)))
+    cutter = Cutter(WorkingCapacity(Capacity(most)), costs, multiple_of, max_length=12)
+
+    def collate(piece: Sequence[Example], length: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        inputs, labels = batch(piece)
+        rest = (0, length - inputs["input_ids"].shape[1])
+        if task.of_tokens:
+            labels = F.pad(labels, rest, value=IGNORE)
+        return {key: F.pad(value, rest) for key, value in inputs.items()}, labels
+
+    seen = 0
+    for window in Pipeline(stream, cutter, collate, torch.device("cpu")):
+        reference, _ = unsplit_gradient(model, task, window.examples)
+        for micro_batch in window.micro_batches(cutter):
+            with accumulate(accelerator, model, micro_batch):
+                inputs, labels = micro_batch.batch
+                assert len(labels) <= most
+                accelerator.backward(task.objective(model(**inputs).logits, labels) * micro_batch.scale)
+        assert largest_relative_difference(model, reference) <= 1e-12
+        model.zero_grad()
+        seen += len(window.examples)
+    assert seen == len(examples)
 
 
 @pytest.mark.parametrize("name", ["weights and smoothing", "tokens, weights and smoothing"])

@@ -1,0 +1,139 @@
+"""How time and memory grow with the effective batch: one window of 64 up to 4,096 real synopses.
+
+MiniLM with the recipe's LoRA, train mode; the recipe's loop, after a warm-up, at most `--most` examples in one
+forward, cut by the same costs at every size. The texts of each window are spread evenly over all texts by length,
+the longest among them. Each size in a process of its own, which measures
+
+- seconds: of the window, from its reading to the optimizer's step, and per example;
+- live bytes: the peak over the window of the tensors that operations made, the weights included;
+- resident bytes: the peak of the process (`ru_maxrss`), in a window of its own, without the counting.
+
+    python tests/bench/growth.py --threads 2
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+from common import (
+    argument_parser,
+    encoded,
+    evenly_spaced,
+    learned_cutter,
+    load_minilm,
+    load_recipe_data,
+    minilm_task,
+    print_header,
+    print_table,
+    source_of,
+    use_threads,
+)
+
+from hf_accum import Pipeline, WindowStream, accumulate, ranks_of, start_accelerator
+from hf_accum.capacity import Capacity, WorkingCapacity
+from hf_accum.config import LoraConfig
+from hf_accum.costs import Costs, WorkingCosts
+from hf_accum.cutting import Cutter
+from hf_accum.host import return_freed_memory
+from hf_accum.memory import LiveBytes, tensors_of
+from hf_accum.optimization import build_optimizer
+
+MIB = 2**20
+
+
+def measure(effective_batch_size: int, most: int, costs: Costs) -> dict[str, Any]:
+    """The figures of one size, in this process."""
+    accelerator = start_accelerator()
+    return_freed_memory()  # as a run that finds its micro-batch by itself does
+    data = load_recipe_data()
+    task = minilm_task(data.labels, data.text_column, max_length=512)
+    by_length = sorted(data.train, key=lambda row: -len(row[data.text_column]))
+    # The longest ones stand in every window, so that all sizes have the same largest micro-batches.
+    rows = [*by_length[:most], *evenly_spaced(by_length[most:], effective_batch_size - most)]
+    model: Any = load_minilm(task, LoraConfig()).train()
+    optimizer = build_optimizer(model, 3e-4, 0.01)
+    cutter = Cutter(WorkingCapacity(Capacity(most)), WorkingCosts(costs, is_settled=True))
+
+    def one_window(rows: list[Any]) -> tuple[float, int]:
+        stream = WindowStream(
+            source_of(rows),
+            task.prepare,
+            task.encode,
+            ranks=ranks_of(accelerator),
+            effective_batch_size=len(rows),
+            seed=0,
+        )
+        started, tokens = time.perf_counter(), 0
+        for window in Pipeline(stream, cutter, task.collate, torch.device("cpu")):
+            for micro_batch in window.micro_batches(cutter):
+                with accumulate(accelerator, model, micro_batch):
+                    inputs, labels = micro_batch.batch
+                    loss = task.objective(model(**inputs).logits, labels)
+                    accelerator.backward(loss * micro_batch.scale)
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            tokens = window.num_tokens
+        return time.perf_counter() - started, tokens
+
+    one_window(rows[: 2 * most])  # what is loaded and allocated once
+    seconds, tokens = one_window(rows)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    with LiveBytes(held=tensors_of(model)) as live:
+        one_window(rows)
+    return {"seconds": seconds, "tokens": tokens, "resident_bytes": resident, "live_bytes": live.peak_bytes}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--sizes", default="64,256,1024,4096", help="with commas (default: %(default)s)")
+    parser.add_argument("--most", type=int, default=16, help="examples that fit (default: %(default)s)")
+    parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--costs", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    use_threads(arguments.threads)
+    if arguments.size is not None:
+        print(json.dumps(measure(arguments.size, arguments.most, Costs.from_json(json.loads(arguments.costs)))))
+        return
+    print_header(arguments.threads)
+    data = load_recipe_data()
+    task = minilm_task(data.labels, data.text_column, max_length=512)
+    windows = [encoded(task, evenly_spaced(data.train, 128)[half::2]) for half in (0, 1)]
+    cutter = learned_cutter(task, load_minilm(task, LoraConfig()).train(), windows, arguments.most)
+    assert cutter.costs is not None
+    results = {}
+    for size in map(int, arguments.sizes.split(",")):
+        command = [
+            *(sys.executable, __file__, "--size", str(size), "--most", str(arguments.most)),
+            *("--threads", str(arguments.threads), "--costs", json.dumps(cutter.costs.costs.as_json())),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        results[size] = json.loads(done.stdout.splitlines()[-1])
+        print(f"  {size}: {results[size]}", flush=True)
+    first = next(iter(results.values()))
+    rows = [
+        (
+            f"{size:,}",
+            f"{result['tokens']:,}",
+            f"{result['seconds']:.2f}",
+            f"{1e6 * result['seconds'] / result['tokens']:.1f}",
+            f"{result['live_bytes'] / MIB:.1f}",
+            f"{result['live_bytes'] / first['live_bytes']:.4f}",
+            f"{result['resident_bytes'] / MIB:.0f}",
+            f"{result['resident_bytes'] / first['resident_bytes']:.4f}",
+        )
+        for size, result in results.items()
+    ]
+    columns = ("effective batch", "tokens", "seconds", "us a token")
+    print()
+    print_table((*columns, "live MiB", "/ first", "resident MiB", "/ first"), rows)
+
+
+if __name__ == "__main__":
+    main()
