@@ -32,7 +32,7 @@ def rows_of(notes: Path) -> list[dict[str, object]]:
     return [json.loads(line) for file in sorted(notes.iterdir()) for line in file.read_text().splitlines()]
 
 
-def test_a_run_leaves_what_the_contract_says_and_learns(recipe: Recipe) -> None:
+def test_a_run_leaves_what_the_contract_says(recipe: Recipe) -> None:
     folder = recipe(num_epochs=6, learning_rate=0.01, effective_batch_size=16, log_every=4)
     assert sorted(p.name for p in folder.iterdir()) == [
         "adapter",
@@ -52,11 +52,18 @@ def test_a_run_leaves_what_the_contract_says_and_learns(recipe: Recipe) -> None:
     assert max(m["learning_rate"] for m in metrics) == 0.01
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert evaluation["num_examples"] == 14
-    assert evaluation["accuracy"] > 0.7
     assert set(evaluation["per_class"]) == {"eye", "heart", "muscle"}
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["labels"] == ["eye", "heart", "muscle"]
     assert config["lora"]["rank"] == 16
+
+
+def test_a_run_learns(recipe: Recipe) -> None:
+    """All weights, since adapters have little to adapt in random ones."""
+    folder = recipe("--lora.rank=0", num_epochs=12, learning_rate=0.001, effective_batch_size=8, eval_fraction=0.3)
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["num_examples"] == 41
+    assert evaluation["accuracy"] > 0.8
 
 
 def test_the_figures_are_those_of_the_saved_adapter(recipe: Recipe, notes: Path) -> None:
