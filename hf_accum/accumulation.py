@@ -49,7 +49,7 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
         # Its first forward would give all ranks the buffers of the first: a second time if memory runs out in it.
         model.require_forward_param_sync = False
     _seed(micro_batch.seed, accelerator.device)
-    stopwatch = Stopwatch(accelerator.device)
+    stopwatch = Stopwatch.on(accelerator.device)
     try:
         # Without DistributedDataParallel's own exchange in the last backward: a backward that runs out of memory
         # half way through an exchange cannot be taken back, and leaves the other ranks waiting.
@@ -65,8 +65,9 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
     if micro_batch.out_of_memory is not None:
         _forget(model, micro_batch)
         return
-    stopwatch.stop()
-    micro_batch.timing = stopwatch
+    if stopwatch is not None:
+        stopwatch.stop()
+        micro_batch.timing = stopwatch
     is_last = micro_batch.index == micro_batch.count - 1
     if accelerator.sync_gradients != is_last:
         raise RuntimeError(

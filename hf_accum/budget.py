@@ -59,6 +59,12 @@ def open_memory(device: torch.device, budget: str | int) -> DeviceMemory:
     return ProcessMemory() if budget == "auto" else VirtualMemory(parse_bytes(budget))
 
 
+def device_name(device: torch.device) -> str:
+    """What kind of device it is: two of one kind are equally fast."""
+    name = None if device.type == "cpu" else getattr(torch.get_device_module(device), "get_device_name", None)
+    return device.type if name is None else name(device)  # MPS has none
+
+
 class VirtualMemory:
     """A device of so many bytes that does not exist: the live bytes of tensors are counted, and limited."""
 

@@ -143,14 +143,20 @@ class WorkingCapacity:
     version: int = field(default=0, init=False)
     """Another one whenever the numbers change."""
     _ceilings: list[_Ceiling] = field(default_factory=list)
+    _tuned_at: dict[int, int] = field(default_factory=dict, init=False, repr=False)
 
     def num_examples(self, length: int) -> int:
         """The most examples of at most this length in one micro-batch, for now; at least 1."""
-        return int(min([self.tuned.num_examples(length), *(ceiling.at(length) for ceiling in self._ceilings)]))
+        if length not in self._tuned_at:
+            self._tuned_at[length] = self.tuned.num_examples(length)
+        return int(min([self._tuned_at[length], *(ceiling.at(length) for ceiling in list(self._ceilings))]))
 
     def out_of_memory(self, num_examples: int, length: int) -> None:
         """A micro-batch did not fit: allow half of it from that length on, or what was allowed before it grew."""
-        self.version += 1
+        self._lower(num_examples, length)
+        self.version += 1  # at last, so that whoever sees it sees the numbers too
+
+    def _lower(self, num_examples: int, length: int) -> None:
         for ceiling in self._ceilings:
             if ceiling.covers(length):
                 ceiling.patience *= 2  # it had grown back too soon
@@ -169,15 +175,18 @@ class WorkingCapacity:
             if ceiling.num_clean_windows < ceiling.patience:
                 continue
             ceiling.num_clean_windows = 0
+            self._raise(ceiling)
             self.version += 1
-            most = self.tuned.num_examples(ceiling.length)
-            if ceiling.allowed >= most:
-                self._ceilings.remove(ceiling)
-                continue
-            if ceiling.allowed >= ceiling.failed:  # it fits now
-                ceiling.failed = min(2 * ceiling.failed, most)
-            ceiling.good = ceiling.allowed
-            ceiling.allowed += max(1, (ceiling.failed - ceiling.allowed) // 2)
+
+    def _raise(self, ceiling: _Ceiling) -> None:
+        most = self.tuned.num_examples(ceiling.length)
+        if ceiling.allowed >= most:
+            self._ceilings.remove(ceiling)
+            return
+        if ceiling.allowed >= ceiling.failed:  # it fits now
+            ceiling.failed = min(2 * ceiling.failed, most)
+        ceiling.good = ceiling.allowed
+        ceiling.allowed += max(1, (ceiling.failed - ceiling.allowed) // 2)
 
 
 def halved(longest: int, shortest: int) -> list[int]:

@@ -59,6 +59,9 @@ class RecipeConfig:
     """The run's folder: config.yaml, metrics.jsonl, evaluation.json, checkpoints/, adapter/ or model/."""
     seed: int = 0
     """Everything random derives from it."""
+    full_determinism: bool = False
+    """The same command gives the same run, bit for bit: no measured time changes how windows are cut, and torch uses
+    deterministic algorithms. Needs a number as micro_batch_size."""
     max_steps: int | None = None
     """Optimizer steps; training ends by this or by num_epochs, whichever comes first."""
     num_epochs: int | None = 1
@@ -120,6 +123,12 @@ class RecipeConfig:
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         size = self.micro_batch_size
         require(size == "auto" or size >= 1, "micro_batch_size", size, "auto, or at least 1")
+        require(
+            size != "auto" or not self.full_determinism,
+            "full_determinism",
+            self.full_determinism,
+            "false with --micro_batch_size auto, which depends on what is free: give a number",
+        )
         if self.memory_budget != "auto":
             try:
                 parse_bytes(self.memory_budget)

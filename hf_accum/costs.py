@@ -20,9 +20,11 @@ import numpy as np
 from hf_accum.ranks import bits_float, float_bits
 
 KNOTS = (256, 512, 1024, 2048, 4096, 8192, 16384)
-_MOST_OBSERVATIONS = 2048
+_MOST_OBSERVATIONS = 512
 _LAST_UPDATE = 64  # windows
-_PRIOR_WEIGHT = 0.03
+_PRIOR_WEIGHT = 1e-3
+_FASTEST = 5  # times as fast as what is no larger: that was not measured well
+_LEAST_SECONDS = 1e-9
 _TOLERANCE = 0.1  # relative errors up to here are noise
 _NUM_REWEIGHTINGS = 8
 
@@ -80,8 +82,23 @@ class Costs:
         return costs
 
 
+@dataclass(frozen=True)
+class Speed:
+    """How long micro-batches take on a rank, and on what kind of device: others may have the same."""
+
+    device: str
+    costs: Costs
+
+
 UNLEARNED = Costs(micro_batch=64e-6, token=1e-6, square=1e-9)
 """Before anything was measured. Only ratios matter: what a micro-batch costs is as much as 64 tokens of it."""
+
+
+def mean_costs(several: Sequence[Costs]) -> Costs:
+    """Those that predict the mean of what several predict."""
+    rows = np.array([[one.micro_batch, one.token, one.square, *one.beyond] for one in several])
+    micro_batch, token, square, *beyond = rows.mean(axis=0).tolist()
+    return Costs(micro_batch, token, square, tuple(beyond))
 
 
 @dataclass(frozen=True)
@@ -108,34 +125,50 @@ def fit_costs(observations: Sequence[Observation]) -> Costs:
     """
     from scipy.optimize import nnls
 
-    seen = [o for o in observations if o.seconds > 0]
+    seen = [o for o in observations if _LEAST_SECONDS <= o.seconds < np.inf]
     if not seen:
         return UNLEARNED
     numbers, lengths, seconds = (
         np.array([getattr(o, name) for o in seen], dtype=float) for name in ("num_examples", "length", "seconds")
     )
+    plausible = _is_plausible(numbers, lengths, seconds)
+    numbers, lengths, seconds = numbers[plausible], lengths[plausible], seconds[plausible]
     speed = float(np.median(seconds / UNLEARNED.seconds(numbers, lengths)))
+    # Of sizes beyond those observed nothing is said but that they go on as they begin: so they get tried.
+    largest = float((numbers * lengths).max())
     prior_numbers, prior_lengths = (grid.ravel() for grid in np.meshgrid([1.0, 8.0, 64.0], [16.0, 128.0, 1024.0]))
+    near = prior_numbers * prior_lengths <= max(largest, 1024.0)
+    prior_numbers, prior_lengths = prior_numbers[near], prior_lengths[near]
     prior = speed * UNLEARNED.seconds(prior_numbers, prior_lengths)
     rows = np.concatenate(
         [_terms(numbers, lengths) / seconds[:, None], _terms(prior_numbers, prior_lengths) / prior[:, None]]
     )
-    scale = rows.max(axis=0)
+    rows[:, -len(KNOTS) :][:, np.array(KNOTS) >= largest] = 0.0
+    scale = np.where(rows.any(axis=0), rows.max(axis=0), 1.0)
     rows = rows / scale
-    weights = np.concatenate([np.ones(len(seen)), np.full(len(prior), _PRIOR_WEIGHT)])
+    weights = np.concatenate([np.ones(len(seconds)), np.full(len(prior), _PRIOR_WEIGHT)])
     robust = np.ones(len(rows))
     found = np.zeros(rows.shape[1])
     for _ in range(_NUM_REWEIGHTINGS):
         roots = np.sqrt(weights * robust)
         found, _ = nnls(rows * roots[:, None], roots)
         errors = np.abs(rows @ found - 1)
-        robust[: len(seen)] = _TOLERANCE / np.maximum(errors[: len(seen)], _TOLERANCE)
+        robust[: len(seconds)] = _TOLERANCE / np.maximum(errors[: len(seconds)], _TOLERANCE)
     micro_batch, token, square, *beyond = (found / scale).tolist()
     return Costs(micro_batch, token, square, tuple(beyond))
 
 
+def _is_plausible(numbers: np.ndarray, lengths: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """Not those that took much less than micro-batches that are no larger."""
+    tokens = numbers * lengths
+    no_larger = (tokens[None, :] <= tokens[:, None]) & (lengths[None, :] <= lengths[:, None])
+    usual = np.nanmedian(np.where(no_larger, seconds[None, :], np.nan), axis=1)
+    return seconds * _FASTEST >= usual
+
+
 class WorkingCosts:
-    """Costs as a run goes on: learned anew after its 1st, 2nd, 4th, ... window, up to the 64th, and kept from there.
+    """Costs as a run goes on: explored in its first window, learned anew after its 1st, 2nd, 4th, ... up to the 64th,
+    and kept from there.
 
     So a cut changes a few times early in a run, always between windows, and never later.
     """
@@ -144,8 +177,16 @@ class WorkingCosts:
         self.costs = self._initial = costs
         self.version = 0
         self.num_windows = _LAST_UPDATE if is_settled else 0
+        if not is_settled:
+            import scipy.optimize  # noqa: F401  # half a second, which is not to come in the middle of a step
+        self._first: list[Observation] = []  # they are kept: later ones are of fewer sizes
         self._observations: deque[Observation] = deque(maxlen=_MOST_OBSERVATIONS)
         self._running: deque[tuple[int, int, Timing]] = deque()
+
+    @property
+    def explores(self) -> bool:
+        """Whether nothing was learned yet: then micro-batches of many sizes say more than those taken for fastest."""
+        return self.num_windows == 0
 
     @property
     def is_settled(self) -> bool:
@@ -167,10 +208,15 @@ class WorkingCosts:
             return
         while self._running and (seconds := self._running[0][2].read()) is not None:
             num_examples, length, _ = self._running.popleft()
-            self._observations.append(Observation(num_examples, length, seconds))
+            observation = Observation(num_examples, length, seconds)
+            if len(self._first) < _MOST_OBSERVATIONS // 2:
+                self._first.append(observation)
+            else:
+                self._observations.append(observation)
         self.num_windows += 1
-        if self.num_windows & (self.num_windows - 1) == 0 and self._observations:
-            self.costs = fit_costs(self._observations)
+        if self.num_windows & (self.num_windows - 1) == 0:
+            if self._first:
+                self.costs = fit_costs([*self._first, *self._observations])
             self.version += 1
 
 

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from hf_accum.capacity import WorkingCapacity
-from hf_accum.costs import UNLEARNED, Costs, WorkingCosts
+from hf_accum.costs import UNLEARNED, Costs, Speed, WorkingCosts
 
 
 class Sized(Protocol):
@@ -40,6 +40,8 @@ class Cutter:
     costs: WorkingCosts | None = None
     multiple_of: int = 1
     max_length: int | None = None
+    device: str = ""
+    """Its kind: what it is called."""
 
     @property
     def version(self) -> tuple[int, int]:
@@ -53,12 +55,15 @@ class Cutter:
 
     def cut(self, examples: Sequence[S]) -> list[tuple[S, ...]]:
         """The micro-batches of one window on this rank."""
-        costs = None if self.costs is None else self.costs.costs
-        return cut(examples, self.capacity.num_examples, costs, self.padded)
+        if self.costs is None:
+            return cut(examples, self.capacity.num_examples, None, self.padded)
+        if self.costs.explores:
+            return explore(examples, self.capacity.num_examples, self.padded)
+        return cut(examples, self.capacity.num_examples, self.costs.costs, self.padded)
 
-    def costs_at_step(self, step: int) -> Costs:
+    def speed_at_step(self, step: int) -> Speed:
         """For what is decided ahead of the device, and so has to be the same whatever has been measured meanwhile."""
-        return UNLEARNED if self.costs is None else self.costs.at_step(step)
+        return Speed(self.device, UNLEARNED if self.costs is None else self.costs.at_step(step))
 
     def window_done(self) -> None:
         """A window went through."""
@@ -84,8 +89,7 @@ def cut(
     Raises:
         ValueError: for a size below 1.
     """
-    ordered = sorted(examples, key=lambda example: (-example.length, example.id))
-    lengths = [padded(example.length) for example in ordered]
+    ordered, lengths = _sorted(examples, padded)
 
     def limit(length: int) -> int:
         size = most if isinstance(most, int) else most(length)
@@ -100,6 +104,30 @@ def cut(
     # Equal ones stay in their order: longest first.
     seconds = [-float(costs.seconds(len(piece), padded(piece[0].length))) for piece in pieces]
     return [pieces[index] for index in np.argsort(seconds, kind="stable")]
+
+
+def explore(
+    examples: Sequence[S], most: Callable[[int], int], padded: Callable[[int], int] = lambda length: length
+) -> list[tuple[S, ...]]:
+    """Cut examples into micro-batches of 1, 2, 4, 8, ... of them, longest first, as far as `most` allows, and again.
+
+    So the times of one window tell what a micro-batch costs from what its examples do: few long, many short ones.
+    """
+    ordered, lengths = _sorted(examples, padded)
+    pieces = []
+    start, size = 0, 1
+    while start < len(ordered):
+        limit = most(lengths[start])
+        pieces.append(tuple(ordered[start : start + min(size, limit)]))
+        start += len(pieces[-1])
+        size = 1 if size >= limit else 2 * size
+    return pieces
+
+
+def _sorted(examples: Sequence[S], padded: Callable[[int], int]) -> tuple[list[S], list[int]]:
+    """Longest first, equally long ones by their id; and their lengths when each is the longest of its micro-batch."""
+    ordered = sorted(examples, key=lambda example: (-example.length, example.id))
+    return ordered, [padded(example.length) for example in ordered]
 
 
 def _largest(lengths: Sequence[int], most: Callable[[int], int]) -> list[int]:

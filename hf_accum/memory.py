@@ -6,6 +6,7 @@ length; `hf_accum.capacity` fits it from a few traces.
 """
 
 import copy
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -24,6 +25,8 @@ from hf_accum.seeding import keeping_random_state
 
 Loss = Callable[[nn.Module, int, int, torch.device], Tensor]
 Predict = Callable[[nn.Module, int, int, torch.device], object]
+
+_ONE_AT_A_TIME = threading.Lock()  # a trace changes what transformers asks of a mask, for all threads
 
 
 class CannotTrace(RuntimeError):
@@ -182,7 +185,12 @@ class Tracer:
         work = self.workload
         try:
             # Real tensors that are no parameter or buffer (weights of classes, say) are taken in as constants.
-            with keeping_random_state(), FakeTensorMode(allow_non_fake_inputs=True), _faked(work.model):
+            with (
+                _ONE_AT_A_TIME,
+                keeping_random_state(),
+                FakeTensorMode(allow_non_fake_inputs=True),
+                _faked(work.model),
+            ):
                 trainable = [p for p in work.model.parameters() if p.requires_grad]
                 optimizer = work.optimizer(work.model)
                 tensors = tensors_of(work.model)

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from hf_accum.cutting import Cutter
 from hf_accum.prefetch import prefetched
 from hf_accum.stream import WindowStream
-from hf_accum.window import Example, MadeAhead, Piece, StreamCounts, Window
+from hf_accum.window import Cut, Example, MadeAhead, Piece, StreamCounts, Window
 
 B = TypeVar("B")
 
@@ -26,8 +26,7 @@ class _Start:
     """What the background thread hands over before the batches of a window."""
 
     window: Window
-    version: tuple[int, int]
-    pieces: Sequence[Piece]
+    cut: Cut
 
 
 class Pipeline(Generic[B]):
@@ -39,6 +38,9 @@ class Pipeline(Generic[B]):
     (after memory ran out, or when the costs were learned anew) is cut and collated when it is used.
 
     One more micro-batch is on its way to the device while one is computed there.
+
+    A window's batches are there until the next window is asked for; after that they are made anew. `collate` is to
+    draw no random numbers from the common generators, which the forward uses meanwhile.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Pipeline(Generic[B]):
         self.num_batches = num_batches
         self.counts = StreamCounts()
         """Of all windows so far."""
+        self._copying = torch.Stream(device) if device.type in _COPY_ASIDE else None
 
     def __iter__(self) -> Iterator[Window]:
         """The windows. Whatever a window's micro-batches do not take of its batches is left out."""
@@ -71,22 +74,13 @@ class Pipeline(Generic[B]):
             while isinstance(start, _Start):
                 window = start.window
                 window.seconds_waited = seconds
-                num_left = len(start.pieces)
-
-                def batches(window: Window = window) -> Iterator[Any]:
-                    nonlocal num_left
-                    while num_left:
-                        num_left -= 1
-                        batch, seconds = take()
-                        window.seconds_waited += seconds
-                        yield batch
-
-                window.collate = lambda piece, length: to_device(self._collate(piece, length), self.device)
-                window.made_ahead = MadeAhead(start.version, start.pieces, ahead_on(self.device, batches()))
+                batches = _Batches(window, take, len(start.cut.pieces))
+                window.collate = self._collate_now(window)
+                window.made_ahead = MadeAhead(start.cut, self._on_device(batches))
                 self.counts = window.counts
                 yield window
-                for _ in range(num_left):
-                    next(made, None)
+                window.made_ahead = None
+                batches.leave_out()
                 start, seconds = take()
             self.counts = self.windows.counts  # what came after the last window too
 
@@ -96,40 +90,77 @@ class Pipeline(Generic[B]):
 
     def _produce(self) -> Iterator["_Start | B"]:
         for window in self.windows:
-            version = self.cutter.version
-            pieces = window.cut(self.cutter)
-            yield _Start(window, version, pieces)
-            for piece in pieces:
+            cut = window.cut(self.cutter)
+            yield _Start(window, cut)
+            for piece in cut.pieces:
                 yield self._collate(piece, self.cutter.padded(max(example.length for example in piece)))
 
+    def _collate_now(self, window: Window) -> Callable[[Piece, int], B]:
+        """For a piece that was not made ahead: the device waits for it."""
+
+        def collate(piece: Piece, length: int) -> B:
+            started = time.perf_counter()
+            batch = to_device(self._collate(piece, length), self.device)
+            window.seconds_waited += time.perf_counter() - started
+            return batch
+
+        return collate
+
+    def _on_device(self, batches: "_Batches[B]") -> Iterator[B]:
+        """The batches, each copied to the device while the one before it is used there."""
+        if self._copying is None:
+            yield from (to_device(batch, self.device) for batch in batches)
+            return
+        on_its_way: tuple[B, torch.Event] | None = None
+        for batch in batches:
+            with self._copying:
+                moved = to_device(batch, self.device)
+                arrived = self._copying.record_event()
+            if on_its_way is not None:
+                yield _arrived(*on_its_way, self.device)
+            on_its_way = moved, arrived
+        if on_its_way is not None:
+            yield _arrived(*on_its_way, self.device)
+
     def _collate(self, piece: Piece, length: int) -> B:
-        batch = self.collate(piece, length)
+        batch = _plain(self.collate(piece, length))
         if self.device.type not in _COPY_ASIDE:
             return batch
         return tree_map_only(torch.Tensor, lambda tensor: tensor.pin_memory(), batch)
 
 
+class _Batches(Generic[B]):
+    """The batches of one window, as the background thread hands them over."""
+
+    def __init__(self, window: Window, take: Callable[[], tuple[Any, float]], count: int) -> None:
+        self._window = window
+        self._take = take
+        self._num_left = count
+
+    def __iter__(self) -> Iterator[B]:
+        while self._num_left:
+            self._num_left -= 1
+            batch, seconds = self._take()
+            self._window.seconds_waited += seconds
+            yield batch
+
+    def leave_out(self) -> None:
+        """Those that nobody has taken."""
+        for _ in range(self._num_left):
+            self._take()
+        self._num_left = 0
+
+
+def _plain(batch: Any) -> Any:
+    """Mappings of any kind (tokenizers return one of their own) as dictionaries, in which tensors are found."""
+    if isinstance(batch, Mapping):
+        return {key: _plain(value) for key, value in batch.items()}
+    return type(batch)(map(_plain, batch)) if type(batch) in (list, tuple) else batch
+
+
 def to_device(batch: B, device: torch.device) -> B:
     """All tensors of a batch on a device; from pinned memory without waiting for it."""
     return tree_map_only(torch.Tensor, lambda tensor: tensor.to(device, non_blocking=True), batch)
-
-
-def ahead_on(device: torch.device, batches: Iterator[B]) -> Iterator[B]:
-    """The batches, each copied to the device while the one before it is used there."""
-    if device.type not in _COPY_ASIDE:
-        yield from (to_device(batch, device) for batch in batches)
-        return
-    copying = torch.Stream(device)
-    on_its_way: tuple[B, torch.Event] | None = None
-    for batch in batches:
-        with copying:
-            moved = to_device(batch, device)
-            arrived = copying.record_event()
-        if on_its_way is not None:
-            yield _arrived(*on_its_way, device)
-        on_its_way = moved, arrived
-    if on_its_way is not None:
-        yield _arrived(*on_its_way, device)
 
 
 def _arrived(batch: B, event: torch.Event, device: torch.device) -> B:

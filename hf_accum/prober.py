@@ -80,9 +80,10 @@ class Prober:
                 for parameter in self.workload.model.parameters():
                     if parameter.requires_grad:
                         parameter.grad = torch.zeros_like(parameter)
-                stopwatch = Stopwatch(self.device)
+                stopwatch = Stopwatch.on(self.device)
                 self.workload.forward_backward(num_examples, length, self.device)
-                stopwatch.stop()
+                if stopwatch is not None:
+                    stopwatch.stop()
                 timing = stopwatch
                 del alive
 

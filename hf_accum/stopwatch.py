@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+_TIMED = frozenset({"cpu", "cuda", "xpu"})  # ROCm's are cuda
+
 
 class Stopwatch:
     """Started when it is made; `stop` it, and `read` it later.
@@ -17,6 +19,11 @@ class Stopwatch:
         self._device = device
         self._start = self._now()
         self._end: Any = None
+
+    @staticmethod
+    def on(device: torch.device) -> "Stopwatch | None":
+        """Started; None on devices (MPS) whose events make the host wait."""
+        return Stopwatch(device) if device.type in _TIMED else None
 
     def stop(self) -> None:
         """The work has been queued."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from hf_accum.agreement import Facts, agree, leave
 from hf_accum.balance import balanced
-from hf_accum.costs import Costs
+from hf_accum.costs import Speed
 from hf_accum.prefetch import prefetched
 from hf_accum.ranks import Ranks
 from hf_accum.seeding import derive_seed
@@ -76,7 +76,7 @@ class WindowStream(Generic[T]):
         on_bad_row: Literal["error", "skip"] = "error",
         prefetch_windows: int = 4,
         skip_weightless: bool = True,
-        balance: Callable[[int], Costs] | None = None,
+        balance: Callable[[int], Speed] | None = None,
     ) -> None:
         if effective_batch_size < 1:
             raise ValueError(f"effective batch size {effective_batch_size}: has to be at least 1")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_accum.budget import DeviceMemory, memory_info, open_memory
+from hf_accum.budget import DeviceMemory, device_name, memory_info, open_memory
 from hf_accum.capacity import Capacity, Peak, WorkingCapacity
 from hf_accum.config import RecipeConfig
 from hf_accum.costs import Costs, WorkingCosts
@@ -97,12 +97,12 @@ def find_capacity(
     return together(ranks, mine)
 
 
-def cutter_of(tuning: Tuning, device: torch.device) -> Cutter:
-    """How a rank cuts its windows, to begin with."""
-    costs = WorkingCosts(tuning.costs, is_settled=tuning.settled)
+def cutter_of(tuning: Tuning, device: torch.device, *, learns: bool = True) -> Cutter:
+    """How a rank cuts its windows, to begin with; if it learns nothing, how it always does, in every run."""
+    costs = WorkingCosts(tuning.costs, is_settled=tuning.settled) if learns else WorkingCosts(is_settled=True)
     # Tensor cores work on eights.
     multiple_of = 1 if device.type == "cpu" else 8
-    return Cutter(WorkingCapacity(tuning.capacity), costs, multiple_of, tuning.max_length)
+    return Cutter(WorkingCapacity(tuning.capacity), costs, multiple_of, tuning.max_length, device_name(device))
 
 
 def keep_costs(tuning: Tuning, cutter: Cutter, ranks: Ranks) -> list[Tuning]:
@@ -146,8 +146,7 @@ def _key(workload: Workload, device: torch.device, num_ranks: int) -> dict[str, 
         place: tuple[Any, ...] = ("cpu", torch.get_num_threads())
     else:
         _, total = memory_info(device)
-        name = getattr(torch.get_device_module(device), "get_device_name", None)  # MPS has none
-        place = (device.type, None if name is None else name(device), total)
+        place = (device.type, device_name(device), total)
     return {
         "format": _FORMAT,
         "model": type(model).__qualname__,

@@ -89,11 +89,23 @@ Piece = tuple[Example, ...]
 
 
 @dataclass(frozen=True)
-class MadeAhead:
-    """A window's first attempt: how it was cut, by which version of the cutter, and the batches in that order."""
+class Cut:
+    """The pieces of a window, of a forward each, and the version of the cutter that cut them."""
 
-    version: tuple[int, int]
     pieces: Sequence[Piece]
+    cutter: Cutter
+    version: tuple[int, int]
+
+    def is_that_of(self, cutter: Cutter) -> bool:
+        """Whether this cutter would cut the window so."""
+        return self.cutter is cutter and self.version == cutter.version
+
+
+@dataclass(frozen=True)
+class MadeAhead:
+    """A window's first attempt: how it was cut, and the batches in that order."""
+
+    cut: Cut
     batches: Iterator[Any]
 
 
@@ -171,16 +183,18 @@ class Window:
                 f"starts anew, with at most {cutter.capacity.num_examples(length)} of that length at once"
             )
 
-    def cut(self, cutter: Cutter) -> list[Piece]:
+    def cut(self, cutter: Cutter) -> Cut:
         """This rank's examples in the pieces of a forward each; at least one, for a rank without examples too."""
-        return cutter.cut(self.examples) or [(self.stand_in,)]
+        version = cutter.version  # before the cut: if it changes meanwhile, the cut is an old one
+        return Cut(cutter.cut(self.examples) or [(self.stand_in,)], cutter, version)
 
     def _attempt(self, cutter: Cutter, retry_ambiguous: bool) -> Iterator[MicroBatch]:
         ahead, self.made_ahead = self.made_ahead, None
-        is_current = ahead is not None and ahead.version == cutter.version
-        pieces = ahead.pieces if ahead is not None and is_current else self.cut(cutter)
+        if ahead is not None and not ahead.cut.is_that_of(cutter):
+            ahead = None
+        pieces = self.cut(cutter).pieces if ahead is None else ahead.cut.pieces
         lengths = [cutter.padded(max(example.length for example in piece)) for piece in pieces]
-        batches = ahead.batches if ahead is not None and is_current else map(self.collate, pieces, lengths)
+        batches = map(self.collate, pieces, lengths) if ahead is None else ahead.batches
         self.num_micro_batches = len(pieces) if self.examples else 0
         self.num_padded_tokens = (
             sum(len(piece) * length for piece, length in zip(pieces, lengths, strict=True)) if self.examples else 0

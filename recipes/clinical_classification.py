@@ -130,13 +130,15 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     from hf_accum.pipeline import Pipeline
     from hf_accum.plan import what_would_fit
     from hf_accum.ranks import broadcast_weights, ranks_of, start_accelerator
-    from hf_accum.seeding import derive_seed
+    from hf_accum.seeding import derive_seed, use_deterministic_algorithms
     from hf_accum.stream import WindowStream
     from hf_accum.summary import describe_run
     from hf_accum.tracking import RunLog
     from hf_accum.tuning import cutter_of, find_capacity, keep_costs, tuning_json
     from recipes.embedded.models import minilm
 
+    if config.full_determinism:
+        use_deterministic_algorithms()
     folder = Path(config.output_dir).expanduser().resolve()
     accelerator = start_accelerator(trackers=config.trackers, logging_dir=folder)
     ranks = ranks_of(accelerator)
@@ -206,7 +208,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         ),
     )
     tuning = tunings[ranks.index]
-    cutter = cutter_of(tuning, accelerator.device)
+    cutter = cutter_of(tuning, accelerator.device, learns=not config.full_determinism)
     num_steps = count_steps(data.num_train, config.effective_batch_size, config.num_epochs, config.max_steps)
     optimizer = optimizer_of(plain_model)
     scheduler = get_scheduler(config.lr_scheduler, optimizer, round(config.warmup_ratio * num_steps), num_steps)
@@ -232,7 +234,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         effective_batch_size=config.effective_batch_size,
         num_epochs=config.num_epochs,
         shuffle_block_size=config.shuffle_block_size,
-        balance=cutter.costs_at_step if config.balance_ranks else None,
+        balance=cutter.speed_at_step if config.balance_ranks else None,
     )
     windows = Pipeline(train_stream, cutter, task.collate, accelerator.device)
     held_out = stream(

@@ -1,6 +1,7 @@
 """Even ranks: against the best assignment there is, and that examples are moved, never lost or doubled."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from test_stream import make_stream, source_of
 from thread_ranks import ThreadRanks, run_ranks
 
-from hf_accum.balance import assign
-from hf_accum.costs import UNLEARNED, Costs
+from hf_accum.balance import assign, balanced
+from hf_accum.costs import UNLEARNED, Costs, Observation, Speed, fit_costs, mean_costs
 from hf_accum.cutting import cut
 from hf_accum.stream import Split
 from hf_accum.window import Example
@@ -66,6 +67,48 @@ def test_a_rank_that_is_twice_as_fast_gets_twice_as_much() -> None:
     assert owners[0] == [0] * 30  # only what has to move does
 
 
+@settings(max_examples=80, deadline=None)
+@given(lengths=lengths_of_ranks, slowness=st.lists(st.integers(1, 10), min_size=3, max_size=3))
+def test_unequal_ranks_are_never_worse_than_the_fastest_alone(lengths: list[list[int]], slowness: list[int]) -> None:
+    """Nor an example moved to a rank that takes longer for it than its own would."""
+    slow = slowness[: len(lengths)]
+    owners = assign(lengths, [Costs(0.0, float(times), 0.0) for times in slow])
+    worst = max(loads_of(lengths, owners, [1 / times for times in slow]))
+    assert worst <= min(slow) * sum(length for of_rank in lengths for length in of_rank)
+
+
+def test_a_slow_rank_gets_nothing_that_would_keep_the_others_waiting() -> None:
+    slow, fast = Costs(0.0, 10.0, 0.0), Costs(0.0, 1.0, 0.0)
+    assert assign([[], [100]], [slow, fast]) == [[], [1]]
+    assert assign([[100], [100]], [slow, fast]) == [[1], [1]]
+
+
+def test_equal_devices_that_measured_unequal_times_are_taken_for_equal() -> None:
+    """As `balanced` does, from one noisy probe each."""
+    draw = np.random.default_rng(0)
+    truth = Costs(0.02, 7e-4, 1e-6)
+    lengths = [np.clip(draw.lognormal(4.5, 0.75, 16).astype(int), 10, 512).tolist() for _ in range(8)]
+    fitted = [
+        fit_costs([Observation(8, 512, float(truth.seconds(8, 512) * math.exp(0.2 * draw.normal())))])
+        for _ in range(8)
+    ]
+
+    def work(ranks: ThreadRanks) -> float:
+        mine = [Example(f"{ranks.index}:{i}", length, 1.0, {}) for i, length in enumerate(lengths[ranks.index])]
+        share = balanced(mine, [16] * 8, Speed("gpu", fitted[ranks.index]), ranks)
+        return sum(float(truth.seconds(len(piece), piece[0].length)) for piece in cut(share, 64, truth))
+
+    seconds = run_ranks(8, work)
+    assert max(seconds) / (sum(seconds) / 8) <= 1.05
+
+
+def test_the_mean_of_costs_predicts_the_mean() -> None:
+    one, other = Costs(1.0, 2.0, 3.0, (1.0,) * 7), Costs(3.0, 0.0, 1.0)
+    mean = mean_costs([one, other])
+    for size in [(1, 10), (8, 512)]:
+        assert mean.seconds(*size) == pytest.approx((one.seconds(*size) + other.seconds(*size)) / 2)
+
+
 @pytest.mark.parametrize("num_ranks", [2, 8, 64, 512])
 def test_real_lengths_come_out_even(num_ranks: int) -> None:
     """32 texts a rank, of lengths as the synopses have them, each rank's share cut for real."""
@@ -105,7 +148,7 @@ def test_windows_hold_the_same_examples_as_without(
     def work(ranks: ThreadRanks) -> tuple[list[list[Example]], ...]:
         windows = [
             list(make_stream(source_of(shard_sizes), ranks, effective_batch_size, split=split, balance=balance))
-            for balance in (None, lambda step: UNLEARNED)
+            for balance in (None, lambda step: Speed("", UNLEARNED))
         ]
         for plain, even in zip(*windows, strict=True):
             assert (plain.step, plain.digest, plain.num_items) == (even.step, even.digest, even.num_items)
@@ -124,7 +167,12 @@ def test_only_what_has_to_move_is_sent() -> None:
     def work(ranks: ThreadRanks) -> list[int]:
         # The n-th row is n tokens long: the second shard has 20 short ones, the first 20 too, and 20 long ones.
         stream = make_stream(
-            source_of((60, 20)), ranks, 80, split="shards", shuffle_block_size=1, balance=lambda step: ONLY_TOKENS
+            source_of((60, 20)),
+            ranks,
+            80,
+            split="shards",
+            shuffle_block_size=1,
+            balance=lambda step: Speed("", ONLY_TOKENS),
         )
         (window,) = stream
         assert len(ranks.received) == (ranks.index == 1)

@@ -31,6 +31,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         for value in (0, -1)
     ),
     ({"num_epochs": None}, "num_epochs", "a number where max_steps is null"),
+    ({"full_determinism": True}, "full_determinism", "false with --micro_batch_size auto"),
     *(({"micro_batch_size": value}, "micro_batch_size", "auto, or at least 1") for value in (0, -3)),
     *(({"memory_budget": value}, "memory_budget", "auto, or bytes as 6GiB") for value in ("0", "6 apples", "-1GiB")),
     ({"max_length": 1}, "max_length", "at least 2"),

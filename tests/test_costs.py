@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_accum.capacity import Capacity, WorkingCapacity
 from hf_accum.costs import KNOTS, UNLEARNED, Costs, Observation, WorkingCosts, fit_costs
+from hf_accum.cutting import Cutter, cut
+from hf_accum.window import Example
 
 SIZES = [(n, length) for n in (1, 2, 5, 12, 30) for length in (10, 40, 100, 300, 512)]
 
@@ -73,6 +76,50 @@ def test_a_few_times_that_are_far_off_count_little() -> None:
         observations[index] = replace(observations[index], seconds=20 * observations[index].seconds)
     found = fit_costs(observations)
     assert float(found.seconds(8, 100) / costs.seconds(8, 100)) == pytest.approx(1, abs=0.1)
+
+
+def test_times_that_no_device_has_are_left_out() -> None:
+    costs = Costs(0.02, 1e-3, 1e-6)
+    observations = observe(costs, SIZES)
+    for index, seconds in [(0, 0.0), (4, math.inf), (9, 1e-320)]:
+        observations[index] = replace(observations[index], seconds=seconds)
+    observations[12] = replace(observations[12], seconds=observations[12].seconds / 1_000)
+    found = fit_costs(observations)
+    assert float(found.seconds(8, 100) / costs.seconds(8, 100)) == pytest.approx(1, abs=0.1)
+    assert fit_costs([Observation(1, 8, math.inf), Observation(1, 8, 0.0)]) == UNLEARNED
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [
+        pytest.param(Costs(0.025, 1e-6, 1e-10), id="all launches"),
+        pytest.param(Costs(0.03, 1e-4, 0.0), id="large GPU"),
+        pytest.param(Costs(0.005, 2e-5, 1e-8), id="small GPU"),
+        pytest.param(Costs(0.01, 4e-4, 3e-7, (0.0, 0.0, 2e-4, 1e-4, 0.0, 0.0, 0.0)), id="CPU"),
+    ],
+)
+@pytest.mark.parametrize("most", [4, 16, 64])
+def test_a_few_windows_are_enough_to_cut_nearly_as_fast_as_can_be(truth: Costs, most: int) -> None:
+    """On devices of which the unlearned costs are far off; from the run's own micro-batches, 10 % of noise."""
+    random = np.random.default_rng(most)
+    working = WorkingCosts()
+    cutter = Cutter(WorkingCapacity(Capacity(most)), working)
+
+    def window() -> list[Example]:
+        lengths = np.clip(random.lognormal(4.5, 0.75, 64).astype(int), 10, 512)
+        return [Example(str(index), int(length), 1.0, {}) for index, length in enumerate(lengths)]
+
+    def seconds_of(pieces: list[tuple[Example, ...]]) -> float:
+        return sum(float(truth.seconds(len(piece), piece[0].length)) for piece in pieces)
+
+    for _ in range(8):
+        for piece in cutter.cut(window()):
+            seconds = float(truth.seconds(len(piece), piece[0].length)) * math.exp(0.1 * random.normal())
+            working.observe(len(piece), piece[0].length, Time(seconds))
+        cutter.window_done()
+    windows = [window() for _ in range(8)]
+    taken = sum(seconds_of(cutter.cut(examples)) for examples in windows)
+    assert taken <= 1.25 * sum(seconds_of(cut(examples, most, truth)) for examples in windows)
 
 
 def test_what_was_not_observed_keeps_the_proportions_of_the_unlearned() -> None:

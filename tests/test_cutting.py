@@ -129,6 +129,21 @@ def test_the_version_changes_with_whatever_changes_a_cut() -> None:
     for _ in itertools.repeat(None, 64):
         cutter.window_done()
         versions.append(cutter.version)
-    # There was nothing to learn from; after 64 clean windows the capacity grows.
-    assert len(set(versions)) == 3
-    assert versions[0] != versions[1] != versions[-1]
+    # Costs after 1, 2, 4, ... 64 windows, though there was nothing to learn from; the capacity twice.
+    assert len(set(versions)) == 1 + 7 + 1
+    assert versions[-1] == (2, 7)
+
+
+@given(lengths=st.lists(st.integers(1, 50), max_size=60), most=st.integers(1, 20))
+def test_exploring_tries_all_sizes_and_loses_nobody(lengths: list[int], most: int) -> None:
+    examples = examples_of(lengths)
+    cutter = Cutter(WorkingCapacity(Capacity(most)), WorkingCosts())
+    pieces = cutter.cut(examples)
+    assert sorted(e.id for piece in pieces for e in piece) == sorted(e.id for e in examples)
+    flat = [e.length for piece in pieces for e in piece]
+    assert flat == sorted(lengths, reverse=True)
+    cycle = [size for size in (1, 2, 4, 8, 16) if size < most] + [most]
+    sizes = [len(piece) for piece in pieces]
+    assert sizes[:-1] == list(itertools.islice(itertools.cycle(cycle), len(sizes)))[:-1]
+    cutter.window_done()
+    assert cutter.cut(examples) == cut(examples, most, UNLEARNED)

@@ -3,6 +3,7 @@
 import gc
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers.utils import import_utils
 
 from hf_accum.adapters import add_lora, checkpoint_activations
 from hf_accum.config import LoraConfig
@@ -482,3 +484,16 @@ def test_a_model_that_depends_on_values_cannot_be_traced(depends: Callable[[Tens
     with pytest.raises(CannotTrace):
         predict(work)
     assert model(torch.ones(1, 4)).shape == (1, 4)
+
+
+def test_traces_in_several_threads_leave_transformers_as_it_was() -> None:
+    before = import_utils.is_fake_tensor
+
+    def trace(_: int) -> list[list[int]]:
+        work = make_workload(Case("llama"))
+        return [t.training for t in Tracer(work).run([(1, 8), (2, 8), (1, 8), (2, 8)])]
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(trace, range(8)))
+    assert import_utils.is_fake_tensor is before
+    assert all(result == results[0] for result in results)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_stream import encode, make_stream, prepare, source_of
 from thread_ranks import ThreadRanks, on_ranks, run_ranks
+from transformers import BatchEncoding
 
 from hf_accum.capacity import Capacity, WorkingCapacity
 from hf_accum.costs import WorkingCosts
@@ -54,8 +55,9 @@ def test_windows_are_those_of_the_stream_and_micro_batches_have_their_batches(nu
         pipeline = make_pipeline(ranks, split=split)
         seen = []
         for window in pipeline:
+            expected = len(pipeline.cutter.cut(window.examples))
             check_batches(pipeline, window)
-            assert window.num_micro_batches == (len(window.examples) > 0) * len(pipeline.cutter.cut(window.examples))
+            assert window.num_micro_batches == expected
             seen.append((window.step, window.digest, [e.id for e in window.examples]))
         assert seen == plain
         return seen
@@ -76,6 +78,40 @@ def test_a_window_whose_cut_has_changed_is_cut_anew() -> None:
         found = [micro_batch.batch[0] for micro_batch in window.micro_batches(pipeline.cutter)]
         assert found == expected
         assert all(len(ids) == 1 for ids in found)
+
+
+def test_windows_that_are_kept_have_their_own_batches() -> None:
+    """Also where somebody looks one window ahead, or takes all of them first."""
+    for window in list(make_pipeline(sizes=(60,), batch=20, most=5)):
+        cutter = make_pipeline().cutter
+        for micro_batch in window.micro_batches(cutter):
+            ids, _, _ = micro_batch.batch
+            assert ids == [e.id for e in micro_batch.examples]
+    pipeline = make_pipeline(sizes=(60,), batch=20, most=5)
+    windows = iter(pipeline)
+    first, second = next(windows), next(windows)
+    for window in (first, second):
+        check_batches(pipeline, window)
+
+
+def test_another_cutter_than_the_pipeline_s_is_heeded() -> None:
+    for window in make_pipeline(sizes=(60,), batch=20, most=5):
+        sizes = [len(micro_batch.batch[0]) for micro_batch in window.micro_batches(2)]
+        assert max(sizes) == 2
+
+
+def test_a_tokenizer_s_mapping_of_tensors_comes_as_a_dictionary() -> None:
+    def collate_as_tokenizers(examples: Sequence[Example], length: int) -> Any:
+        return BatchEncoding({"input_ids": torch.zeros(len(examples), length)}), [torch.zeros(2)]
+
+    pipeline = make_pipeline()
+    pipeline.collate = collate_as_tokenizers
+    pipeline.device = torch.device("meta")
+    for window in pipeline:
+        for micro_batch in window.micro_batches(pipeline.cutter):
+            inputs, (rest,) = micro_batch.batch
+            assert type(inputs) is dict
+            assert inputs["input_ids"].device.type == rest.device.type == "meta"
 
 
 def test_a_window_that_starts_anew_gets_new_batches() -> None:

@@ -38,7 +38,7 @@ from common import (
 
 from hf_accum.balance import assign
 from hf_accum.config import LoraConfig
-from hf_accum.costs import Costs
+from hf_accum.costs import Costs, Speed
 from hf_accum.cutting import Cutter, cut
 from hf_accum.window import Example
 
@@ -107,7 +107,7 @@ def run_as_rank(output: Path, num_windows: int, num_rounds: int, most: int) -> N
     examples = encoded(task, rows[: 2 * WINDOW])
     cutter = learned_cutter(task, model, [examples[:WINDOW], examples[WINDOW:]], most)
     assert cutter.costs is not None
-    settled = cutter.costs.costs
+    speed = Speed("cpu", cutter.costs.costs)  # what `balanced` takes the mean of over the ranks
     model.zero_grad()
     waited = 0.0
     sum_gradients = accumulation._sum_gradients
@@ -129,13 +129,13 @@ def run_as_rank(output: Path, num_windows: int, num_rounds: int, most: int) -> N
             ranks=ranks,
             effective_batch_size=WINDOW,
             seed=round_ // 2,
-            balance=(lambda step: settled) if is_balanced else None,
+            balance=(lambda step: speed) if is_balanced else None,
         )
         waited = 0.0
         dist.barrier()
         started = time.perf_counter()
         with patch.object(accumulation, "_sum_gradients", after_waiting):
-            for window in Pipeline(stream, Cutter(cutter.capacity, cutter.costs), task.collate, cpu):
+            for window in Pipeline(stream, cutter, task.collate, cpu):
                 for micro_batch in window.micro_batches(cutter):
                     with accumulate(accelerator, model, micro_batch):
                         inputs, labels = micro_batch.batch

@@ -1,14 +1,17 @@
 """How fast a window is: this loop, a plain accelerate loop, the stock Trainer, also grouped by length, and the ideal.
 
 Real clinical synopses, MiniLM with the recipe's LoRA, dropout as in its config, train mode, the same optimizer steps
-of 64 examples; at most `--micro_batch_size` examples in one forward for the plain loop and the Trainer. In turns,
-after warm-up rounds; medians.
+of 64 examples, the same cap of memory: as many tokens in one forward as `--micro_batch_size` of the longest texts
+have. In turns, each after warm-up rounds; medians. Models, tokenised texts and the Trainer itself are made before the
+clock starts; this project's loop reads, tokenises and cuts while it runs.
 
 - plain: accelerate's `accumulate` over a DataLoader of micro-batches, padded to their longest;
 - Trainer: transformers', the same micro-batches, the accumulation steps that make 64;
 - Trainer by length: `train_sampling_strategy="group_by_length"`, which changes what a step sees;
-- hf_accum: `WindowStream`, `Pipeline` and `accumulate`, costs learned in the warm-up round;
-- ideal: the same real tokens in micro-batches of one length, without padding, as even as can be: no loop around it.
+- hf_accum: `WindowStream`, `Pipeline` and `accumulate`; the costs are learned in its warm-up rounds, as a run's first
+  windows do it (what the very first round took is printed too);
+- ideal: the same real tokens in micro-batches of one length, without padding, as even as can be: no loop around it;
+  the fastest of micro-batches of 2, 4, 8 and 16.
 
     python tests/bench/speed.py --threads 2
 """
@@ -39,7 +42,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from hf_accum import Pipeline, WindowStream, accumulate, ranks_of, start_accelerator
-from hf_accum.capacity import Capacity, WorkingCapacity
+from hf_accum.capacity import Capacity, Peak, WorkingCapacity
 from hf_accum.config import LoraConfig
 from hf_accum.costs import WorkingCosts
 from hf_accum.cutting import Cutter
@@ -48,6 +51,7 @@ from hf_accum.text import pad
 
 CPU = torch.device("cpu")
 WINDOW = 64
+Run = Callable[[], float]  # seconds
 
 
 class Contenders:
@@ -55,7 +59,8 @@ class Contenders:
 
     def __init__(self, num_windows: int, micro_batch_size: int, most: int, equal_length: int | None = None) -> None:
         data = load_recipe_data()
-        self.task = minilm_task(data.labels, data.text_column, max_length=equal_length or 512)
+        max_length = equal_length or 512
+        self.task = minilm_task(data.labels, data.text_column, max_length=max_length)
         self.rows = evenly_spaced(data.train, num_windows * WINDOW)
         if equal_length is not None:  # each text over again, up to so many tokens
             column = data.text_column
@@ -64,19 +69,23 @@ class Contenders:
         self.num_windows = num_windows
         self.micro_batch_size = micro_batch_size
         self.accelerator = start_accelerator()
-        self.cutter = Cutter(WorkingCapacity(Capacity(most)), WorkingCosts())
+        # What fits, in tokens: as if memory were proportional to them.
+        tokens = Peak(((0.0, 0.0, 0.0, 1.0),), unit_length=1)
+        capacity = Capacity(most, tokens, micro_batch_size * max_length)
+        self.cutter = Cutter(WorkingCapacity(capacity), WorkingCosts())
         self.padded_tokens = 0
 
     def new_model(self) -> Any:
         """As each run of a recipe has it."""
         return load_minilm(self.task, LoraConfig()).train()
 
-    def hf_accum(self) -> Callable[[], None]:
+    def hf_accum(self) -> Run:
         """This project's loop."""
         model = self.new_model()
         optimizer = build_optimizer(model, 3e-4, 0.01)
 
-        def run() -> None:
+        def run() -> float:
+            started = time.perf_counter()
             stream = WindowStream(
                 source_of(self.rows),
                 self.task.prepare,
@@ -97,16 +106,23 @@ class Contenders:
                 optimizer.step()
                 optimizer.zero_grad()
                 self.padded_tokens += window.num_padded_tokens
+            return time.perf_counter() - started
 
         return run
 
-    def plain(self) -> Callable[[], None]:
+    def plain(self) -> Run:
         """The loop of accelerate's documentation."""
         model = self.new_model()
         optimizer = build_optimizer(model, 3e-4, 0.01)
         accelerator = Accelerator(cpu=True, gradient_accumulation_steps=WINDOW // self.micro_batch_size)
 
-        def run() -> None:
+        def run() -> float:
+            # The state is one per process, and the other contenders have theirs in it.
+            accelerator.gradient_state.plugin_kwargs["sync_with_dataloader"] = True
+            accelerator.gradient_accumulation_steps = WINDOW // self.micro_batch_size
+            accelerator.step = 0
+            num_steps = 0
+            started = time.perf_counter()
             loader: Any = DataLoader(
                 self.examples,  # type: ignore[arg-type]
                 self.micro_batch_size,
@@ -120,10 +136,13 @@ class Contenders:
                         accelerator.clip_grad_norm_(model.parameters(), 1.0)
                         optimizer.step()
                         optimizer.zero_grad()
+                        num_steps += 1
+            assert num_steps == self.num_windows
+            return time.perf_counter() - started
 
         return run
 
-    def trainer(self, by_length: bool) -> Callable[[], None]:
+    def trainer(self, by_length: bool) -> Run:
         """transformers' Trainer."""
         model = self.new_model()
         rows = [
@@ -137,7 +156,7 @@ class Contenders:
             examples = [Example("", len(r["input_ids"]), 1.0, {"input_ids": r["input_ids"]}) for r in rows]
             return {**pad(examples, 0), "labels": torch.tensor([r["label"] for r in rows])}
 
-        def run() -> None:
+        def run() -> float:
             with tempfile.TemporaryDirectory() as folder:
                 arguments = TrainingArguments(
                     output_dir=folder,
@@ -153,38 +172,44 @@ class Contenders:
                     train_sampling_strategy="group_by_length" if by_length else "sequential",
                     length_column_name="length",
                 )
-                Trainer(
+                trainer = Trainer(
                     model=model,
                     args=arguments,
                     train_dataset=rows,  # type: ignore[arg-type]
                     data_collator=collate,
                     optimizers=(build_optimizer(model, 3e-4, 0.01), None),  # type: ignore[arg-type]
-                ).train()
+                )
+                started = time.perf_counter()
+                trainer.train()
+                assert trainer.state.global_step == self.num_windows
+                return time.perf_counter() - started
 
         return run
 
-    def ideal(self) -> Callable[[], None]:
-        """As many real tokens, in micro-batches of texts of the mean length."""
+    def ideal(self, size: int) -> Run:
+        """As many real tokens, in micro-batches of so many texts of the mean length."""
         model = self.new_model()
         optimizer = build_optimizer(model, 3e-4, 0.01)
         length = round(sum(e.length for e in self.examples) / len(self.examples))
-        batches = list(self._even_batches(length))
+        batches = list(self._even_batches(length, size))
 
-        def run() -> None:
+        def run() -> float:
+            started = time.perf_counter()
             for index, (inputs, labels) in enumerate(batches, start=1):
                 (self.task.objective(model(**inputs).logits, labels) / WINDOW).backward()
                 if index % (len(batches) // self.num_windows) == 0:
                     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                     optimizer.step()
                     optimizer.zero_grad()
+            return time.perf_counter() - started
 
         return run
 
-    def _even_batches(self, length: int) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    def _even_batches(self, length: int, size: int) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
         generator = torch.Generator().manual_seed(0)
-        for _ in range(self.num_windows * WINDOW // 8):
-            ids = torch.randint(1_000, 30_000, (8, length), generator=generator)
-            yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.zeros(8, dtype=torch.long)
+        for _ in range(self.num_windows * WINDOW // size):
+            ids = torch.randint(1_000, 30_000, (size, length), generator=generator)
+            yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.zeros(size, dtype=torch.long)
 
 
 def main() -> None:
@@ -206,22 +231,27 @@ def main() -> None:
         "plain accelerate loop": contenders.plain(),
         "Trainer": contenders.trainer(by_length=False),
         "Trainer by length": contenders.trainer(by_length=True),
-        "ideal": contenders.ideal(),
     }
-    for _ in range(arguments.num_warm_ups):
-        runs["hf_accum"]()  # the costs are learned from the run's own windows
-    runs["ideal"]()
+    first = runs["hf_accum"]()
+    for _ in range(arguments.num_warm_ups - 1):
+        runs["hf_accum"]()
+    for run in list(runs.values())[1:]:
+        run()
+    ideals = {size: contenders.ideal(size) for size in (2, 4, 8, 16)}
+    for run in ideals.values():
+        run()
+    size = min(ideals, key=lambda size: ideals[size]())
+    runs[f"ideal ({size} at once)"] = ideals[size]
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(arguments.num_rounds):
         for name, run in runs.items():
             gc.collect()
-            started = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(run())
     tokens = sum(e.length for e in contenders.examples)
     print(
         f"{len(contenders.examples)} texts, {tokens:,} tokens, {contenders.padded_tokens / tokens:.3f} padded / real"
     )
+    print(f"the first round of hf_accum, before it had learned anything: {first:.2f} s")
     print(f"costs: {contenders.cutter.costs.costs if contenders.cutter.costs else None}\n")
     own = statistics.median(seconds["hf_accum"])
     rows = [

@@ -326,3 +326,18 @@ def test_every_shipped_accelerate_config_starts_the_recipe(
     num_processes = 2 if "2_processes" in config.stem else 1
     assert f"ranks      {num_processes} on cpu" in done.stdout
     assert len(metrics_of(tmp_path / "run")) == 2
+
+
+def test_with_full_determinism_the_same_command_gives_the_same_bits(recipe: Recipe) -> None:
+    """Dropout and all; what has been learned of the device in between changes nothing."""
+    how = {"max_steps": 12, "effective_batch_size": 16, "full_determinism": "true", "dropout": 0.1}
+    try:
+        first = recipe(**how)
+        recipe(max_steps=12, effective_batch_size=16)
+        second = recipe(**how)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    runs = [[(m["loss"], m["grad_norm"]) for m in metrics_of(folder)] for folder in (first, second)]
+    assert runs[0] == runs[1]
+    name = "adapter/adapter_model.safetensors"
+    assert (first / name).read_bytes() == (second / name).read_bytes()
