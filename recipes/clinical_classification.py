@@ -156,7 +156,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         config.text_column,
         data.labels,
         objective,
-        load_tokenizer(model_name),
+        load_tokenizer(model_name, config.doors),
         config.max_length,
     )
     metrics = [task.metric(), *(Metric(name, {}) for name in config.extra_metrics)]
@@ -171,6 +171,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         task.tokenizer,
         max_length=config.max_length,
         dropout=config.dropout,
+        doors=config.doors,
         quantization=config.quantization,
         precision=accelerator.mixed_precision,
         device=accelerator.device,
@@ -340,6 +341,7 @@ def workload(config: ClinicalClassificationConfig, precision: str = "no") -> "Wo
         config.model or minilm(),
         max_length=config.max_length,
         dropout=config.dropout,
+        doors=config.doors,
         quantization=config.quantization,
         **model_config(labels),
     )
@@ -389,7 +391,7 @@ def open_data(config: ClinicalClassificationConfig, ranks: "Ranks") -> "Labelled
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     config = parse(ClinicalClassificationConfig, __doc__ or "", arguments)
-    run(lambda: train(config))
+    run(lambda: train(config), config)
 
 
 if __name__ == "__main__":
