@@ -33,7 +33,7 @@ class Doors:
 
 def local(name: str) -> str:
     """A folder by its absolute path, so that an adapter finds its base model from any folder; an id as it is."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
+    return str(Path(name).resolve()) if os.path.isdir(name) else name
 
 
 def check_model_files(name: str, doors: Doors) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def check_model_files(name: str, doors: Doors) -> dict[str, Any]:
     from transformers import PreTrainedConfig
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    if Path(name).is_dir() and (doors.revision or doors.code_revision):
+    if os.path.isdir(name) and (doors.revision or doors.code_revision):
         flag = "revision" if doors.revision else "code_revision"
         raise ValueError(
             f"--{flag} {doors.revision or doors.code_revision}: has to be left out with a local folder ({name}), "
@@ -55,8 +55,8 @@ def check_model_files(name: str, doors: Doors) -> dict[str, Any]:
         )
     if find_adapter_config_file(local(name), revision=doors.revision) is not None:
         raise ValueError(
-            f"--model {name}: is an adapter, or has one in it, made for weights of another place: give the model, with "
-            "the adapter merged into it (peft's merge_and_unload) if it is to be trained on"
+            f"--model {name}: is an adapter, or has one in it, made for weights of another place: give the model, "
+            "with the adapter merged into it (peft's merge_and_unload) if it is to be trained on"
         )
     values, _ = PreTrainedConfig.get_config_dict(local(name), revision=doors.revision)
     if not isinstance(values, dict):
@@ -78,7 +78,7 @@ def check_model_files(name: str, doors: Doors) -> dict[str, Any]:
     ):
         raise ValueError(f"--model {name}: its weights are in {weights}, {_PICKLE_RULE}")
     folder = Path(name)
-    if folder.is_dir() and not doors.allow_pickle_weights and not any(folder.glob("*.safetensors")):
+    if os.path.isdir(name) and not doors.allow_pickle_weights and not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         if pickled:
             raise ValueError(f"--model {name}: its weights are in {pickled[0]}, {_PICKLE_RULE}")
@@ -86,8 +86,8 @@ def check_model_files(name: str, doors: Doors) -> dict[str, Any]:
 
 
 _PICKLE_RULE = (
-    "a pickle: has to have them in safetensors (`model.save_pretrained` writes them), or --allow_pickle_weights reads "
-    "them, as tensors only"
+    "a pickle: has to have them in safetensors (`model.save_pretrained` writes them), or --allow_pickle_weights "
+    "reads them, as tensors only"
 )
 
 

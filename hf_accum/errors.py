@@ -1,6 +1,12 @@
 """Errors of more than one module, and how they are told."""
 
+import reprlib
+from typing import Any
+
 _LONGEST = 400  # characters
+_shortened = reprlib.Repr()
+_shortened.maxstring = _shortened.maxother = _shortened.maxlong = 80
+_shortened.maxlevel = 3
 
 
 class RankFailed(RuntimeError):
@@ -20,3 +26,8 @@ def first_line(error: BaseException) -> str:
 def shortened(text: str, longest: int = 80) -> str:
     """A text of at most so many characters, for a message: of a value that may be a whole document."""
     return text if len(text) <= longest else f"{text[: longest - 4]} ..."
+
+
+def shown(value: Any) -> str:
+    """A value for a message, shortened: it may be a whole document, or lists in lists without end."""
+    return _shortened.repr(value)

@@ -109,8 +109,8 @@ def load_model(
     if info["mismatched_keys"]:
         weight, stored, wanted = min(info["mismatched_keys"], key=lambda mismatch: mismatch[0])
         raise ValueError(
-            f"model {name!r}: its weights do not fit: {weight} is {tuple(stored)} there, and has to be {tuple(wanted)}; "
-            "if it is a classifier of other labels, give the model that it was made from"
+            f"model {name!r}: its weights do not fit: {weight} is {tuple(stored)} there, and has to be "
+            f"{tuple(wanted)}; if it is a classifier of other labels, give the model that it was made from"
         )
     if quantization != "none":
         keep_weights_trainable_through(model)
@@ -242,7 +242,7 @@ def _check_positions(model: nn.Module, name: str, max_length: int) -> None:
 
 
 def _check_labels(name: str, of_head: Any, wanted: Any) -> None:
-    """Refuse labels that a trained head has other names for, or in another order: it would be taught anew, or wrong."""
+    """Refuse labels that a trained head has other names for, or in another order: it would be taught wrong."""
     if not isinstance(of_head, dict) or not isinstance(wanted, dict):
         return
     known = [str(label) for _, label in sorted(of_head.items(), key=lambda item: int(item[0]))]
@@ -263,8 +263,8 @@ def _check_tokenizer(model: "PreTrainedModel", name: str, tokenizer: "PreTrained
     highest = max(tokenizer.get_vocab().values(), default=0)
     if isinstance(embeddings, nn.Embedding) and highest >= embeddings.num_embeddings:
         raise ValueError(
-            f"the tokenizer of {name!r} knows {highest + 1} tokens, the model {embeddings.num_embeddings}: they do not "
-            "belong together"
+            f"the tokenizer of {name!r} knows {highest + 1} tokens, the model {embeddings.num_embeddings}: they do "
+            "not belong together"
         )
     padding = tokenizer.pad_token_id
     counted_from = {module.padding_idx for module in _position_embeddings(model)} - {None}
