@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ def stamp_of(file: str) -> Stamp | None:
     return Stamp(file, found.st_size, found.st_mtime_ns)
 
 
-def check_no_code(dataset: str) -> None:
-    """Refuse a local folder that means to be loaded by a script of its own.
+def check_folder(dataset: str) -> None:
+    """Refuse a local folder that means to be loaded by a script of its own, or from elsewhere, before it is opened.
 
     Raises:
-        ValueError: if there is such a script.
+        ValueError: if there is such a script, or its description names files outside of it.
     """
     folder = Path(dataset)
     script = folder / f"{folder.resolve().name}.py"
@@ -52,6 +53,41 @@ def check_no_code(dataset: str) -> None:
             f"dataset {dataset!r}: has a loading script, {script.name}, which is code and is not run: give a folder "
             "or file with the data alone (jsonl, csv, parquet)"
         )
+    for pattern in _described_files(folder):
+        if "://" in pattern or "::" in pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+            raise ValueError(_outside(dataset, pattern))
+
+
+def _described_files(folder: Path) -> list[str]:
+    """What a folder's description says of files, if it has any that can be read; datasets tells what is wrong."""
+    import yaml
+
+    left: list[Any] = []
+    for name in ("README.md", ".huggingface.yaml"):
+        try:
+            text = (folder / name).read_text(encoding="utf-8")
+            described = yaml.safe_load(text.split("---")[1] if name == "README.md" else text)
+            for config in described["configs"]:
+                left += [config.get("data_files"), config.get("data_dir")]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
+            continue
+    found: list[str] = []
+    seen: set[int] = set()  # YAML may refer to one list from many places, or from within itself
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, dict | list) and id(value) not in seen:
+            seen.add(id(value))
+            left += value.values() if isinstance(value, dict) else value
+    return found
+
+
+def _outside(dataset: str, file: str) -> str:
+    return (
+        f"dataset {dataset!r}: names a file outside of it, {file} (in its description, or by a link): give that file "
+        "or folder itself, if it is meant"
+    )
 
 
 def check_inside(dataset: str, files: Sequence[str]) -> None:
@@ -73,7 +109,4 @@ def check_inside(dataset: str, files: Sequence[str]) -> None:
         else:
             inside = last.lower().startswith(repository) and ".." not in Path(last).parts
         if not inside:
-            raise ValueError(
-                f"dataset {dataset!r}: names a file outside of it, {last} (in its README.md, or by a link): give "
-                "that file or folder itself, if it is meant"
-            )
+            raise ValueError(_outside(dataset, last))

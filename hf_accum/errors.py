@@ -19,8 +19,10 @@ class OutOfMemory(RuntimeError):
 
 def first_line(error: BaseException) -> str:
     """An error's type and the first line of its message, for a message of our own."""
-    lines = f"{type(error).__name__}: {error}".splitlines()
-    return shortened(next(line for line in lines if line), _LONGEST)
+    lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines()]
+    while len(lines) > 1 and (lines[0].endswith(":") or not lines[0]):  # what it says comes after that
+        lines[:2] = [" ".join(lines[:2])]
+    return shortened(lines[0], _LONGEST)
 
 
 def shortened(text: str, longest: int = 80) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from hf_accum.dataset_files import Stamp, check_inside, check_no_code, stamp_of
+from hf_accum.dataset_files import Stamp, check_folder, check_inside, stamp_of
 from hf_accum.errors import first_line
 from hf_accum.row_files import BadRow, Row, opened, read_csv, read_json, read_parquet
 
@@ -106,7 +106,7 @@ def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revisi
             f"--dataset_revision {revision}: has to be left out with a local dataset ({dataset}), which has only "
             "what is in it"
         )
-    check_no_code(dataset)
+    check_folder(dataset)
     try:
         builder = load_dataset_builder(path, data_files=data_files, revision=revision)
     except Exception as error:
@@ -133,7 +133,10 @@ def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revisi
             class_names = _parquet_class_names(dataset, files, columns) | class_names
             return _of_files(files, lambda f, start: read_parquet(f, start, columns), class_names)
         case _:
-            stream = load_dataset(path, data_files=data_files, revision=revision, split=split, streaming=True)
+            try:
+                stream = load_dataset(path, data_files=data_files, revision=revision, split=split, streaming=True)
+            except Exception as error:
+                raise ValueError(f"dataset {dataset!r}: cannot be read ({first_line(error)})") from error
             # Without decoding: rows of media hold paths, which would be opened wherever they lead.
             return of_dataset(stream.decode(False) if stream.features else stream, class_names, files)
 
