@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -241,10 +242,31 @@ def parse(config_class: type[C], description: str, arguments: Sequence[str] | No
     parser.add_class_arguments(config_class)
     given = _with_values(config_class, sys.argv[1:] if arguments is None else arguments)
     try:
+        _check_config_files(given)
         values = vars(parser.instantiate(parser.parse_args(given)))
         return config_class(**{f.name: values[f.name] for f in dataclasses.fields(config_class)})
     except ValueError as error:
         parser.error(str(error))
+
+
+def _check_config_files(arguments: Sequence[str]) -> None:
+    """Refuse YAML files whose content the parser would only wonder at."""
+    import yaml
+
+    for argument, after in zip(arguments, [*arguments[1:], ""], strict=False):
+        file = after if argument == "--config" else argument.removeprefix("--config=")
+        if file == argument or not os.path.isfile(file):
+            continue
+        try:
+            values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--config {file}: has to be UTF-8 ({error})") from error
+        except (OSError, yaml.YAMLError, ValueError, RecursionError):
+            continue  # the parser says what is wrong
+        if not isinstance(values, dict):
+            raise ValueError(f"--config {file}: has to hold flags, as `max_steps: 100`, one a line")
+        if not isinstance(values.get("lora", {}), dict):
+            raise ValueError(f"--config {file}: has to have the flags of lora below it, as `  rank: 16`")
 
 
 def _with_values(config_class: type[RecipeConfig], arguments: Sequence[str]) -> list[str]:
@@ -256,17 +278,18 @@ def _with_values(config_class: type[RecipeConfig], arguments: Sequence[str]) -> 
     ]
 
 
-def run(work: Callable[[], object], config: RecipeConfig | None = None) -> None:
+def run(work: Callable[[], object], config: RecipeConfig | None = None, *, debug: bool = False) -> None:
     """Run a recipe's work; an error ends the process with one message: status 2 after a user's mistake, else 1.
 
-    So it does on the ranks where the mistake did not show. With `config.debug` its traceback is shown.
+    So it does on the ranks where the mistake did not show. With `debug`, or the config's, its traceback is shown.
     """
     prepare_for_limits()
     try:
         work()
     except Exception as error:
-        debug, output_dir = (False, None) if config is None else (config.debug, config.output_dir)
-        raise SystemExit(tell(error, debug=debug, output_dir=output_dir)) from error
+        if config is None:
+            raise SystemExit(tell(error, debug=debug)) from error
+        raise SystemExit(tell(error, debug=debug or config.debug, output_dir=config.output_dir)) from error
 
 
 def as_dict(config: RecipeConfig) -> dict[str, Any]:

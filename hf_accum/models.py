@@ -267,6 +267,7 @@ def _check_tokenizer(model: "PreTrainedModel", name: str, tokenizer: "PreTrained
             "not belong together"
         )
     padding = tokenizer.pad_token_id
+    assert isinstance(padding, int)
     counted_from = {module.padding_idx for module in _position_embeddings(model)} - {None}
     if counted_from and counted_from != {padding}:
         raise ValueError(
