@@ -156,7 +156,7 @@ def of_dataset(
         yield from enumerate(rows.skip(start) if start else rows, start)
 
     names = tuple(f"shard {i}" for i in range(dataset.num_shards))
-    stamps = [stamp for file in files if (stamp := stamp_of(file))]
+    stamps = {os.path.basename(file): stamp for file in files if (stamp := stamp_of(file))}
     checked = _checked(names, read, dict.fromkeys(range(len(names)), stamps)) if files else read
     return Source(names, _of_equal_passes(names, checked), class_names or {})
 
@@ -184,16 +184,16 @@ def _of_files(
     common = os.path.commonpath([str(PurePosixPath(file).parent) for file in files])
     names = tuple(os.path.relpath(file, common) for file in files)
 
-    stamps = {shard: [stamp] for shard, file in enumerate(files) if (stamp := stamp_of(file))}
+    stamps = {i: {names[i]: stamp} for i, file in enumerate(files) if (stamp := stamp_of(file))}
     return Source(names, _checked(names, lambda shard, start: read(files[shard], start), stamps), class_names)
 
 
-def _checked(names: Sequence[str], read: Read, stamps: Mapping[int, Sequence[Stamp]]) -> Read:
+def _checked(names: Sequence[str], read: Read, stamps: Mapping[int, Mapping[str, Stamp]]) -> Read:
     """`read` of files, whose errors name the file and the last good row, and which have to stay as they were."""
 
     def check(shard: int) -> None:
-        for stamp in stamps.get(shard, ()):
-            stamp.check(names[shard] if len(stamps[shard]) == 1 else stamp.file)
+        for name, stamp in stamps.get(shard, {}).items():
+            stamp.check(name)
 
     def checked(shard: int, start: int) -> Iterator[tuple[int, Row | BadRow]]:
         check(shard)
