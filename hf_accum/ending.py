@@ -35,8 +35,15 @@ def tell(error: Exception, *, debug: bool = False, output_dir: str | None = None
         where = _keep(told, output_dir)
         kept = f"; its traceback is in {where}, and --debug shows it" if where else "; --debug shows its traceback"
         message += f" (nothing that is checked for: a fault of the program, a library or the machine{kept})"
-    print(f"error: {without_secrets(message)}", file=sys.stderr)
+    print(f"error: {_printable(without_secrets(message))}", file=sys.stderr)
     return status
+
+
+def _printable(message: str) -> str:
+    """A message without characters that a terminal would obey: it may quote the data."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else ascii(character)[1:-1] for character in message
+    )
 
 
 def _message(error: Exception) -> tuple[int, str]:

@@ -106,7 +106,7 @@ def read_parquet(file: str, start: int, columns: Sequence[str]) -> Iterator[tupl
 def _parquet_rows(batch: Any) -> list[Row | BadRow]:
     try:
         return batch.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):
         return [_parquet_row(batch, index) for index in range(batch.num_rows)]
 
 
@@ -117,4 +117,6 @@ def _parquet_row(batch: Any, index: int) -> Row | BadRow:
             row[name] = column[index].as_py()
         except UnicodeDecodeError:
             return BadRow(name, "not UTF-8")
+        except (ValueError, OverflowError) as error:  # a time beyond the calendar
+            return BadRow(name, f"cannot be read ({first_line(error)})")
     return row

@@ -156,7 +156,7 @@ def of_dataset(
         yield from enumerate(rows.skip(start) if start else rows, start)
 
     names = tuple(f"shard {i}" for i in range(dataset.num_shards))
-    stamps = {os.path.basename(file): stamp for file in files if (stamp := stamp_of(file))}
+    stamps = {file: stamp for file in files if (stamp := stamp_of(file))}
     checked = _checked(names, read, dict.fromkeys(range(len(names)), stamps)) if files else read
     return Source(names, _of_equal_passes(names, checked), class_names or {})
 

@@ -135,6 +135,14 @@ def test_no_secret_is_told(debug: bool, tmp_path: Path, capsys: pytest.CaptureFi
     assert "password1" not in told
 
 
+def test_what_a_terminal_would_obey_is_told_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise ValueError("field '\x1b[2J\u202e\ud800é💊':\nmissing")
+
+    assert ended(work) == 2
+    assert capsys.readouterr().err == "error: field '\\x1b[2J\\u202e\\ud800é💊':\nmissing\n"
+
+
 def test_ours_are_errors_that_a_statement_of_ours_raised() -> None:
     assert is_of_ours(raised(ours))
     assert is_of_ours(raised(ours_for_another))
