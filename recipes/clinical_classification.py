@@ -135,7 +135,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     ranks = ranks_of(accelerator)
 
     # What is wrong with the folder or the model is said before the data is read.
-    together(ranks, lambda: check_output_dir(folder))
+    together(ranks, lambda: check_output_dir(folder) if ranks.index == 0 else None)
     workload(config)
     model_name = config.model or minilm()
     tokenizer = load_tokenizer(model_name, config.doors)

@@ -14,6 +14,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from hf_accum.config import LoraConfig, RecipeConfig, as_dict, parse, require, run, write_config
+from hf_accum.doors import Doors
 from hf_accum.units import parse_bytes
 from recipes.clinical_classification import ClinicalClassificationConfig
 
@@ -193,6 +194,29 @@ def test_a_budget_may_be_a_number_in_yaml(tmp_path: Path, written: str) -> None:
     assert parse_bytes(parse_flags("--config", str(file)).memory_budget) == 6 * 2**30
 
 
+def test_a_switch_may_stand_alone() -> None:
+    config = parse_flags("--debug", "--trust_remote_code", "--allow_pickle_weights", "false", "--seed", "3")
+    assert (config.debug, config.trust_remote_code, config.allow_pickle_weights) == (True, True, False)
+    assert parse_flags("--seed", "3", "--debug").debug
+    assert not parse_flags("--debug=false", "--trust_remote_code").debug
+    assert not parse_flags("--text_column", "debug").debug
+
+
+def test_what_may_come_in_with_a_model_is_nothing_by_default() -> None:
+    assert ClinicalClassificationConfig().doors == Doors(None, False, None, False)
+    config = parse_flags(
+        "--revision", "abc", "--trust_remote_code", "--code_revision", "def", "--allow_pickle_weights"
+    )
+    assert config.doors == Doors("abc", True, "def", True)
+
+
+@pytest.mark.parametrize("value", ["a\0b", "\ud800"])
+@pytest.mark.parametrize("flag", ["model", "output_dir", "text_column", "trackers", "labels"])
+def test_texts_that_cannot_be_written_down_are_refused(flag: str, value: str) -> None:
+    with pytest.raises(ValueError, match=rf"^--{flag} '.*': has to be (UTF-8|without NUL characters)$"):
+        ClinicalClassificationConfig(**{flag: [value, "b"] if flag in ("trackers", "labels") else value})  # type: ignore[arg-type]
+
+
 def test_flags_stand_above_the_yaml_file_whatever_their_order(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("seed: 5\nmax_length: 128\nlora:\n  rank: 4\n  alpha: 8\n")
@@ -235,14 +259,25 @@ def test_a_wrong_command_line_ends_with_status_2_and_one_message(
         ("lora:\n  rank: -1\n", "error: --lora.rank -1: has to be at least 0"),
         ("batch_size: 8\n", "batch_size"),
         ("seed: one\n", '"seed"'),
+        ("", "mine.yaml: has to hold flags, as `max_steps: 100`, one a line"),
+        ("- seed\n- 1\n", "mine.yaml: has to hold flags"),
+        ("seed\n", "mine.yaml: has to hold flags"),
+        ("lora: null\n", "mine.yaml: has to have the flags of lora below it"),
+        ("lora: 4\n", "mine.yaml: has to have the flags of lora below it"),
+        ("config: mine.yaml\n", "Config file loop detected"),
+        ("seed: [\n", "Problems parsing config"),
+        ("labels: " + "[" * 5000 + "\n", "Problems parsing config"),
+        ("model: !!python/object/apply:os.getcwd []\n", "could not determine a constructor for the tag"),
+        ("model: caf\udce9\n", "mine.yaml: has to be UTF-8"),
     ],
 )
 def test_a_wrong_yaml_file_ends_with_status_2_and_one_message(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, said: str
 ) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text(text)
-    assert said in refused(capsys, "--config", str(file))
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    for arguments in (("--config", str(file)), (f"--config={file}", "--seed", "1")):
+        assert said in refused(capsys, *arguments)
 
 
 # Texts that YAML has other ideas about, and any other.
