@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal
 
+from hf_accum.errors import shown
 from hf_accum.ranks import Ranks, together
 from hf_accum.source import BadRow, Row, Source, good_rows
 
@@ -72,5 +73,7 @@ def is_held_out(row: Row, group_column: str, fraction: float) -> bool:
     """
     if row.get(group_column) in (None, ""):
         raise BadRow(group_column, "no group to split by (no such column, null, or empty)")
+    if isinstance(row[group_column], list | dict):
+        raise BadRow(group_column, f"{shown(row[group_column])} is no single value to split by")
     digest = blake2b(str(row[group_column]).encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2**64

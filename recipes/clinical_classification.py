@@ -58,44 +58,37 @@ class ClinicalClassificationConfig(RecipeConfig):
     eval_fraction: float = 0.1
     """The share of groups held out where there is no eval_split."""
     extra_metrics: list[str] | str = field(default_factory=list)
-    """Metrics of the hub to compute beside the shipped ones, by name: matthews_correlation,..."""
+    """Metrics of the hub to compute beside the shipped ones, by name: matthews_correlation,... They are code, and
+    need trust_remote_code."""
 
     def __post_init__(self) -> None:
         """Check every value."""
         super().__post_init__()
         self.split_names("labels", "extra_metrics")
-        require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)")
-        require(0 < self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "between 0 and 1")
+        problem, labels = self.problem, self.labels
+        single, multi = problem == "single_label_classification", problem == "multi_label_classification"
+        for name in ("text_column", "label_column", "group_column", "train_split", "eval_split"):
+            require(getattr(self, name) != "", name, "''", "left out, or not empty")
         require(bool(self.label_separator), "label_separator", repr(self.label_separator), "not empty")
-        require(len(set(self.labels)) == len(self.labels), "labels", self.labels, "all different")
-        require(
-            self.eval_split is None or self.group_column is None,
-            "group_column",
-            self.group_column,
-            "left out with --eval_split, which says what is held out",
-        )
-        require(len(self.labels) != 1, "labels", self.labels, "at least 2 names")
-        single = self.problem == "single_label_classification"
-        require(
-            single or self.class_weights == "none",
-            "class_weights",
-            self.class_weights,
-            f"none for {self.problem}",
-        )
-        require(
-            single or not self.label_smoothing,
-            "label_smoothing",
-            self.label_smoothing,
-            f"0 for {self.problem}",
-        )
-        multi = self.problem == "multi_label_classification"
-        require(
-            multi or not self.positive_weights,
-            "positive_weights",
-            self.positive_weights,
-            f"empty for {self.problem}",
-        )
-        require(self.problem != "regression" or not self.labels, "labels", self.labels, "empty for regression")
+        same, code = self.eval_split == self.train_split, bool(self.extra_metrics) and not self.trust_remote_code
+        for holds, flag, rule in (
+            (0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)"),
+            (0 < self.eval_fraction < 1, "eval_fraction", "between 0 and 1"),
+            (len(set(labels)) == len(labels), "labels", "all different"),
+            (not same, "eval_split", "another one than --train_split: figures on what was learned say nothing"),
+            (not code, "extra_metrics", "left out without --trust_remote_code: metrics of the hub are code"),
+            (
+                self.eval_split is None or self.group_column is None,
+                "group_column",
+                "left out with --eval_split, which says what is held out",
+            ),
+            (len(labels) != 1, "labels", "at least 2 names"),
+            (single or self.class_weights == "none", "class_weights", f"none for {problem}"),
+            (single or not self.label_smoothing, "label_smoothing", f"0 for {problem}"),
+            (multi or not self.positive_weights, "positive_weights", f"empty for {problem}"),
+            (problem != "regression" or not labels, "labels", "empty for regression"),
+        ):
+            require(holds, flag, getattr(self, flag), rule)
         for flag in ("class_weights", "positive_weights"):
             weights = getattr(self, flag)
             if isinstance(weights, list) and (weights or flag == "class_weights"):
@@ -124,12 +117,12 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         model_config,
     )
     from hf_accum.evaluation import Metric, check_metrics, evaluate_model
-    from hf_accum.files import write_json
+    from hf_accum.files import check_output_dir, write_json
     from hf_accum.models import load_model, load_tokenizer
     from hf_accum.optimization import build_optimizer, count_steps
     from hf_accum.pipeline import Pipeline
     from hf_accum.plan import what_would_fit
-    from hf_accum.ranks import broadcast_weights, ranks_of, start_accelerator
+    from hf_accum.ranks import broadcast_weights, ranks_of, start_accelerator, together
     from hf_accum.seeding import derive_seed, use_deterministic_algorithms
     from hf_accum.stream import WindowStream
     from hf_accum.summary import describe_run
@@ -143,6 +136,12 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     accelerator = start_accelerator(trackers=config.trackers, logging_dir=folder)
     ranks = ranks_of(accelerator)
 
+    # What is wrong with the folder or the model is said before the data is read.
+    together(ranks, lambda: check_output_dir(folder) if ranks.index == 0 else None)
+    workload(config)
+    model_name = config.model or minilm()
+    tokenizer = load_tokenizer(model_name, config.doors)
+
     # The data is read once before any weight is loaded: its labels, its size, its bad rows.
     data = open_data(config, ranks)
     config = replace(config, labels=list(data.labels.names))
@@ -153,12 +152,11 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         label_smoothing=config.label_smoothing,
         label_counts=data.label_counts,
     )
-    model_name = config.model or minilm()
     task = TextClassification(
         config.text_column,
         data.labels,
         objective,
-        load_tokenizer(model_name),
+        tokenizer,
         config.max_length,
     )
     metrics = [task.metric(), *(Metric(name, {}) for name in config.extra_metrics)]
@@ -173,6 +171,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         task.tokenizer,
         max_length=config.max_length,
         dropout=config.dropout,
+        doors=config.doors,
         quantization=config.quantization,
         precision=accelerator.mixed_precision,
         device=accelerator.device,
@@ -267,6 +266,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
                 num_train=data.num_train,
                 num_held_out=data.num_held_out,
                 bad_rows=data.bad_rows,
+                labels_without_rows=data.labels_without_rows,
                 num_steps=num_steps,
                 model=plain_model,
                 new_modules=pretrained.new_modules,
@@ -342,6 +342,7 @@ def workload(config: ClinicalClassificationConfig, precision: str = "no") -> "Wo
         config.model or minilm(),
         max_length=config.max_length,
         dropout=config.dropout,
+        doors=config.doors,
         quantization=config.quantization,
         **model_config(labels),
     )
@@ -382,6 +383,7 @@ def open_data(config: ClinicalClassificationConfig, ranks: "Ranks") -> "Labelled
         train_split=config.train_split,
         eval_split=config.eval_split,
         eval_fraction=config.eval_fraction,
+        revision=config.dataset_revision,
         on_bad_row=config.on_bad_row,
         needs_counts=config.class_weights in ("balanced", "sqrt_balanced"),
         needs_size=config.num_epochs is not None,
@@ -391,7 +393,7 @@ def open_data(config: ClinicalClassificationConfig, ranks: "Ranks") -> "Labelled
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     config = parse(ClinicalClassificationConfig, __doc__ or "", arguments)
-    run(lambda: train(config))
+    run(lambda: train(config), config)
 
 
 if __name__ == "__main__":

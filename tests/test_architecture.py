@@ -11,8 +11,23 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up. A module imports from its own layer's left and from layers below, never from above.
 LAYERS = [
-    ["seeding", "files", "errors", "units", "host", "quantization"],
-    ["losses", "source", "ranks", "prefetch", "oom", "config", "memory", "capacity", "stopwatch", "costs", "cutting"],
+    ["seeding", "files", "errors", "units", "host", "quantization", "secrecy", "rules", "doors"],
+    [
+        "losses",
+        "dataset_files",
+        "row_files",
+        "source",
+        "ranks",
+        "prefetch",
+        "oom",
+        "ending",
+        "config",
+        "memory",
+        "capacity",
+        "stopwatch",
+        "costs",
+        "cutting",
+    ],
     [
         "budget",
         "prediction",
