@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from hf_accum.errors import OutOfMemory, RankFailed, first_line
+from hf_accum.errors import NotFinite, OutOfMemory, RankFailed, Stopped, first_line
 from hf_accum.host import prepare_for_limits
 from hf_accum.units import parse_bytes
 
 C = TypeVar("C", bound="RecipeConfig")
+
+EXIT_STOPPED = 75
+"""Of a process that has ended early on request, and can go on: sysexits.h calls it EX_TEMPFAIL, "try again later"."""
 
 VARIANTS = {
     "full": "full",
@@ -110,6 +113,15 @@ class RecipeConfig:
     """The metric (or loss) by which the best checkpoint is kept and, at the end, exported; null: the last."""
     early_stopping_patience: int | None = None
     """Evaluations without a better best_metric after which training ends."""
+    max_minutes: float | None = None
+    """Minutes from its start after which the run saves a checkpoint and ends; null: no limit."""
+    rank_timeout_minutes: float = 10.0
+    """A rank that waits this long for another one (which may be saving, or evaluating) ends with an error."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A window whose loss or gradient is not finite stops the run, or is left out; its examples' ids go to
+    nonfinite.jsonl."""
+    max_nonfinite_skips: int = 10
+    """How many windows on_nonfinite skip may leave out before the run stops all the same."""
     trackers: list[str] | str = field(default_factory=list)
     """accelerate's experiment trackers: tensorboard,wandb,mlflow,... (a list, or names with commas between)"""
 
@@ -134,6 +146,10 @@ class RecipeConfig:
             self.num_epochs,
             "a number where max_steps is null: one of them has to end the training",
         )
+        for name in ("max_minutes", "rank_timeout_minutes"):
+            value = getattr(self, name)
+            require(value is None or (value > 0 and math.isfinite(value)), name, value, "a finite number above 0")
+        require(self.max_nonfinite_skips >= 1, "max_nonfinite_skips", self.max_nonfinite_skips, "at least 1")
         require(self.max_length >= 2, "max_length", self.max_length, "at least 2")
         for name in ("learning_rate", "max_grad_norm"):
             value = getattr(self, name)
@@ -210,12 +226,14 @@ def parse(config_class: type[C], description: str, arguments: list[str] | None =
 def run(work: Callable[[], object]) -> None:
     """Run a recipe's work; a user's mistake ends the process with status 2 and one message, no traceback.
 
-    So it does on the ranks where the mistake did not show.
+    So it does on the ranks where the mistake did not show. A run that was asked to stop ends with `EXIT_STOPPED`.
     """
     prepare_for_limits()
     try:
         work()
-    except (ValueError, RankFailed, OutOfMemory) as error:
+    except Stopped:
+        raise SystemExit(EXIT_STOPPED) from None  # the log has said why
+    except (ValueError, RankFailed, OutOfMemory, NotFinite) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except (RuntimeError, MemoryError) as error:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+TIMEOUT_MINUTES = 10.0
+"""For which a rank waits for another one: torch's own for GPUs."""
+
 _RANK_VARIABLES = ("LOCAL_RANK", "RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
@@ -81,7 +84,7 @@ class ProcessGroupRanks:
     gradients, so that neither waits for the other's order.
     """
 
-    def __init__(self, timeout: timedelta = timedelta(minutes=30)) -> None:
+    def __init__(self, timeout: timedelta) -> None:
         self.index = dist.get_rank()
         self.count = dist.get_world_size()
         self._timeout = timeout
@@ -124,9 +127,10 @@ class ProcessGroupRanks:
         return ProcessGroupRanks(self._timeout)
 
 
-def ranks_of(accelerator: "Accelerator") -> Ranks:
+def ranks_of(accelerator: "Accelerator", timeout_minutes: float = TIMEOUT_MINUTES) -> Ranks:
     """The ranks of a started run. A collective: call it once, on every rank."""
-    return ProcessGroupRanks() if accelerator.num_processes > 1 else OneRank()
+    several = accelerator.num_processes > 1
+    return ProcessGroupRanks(timedelta(minutes=timeout_minutes)) if several else OneRank()
 
 
 def broadcast_weights(model: nn.Module, accelerator: "Accelerator") -> None:
@@ -191,11 +195,15 @@ def together(ranks: Ranks, work: Callable[[], T]) -> list[T]:
 
 
 def start_accelerator(
-    *, trackers: Sequence[str] = (), logging_dir: str | os.PathLike[str] | None = None
+    *,
+    trackers: Sequence[str] = (),
+    logging_dir: str | os.PathLike[str] | None = None,
+    timeout_minutes: float = TIMEOUT_MINUTES,
 ) -> "Accelerator":
     """accelerate's Accelerator, as `accelerate launch` configured it, checked for what this loop needs.
 
-    Where there is no accelerator it runs on the CPU, with several processes too (gloo).
+    Where there is no accelerator it runs on the CPU, with several processes too (gloo). A rank that waits for
+    another one longer than `timeout_minutes`, for its gradients, ends with an error.
 
     Raises:
         ValueError: for DeepSpeed, FSDP and other strategies whose forward talks between ranks; for fewer
@@ -208,6 +216,7 @@ def start_accelerator(
         DistributedDataParallelKwargs,
         DistributedType,
         GradientAccumulationPlugin,
+        InitProcessGroupKwargs,
         ProjectConfiguration,
     )
 
@@ -224,7 +233,10 @@ def start_accelerator(
         log_with=list(trackers) or None,
         project_config=None if logging_dir is None else ProjectConfiguration(logging_dir=str(logging_dir)),
         # No second copy of the gradients for their exchange.
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes)),
+        ],
     )
     asked_for = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes < asked_for:
