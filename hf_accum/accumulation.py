@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_accum.errors import first_line
 from hf_accum.oom import Failure, classify, release
-from hf_accum.ranks import refuse_layers_that_talk
+from hf_accum.ranks import refuse_layers_that_talk, talking
 from hf_accum.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
     if micro_batch.stand_in:
         forget(model, micro_batch)
     if is_last and accelerator.num_processes > 1:
-        _sum_gradients([p for p in model.parameters() if p.requires_grad])
+        with talking():
+            _sum_gradients([p for p in model.parameters() if p.requires_grad])
 
 
 def forget(model: nn.Module, window: "MicroBatch | Window") -> None:

@@ -3,7 +3,8 @@
 import os
 import pickle
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from hf_accum.errors import RankFailed
+from hf_accum.errors import RankFailed, first_line
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -21,6 +22,10 @@ T = TypeVar("T")
 TIMEOUT_MINUTES = 10.0
 """For which a rank waits for another one: torch's own for GPUs."""
 
+_LOST = (
+    *("closed by peer", "reset by peer", "broken pipe", "connection refused", "timed out", "timeout"),
+    *("remote process exited", "communicator was aborted"),  # NCCL's
+)
 _RANK_VARIABLES = ("LOCAL_RANK", "RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
@@ -52,6 +57,24 @@ class Ranks(Protocol):
     def apart(self) -> "Ranks":
         """The same ranks for talk of another thread, so that neither waits for the other's. A collective."""
         ...
+
+
+@contextmanager
+def talking() -> Iterator[None]:
+    """Around what talks to the other ranks: one that has gone, or does not answer in time, is told in plain words.
+
+    Raises:
+        RankFailed: instead of the errors that gloo and NCCL have for it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(text in str(error).lower() for text in _LOST):
+            raise
+        raise RankFailed(
+            "another rank has ended, or has not answered for longer than --rank_timeout_minutes: see its own error, "
+            f"or what the launcher says of it ({first_line(error)})"
+        ) from error
 
 
 class OneRank:
@@ -94,17 +117,23 @@ class ProcessGroupRanks:
         """One all-gather of int64."""
         mine = torch.tensor(numbers, dtype=torch.int64)
         everyone = [torch.empty_like(mine) for _ in range(self.count)]
-        dist.all_gather(everyone, mine, group=self._group)
+        with talking():
+            dist.all_gather(everyone, mine, group=self._group)
         return [tensor.tolist() for tensor in everyone]
 
     def gather_objects(self, value: T) -> list[T]:
         """One all-gather of pickled values of this run's own processes."""
         values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value, group=self._group)
+        with talking():
+            dist.all_gather_object(values, value, group=self._group)
         return values
 
     def exchange(self, outgoing: Mapping[int, T], sources: Sequence[int]) -> dict[int, T]:
         """Point to point: pickled values of this run's own processes, each after its number of bytes."""
+        with talking():
+            return self._exchange(outgoing, sources)
+
+    def _exchange(self, outgoing: Mapping[int, T], sources: Sequence[int]) -> dict[int, T]:
         sent = []
         for rank, value in outgoing.items():
             payload = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
@@ -139,7 +168,7 @@ def broadcast_weights(model: nn.Module, accelerator: "Accelerator") -> None:
 
     if accelerator.num_processes == 1:
         return
-    with torch.no_grad():
+    with torch.no_grad(), talking():
         for tensor in model.state_dict().values():
             tensor.copy_(broadcast(tensor, from_process=0))
 

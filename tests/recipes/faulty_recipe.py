@@ -1,8 +1,8 @@
 """Run by `accelerate launch`: the classification recipe, in which something happens on one rank in a forward.
 
-Arguments: what happens, the rank, the window in which it does (from 1), and the recipe's flags. `nothing` happens
-never; `raise` raises an error there; a signal's name sends that signal to the process. A line `training` on stdout
-says that the first forward has begun; each forward then takes a while longer, so that others have time to act.
+Arguments: what happens, the rank, the window in which it does (from 1), and the recipe's flags: `nothing`; `raise`,
+an error; or the name of a signal, which the process sends itself. A line `training` from rank 0 says that it has
+begun. Each forward takes a while longer, so that others have time to act.
 """
 
 import os
@@ -29,10 +29,9 @@ def patch(what: str, rank: int, at_window: int) -> None:
         with accumulate(accelerator, model, micro_batch):
             if micro_batch.index == 0:
                 num_windows += 1
-                if num_windows == 1:
+                if num_windows == 2 and accelerator.process_index == 0:
                     print("training", flush=True)
                 if num_windows == at_window and accelerator.process_index == rank:
-                    print(f"fault at {time.time()}", flush=True)
                     if what == "raise":
                         raise ZeroDivisionError("made up in the forward")
                     if what != "nothing":
