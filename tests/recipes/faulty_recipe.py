@@ -1,8 +1,8 @@
 """Run by `accelerate launch`: the classification recipe, in which something happens on one rank in a forward.
 
 Arguments: what happens, the rank, the window in which it does (from 1), and the recipe's flags: `nothing`; `raise`,
-an error; or the name of a signal, which the process sends itself. A line `training` from rank 0 says that it has
-begun. Each forward takes a while longer, so that others have time to act.
+an error; `sleep`, for a minute; or the name of a signal, which the process sends itself. A line `training` from rank
+0 says that it has begun. Each forward takes a while longer, so that others have time to act.
 """
 
 import os
@@ -34,7 +34,9 @@ def patch(what: str, rank: int, at_window: int) -> None:
                 if num_windows == at_window and accelerator.process_index == rank:
                     if what == "raise":
                         raise ZeroDivisionError("made up in the forward")
-                    if what != "nothing":
+                    if what == "sleep":
+                        time.sleep(60)
+                    elif what != "nothing":
                         os.kill(os.getpid(), getattr(signal, what))
             time.sleep(SECONDS)
             yield
