@@ -128,7 +128,7 @@ class RecipeConfig:
     def __post_init__(self) -> None:
         """Check every value, before anything heavy is loaded."""
         self.split_names("trackers")
-        for name in ("effective_batch_size", "shuffle_block_size", "log_every"):
+        for name in ("effective_batch_size", "shuffle_block_size", "log_every", "max_nonfinite_skips"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         size = self.micro_batch_size
         require(size == "auto" or size >= 1, "micro_batch_size", size, "auto, or at least 1")
@@ -149,7 +149,6 @@ class RecipeConfig:
         for name in ("max_minutes", "rank_timeout_minutes"):
             value = getattr(self, name)
             require(value is None or (value > 0 and math.isfinite(value)), name, value, "a finite number above 0")
-        require(self.max_nonfinite_skips >= 1, "max_nonfinite_skips", self.max_nonfinite_skips, "at least 1")
         require(self.max_length >= 2, "max_length", self.max_length, "at least 2")
         for name in ("learning_rate", "max_grad_norm"):
             value = getattr(self, name)

@@ -70,7 +70,8 @@ class GradientGuard:
             self._look_for_spike(window.step, norm)
             return False
         self._write(window, losses, norm)
-        what = f"step {window.step}: loss {sum(losses)}, gradient norm {norm}: not finite, so no step is made"
+        loss = sum(losses) / window.num_items
+        what = f"step {window.step}: loss {loss}, gradient norm {norm}: not finite, so no step is made"
         if self.num_skips == self.max_skips:
             skipped = f", after {self.num_skips} others" if self.num_skips else ""
             self.gave_up = NotFinite(

@@ -34,7 +34,6 @@ class StopRequest:
     """
 
     def __init__(self, max_minutes: float | None = None) -> None:
-        self.max_minutes = max_minutes
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._asked_by = 0
         """The first signal's number, or one of the numbers below zero."""
@@ -79,7 +78,7 @@ class StopRequest:
 
     def _name(self, reason: int) -> str:
         if reason == _TIME_OVER:
-            return f"--max_minutes {self.max_minutes:g}"
+            return "--max_minutes"
         return "the end of its launcher" if reason == _LAUNCHER_ENDED else signal.Signals(reason).name
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
