@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from hf_accum.ending import ending_past_threads
 from hf_accum.errors import NotFinite, OutOfMemory, RankFailed, Stopped, first_line
 from hf_accum.host import prepare_for_limits
 from hf_accum.units import parse_bytes
@@ -222,6 +223,7 @@ def parse(config_class: type[C], description: str, arguments: list[str] | None =
         parser.error(str(error))
 
 
+@ending_past_threads()
 def run(work: Callable[[], object]) -> None:
     """Run a recipe's work; a user's mistake ends the process with status 2 and one message, no traceback.
 
