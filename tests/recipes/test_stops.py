@@ -102,6 +102,7 @@ def test_a_signal_to_one_rank_stops_all_of_them_after_the_same_step(flags: list[
     assert exit_codes(done.stderr)[-1] == 75
 
 
+@pytest.mark.slow
 def test_the_time_limit_stops_all_ranks_after_the_same_step(flags: list[str], tmp_path: Path) -> None:
     done = launch(SCRIPT, "nothing", "0", "0", *flags, "--max_minutes=0.01", num_processes=2)
     check_saved(tmp_path / "run", done.stdout, "--max_minutes")
@@ -234,6 +235,7 @@ def test_a_run_stops_after_the_most_skips_allowed(
     check_skipped(folder, [*skipped, step], num_ranks=1)
 
 
+@pytest.mark.slow
 def test_by_default_a_window_that_is_not_finite_stops_the_run(
     tiny_model: Path, numbers: Path, tmp_path: Path
 ) -> None:
