@@ -11,7 +11,7 @@ from hf_accum.ranks import Ranks, bits_float, float_bits
 from hf_accum.window import Example
 
 _OK, _FAILED, _STOPPED = 0, 1, 2
-_NUM_NUMBERS = 9
+_NUM_NUMBERS = 10
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Facts:
     digest: str
     num_truncated_examples: int
     num_truncated_tokens: int
+    is_stop_asked: bool
+    """By any rank."""
 
     @property
     def num_examples(self) -> int:
@@ -38,8 +40,12 @@ class Facts:
         return self.num_examples == 0 and sum(self.announced) == 0
 
 
-def agree(ranks: Ranks, examples: Sequence[Example], announced: int, error: Exception | None) -> Facts:
+def agree(
+    ranks: Ranks, examples: Sequence[Example], announced: int, error: Exception | None, is_stop_asked: bool = False
+) -> Facts:
     """Tell the other ranks of this one's part of a window, and of a number that it announces; or of its error.
+
+    `is_stop_asked` says that this rank was asked to end the run.
 
     Raises:
         RankFailed: if another rank has failed, or left.
@@ -59,11 +65,12 @@ def agree(ranks: Ranks, examples: Sequence[Example], announced: int, error: Exce
             int(sums[1]),
             len(truncated),
             sum(truncated),
+            int(is_stop_asked),
         ]
     )
     if error is not None:
         raise error
-    states, counts, announcements, items, tokens, *halves, num_truncated, truncated_tokens = zip(
+    states, counts, announcements, items, tokens, *halves, num_truncated, truncated_tokens, stops = zip(
         *everyone, strict=True
     )
     if _FAILED in states:
@@ -78,6 +85,7 @@ def agree(ranks: Ranks, examples: Sequence[Example], announced: int, error: Exce
         digest="".join(f"{sum(half) % 2**64:016x}" for half in halves),
         num_truncated_examples=sum(num_truncated),
         num_truncated_tokens=sum(truncated_tokens),
+        is_stop_asked=any(stops),
     )
 
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 _OF_A_RUN = {"config.yaml", "tuning.json", "metrics.jsonl", "evaluation.json", "checkpoints", "adapter", "model"} | {
-    TRACKERS_PROJECT
+    TRACKERS_PROJECT,
+    "nonfinite.jsonl",
 }
 
 

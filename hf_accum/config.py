@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from hf_accum.doors import Doors
-from hf_accum.ending import tell
+from hf_accum.ending import ending_past_threads, tell
+from hf_accum.errors import Stopped
 from hf_accum.host import prepare_for_limits
 from hf_accum.rules import check_texts, require, require_count, require_finite
 from hf_accum.secrecy import without_secrets
 from hf_accum.units import parse_bytes
 
 C = TypeVar("C", bound="RecipeConfig")
+
+EXIT_STOPPED = 75
+"""Of a process that has ended early on request, and can go on: sysexits.h calls it EX_TEMPFAIL, "try again later"."""
 
 VARIANTS = {
     "full": "full",
@@ -134,6 +138,15 @@ class RecipeConfig:
     """The metric (or loss) by which the best checkpoint is kept and, at the end, exported; null: the last."""
     early_stopping_patience: int | None = None
     """Evaluations without a better best_metric after which training ends."""
+    max_minutes: float | None = None
+    """Minutes from its start after which the run saves a checkpoint and ends; null: no limit."""
+    rank_timeout_minutes: float = 10.0
+    """A rank that waits this long for another one (which may be saving, or evaluating) ends with an error."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A window whose loss or gradient is not finite stops the run, or is left out; its examples' ids go to
+    nonfinite.jsonl."""
+    max_nonfinite_skips: int = 10
+    """How many windows on_nonfinite skip may leave out before the run stops all the same."""
     trackers: list[str] | str = field(default_factory=list)
     """accelerate's experiment trackers: tensorboard,wandb,mlflow,... (a list, or names with commas between)"""
     debug: bool = False
@@ -145,7 +158,7 @@ class RecipeConfig:
         check_texts(vars(self))
         for name in ("model", "dataset", "output_dir", "revision", "dataset_revision", "code_revision"):
             require(getattr(self, name) != "", name, "''", "left out, or not empty")
-        for name in ("effective_batch_size", "shuffle_block_size", "log_every"):
+        for name in ("effective_batch_size", "shuffle_block_size", "log_every", "max_nonfinite_skips"):
             require_count(name, getattr(self, name))
         if self.micro_batch_size != "auto":
             require_count("micro_batch_size", self.micro_batch_size, "auto, or at least 1")
@@ -169,6 +182,9 @@ class RecipeConfig:
             self.num_epochs,
             "a number where max_steps is null: one of them has to end the training",
         )
+        for name in ("max_minutes", "rank_timeout_minutes"):
+            if getattr(self, name) is not None:
+                require_finite(name, getattr(self, name), 0.0, math.inf)
         require_count("max_length", self.max_length, "at least 2", least=2)
         # Beyond these nothing is learned: weights become infinite, or the gradient zero.
         require_finite("learning_rate", self.learning_rate, 0.0, 100.0)
@@ -287,14 +303,18 @@ def _with_values(config_class: type[RecipeConfig], arguments: Sequence[str]) -> 
     ]
 
 
+@ending_past_threads()
 def run(work: Callable[[], object], config: RecipeConfig | None = None, *, debug: bool = False) -> None:
     """Run a recipe's work; an error ends the process with one message: status 2 after a user's mistake, else 1.
 
-    So it does on the ranks where the mistake did not show. With `debug`, or the config's, its traceback is shown.
+    So it does on the ranks where the mistake did not show. With `debug`, or the config's, its traceback is shown. A run
+    that was asked to stop ends with `EXIT_STOPPED`.
     """
     prepare_for_limits()
     try:
         work()
+    except Stopped:
+        raise SystemExit(EXIT_STOPPED) from None  # the log has said why
     except Exception as error:
         if config is None:
             raise SystemExit(tell(error, debug=debug)) from error

@@ -1,14 +1,19 @@
-"""How a run that failed tells it: one line to the user, and the traceback where it can be found again."""
+"""How a run that failed ends: one line to the user, the traceback where it can be found again, its status."""
 
+import atexit
 import dis
+import os
+import signal
 import sys
 import sysconfig
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from hf_accum.errors import OutOfMemory, RankFailed, first_line
+from hf_accum.errors import NotFinite, OutOfMemory, RankFailed, first_line
 from hf_accum.secrecy import without_secrets
 
 MISTAKE = 2
@@ -47,7 +52,8 @@ def _printable(message: str) -> str:
 
 
 def _message(error: Exception) -> tuple[int, str]:
-    if isinstance(error, RankFailed | OutOfMemory) or (isinstance(error, ValueError) and is_of_ours(error)):
+    is_told = isinstance(error, RankFailed | OutOfMemory | NotFinite)
+    if is_told or (isinstance(error, ValueError) and is_of_ours(error)):
         return MISTAKE, str(error)
     if isinstance(error, RuntimeError | MemoryError):
         from hf_accum.oom import Failure, classify
@@ -100,3 +106,33 @@ def _keep(told: str, output_dir: str | None) -> Path | None:
         except (OSError, ValueError):
             continue
     return None
+
+
+@contextmanager
+def ending_past_threads() -> Iterator[None]:
+    """Let a rank that ends by an error, after the work inside, end at once when the interpreter does.
+
+    A thread of its own may wait for another rank, in C++. When that one ends too, the thread comes back into an
+    interpreter that is being taken down, which aborts the process: with another status than that of the error.
+    What others have registered to be done at exit is done before.
+    """
+    status = 0
+
+    def end() -> None:
+        if status and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    atexit.register(end)
+    try:
+        yield
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 1
+        raise
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+        raise
+    except BaseException:
+        status = 1
+        raise

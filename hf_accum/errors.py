@@ -13,6 +13,14 @@ class RankFailed(RuntimeError):
     """Another rank failed; the message says which, and what of."""
 
 
+class Stopped(RuntimeError):
+    """A run that was asked to end early has; the message says by what."""
+
+
+class NotFinite(RuntimeError):
+    """The loss or the gradient of a window is not finite; the message says where to look."""
+
+
 class OutOfMemory(RuntimeError):
     """The smallest thing that could be tried does not fit; the message says what would."""
 

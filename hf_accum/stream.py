@@ -58,6 +58,10 @@ class WindowStream(Generic[T]):
     It may be iterated in a thread of its own: making a stream, which all ranks do in the same order, gives it a way
     to talk of its own. Ranks that leave the iteration all leave it at the same step.
 
+    `stopping` is asked before each window is agreed on, whether this rank wants to end (and stays True then): the
+    first window for which any rank does is the last one, on all of them. A `Pipeline` is ahead of the device: what it
+    has made by then is still used.
+
     A window whose total weight is zero has no gradient: it is left out and counted (`skip_weightless`).
     """
 
@@ -77,6 +81,7 @@ class WindowStream(Generic[T]):
         prefetch_windows: int = 4,
         skip_weightless: bool = True,
         balance: Callable[[int], Speed] | None = None,
+        stopping: Callable[[], bool] | None = None,
     ) -> None:
         if effective_batch_size < 1:
             raise ValueError(f"effective batch size {effective_batch_size}: has to be at least 1")
@@ -95,6 +100,7 @@ class WindowStream(Generic[T]):
         self.prefetch_windows = prefetch_windows
         self.skip_weightless = skip_weightless
         self.balance = balance if ranks.count > 1 else None
+        self.stopping = stopping
         self.counts = StreamCounts()
         """Of all windows so far."""
         self._apart = ranks.apart()
@@ -120,7 +126,7 @@ class WindowStream(Generic[T]):
         produce = self._produce_common if in_common else self._produce_shards
         with closing(prefetched(produce, self.prefetch_windows)) as pieces:
             windows = self._common_windows(pieces) if in_common else self._windows_of_shards(pieces)
-            for epoch, window_size, examples, facts in windows:
+            for epoch, window_size, examples, facts in _up_to_stop(windows):
                 self.counts.num_examples += window_size
                 if facts.num_items == 0 and self.skip_weightless:
                     self.counts.num_weightless_windows += 1
@@ -269,10 +275,21 @@ class WindowStream(Generic[T]):
         except Exception as failure:
             error = failure
         examples, announced = describe(piece) if piece is not None else ((), 0)
-        facts = agree(self._apart, examples, announced, error)
+        is_stop_asked = self.stopping is not None and self.stopping()
+        facts = agree(self._apart, examples, announced, error, is_stop_asked)
         self.counts.num_truncated_examples += facts.num_truncated_examples
         self.counts.num_truncated_tokens += facts.num_truncated_tokens
         return piece, facts
+
+
+def _up_to_stop(
+    windows: Iterator[tuple[int, int, tuple[Example, ...], Facts]],
+) -> Iterator[tuple[int, int, tuple[Example, ...], Facts]]:
+    """The windows up to the first one for which a rank was asked to stop, that one included."""
+    for window in windows:
+        yield window
+        if window[-1].is_stop_asked:
+            return
 
 
 def share_out(total: int, available: Sequence[int]) -> list[int]:

@@ -19,8 +19,9 @@ from rich.text import Text
 from torch import Tensor
 
 from hf_accum.config import RecipeConfig, as_dict
+from hf_accum.errors import Stopped
 from hf_accum.files import write_json
-from hf_accum.ranks import Ranks, bits_float, float_bits
+from hf_accum.ranks import Ranks, bits_float, float_bits, together
 from hf_accum.window import StreamCounts, Window
 
 if TYPE_CHECKING:
@@ -223,6 +224,21 @@ class RunLog:
         if counts.num_weightless_windows:
             self.say(f"skipped: {counts.num_weightless_windows:,} windows without any item of weight")
         self.say(f"saved: {exported}")
+
+    def end_early(self, step: int, why: Exception) -> None:
+        """Say that the run ends before its time, and end the trackers. A collective.
+
+        All ranks come back from it together: torchrun ends the others as soon as one is through.
+        """
+        saved = f"saved in {self.folder / 'checkpoints'}; the same command goes on from there"
+        what = why if isinstance(why, Stopped) else "ended by an error"
+        self.say(f"{what} after step {step}: {saved if step else 'there is nothing to save'}")
+
+        def end_trackers() -> None:
+            while self.accelerator.trackers:
+                self.accelerator.trackers.pop().finish()
+
+        together(self.ranks, end_trackers)
 
     def _show_classes(self, per_class: Mapping[str, Mapping[str, float | None]]) -> None:
         if self.ranks.index == 0 and per_class:

@@ -138,6 +138,8 @@ class Window:
     num_padded_tokens: int = field(default=0, init=False)
     num_oom_replays: int = field(default=0, init=False)
     last_replay: str = field(default="", init=False)
+    statistics_before: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
+    """The micro-batches' own."""
     _losses: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     def micro_batches(self, cutter: Cutter | WorkingCapacity | int) -> Iterator[MicroBatch]:
@@ -201,7 +203,7 @@ class Window:
         )
         self._losses.clear()
         scale = len(pieces) / self.num_items if self.examples else 0.0
-        statistics: list[tuple[Tensor, Tensor]] = []
+        self.statistics_before = statistics = []
         for index, (piece, length, made) in enumerate(zip(pieces, lengths, batches, strict=True)):
             seed = derive_seed(self.seed, "micro-batch", self.rank, index)
             yield MicroBatch(piece, index, len(pieces), scale, seed, length, made, retry_ambiguous, statistics)

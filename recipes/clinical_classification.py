@@ -107,7 +107,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     import torch
     from transformers import AutoModelForSequenceClassification, get_scheduler
 
-    from hf_accum.accumulation import accumulate
+    from hf_accum.accumulation import accumulate, forget
     from hf_accum.adapters import add_lora, checkpoint_activations
     from hf_accum.checkpoint import BestCheckpoint, Checkpoints, start_folder
     from hf_accum.classification import (
@@ -118,23 +118,28 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     )
     from hf_accum.evaluation import Metric, check_metrics, evaluate_model
     from hf_accum.files import check_output_dir, write_json
+    from hf_accum.guard import GradientGuard
     from hf_accum.models import load_model, load_tokenizer
     from hf_accum.optimization import build_optimizer, count_steps
     from hf_accum.pipeline import Pipeline
     from hf_accum.plan import what_would_fit
     from hf_accum.ranks import broadcast_weights, ranks_of, start_accelerator, together
     from hf_accum.seeding import derive_seed, use_deterministic_algorithms
+    from hf_accum.stopping import StopRequest
     from hf_accum.stream import WindowStream
     from hf_accum.summary import describe_run
     from hf_accum.tracking import RunLog
     from hf_accum.tuning import cutter_of, find_capacity, keep_costs, tuning_json
     from recipes.embedded.models import minilm
 
+    stop = StopRequest(config.max_minutes)
     if config.full_determinism:
         use_deterministic_algorithms()
     folder = Path(config.output_dir).expanduser().resolve()
-    accelerator = start_accelerator(trackers=config.trackers, logging_dir=folder)
-    ranks = ranks_of(accelerator)
+    accelerator = start_accelerator(
+        trackers=config.trackers, logging_dir=folder, timeout_minutes=config.rank_timeout_minutes
+    )
+    ranks = ranks_of(accelerator, config.rank_timeout_minutes)
 
     # What is wrong with the folder or the model is said before the data is read.
     together(ranks, lambda: check_output_dir(folder) if ranks.index == 0 else None)
@@ -234,6 +239,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         num_epochs=config.num_epochs,
         shuffle_block_size=config.shuffle_block_size,
         balance=cutter.speed_at_step if config.balance_ranks else None,
+        stopping=stop.is_asked,
     )
     windows = Pipeline(train_stream, cutter, task.collate, accelerator.device)
     held_out = stream(
@@ -258,7 +264,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         write_json(folder / "tuning.json", tuning_json(tunings))
     checkpoints = Checkpoints(folder, plain_model, task.tokenizer, is_main=accelerator.is_main_process)
     best = BestCheckpoint(config.best_metric)
-    with RunLog(accelerator, ranks, folder, num_steps=num_steps, log_every=config.log_every) as log:
+    with RunLog(accelerator, ranks, folder, num_steps=num_steps, log_every=config.log_every) as log, stop:
         log.start(
             config,
             describe_run(
@@ -276,6 +282,14 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
             ),
         )
 
+        guard = GradientGuard(
+            ranks,
+            folder / "nonfinite.jsonl",
+            log.say,
+            on_nonfinite=config.on_nonfinite,
+            max_skips=config.max_nonfinite_skips,
+            has_scaler=accelerator.scaler is not None,
+        )
         step = 0
         for window in windows:  # the examples of one optimizer step
             for micro_batch in window.micro_batches(cutter):
@@ -286,9 +300,14 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
                     accelerator.backward(loss * micro_batch.scale)
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             learning_rate = scheduler.get_last_lr()[0]
-            optimizer.step()
-            if not accelerator.optimizer_step_was_skipped:  # as fp16's scaler does on overflow
-                scheduler.step()
+            if guard.refuses(window, grad_norm):  # the loss or the gradient is not finite
+                forget(model, window)
+                if guard.gave_up:
+                    break
+            else:
+                optimizer.step()
+                if not accelerator.optimizer_step_was_skipped:  # as fp16's scaler does on overflow
+                    scheduler.step()
             optimizer.zero_grad()
             step = window.step
             log.step(window, grad_norm, learning_rate)
@@ -305,6 +324,13 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
                 break
 
         log.flush()
+        early = guard.gave_up or stop.agreed(ranks)
+        if early:
+            if step:
+                together(ranks, lambda: checkpoints.save(step))
+            log.end_early(step, early)
+            accelerator.end_training()
+            raise early
         exported = checkpoints.export()  # before anything else can fail
         figures = evaluate()
         log.evaluation(step, figures)

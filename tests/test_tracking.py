@@ -20,6 +20,7 @@ from thread_ranks import run_ranks
 
 from hf_accum import tracking
 from hf_accum.config import RecipeConfig
+from hf_accum.errors import NotFinite, Stopped
 from hf_accum.ranks import OneRank, Ranks
 from hf_accum.stream import StreamCounts, WindowStream
 from hf_accum.tracking import RunLog, peak_memory_bytes
@@ -327,6 +328,26 @@ def test_trackers_get_every_step_and_evaluation(tensorboard_accelerator: Acceler
     numbers = [name for name in CONTRACT if name != "window_digest"]
     assert {f"train/{name}" for name in numbers} <= set(events.Tags()["scalars"])
     assert "about to run\n" in said(log)
+
+
+@pytest.mark.parametrize(
+    ("step", "why", "expected"),
+    [
+        (3, Stopped("stopped by SIGTERM"), "stopped by SIGTERM after step 3: saved in {}; the same command goes on"),
+        (0, Stopped("stopped by SIGTERM"), "stopped by SIGTERM after step 0: there is nothing to save\n"),
+        (3, NotFinite("step 4: ..."), "ended by an error after step 3: saved in {}; the same command goes on"),
+    ],
+)
+def test_an_early_end_is_said_and_ends_the_trackers(
+    tensorboard_accelerator: Accelerator, tmp_path: Path, step: int, why: Exception, expected: str
+) -> None:
+    log = make_log(tensorboard_accelerator, tmp_path)
+    log.start(RecipeConfig(trackers=["tensorboard"]), "")
+    (tracker,) = tensorboard_accelerator.trackers
+    log.end_early(step, why)
+    assert expected.format(tmp_path / "checkpoints") in said(log)
+    assert tracker.tracker.all_writers is None  # closed
+    assert tensorboard_accelerator.trackers == []
 
 
 def test_the_trackers_get_the_configuration_as_single_values(
