@@ -12,7 +12,20 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up. A module imports from its own layer's left and from layers below, never from above.
 LAYERS = [
     ["seeding", "files", "errors", "units", "host", "quantization"],
-    ["losses", "source", "ranks", "prefetch", "oom", "config", "memory", "capacity", "stopwatch", "costs", "cutting"],
+    [
+        "losses",
+        "source",
+        "order",
+        "ranks",
+        "prefetch",
+        "oom",
+        "config",
+        "memory",
+        "capacity",
+        "stopwatch",
+        "costs",
+        "cutting",
+    ],
     [
         "budget",
         "prediction",
