@@ -17,6 +17,7 @@ LAYERS = [
         "dataset_files",
         "row_files",
         "source",
+        "order",
         "ranks",
         "prefetch",
         "oom",
