@@ -1,12 +1,12 @@
 """LoRA adapters: put on, counted, saved."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hf_accum.config import LoraConfig
 from hf_accum.files import fill_folder_atomically
@@ -97,17 +97,41 @@ def save_model(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: P
 
     `model` is the one that transformers or peft made, not a wrapper of it.
     """
+    fill_folder_atomically(folder, lambda partial: write_model(model, tokenizer, partial))
+
+
+def write_model(
+    model: nn.Module,
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write an adapter or a model into a folder; `weights`, as `weights_of` gave them, instead of those of now."""
     from peft import PeftModel
 
-    def fill(partial: Path) -> None:
-        if isinstance(model, PeftModel):
-            model.save_pretrained(str(partial), save_embedding_layers=False)
-        else:
-            model.save_pretrained(str(partial))  # type: ignore[operator]
-        tokenizer.save_pretrained(str(partial))
-
+    how: dict[str, Any] = {} if weights is None else {"state_dict": dict(weights)}
+    if isinstance(model, PeftModel):
+        how["save_embedding_layers"] = False
     with quiet_transformers():
-        fill_folder_atomically(folder, fill)
+        model.save_pretrained(str(folder), **how)  # type: ignore[operator]
+        tokenizer.save_pretrained(str(folder))
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """A copy on the CPU of the weights that `save_model` saves: of an adapter what is trained, else all."""
+    from peft import PeftModel
+
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    copies: dict[int, Tensor] = {}  # tied weights stay tied
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if isinstance(model, PeftModel) and name not in trained:
+            continue
+        key = tensor.data_ptr()
+        if key not in copies or copies[key].shape != tensor.shape:
+            copies[key] = tensor.detach().to("cpu", copy=True)
+        weights[name] = copies[key]
+    return weights
 
 
 def weights_folder(model: nn.Module) -> str:

@@ -132,8 +132,14 @@ class RecipeConfig:
     """Optimizer steps between two updates of metrics.jsonl, the display and the trackers."""
     eval_every: int | None = None
     """Optimizer steps between two evaluations; null: only at the end."""
-    save_every: int | None = None
-    """Optimizer steps between two checkpoints; null: only the best one, where best_metric is set."""
+    save_every: int | None = 100
+    """Optimizer steps between two checkpoints; null: only the best one, with best_metric, and when stopped."""
+    keep_checkpoints: int = 2
+    """How many checkpoints are kept, the newest ones; the best one is too."""
+    resume: str = "auto"
+    """auto: an unfinished run in output_dir goes on from its newest checkpoint; never; or a checkpoint's folder."""
+    allow_changes: list[str] | str = field(default_factory=list)
+    """Settings that may be others than those of the run that goes on, by name: learning_rate,..."""
     best_metric: str | None = None
     """The metric (or loss) by which the best checkpoint is kept and, at the end, exported; null: the last."""
     early_stopping_patience: int | None = None
@@ -154,11 +160,17 @@ class RecipeConfig:
 
     def __post_init__(self) -> None:
         """Check every value, before anything heavy is loaded."""
-        self.split_names("trackers")
+        self.split_names("trackers", "allow_changes")
         check_texts(vars(self))
-        for name in ("model", "dataset", "output_dir", "revision", "dataset_revision", "code_revision"):
+        for name in ("model", "dataset", "output_dir", "resume", "revision", "dataset_revision", "code_revision"):
             require(getattr(self, name) != "", name, "''", "left out, or not empty")
-        for name in ("effective_batch_size", "shuffle_block_size", "log_every", "max_nonfinite_skips"):
+        for name in (
+            "effective_batch_size",
+            "shuffle_block_size",
+            "log_every",
+            "max_nonfinite_skips",
+            "keep_checkpoints",
+        ):
             require_count(name, getattr(self, name))
         if self.micro_batch_size != "auto":
             require_count("micro_batch_size", self.micro_batch_size, "auto, or at least 1")
@@ -307,8 +319,8 @@ def _with_values(config_class: type[RecipeConfig], arguments: Sequence[str]) -> 
 def run(work: Callable[[], object], config: RecipeConfig | None = None, *, debug: bool = False) -> None:
     """Run a recipe's work; an error ends the process with one message: status 2 after a user's mistake, else 1.
 
-    So it does on the ranks where the mistake did not show. With `debug`, or the config's, its traceback is shown. A run
-    that was asked to stop ends with `EXIT_STOPPED`.
+    So it does on the ranks where the mistake did not show. With `debug`, or the config's, its traceback is shown. A
+    run that was asked to stop ends with `EXIT_STOPPED`.
     """
     prepare_for_limits()
     try:

@@ -202,6 +202,30 @@ class WorkingCosts:
         if not self.is_settled:
             self._running.append((num_examples, length, timing))
 
+    def as_json(self) -> dict[str, Any]:
+        """What `restore` reads. Micro-batches whose times are not known yet are left out."""
+        seen = [[o.num_examples, o.length, o.seconds] for o in [*self._first, *self._observations]]
+        return {
+            "costs": self.costs.as_json(),
+            "initial": self._initial.as_json(),
+            "num_windows": self.num_windows,
+            "observations": [] if self.is_settled else seen,
+        }
+
+    def restore(self, value: Mapping[str, Any]) -> None:
+        """Go on from what `as_json` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: if the value is no such thing.
+        """
+        seen = [Observation(int(n), int(length), float(seconds)) for n, length, seconds in value["observations"]]
+        self.costs, self._initial = Costs.from_json(value["costs"]), Costs.from_json(value["initial"])
+        self.num_windows = int(value["num_windows"])
+        half = _MOST_OBSERVATIONS // 2
+        self._first, self._observations = seen[:half], deque(seen[half:], maxlen=_MOST_OBSERVATIONS)
+        self._running.clear()
+        self.version += 1
+
     def window_done(self) -> None:
         """A window went through."""
         if self.is_settled:

@@ -10,6 +10,7 @@ from torch import nn
 from hf_accum.adapters import count_parameters
 from hf_accum.config import RecipeConfig
 from hf_accum.errors import shortened
+from hf_accum.resume import Resumed
 from hf_accum.tuner import Tuning
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def describe_run(
     accelerator: "Accelerator",
     tunings: Sequence[Tuning],
     earlier: Path | None,
+    resumed: Resumed | None = None,
 ) -> str:
     """Lines for the user, before the first step: model, data, effective batch, its cut, steps, last window."""
     trainable, total = count_parameters(model)
@@ -69,6 +71,9 @@ def describe_run(
             "note       this model has BatchNorm layers, which see the micro-batch: its gradient depends on the cut"
         )
     lines.append(f"folder     {config.output_dir}")
+    if resumed is not None and resumed.loaded is not None:
+        lines.append(f"resumed    after step {resumed.step:,}, from {resumed.loaded.path} (--resume never: anew)")
+    lines += [f"           {note}" for note in (() if resumed is None else resumed.notes)]
     if earlier is not None:
         lines.append(f"           the earlier run that stood there is now {earlier}")
     return "\n".join(lines)

@@ -109,7 +109,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
 
     from hf_accum.accumulation import accumulate, forget
     from hf_accum.adapters import add_lora, checkpoint_activations
-    from hf_accum.checkpoint import BestCheckpoint, Checkpoints, start_folder
+    from hf_accum.checkpoint import BestCheckpoint, Checkpoints
     from hf_accum.classification import (
         TextClassification,
         build_objective,
@@ -124,6 +124,8 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     from hf_accum.pipeline import Pipeline
     from hf_accum.plan import what_would_fit
     from hf_accum.ranks import broadcast_weights, ranks_of, start_accelerator, together
+    from hf_accum.resume import RunState, facts_of_run, find_resume, stream_state
+    from hf_accum.run_folder import start_folder
     from hf_accum.seeding import derive_seed, use_deterministic_algorithms
     from hf_accum.stopping import StopRequest
     from hf_accum.stream import WindowStream
@@ -150,6 +152,8 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     # The data is read once before any weight is loaded: its labels, its size, its bad rows.
     data = open_data(config, ranks)
     config = replace(config, labels=list(data.labels.names))
+    facts = facts_of_run(config, ranks, data.num_train, accelerator.mixed_precision)
+    resumed = find_resume(folder, config, facts, ranks)
     objective = build_objective(
         data.labels,
         class_weights=config.class_weights,
@@ -219,6 +223,12 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     optimizer = accelerator.prepare_optimizer(optimizer)
     # Not in DistributedDataParallel: `accumulate` sums the gradients, and a copy of them would stand in its buckets.
     model = accelerator.prepare_model(plain_model, evaluation_mode=True)
+    best = BestCheckpoint(config.best_metric)
+    run_state = RunState(
+        *(facts, ranks, plain_model, optimizer, scheduler, accelerator.scaler),
+        *(cutter, best, tuning.device, tuning.limit_bytes),
+    )
+    run_state.restore(resumed)
     broadcast_weights(plain_model, accelerator)
 
     def stream(held_out: bool, **how: Any) -> WindowStream[Any]:
@@ -240,6 +250,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         shuffle_block_size=config.shuffle_block_size,
         balance=cutter.speed_at_step if config.balance_ranks else None,
         stopping=stop.is_asked,
+        start=stream_state(resumed, ranks),
     )
     windows = Pipeline(train_stream, cutter, task.collate, accelerator.device)
     held_out = stream(
@@ -259,11 +270,9 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
             cutter=cutter,
         )
 
-    earlier = start_folder(folder, config, ranks)
+    earlier = start_folder(folder, config, ranks, resumed.loaded.path if resumed.loaded else None, resumed.step)
     if accelerator.is_main_process:
         write_json(folder / "tuning.json", tuning_json(tunings))
-    checkpoints = Checkpoints(folder, plain_model, task.tokenizer, is_main=accelerator.is_main_process)
-    best = BestCheckpoint(config.best_metric)
     with RunLog(accelerator, ranks, folder, num_steps=num_steps, log_every=config.log_every) as log, stop:
         log.start(
             config,
@@ -279,9 +288,12 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
                 accelerator=accelerator,
                 tunings=tunings,
                 earlier=earlier,
+                resumed=resumed,
             ),
         )
 
+        checkpoints = Checkpoints(folder, plain_model, task.tokenizer, ranks, config.keep_checkpoints, log.say)
+        checkpoints.best_step = best.step
         guard = GradientGuard(
             ranks,
             folder / "nonfinite.jsonl",
@@ -290,8 +302,8 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
             max_skips=config.max_nonfinite_skips,
             has_scaler=accelerator.scaler is not None,
         )
-        step = 0
-        for window in windows:  # the examples of one optimizer step
+        step, progress = resumed.step, train_stream.start
+        for window in windows if step < num_steps else ():  # the examples of one optimizer step
             for micro_batch in window.micro_batches(cutter):
                 with accumulate(accelerator, model, micro_batch):
                     inputs, labels = micro_batch.batch
@@ -309,17 +321,18 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
                 if not accelerator.optimizer_step_was_skipped:  # as fp16's scaler does on overflow
                     scheduler.step()
             optimizer.zero_grad()
-            step = window.step
+            step, progress = window.step, window.state
             log.step(window, grad_norm, learning_rate)
 
-            if config.save_every and step % config.save_every == 0:
-                checkpoints.save(step)
+            is_due = bool(config.save_every) and step % config.save_every == 0
             if config.eval_every and step % config.eval_every == 0 and step < num_steps:
                 log.flush()  # what comes now is no part of a step
                 figures = evaluate()
                 log.evaluation(step, figures)
                 if best.update(step, figures):
-                    checkpoints.save_best(step)
+                    checkpoints.best_step, is_due = step, True
+            if is_due and step < num_steps:
+                run_state.save(progress, checkpoints)
             if step == num_steps or best.is_beaten_for(config.early_stopping_patience):
                 break
 
@@ -327,17 +340,19 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         early = guard.gave_up or stop.agreed(ranks)
         if early:
             if step:
-                together(ranks, lambda: checkpoints.save(step))
+                run_state.save(progress, checkpoints)
+                together(ranks, checkpoints.wait)
             log.end_early(step, early)
             accelerator.end_training()
             raise early
+        checkpoints.wait(hurry=False)
         exported = checkpoints.export()  # before anything else can fail
         figures = evaluate()
         log.evaluation(step, figures)
         if not best.update(step, figures) and best.step is not None:
             log.say(f"by {best.metric} the checkpoint of step {best.step} is the best: it is the result")
             if accelerator.is_main_process:
-                checkpoints.load(best.step)
+                checkpoints.load_weights(best.step)
             broadcast_weights(plain_model, accelerator)
             checkpoints.export()
             step, figures = best.step, evaluate()

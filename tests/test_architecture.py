@@ -11,7 +11,19 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up. A module imports from its own layer's left and from layers below, never from above.
 LAYERS = [
-    ["seeding", "files", "errors", "units", "host", "quantization", "secrecy", "rules", "doors"],
+    [
+        "seeding",
+        "files",
+        "errors",
+        "manifest",
+        "training_state",
+        "units",
+        "host",
+        "quantization",
+        "secrecy",
+        "rules",
+        "doors",
+    ],
     [
         "losses",
         "dataset_files",
@@ -55,7 +67,7 @@ LAYERS = [
         "stopping",
     ],
     ["accumulation", "evaluation"],
-    ["classification", "summary", "tracking", "checkpoint", "cli"],
+    ["classification", "tracking", "checkpoint", "resume", "run_folder", "summary", "cli"],
 ]
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
 MAY_IMPORT_ACCELERATE = {"accumulation", "ranks", "tracking", "summary"}

@@ -1,0 +1,226 @@
+"""Going on with a run: which checkpoint, whether this is still the same run, and what each rank starts from."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from hf_accum.adapters import load_weights, weights_folder
+from hf_accum.checkpoint import BestCheckpoint, Checkpoints, Loaded, load, load_latest
+from hf_accum.config import RecipeConfig, as_dict
+from hf_accum.cutting import Cutter
+from hf_accum.manifest import Damaged
+from hf_accum.order import Place
+from hf_accum.ranks import Ranks, together
+from hf_accum.seeding import derive_seed
+from hf_accum.training_state import Stateful, put_back, take_state
+from hf_accum.window import StreamState
+
+FREE = frozenset(
+    {
+        *(
+            "output_dir",
+            "resume",
+            "allow_changes",
+            "save_every",
+            "keep_checkpoints",
+            "log_every",
+            "trackers",
+            "debug",
+        ),
+        *("micro_batch_size", "memory_budget", "gradient_checkpointing", "balance_ranks", "full_determinism"),
+        *(
+            "eval_every",
+            "best_metric",
+            "early_stopping_patience",
+            "extra_metrics",
+            "max_minutes",
+            "debug",
+            "on_bad_row",
+        ),
+        *("rank_timeout_minutes", "on_nonfinite", "max_nonfinite_skips", "allow_pickle_weights", "trust_remote_code"),
+    }
+)
+"""Settings that may be others when a run goes on: they change what it costs and shows, not what it trains."""
+
+_AS_MUCH = 0.95  # of the memory there was
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The checkpoint that a run goes on from, and what is to be said of it."""
+
+    loaded: Loaded | None
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def step(self) -> int:
+        """After which the run goes on; 0: it starts anew."""
+        return 0 if self.loaded is None else self.loaded.step
+
+
+def facts_of_run(config: RecipeConfig, ranks: Ranks, num_train: int | None, precision: str) -> dict[str, Any]:
+    """What decides how a run goes: its settings, its data, its ranks."""
+    return {
+        "settings": _flat(json.loads(json.dumps(as_dict(config)))),
+        "num_train": num_train,
+        "num_processes": ranks.count,
+        "precision": precision,
+    }
+
+
+def find_resume(folder: Path, config: RecipeConfig, facts: Mapping[str, Any], ranks: Ranks) -> Resumed:
+    """The checkpoint that `--resume` means, if there is one, read and compared with the run of now. A collective.
+
+    `auto` takes the newest one in the run's folder that is whole, if that run was not finished.
+
+    Raises:
+        ValueError: if the checkpoint is damaged, or of a run that would go another way, unless `--allow_changes`
+            names what has changed.
+    """
+
+    def find() -> Resumed:
+        notes: list[str] = []
+        if config.resume == "never":
+            return Resumed(None)
+        if config.resume == "auto":
+            if not (folder / "config.yaml").exists() or (folder / "evaluation.json").exists():
+                return Resumed(None)
+            loaded = load_latest(folder, notes.append)
+        else:
+            path = Path(config.resume).expanduser().resolve()
+            try:
+                loaded = load(path)
+            except Damaged as error:
+                raise ValueError(f"--resume {config.resume}: {error}") from error
+        if loaded is not None:
+            notes += _compare(loaded, config, facts, ranks)
+        return Resumed(loaded, notes)
+
+    # Rank 0 reads: the others may not see its disk.
+    return together(ranks, lambda: find() if ranks.index == 0 else None)[0] or Resumed(None)
+
+
+def _compare(loaded: Loaded, config: RecipeConfig, facts: Mapping[str, Any], ranks: Ranks) -> list[str]:
+    earlier, now = loaded.numbers["facts"], facts
+    changed = [
+        (name, earlier["settings"].get(name), value)
+        for name, value in now["settings"].items()
+        if name not in FREE and earlier["settings"].get(name) != value
+    ]
+    changed += [(name, earlier[name], now[name]) for name in ("num_train", "precision") if earlier[name] != now[name]]
+    if earlier["num_processes"] != ranks.count and config.stream_split == "shards":
+        changed.append(("num_processes", earlier["num_processes"], ranks.count))
+    allowed = set(config.allow_changes)
+    refused = [(name, before, after) for name, before, after in changed if name not in allowed]
+    if refused:
+        told = "; ".join(f"{name} was {before}, now {after}" for name, before, after in refused)
+        names = ",".join(dict.fromkeys(name for name, _, _ in refused))
+        raise ValueError(
+            f"the checkpoint {loaded.path} is of a run that would go another way: {told}; --resume never starts anew "
+            f"(the earlier run is kept beside), --allow_changes {names} goes on all the same"
+        )
+    notes = [f"{name} was {before}, now {after}: allowed" for name, before, after in changed]
+    if any(name == "num_processes" for name, _, _ in changed):
+        notes.append("each rank reads other shards than before: the pass that was begun starts anew")
+    return notes
+
+
+def stream_state(resumed: Resumed, ranks: Ranks) -> StreamState | None:
+    """Where this rank's stream goes on; None: at the beginning.
+
+    On another number of ranks, with one common order, where rank 0 was; with shards, at the start of the pass.
+    """
+    if resumed.loaded is None:
+        return None
+    states = [StreamState.from_json(value) for value in resumed.loaded.numbers["streams"]]
+    if len(states) == ranks.count:
+        return states[ranks.index]
+    first = states[0]
+    if resumed.loaded.numbers["facts"]["settings"]["stream_split"] == "examples":
+        return first
+    return StreamState(first.step, Place(first.place.epoch), first.counts)
+
+
+@dataclass
+class RunState:
+    """A run as a checkpoint holds it: what it was started with, and all that training changes.
+
+    `device` and `limit_bytes` are those of the tuner: with as much memory on such a device windows are cut as before.
+    """
+
+    facts: Mapping[str, Any]
+    ranks: Ranks
+    model: nn.Module
+    optimizer: Stateful
+    scheduler: Stateful
+    scaler: Stateful | None
+    cutter: Cutter
+    best: BestCheckpoint
+    device: str
+    limit_bytes: int
+
+    def __post_init__(self) -> None:
+        """Take the base model's digest."""
+        self._base = digest_of_frozen(self.model)
+
+    def restore(self, resumed: Resumed) -> None:
+        """Make it that of a checkpoint; the weights on rank 0 only, which are to be broadcast then.
+
+        Raises:
+            ValueError: if the checkpoint is of another base model, or of another optimizer.
+        """
+        loaded = resumed.loaded
+        if loaded is None:
+            return
+        if loaded.numbers["base"] != self._base:
+            raise ValueError(
+                f"the checkpoint {loaded.path} was trained on another base model: the weights that are not trained "
+                "differ; give --model and --revision of then, or --resume never"
+            )
+        if self.ranks.index == 0:
+            load_weights(self.model, loaded.path / weights_folder(self.model))
+        put_back(loaded.state, self.model, self.optimizer, self.scheduler, self.scaler)
+        saved = loaded.numbers["best"]
+        if saved["metric"] == self.best.metric:
+            self.best.value, self.best.step = saved["value"], saved["step"]
+            self.best.num_evaluations_since = saved["num_evaluations_since"]
+        if len(loaded.numbers["cutters"]) == self.ranks.count:
+            mine = loaded.numbers["cutters"][self.ranks.index]
+            if mine["device"] == self.device and self.limit_bytes >= _AS_MUCH * mine["limit_bytes"]:
+                self.cutter.restore(mine["cutter"])
+
+    def save(self, state: StreamState, checkpoints: Checkpoints) -> None:
+        """Begin to save it, as it is behind a window. A collective."""
+        mine = {"cutter": self.cutter.as_json(), "device": self.device, "limit_bytes": self.limit_bytes}
+        everyone = self.ranks.gather_objects((state.as_json(), mine))
+        numbers = {
+            "step": state.step,
+            "facts": self.facts,
+            "base": self._base,
+            "streams": [stream for stream, _ in everyone],
+            "cutters": [of_rank for _, of_rank in everyone],
+            "best": dict(vars(self.best)),
+        }
+        checkpoints.save(take_state(self.model, self.optimizer, self.scheduler, self.scaler), numbers)
+
+
+def digest_of_frozen(model: nn.Module) -> str:
+    """Of the weights that training does not change: of each its name, its shape, its first and last values."""
+    parts: list[str] = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            flat: Tensor = parameter.detach().reshape(-1)
+            ends = [flat[:64], flat[-64:]]
+            parts += [name, str(tuple(parameter.shape)), *(str(end.cpu().tolist()) for end in ends)]
+    return f"{derive_seed(*parts):016x}"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
