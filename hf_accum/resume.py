@@ -41,7 +41,8 @@ FREE = frozenset(
             "debug",
             "on_bad_row",
         ),
-        *("rank_timeout_minutes", "on_nonfinite", "max_nonfinite_skips", "allow_pickle_weights", "trust_remote_code"),
+        *("rank_timeout_minutes", "on_nonfinite", "max_nonfinite_skips", "on_bad_row"),
+        *("allow_pickle_weights", "trust_remote_code"),
     }
 )
 """Settings that may be others when a run goes on: they change what it costs and shows, not what it trains."""
