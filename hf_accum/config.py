@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
+from hf_accum.arguments import check_config_files, with_values
 from hf_accum.doors import Doors
 from hf_accum.ending import ending_past_threads, tell
 from hf_accum.errors import Stopped
@@ -277,42 +277,14 @@ def parse(config_class: type[C], description: str, arguments: Sequence[str] | No
     parser = Parser(prog=Path(sys.argv[0]).name, description=description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the flags below.")
     parser.add_class_arguments(config_class)
-    given = _with_values(config_class, sys.argv[1:] if arguments is None else arguments)
+    switches = {f"--{f.name}" for f in dataclasses.fields(config_class) if f.type is bool}
+    given = with_values(sys.argv[1:] if arguments is None else arguments, switches)
     try:
-        _check_config_files(given)
+        check_config_files(given)
         values = vars(parser.instantiate(parser.parse_args(given)))
         return config_class(**{f.name: values[f.name] for f in dataclasses.fields(config_class)})
     except ValueError as error:
         parser.error(str(error))
-
-
-def _check_config_files(arguments: Sequence[str]) -> None:
-    """Refuse YAML files whose content the parser would only wonder at."""
-    import yaml
-
-    for argument, after in zip(arguments, [*arguments[1:], ""], strict=False):
-        file = after if argument == "--config" else argument.removeprefix("--config=")
-        if file == argument or not os.path.isfile(file):
-            continue
-        try:
-            values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"--config {file}: has to be UTF-8 ({error})") from error
-        except (OSError, yaml.YAMLError, ValueError, RecursionError):
-            continue  # the parser says what is wrong
-        if not isinstance(values, dict):
-            raise ValueError(f"--config {file}: has to hold flags, as `max_steps: 100`, one a line")
-        if not isinstance(values.get("lora", {}), dict):
-            raise ValueError(f"--config {file}: has to have the flags of lora below it, as `  rank: 16`")
-
-
-def _with_values(config_class: type[RecipeConfig], arguments: Sequence[str]) -> list[str]:
-    """Arguments in which each switch has a value."""
-    switches = {f"--{f.name}" for f in dataclasses.fields(config_class) if f.type is bool}
-    return [
-        f"{argument}=true" if argument in switches and after.startswith("--") else argument
-        for argument, after in zip(arguments, [*arguments[1:], "--"], strict=False)
-    ]
 
 
 @ending_past_threads()

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +13,6 @@ from torch import Tensor
 from hf_accum.errors import NotFinite
 from hf_accum.ranks import Ranks, bits_float, float_bits
 from hf_accum.window import Window
-
-OnNonfinite = Literal["stop", "skip"]
 
 _NUM_NORMS, _FEWEST_NORMS = 64, 16  # whose median is the usual
 _SPIKE = 10.0
@@ -26,7 +23,7 @@ class GradientGuard:
 
     A window whose loss or gradient is not finite on any rank is written to `file`, a JSON object in a line: step,
     epoch, digest, norm of the gradient, each rank's summed loss, and the ids of all ranks' examples. Numbers that are
-    not finite are null. With `on_nonfinite` stop, or after `max_skips` such windows, `gave_up` is then the error to
+    not finite are null. After `max_skips` such windows `gave_up` is then the error to
     end with. Where a scaler of fp16 takes care of overflow, windows are left to it.
 
     The first gradient norm above ten times the median of the last 64 (at least 16) is said, and then none before
@@ -39,14 +36,13 @@ class GradientGuard:
         file: Path,
         say: Callable[[str], None],
         *,
-        on_nonfinite: OnNonfinite,
         max_skips: int,
         has_scaler: bool,
     ) -> None:
         self.ranks = ranks
         self.file = file
         self.say = say
-        self.max_skips = max_skips if on_nonfinite == "skip" else 0
+        self.max_skips = max_skips
         self.has_scaler = has_scaler
         self.num_skips = 0
         self.gave_up: NotFinite | None = None

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from hf_accum.checkpoint import remove_half_written
+from hf_accum.checkpoint import Loaded, remove_half_written
 from hf_accum.config import RecipeConfig, write_config
 from hf_accum.files import write_atomically
 from hf_accum.ranks import Ranks, together
@@ -15,13 +15,11 @@ _OF_A_RUN = {
 }
 
 
-def start_folder(
-    folder: Path, config: RecipeConfig, ranks: Ranks, resumed: Path | None = None, step: int = 0
-) -> Path | None:
+def start_folder(folder: Path, config: RecipeConfig, ranks: Ranks, resumed: Loaded | None = None) -> Path | None:
     """Make a run's folder with its config.yaml; an earlier run there is moved aside, to the path returned.
 
-    Where the run goes on from a checkpoint in it (`resumed`), after a step, it stays; what was written of later steps
-    is taken out, for they come again. A collective: rank 0 does it.
+    Where the run goes on from a checkpoint in it (`resumed`) it stays; what was written of later steps is taken out, for
+    they come again. A collective: rank 0 does it.
 
     Raises:
         ValueError: if the path is something else than a run's folder, or cannot be written to.
@@ -29,7 +27,7 @@ def start_folder(
 
     def start() -> Path | None:
         earlier: Path | None = None
-        goes_on = resumed is not None and resumed.is_relative_to(folder)
+        goes_on = resumed is not None and resumed.path.is_relative_to(folder)
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"--output_dir {folder}: has to be a folder, it is a file")
         if folder.is_dir() and any(folder.iterdir()) and not goes_on:
@@ -48,10 +46,10 @@ def start_folder(
             if earlier is not None:
                 folder.rename(earlier)
             folder.mkdir(parents=True, exist_ok=True)
-            if goes_on:
+            if resumed is not None and goes_on:
                 remove_half_written(folder)
                 for name in ("metrics.jsonl", "nonfinite.jsonl"):
-                    _keep_lines(folder / name, step)
+                    _keep_lines(folder / name, resumed.step)
             write_config(config, folder)
         except OSError as error:
             raise ValueError(f"--output_dir {folder}: has to be a folder to write in ({error})") from error

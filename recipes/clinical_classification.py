@@ -253,24 +253,15 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         start=stream_state(resumed, ranks),
     )
     windows = Pipeline(train_stream, cutter, task.collate, accelerator.device)
-    held_out = stream(
-        held_out=True, effective_batch_size=256 * ranks.count, shuffle_block_size=1, skip_weightless=False
-    )
+    in_order: dict[str, Any] = {"shuffle_block_size": 1, "skip_weightless": False}
+    held_out = stream(held_out=True, effective_batch_size=256 * ranks.count, **in_order)
     held_out.first_example()  # there has to be one
 
     def evaluate() -> Mapping[str, Any]:
-        return evaluate_model(
-            plain_model,
-            held_out,
-            task.collate,
-            objective,
-            task.compact,
-            metrics,
-            ranks=ranks,
-            cutter=cutter,
-        )
+        how = (task.collate, objective, task.compact, metrics)
+        return evaluate_model(plain_model, held_out, *how, ranks=ranks, cutter=cutter)
 
-    earlier = start_folder(folder, config, ranks, resumed.loaded.path if resumed.loaded else None, resumed.step)
+    earlier = start_folder(folder, config, ranks, resumed.loaded)
     if accelerator.is_main_process:
         write_json(folder / "tuning.json", tuning_json(tunings))
     with RunLog(accelerator, ranks, folder, num_steps=num_steps, log_every=config.log_every) as log, stop:
@@ -294,14 +285,9 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
 
         checkpoints = Checkpoints(folder, plain_model, task.tokenizer, ranks, config.keep_checkpoints, log.say)
         checkpoints.best_step = best.step
-        guard = GradientGuard(
-            ranks,
-            folder / "nonfinite.jsonl",
-            log.say,
-            on_nonfinite=config.on_nonfinite,
-            max_skips=config.max_nonfinite_skips,
-            has_scaler=accelerator.scaler is not None,
-        )
+        max_skips = config.max_nonfinite_skips if config.on_nonfinite == "skip" else 0
+        file, has_scaler = folder / "nonfinite.jsonl", accelerator.scaler is not None
+        guard = GradientGuard(ranks, file, log.say, max_skips=max_skips, has_scaler=has_scaler)
         step, progress = resumed.step, train_stream.start
         for window in windows if step < num_steps else ():  # the examples of one optimizer step
             for micro_batch in window.micro_batches(cutter):

@@ -23,6 +23,7 @@ LAYERS = [
         "secrecy",
         "rules",
         "doors",
+        "arguments",
     ],
     [
         "losses",

@@ -1,5 +1,7 @@
 """A run's folder and its checkpoints: nothing of an earlier run lost, the best kept, and nothing else."""
 
+import errno
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,15 @@ from thread_ranks import on_ranks, run_ranks
 from tiny import load_classifier, make_tokenizer, save_base
 from torch import nn
 
+import hf_accum.checkpoint as checkpoint_module
 from hf_accum.adapters import add_lora
-from hf_accum.checkpoint import BestCheckpoint, Checkpoints, start_folder
+from hf_accum.checkpoint import BestCheckpoint, Checkpoints, load, load_latest
 from hf_accum.config import LoraConfig, RecipeConfig, as_dict
 from hf_accum.errors import RankFailed
+from hf_accum.manifest import Damaged
 from hf_accum.ranks import OneRank
+from hf_accum.run_folder import start_folder
+from hf_accum.training_state import TrainingState
 
 CONFIG = RecipeConfig(seed=7)
 
@@ -174,74 +180,80 @@ def marks(model: nn.Module) -> set[float]:
 
 
 def steps(folder: Path) -> list[int]:
-    """Of the checkpoints that are there."""
-    assert all(
-        (path / "adapter" / "adapter_model.safetensors").is_file() for path in (folder / "checkpoints").iterdir()
-    )
-    return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").iterdir())
+    """Of the checkpoints that are there, each of them whole."""
+    found = sorted((folder / "checkpoints").iterdir())
+    for path in found:
+        assert (path / "adapter" / "adapter_model.safetensors").is_file()
+        assert load(path).step == int(path.name.removeprefix("step-"))
+    return [load(path).step for path in found]
 
 
-def make_checkpoints(folder: Path, model: nn.Module, *, is_main: bool = True) -> Checkpoints:
-    return Checkpoints(folder / "run", model, make_tokenizer(), is_main=is_main)
+SAID: list[str] = []
+
+
+def make_checkpoints(folder: Path, model: nn.Module, *, keep: int = 2, ranks: Any = None) -> Checkpoints:
+    SAID.clear()
+    return Checkpoints(folder / "run", model, make_tokenizer(), ranks or OneRank(), keep, SAID.append)
+
+
+def save(checkpoints: Checkpoints, step: int, **tensors: torch.Tensor) -> None:
+    checkpoints.save(TrainingState(tensors, {"made": "up"}), {"step": step})
+    checkpoints.wait()
 
 
 def test_the_weights_of_a_step_come_back(tmp_path: Path, model: Any) -> None:
     checkpoints = make_checkpoints(tmp_path, model)
     for step in (100, 12_345_678):
         mark(model, step)
-        checkpoints.save(step)
+        save(checkpoints, step, moment=torch.full((3,), float(step)))
     assert [p.name for p in sorted((tmp_path / "run" / "checkpoints").iterdir())] == [
         "step-00000100",
         "step-12345678",
     ]
     mark(model, 3)
-    checkpoints.load(100)
+    checkpoints.load_weights(100)
     assert marks(model) == {100.0}
+    loaded = load_latest(tmp_path / "run", SAID.append)
+    assert loaded is not None
+    assert loaded.step == 12_345_678
+    assert loaded.state.tensors["moment"].tolist() == [12_345_678.0] * 3
+    assert loaded.state.numbers == {"made": "up"}
+    assert SAID == []
 
 
-@pytest.mark.parametrize(
-    ("saved", "best", "kept"),
-    [
-        ([], [10, 20, 30], [30]),  # only the best one
-        ([10, 20, 30], [], [10, 20, 30]),
-        ([20, 40], [10, 30, 50], [20, 40, 50]),
-        ([20], [10, 20, 30], [20, 30]),  # 20 is kept for itself, 10 is no longer the best
-        ([20], [10, 20], [20]),
-        ([10, 20], [10], [10, 20]),
-        ([], [10], [10]),
-    ],
-)
-def test_what_was_saved_stays_and_of_the_best_only_the_last(
-    tmp_path: Path, model: Any, saved: list[int], best: list[int], kept: list[int]
-) -> None:
-    """In the order of a recipe: at a step first the save that is due, then the best."""
+def test_what_is_saved_is_what_was_when_it_began(tmp_path: Path, model: Any) -> None:
+    """Training goes on while it is written."""
     checkpoints = make_checkpoints(tmp_path, model)
+    mark(model, 1)
+    checkpoints.save(TrainingState({}, {}), {"step": 1})
+    mark(model, 2)
+    checkpoints.wait()
+    checkpoints.load_weights(1)
+    assert marks(model) == {1.0}
+
+
+@pytest.mark.parametrize(("keep", "best", "kept"), [(2, None, [40, 50]), (1, 20, [20, 50]), (3, 50, [30, 40, 50])])
+def test_the_newest_are_kept_and_the_best(
+    tmp_path: Path, model: Any, keep: int, best: int | None, kept: list[int]
+) -> None:
+    checkpoints = make_checkpoints(tmp_path, model, keep=keep)
     for step in (10, 20, 30, 40, 50):
         mark(model, step)
-        if step in saved:
-            checkpoints.save(step)
-        if step in best:
-            checkpoints.save_best(step)
+        if step == best:
+            checkpoints.best_step = step
+        save(checkpoints, step)
     assert steps(tmp_path / "run") == kept
     for step in kept:
-        checkpoints.load(step)
+        checkpoints.load_weights(step)
         assert marks(model) == {float(step)}
 
 
-def test_the_best_may_be_saved_for_itself_later(tmp_path: Path, model: Any) -> None:
-    checkpoints = make_checkpoints(tmp_path, model)
-    checkpoints.save_best(10)
-    checkpoints.save_best(10)
-    checkpoints.save(10)
-    checkpoints.save_best(20)
-    assert steps(tmp_path / "run") == [10, 20]
-
-
 def test_only_the_main_rank_writes(tmp_path: Path, model: Any) -> None:
-    checkpoints = make_checkpoints(tmp_path, model, is_main=False)
-    checkpoints.save(1)
-    checkpoints.save_best(2)
-    checkpoints.save_best(3)
+    class Second(OneRank):
+        index = 1
+
+    checkpoints = make_checkpoints(tmp_path, model, ranks=Second())
+    save(checkpoints, 1)
     assert checkpoints.export() == tmp_path / "run" / "adapter"
     assert not (tmp_path / "run").exists()
 
@@ -249,7 +261,7 @@ def test_only_the_main_rank_writes(tmp_path: Path, model: Any) -> None:
 def test_the_result_stands_beside_the_checkpoints(tmp_path: Path, model: Any) -> None:
     checkpoints = make_checkpoints(tmp_path, model)
     mark(model, 1)
-    checkpoints.save(1)
+    save(checkpoints, 1)
     mark(model, 2)
     for _ in range(2):  # also in place of an earlier one
         assert checkpoints.export() == tmp_path / "run" / "adapter"
@@ -263,9 +275,115 @@ def test_full_fine_tuning_saves_models(tmp_path: Path) -> None:
     model: Any = load_classifier(save_base(tmp_path / "base", "bert")).model
     checkpoints = make_checkpoints(tmp_path, model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    checkpoints.save_best(5)
+    save(checkpoints, 5)
     assert checkpoints.export() == tmp_path / "run" / "model"
     mark(model, 9)
-    checkpoints.load(5)
+    checkpoints.load_weights(5)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert [p.name for p in (tmp_path / "run" / "checkpoints" / "step-00000005").iterdir()] == ["model"]
+
+
+def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path: Path, model: Any) -> None:
+    save(make_checkpoints(tmp_path, model), 1)
+    names = files(tmp_path / "run" / "checkpoints" / "step-00000001")
+    assert {Path(name).suffix for name in names} <= {".json", ".safetensors", ".md", ".txt", ".jinja"}
+    assert "manifest.json" in names
+
+
+def test_a_disk_that_is_full_stops_nothing_and_is_said(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = make_checkpoints(tmp_path, model)
+    mark(model, 1)
+    save(checkpoints, 1)
+    written = checkpoint_module.write_manifest
+    failures = iter([True, True, False])
+
+    def full(folder: Path) -> None:
+        if next(failures):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written(folder)
+
+    monkeypatch.setattr(checkpoint_module, "write_manifest", full)
+    monkeypatch.setattr(checkpoint_module, "_SECONDS_BETWEEN_TRIES", (0.01, 0.01))
+    mark(model, 2)
+    checkpoints.save(TrainingState({}, {}), {"step": 2})
+    checkpoints.wait(hurry=False)
+    assert steps(tmp_path / "run") == [1, 2]
+    assert len(SAID) == 2
+    assert all("step-00000002 could not be saved (OSError" in line and "No space left" in line for line in SAID)
+    assert all("what there was before stays; tried again in" in line for line in SAID)
+    monkeypatch.setattr(checkpoint_module, "write_manifest", lambda _: full_for_good())
+    checkpoints.save(TrainingState({}, {}), {"step": 3})
+    with pytest.raises(OSError, match="could not be saved"):
+        checkpoints.wait()
+    assert steps(tmp_path / "run") == [1, 2]
+    assert files(tmp_path / "run") == [
+        name for name in files(tmp_path / "run") if ".partial" not in name and ".old" not in name
+    ]
+
+
+def full_for_good() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _truncated(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def _flipped(data: bytes, at: float = 0.5) -> bytes:
+    place = min(len(data) - 1, int(len(data) * at))
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(_truncated, id="truncated"),
+        pytest.param(lambda data: b"", id="empty"),
+        pytest.param(lambda data: data + b" ", id="longer"),
+        pytest.param(lambda data: _flipped(data, 0.0), id="first byte"),
+        pytest.param(_flipped, id="a byte within"),
+        pytest.param(lambda data: _flipped(data, 1.0), id="last byte"),
+        pytest.param(None, id="missing"),
+    ],
+)
+def test_any_damage_is_noticed_and_the_one_before_is_used(tmp_path: Path, model: Any, damage: Any) -> None:
+    """Of every file of a checkpoint."""
+    checkpoints = make_checkpoints(tmp_path, model)
+    for step in (1, 2):
+        save(checkpoints, step, moment=torch.zeros(3))
+    folder = tmp_path / "run" / "checkpoints" / "step-00000002"
+    for name in files(folder):
+        path = folder / name
+        data = path.read_bytes()
+        if damage is None:
+            path.unlink()
+        elif damage(data) == data:
+            continue
+        else:
+            path.write_bytes(damage(data))
+        SAID.clear()
+        loaded = load_latest(tmp_path / "run", SAID.append)
+        if name == "manifest.json" and loaded is not None and loaded.step == 2:
+            # Only a byte of white space can go unnoticed.
+            assert damage is not None
+            assert json.loads(damage(data)) == json.loads(data)
+        else:
+            assert loaded is not None
+            assert loaded.step == 1
+            assert len(SAID) == 1
+            assert "step-00000002/" in SAID[0]
+        path.write_bytes(data)
+    loaded = load_latest(tmp_path / "run", SAID.append)
+    assert loaded is not None
+    assert loaded.step == 2
+
+
+def test_a_manifest_cannot_name_what_is_outside(tmp_path: Path, model: Any) -> None:
+    save(make_checkpoints(tmp_path, model), 1)
+    folder = tmp_path / "run" / "checkpoints" / "step-00000001"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["../../secret"] = {"bytes": 1, "blake2b": ""}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(Damaged, match="outside of the folder"):
+        load(folder)
