@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 from hf_accum.arguments import check_config_files, with_values
 from hf_accum.doors import Doors
 from hf_accum.ending import ending_past_threads, tell
-from hf_accum.errors import Stopped
+from hf_accum.errors import RankFailed, Stopped
 from hf_accum.host import prepare_for_limits
 from hf_accum.rules import check_texts, require, require_count, require_finite
 from hf_accum.secrecy import without_secrets
@@ -287,6 +288,9 @@ def parse(config_class: type[C], description: str, arguments: Sequence[str] | No
         parser.error(str(error))
 
 
+_AFTER_THE_CAUSE_SECONDS = 2.0  # torchrun tells of the rank that ends first
+
+
 @ending_past_threads()
 def run(work: Callable[[], object], config: RecipeConfig | None = None, *, debug: bool = False) -> None:
     """Run a recipe's work; an error ends the process with one message: status 2 after a user's mistake, else 1.
@@ -300,9 +304,11 @@ def run(work: Callable[[], object], config: RecipeConfig | None = None, *, debug
     except Stopped:
         raise SystemExit(EXIT_STOPPED) from None  # the log has said why
     except Exception as error:
-        if config is None:
-            raise SystemExit(tell(error, debug=debug)) from error
-        raise SystemExit(tell(error, debug=debug or config.debug, output_dir=config.output_dir)) from error
+        debug = debug or (config is not None and config.debug)
+        status = tell(error, debug=debug, output_dir=None if config is None else config.output_dir)
+        if isinstance(error, RankFailed):
+            time.sleep(_AFTER_THE_CAUSE_SECONDS)
+        raise SystemExit(status) from error
 
 
 def as_dict(config: RecipeConfig) -> dict[str, Any]:

@@ -18,8 +18,8 @@ _OF_A_RUN = {
 def start_folder(folder: Path, config: RecipeConfig, ranks: Ranks, resumed: Loaded | None = None) -> Path | None:
     """Make a run's folder with its config.yaml; an earlier run there is moved aside, to the path returned.
 
-    Where the run goes on from a checkpoint in it (`resumed`) it stays; what was written of later steps is taken out, for
-    they come again. A collective: rank 0 does it.
+    Where the run goes on from a checkpoint in it (`resumed`) it stays; what was written of later steps is taken out,
+    for they come again. A collective: rank 0 does it.
 
     Raises:
         ValueError: if the path is something else than a run's folder, or cannot be written to.

@@ -224,10 +224,8 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     # Not in DistributedDataParallel: `accumulate` sums the gradients, and a copy of them would stand in its buckets.
     model = accelerator.prepare_model(plain_model, evaluation_mode=True)
     best = BestCheckpoint(config.best_metric)
-    run_state = RunState(
-        *(facts, ranks, plain_model, optimizer, scheduler, accelerator.scaler),
-        *(cutter, best, tuning.device, tuning.limit_bytes),
-    )
+    trained = (plain_model, optimizer, scheduler, accelerator.scaler)
+    run_state = RunState(facts, ranks, *trained, cutter, best, tuning.device, tuning.limit_bytes)
     run_state.restore(resumed)
     broadcast_weights(plain_model, accelerator)
 

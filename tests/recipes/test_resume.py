@@ -1,0 +1,158 @@
+"""A run that is killed goes on as if it had not been: the same examples, losses and weights, to the last bit."""
+
+import json
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import launch, launched
+from run_files import metrics_of
+
+Recipe = Callable[..., Path]
+
+SCRIPT = str(Path(__file__).with_name("faulty_recipe.py"))
+NUM_STEPS = 20
+NINE: dict[str, Any] = {"max_steps": 9, "num_epochs": 2, "save_every": 3}
+
+
+def make_flags(tiny_model: Path, notes: Path, folder: Path, **more: Any) -> list[str]:
+    """Of a run of 20 steps, with dropout, over more than two passes of its data."""
+    named = {
+        "model": tiny_model,
+        "dataset": notes,
+        "output_dir": folder,
+        "max_length": 64,
+        "micro_batch_size": 4,
+        "effective_batch_size": 16,
+        "max_steps": NUM_STEPS,
+        "num_epochs": "null",
+        "labels": "eye,heart,muscle",
+        "save_every": 3,
+        "log_every": 2,
+        "dropout": 0.1,
+        "full_determinism": "true",
+    } | more
+    return [f"--{name}={value}" for name, value in named.items()]
+
+
+def assert_same_run(run: Path, whole: Path) -> None:
+    lines, expected = metrics_of(run), metrics_of(whole)
+    assert [m["step"] for m in lines] == list(range(1, NUM_STEPS + 1))
+    for name in ("window_digest", "loss", "grad_norm", "learning_rate", "num_items", "epoch"):
+        assert [m[name] for m in lines] == [m[name] for m in expected], name
+    name = "adapter_model.safetensors"
+    assert (run / "adapter" / name).read_bytes() == (whole / "adapter" / name).read_bytes()
+    figures = [json.loads((folder / "evaluation.json").read_text()) for folder in (run, whole)]
+    assert figures[0] == figures[1]
+    left = [path for path in run.rglob("*") if path.name.endswith((".partial", ".old"))]
+    assert left == []
+
+
+def test_a_run_killed_in_a_step_goes_on_from_its_last_checkpoint(
+    tiny_model: Path, notes: Path, tmp_path: Path
+) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    done = launch("-m", "recipes.clinical_classification", *make_flags(tiny_model, notes, whole))
+    assert done.returncode == 0, done.stderr[-3000:]
+    killed = launch(SCRIPT, "SIGKILL", "0", "12", *make_flags(tiny_model, notes, run))
+    assert killed.returncode != 0
+    assert not (run / "adapter").exists()
+    done = launch("-m", "recipes.clinical_classification", *make_flags(tiny_model, notes, run))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed    after step 9, from " in done.stdout
+    assert_same_run(run, whole)
+    assert not list(tmp_path.glob("run-earlier-*"))
+
+
+def test_other_settings_are_refused_with_the_difference_or_allowed_by_name(recipe: Recipe, tmp_path: Path) -> None:
+    folder = stopped(recipe, tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        recipe(output_dir=folder, **NINE, learning_rate=0.123, seed=5)
+    assert ended.value.code == 2
+    assert metrics_of(folder)[-1]["step"] == 3
+    recipe(output_dir=folder, **NINE, learning_rate=0.123, allow_changes="learning_rate")
+    assert [m["step"] for m in metrics_of(folder)] == list(range(1, 10))
+
+
+def test_a_finished_run_is_no_run_to_go_on_with(recipe: Recipe) -> None:
+    folder = recipe(max_steps=4, save_every=2)
+    recipe(output_dir=folder, max_steps=4, save_every=2)
+    assert folder.with_name(f"{folder.name}-earlier-1").is_dir()
+
+
+def test_never_starts_anew_and_keeps_what_was(recipe: Recipe, tmp_path: Path) -> None:
+    folder = stopped(recipe, tmp_path)
+    recipe(output_dir=folder, max_steps=4, resume="never")
+    assert folder.with_name(f"{folder.name}-earlier-1").is_dir()
+    assert [m["step"] for m in metrics_of(folder)] == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_s_folder_is_gone_on_from_elsewhere(recipe: Recipe, tmp_path: Path) -> None:
+    folder = stopped(recipe, tmp_path)
+    other = recipe(**NINE, resume=folder / "checkpoints" / "step-00000003")
+    assert [m["step"] for m in metrics_of(other)] == list(range(4, 10))
+    with pytest.raises(SystemExit):
+        recipe(**NINE, resume=folder / "checkpoints")
+
+
+def stopped(recipe: Recipe, tmp_path: Path) -> Path:
+    """An unfinished run, after step 3 of 9."""
+    folder = recipe(**NINE)
+    (folder / "evaluation.json").unlink()
+    (folder / "checkpoints" / "step-00000006" / "manifest.json").unlink()  # and damaged
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:3]))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_processes", "num_kills"), [(1, 8), (2, 4)])
+def test_a_run_killed_again_and_again_ends_the_same(
+    tiny_model: Path, notes: Path, tmp_path: Path, num_processes: int, num_kills: int
+) -> None:
+    kill_and_resume(tiny_model, notes, tmp_path, num_processes, num_kills)
+
+
+@pytest.mark.by_hand
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_run_killed_fifty_times_ends_the_same(
+    tiny_model: Path, notes: Path, tmp_path: Path, num_processes: int
+) -> None:
+    kill_and_resume(tiny_model, notes, tmp_path, num_processes, 50)
+
+
+def kill_and_resume(tiny_model: Path, notes: Path, tmp_path: Path, num_processes: int, num_kills: int) -> None:
+    """SIGKILL to the whole process group at random moments, saving included; each time the same command again."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    how = {"save_every": 1, "log_every": 1}
+    done = launch(
+        *("-m", "recipes.clinical_classification", *make_flags(tiny_model, notes, whole, **how)),
+        num_processes=num_processes,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    draw = random.Random(num_processes)
+    flags = make_flags(tiny_model, notes, run, **how)
+    for _ in range(num_kills):
+        with launched(SCRIPT, "nothing", "0", "0", *flags, until="training", num_processes=num_processes) as (
+            launcher,
+            _output,
+        ):
+            time.sleep(draw.uniform(0, 0.8))
+            kill_group(launcher)
+        if (run / "evaluation.json").exists():
+            break
+    done = launch("-m", "recipes.clinical_classification", *flags, num_processes=num_processes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_run(run, whole)
+
+
+def kill_group(launcher: "subprocess.Popen[str]") -> None:
+    import os
+
+    os.killpg(launcher.pid, signal.SIGKILL)
+    launcher.wait(20)
