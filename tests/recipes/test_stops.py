@@ -58,7 +58,7 @@ def test_a_signal_to_the_launcher_stops_all_ranks_after_the_same_step(flags: lis
     assert "Unable to shutdown" not in text
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_an_interrupt_that_reaches_the_ranks_twice_is_one_request(flags: list[str], tmp_path: Path) -> None:
     """Ctrl-C: from the terminal to the whole group, and from torchrun to its ranks once more."""
     with launched(SCRIPT, "nothing", "0", "0", *flags, until="training", num_processes=2) as (launcher, output):
@@ -68,7 +68,7 @@ def test_an_interrupt_that_reaches_the_ranks_twice_is_one_request(flags: list[st
     check_saved(tmp_path / "run", text, "SIGINT")
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_slurm_s_signal_passes_torchrun_where_it_is_told_to(flags: list[str], tmp_path: Path) -> None:
     passed_on = {"PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGUSR1"}
     how = {"until": "training", "num_processes": 2}
@@ -79,7 +79,7 @@ def test_slurm_s_signal_passes_torchrun_where_it_is_told_to(flags: list[str], tm
     check_saved(tmp_path / "run", text, "SIGUSR1")
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_no_rank_goes_on_without_its_launcher(num_processes: int, flags: list[str], tmp_path: Path) -> None:
     """`accelerate launch` of a single process passes no signal on, and none can when it is killed."""
@@ -102,7 +102,7 @@ def test_a_signal_to_one_rank_stops_all_of_them_after_the_same_step(flags: list[
     assert exit_codes(done.stderr)[-1] == 75
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_the_time_limit_stops_all_ranks_after_the_same_step(flags: list[str], tmp_path: Path) -> None:
     done = launch(SCRIPT, "nothing", "0", "0", *flags, "--max_minutes=0.01", num_processes=2)
     check_saved(tmp_path / "run", done.stdout, "--max_minutes")
@@ -116,7 +116,7 @@ def test_a_process_that_was_stopped_has_an_exit_code_of_its_own(recipe: Recipe, 
     assert [path.name for path in (tmp_path / "run-0" / "checkpoints").iterdir()] == ["step-00000001"]
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_a_second_signal_ends_the_process_at_once(flags: list[str]) -> None:
     with launched(SCRIPT, "sleep", "0", "3", *flags, until="training", num_processes=1) as (launcher, output):
         (rank,) = psutil.Process(launcher.pid).children(recursive=True)
@@ -149,7 +149,7 @@ def test_a_rank_that_ends_in_a_forward_ends_the_others(what: str, code: int, cau
     assert time.monotonic() - started < 80
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_a_rank_that_does_not_answer_ends_the_others_in_the_time_given(flags: list[str]) -> None:
     done = launch(SCRIPT, "SIGSTOP", "1", "3", *flags, "--rank_timeout_minutes=0.4", num_processes=2, timeout=200)
     assert done.returncode == 1
@@ -235,7 +235,7 @@ def test_a_run_stops_after_the_most_skips_allowed(
     check_skipped(folder, [*skipped, step], num_ranks=1)
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_by_default_a_window_that_is_not_finite_stops_the_run(
     tiny_model: Path, numbers: Path, tmp_path: Path
 ) -> None:
