@@ -148,5 +148,10 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
     if isinstance(model, PeftModel):
         set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
-    else:
+        return
+    try:
         load_model(model, folder / "model.safetensors")
+    except (RuntimeError, FileNotFoundError):  # transformers saves some under other names, and large ones in pieces
+        kind: Any = type(model)
+        saved = kind.from_pretrained(str(folder), config=model.config, dtype=next(model.parameters()).dtype)
+        model.load_state_dict(saved.state_dict())

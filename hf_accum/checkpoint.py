@@ -99,10 +99,9 @@ class Checkpoints:
         self.is_main = ranks.index == 0
         self.keep = keep
         self.say = say
-        self.best_step: int | None = None
         self._writing: threading.Thread | None = None
         self._hurry = threading.Event()
-        self._failed: OSError | None = None
+        self._failed: Exception | None = None
 
     def save(self, state: TrainingState, numbers: Mapping[str, Any]) -> None:
         """Begin to save what training is now, after the step that `numbers` say."""
@@ -115,30 +114,34 @@ class Checkpoints:
         def write(folder: Path) -> None:
             self._write(folder, weights, state, numbers)
 
+        best = numbers.get("best", {}).get("step")
         self._writing = threading.Thread(
-            target=self._write_with_patience, args=(path, write), name="hf-accum-save", daemon=False
+            target=self._write_with_patience, args=(path, write, best), name="hf-accum-save", daemon=False
         )
         self._writing.start()
 
-    def wait(self, *, hurry: bool = True) -> None:
-        """Until what was begun is there; in a hurry without waiting between tries.
+    def wait(self, *, hurry: bool = True) -> bool:
+        """Until what was begun is there, or has failed; in a hurry with no wait between tries. True: it is there."""
+        if self._writing is not None:
+            if hurry:
+                self._hurry.set()
+            self._writing.join()
+            self._writing = None
+            self._hurry.clear()
+        return self._failed is None
 
-        Raises:
-            OSError: in a hurry, if it cannot be saved.
-        """
-        if self._writing is None:
-            return
-        if hurry:
-            self._hurry.set()
-        self._writing.join()
-        self._writing = None
-        self._hurry.clear()
-        if hurry and self._failed is not None:
-            raise OSError(f"the checkpoint could not be saved ({first_line(self._failed)})") from self._failed
-
-    def load_weights(self, step: int) -> None:
-        """Put the weights saved after a step back into the model, on this rank."""
-        load_weights(self.model, _path(self.folder, step) / weights_folder(self.model))
+    def restore_weights(self, step: int) -> bool:
+        """Put the weights saved after a step back into the model, on rank 0. False: not there, or damaged."""
+        if not self.is_main:
+            return True
+        path = _path(self.folder, step)
+        try:
+            check_manifest(path)
+            load_weights(self.model, path / weights_folder(self.model))
+        except (Damaged, OSError) as error:
+            self.say(f"the weights of step {step} cannot be loaded ({first_line(error)})")
+            return False
+        return True
 
     def export(self) -> Path:
         """Save the weights as the run's result."""
@@ -147,14 +150,14 @@ class Checkpoints:
             save_model(self.model, self.tokenizer, path)
         return path
 
-    def _write_with_patience(self, path: Path, write: Callable[[Path], None]) -> None:
+    def _write_with_patience(self, path: Path, write: Callable[[Path], None], best_step: int | None) -> None:
         for pause in (*_SECONDS_BETWEEN_TRIES, None):
             try:
                 fill_folder_atomically(path, write)
                 self._failed = None
-                self._remove_old()
+                self._remove_old(best_step)
                 return
-            except OSError as error:
+            except Exception as error:  # of a full disk safetensors has an error of its own
                 self._failed = error
                 gives_up = pause is None or self._hurry.is_set()
                 self.say(
@@ -179,20 +182,32 @@ class Checkpoints:
         (folder / _STATE).write_text(text + "\n", encoding="utf-8")
         write_manifest(folder)
 
-    def _remove_old(self) -> None:
-        steps = _saved(self.folder)
-        for step in steps[: -self.keep]:
-            if step != self.best_step:
+    def _remove_old(self, best_step: int | None) -> None:
+        """All but the newest, and the best one as the newest one knows it."""
+        for step in _saved(self.folder)[: -self.keep]:
+            if step != best_step:
                 shutil.rmtree(_path(self.folder, step), ignore_errors=True)
 
 
 def load_latest(folder: Path, say: Callable[[str], None]) -> Loaded | None:
-    """The newest checkpoint in a run's folder that is whole; damaged ones are said, and passed over."""
-    for step in reversed(_saved(folder)):
+    """The newest checkpoint in a run's folder that is whole; damaged ones are said, and passed over. None: of none.
+
+    Raises:
+        ValueError: if there are some, and none of them is whole.
+    """
+    steps = _saved(folder)
+    last: Damaged | None = None
+    for step in reversed(steps):
         try:
             return load(_path(folder, step))
         except Damaged as error:
-            say(f"checkpoint {error}: the one before is used")
+            say(f"checkpoint {error}: it is passed over")
+            last = error
+    if steps:
+        raise ValueError(
+            f"--output_dir {folder}: none of its {len(steps)} checkpoints can be used ({last}); --resume never "
+            "starts anew, and keeps the earlier run beside"
+        )
     return None
 
 
@@ -212,6 +227,16 @@ def load(path: Path) -> Loaded:
         return Loaded(path, numbers, load_file(path / _TENSORS))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise Damaged(f"{path.name} cannot be read ({first_line(error)})") from error
+
+
+def set_aside(folder: Path, last_step: int) -> None:
+    """Take checkpoints of later steps out of the way of a run that goes on behind an earlier one."""
+    for step in _saved(folder):
+        if step > last_step:
+            path = _path(folder, step)
+            aside = path.with_name(f"abandoned-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
 
 
 def remove_half_written(folder: Path) -> None:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from hf_accum.cutting import Cutter
 from hf_accum.prefetch import prefetched
 from hf_accum.stream import WindowStream
-from hf_accum.window import Cut, Example, MadeAhead, Piece, StreamCounts, Window
+from hf_accum.window import Cut, Example, MadeAhead, Piece, Window
 
 B = TypeVar("B")
 
@@ -57,7 +57,7 @@ class Pipeline(Generic[B]):
         self.collate = collate
         self.device = device
         self.num_batches = num_batches
-        self.counts = StreamCounts()
+        self.counts = windows.counts.copy()
         """Of all windows so far."""
         self._copying = torch.Stream(device) if device.type in _COPY_ASIDE else None
 

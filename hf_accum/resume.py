@@ -47,6 +47,7 @@ FREE = frozenset(
 )
 """Settings that may be others when a run goes on: they change what it costs and shows, not what it trains."""
 
+_CUT_BY = ("micro_batch_size", "memory_budget", "gradient_checkpointing", "full_determinism")
 _AS_MUCH = 0.95  # of the memory there was
 
 
@@ -56,6 +57,8 @@ class Resumed:
 
     loaded: Loaded | None
     notes: Sequence[str] = field(default_factory=tuple)
+    base_may_differ: bool = False
+    """Whether another base model was allowed."""
 
     @property
     def step(self) -> int:
@@ -96,10 +99,13 @@ def find_resume(folder: Path, config: RecipeConfig, facts: Mapping[str, Any], ra
             try:
                 loaded = load(path)
             except Damaged as error:
-                raise ValueError(f"--resume {config.resume}: {error}") from error
+                raise ValueError(
+                    f"--resume {config.resume}: has to be auto, never, or a checkpoint's folder, as "
+                    f"RUN/checkpoints/step-00000100 ({error})"
+                ) from error
         if loaded is not None:
             notes += _compare(loaded, config, facts, ranks)
-        return Resumed(loaded, notes)
+        return Resumed(loaded, notes, bool({"model", "revision"} & set(config.allow_changes)))
 
     # Rank 0 reads: the others may not see its disk.
     return together(ranks, lambda: find() if ranks.index == 0 else None)[0] or Resumed(None)
@@ -143,7 +149,10 @@ def stream_state(resumed: Resumed, ranks: Ranks) -> StreamState | None:
     first = states[0]
     if resumed.loaded.numbers["facts"]["settings"]["stream_split"] == "examples":
         return first
-    return StreamState(first.step, Place(first.place.epoch), first.counts)
+    counts = first.counts.copy()
+    if ranks.index:
+        counts.bad_rows.clear()  # they are summed over the ranks
+    return StreamState(first.step, Place(first.place.epoch), counts)
 
 
 @dataclass
@@ -177,7 +186,7 @@ class RunState:
         loaded = resumed.loaded
         if loaded is None:
             return
-        if loaded.numbers["base"] != self._base:
+        if loaded.numbers["base"] != self._base and not resumed.base_may_differ:
             raise ValueError(
                 f"the checkpoint {loaded.path} was trained on another base model: the weights that are not trained "
                 "differ; give --model and --revision of then, or --resume never"
@@ -191,7 +200,10 @@ class RunState:
             self.best.num_evaluations_since = saved["num_evaluations_since"]
         if len(loaded.numbers["cutters"]) == self.ranks.count:
             mine = loaded.numbers["cutters"][self.ranks.index]
-            if mine["device"] == self.device and self.limit_bytes >= _AS_MUCH * mine["limit_bytes"]:
+            asked = [
+                loaded.numbers["facts"]["settings"].get(name) == self.facts["settings"][name] for name in _CUT_BY
+            ]
+            if all(asked) and mine["device"] == self.device and self.limit_bytes >= _AS_MUCH * mine["limit_bytes"]:
                 self.cutter.restore(mine["cutter"])
 
     def save(self, state: StreamState, checkpoints: Checkpoints) -> None:
@@ -213,7 +225,7 @@ def digest_of_frozen(model: nn.Module) -> str:
     """Of the weights that training does not change: of each its name, its shape, its first and last values."""
     parts: list[str] = []
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad and ".original_module." not in name:  # a new head, that nothing uses
             flat: Tensor = parameter.detach().reshape(-1)
             ends = [flat[:64], flat[-64:]]
             parts += [name, str(tuple(parameter.shape)), *(str(end.cpu().tolist()) for end in ends)]

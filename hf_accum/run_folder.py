@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from hf_accum.checkpoint import Loaded, remove_half_written
+from hf_accum.checkpoint import Loaded, remove_half_written, set_aside
 from hf_accum.config import RecipeConfig, write_config
 from hf_accum.files import write_atomically
 from hf_accum.ranks import Ranks, together
@@ -48,6 +48,8 @@ def start_folder(folder: Path, config: RecipeConfig, ranks: Ranks, resumed: Load
             folder.mkdir(parents=True, exist_ok=True)
             if resumed is not None and goes_on:
                 remove_half_written(folder)
+                set_aside(folder, resumed.step)
+                (folder / "evaluation.json").unlink(missing_ok=True)  # of a run that was through
                 for name in ("metrics.jsonl", "nonfinite.jsonl"):
                     _keep_lines(folder / name, resumed.step)
             write_config(config, folder)

@@ -91,15 +91,17 @@ class RunLog:
         accelerator: "Accelerator",
         ranks: Ranks,
         folder: Path,
-        *,
         num_steps: int,
         log_every: int,
+        first_step: int = 0,
+        *,
         console: Console | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.ranks = ranks
         self.folder = folder
         self.num_steps = num_steps
+        self.first_step = first_step
         self.log_every = log_every
         self.console = console or Console(soft_wrap=True)
         self._pending: list[_Pending] = []
@@ -225,12 +227,15 @@ class RunLog:
             self.say(f"skipped: {counts.num_weightless_windows:,} windows without any item of weight")
         self.say(f"saved: {exported}")
 
-    def end_early(self, step: int, why: Exception) -> None:
+    def end_early(self, step: int, why: Exception, is_saved: bool = True) -> None:
         """Say that the run ends before its time, and end the trackers. A collective.
 
         All ranks come back from it together: torchrun ends the others as soon as one is through.
         """
-        saved = f"saved in {self.folder / 'checkpoints'}; the same command goes on from there"
+        where = self.folder / "checkpoints"
+        saved = f"saved in {where}; the same command goes on from there, with --resume auto"
+        if not is_saved:
+            saved = f"it could not be saved; what was saved before is in {where}"
         what = why if isinstance(why, Stopped) else "ended by an error"
         self.say(f"{what} after step {step}: {saved if step else 'there is nothing to save'}")
 
@@ -274,7 +279,7 @@ class RunLog:
                 self.say(f"step {line.step}: loss {line.loss}, gradient norm {line.grad_norm}: not finite")
 
     def _time_left(self, step: int) -> str:
-        seconds = (time.perf_counter() - self._started) / step * (self.num_steps - step)
+        seconds = (time.perf_counter() - self._started) / (step - self.first_step) * (self.num_steps - step)
         minutes, seconds = divmod(round(seconds), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02}:{seconds:02}"

@@ -79,13 +79,26 @@ def put_back(
             raise ValueError(f"the checkpoint has running statistics {rest!r} that this model has not")
     groups = numbers["optimizer"]["param_groups"]
     _check_groups(groups, of_parameters, optimizer.state_dict()["param_groups"], model)
-    optimizer.load_state_dict({"state": of_parameters, "param_groups": groups})
-    scheduler.load_state_dict(dict(numbers["scheduler"]))
+    # Learning rates and weight decay are those of now: equal, unless they were allowed to change.
+    optimizer.load_state_dict({"state": of_parameters, "param_groups": optimizer.state_dict()["param_groups"]})
+    _go_on(scheduler, numbers["scheduler"], optimizer)
     if scaler is not None and numbers["scaler"]:
         scaler.load_state_dict(dict(numbers["scaler"]))
     with torch.no_grad():
         for name, buffer in statistics.items():
             buffer.copy_(state.tensors[f"{_BUFFER}.{name}"])
+
+
+def _go_on(scheduler: Any, numbers: Mapping[str, Any], optimizer: Any) -> None:
+    """The schedule (a `LambdaLR`) at the step where it was, from the base rates of now."""
+    scheduler.load_state_dict({k: v for k, v in numbers.items() if k not in ("base_lrs", "_last_lr")})
+    rates = [
+        base * factor(scheduler.last_epoch)
+        for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates
 
 
 def _check_groups(groups: Any, of_parameters: Mapping[int, Any], own: Any, model: nn.Module) -> None:

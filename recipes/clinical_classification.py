@@ -262,7 +262,8 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     earlier = start_folder(folder, config, ranks, resumed.loaded)
     if accelerator.is_main_process:
         write_json(folder / "tuning.json", tuning_json(tunings))
-    with RunLog(accelerator, ranks, folder, num_steps=num_steps, log_every=config.log_every) as log, stop:
+    steps = (num_steps, config.log_every, resumed.step)
+    with RunLog(accelerator, ranks, folder, *steps) as log, stop:
         log.start(
             config,
             describe_run(
@@ -282,12 +283,11 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         )
 
         checkpoints = Checkpoints(folder, plain_model, task.tokenizer, ranks, config.keep_checkpoints, log.say)
-        checkpoints.best_step = best.step
-        max_skips = config.max_nonfinite_skips if config.on_nonfinite == "skip" else 0
-        file, has_scaler = folder / "nonfinite.jsonl", accelerator.scaler is not None
-        guard = GradientGuard(ranks, file, log.say, max_skips=max_skips, has_scaler=has_scaler)
+        skips = {"max_skips": config.max_nonfinite_skips if config.on_nonfinite == "skip" else 0}
+        guard = GradientGuard(ranks, folder, log.say, has_scaler=accelerator.scaler is not None, **skips)
         step, progress = resumed.step, train_stream.start
-        for window in windows if step < num_steps else ():  # the examples of one optimizer step
+        is_through = step >= num_steps or best.is_beaten_for(config.early_stopping_patience)
+        for window in () if is_through else windows:  # the examples of one optimizer step
             for micro_batch in window.micro_batches(cutter):
                 with accumulate(accelerator, model, micro_batch):
                     inputs, labels = micro_batch.batch
@@ -314,8 +314,9 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
                 figures = evaluate()
                 log.evaluation(step, figures)
                 if best.update(step, figures):
-                    checkpoints.best_step, is_due = step, True
+                    is_due = True
             if is_due and step < num_steps:
+                log.flush()
                 run_state.save(progress, checkpoints)
             if step == num_steps or best.is_beaten_for(config.early_stopping_patience):
                 break
@@ -323,23 +324,22 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         log.flush()
         early = guard.gave_up or stop.agreed(ranks)
         if early:
+            checkpoints.wait()
             if step:
                 run_state.save(progress, checkpoints)
-                together(ranks, checkpoints.wait)
-            log.end_early(step, early)
+            log.end_early(step, early, together(ranks, checkpoints.wait)[0])
             accelerator.end_training()
             raise early
         checkpoints.wait(hurry=False)
         exported = checkpoints.export()  # before anything else can fail
         figures = evaluate()
         log.evaluation(step, figures)
-        if not best.update(step, figures) and best.step is not None:
+        is_best = best.update(step, figures) or best.step is None
+        if not is_best and together(ranks, lambda: checkpoints.restore_weights(best.step or 0))[0]:
             log.say(f"by {best.metric} the checkpoint of step {best.step} is the best: it is the result")
-            if accelerator.is_main_process:
-                checkpoints.load_weights(best.step)
             broadcast_weights(plain_model, accelerator)
             checkpoints.export()
-            step, figures = best.step, evaluate()
+            step, figures = best.step or step, evaluate()
         log.finish(step, figures, windows, exported)
         tunings = keep_costs(tuning, cutter, ranks)
         if accelerator.is_main_process:

@@ -3,6 +3,8 @@
 import errno
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch import nn
 import hf_accum.checkpoint as checkpoint_module
 from hf_accum.adapters import add_lora
 from hf_accum.checkpoint import BestCheckpoint, Checkpoints, load, load_latest
-from hf_accum.config import LoraConfig, RecipeConfig, as_dict
+from hf_accum.config import LoraConfig, RecipeConfig, as_dict, write_config
 from hf_accum.errors import RankFailed
 from hf_accum.manifest import Damaged
 from hf_accum.ranks import OneRank
@@ -196,9 +198,9 @@ def make_checkpoints(folder: Path, model: nn.Module, *, keep: int = 2, ranks: An
     return Checkpoints(folder / "run", model, make_tokenizer(), ranks or OneRank(), keep, SAID.append)
 
 
-def save(checkpoints: Checkpoints, step: int, **tensors: torch.Tensor) -> None:
-    checkpoints.save(TrainingState(tensors, {"made": "up"}), {"step": step})
-    checkpoints.wait()
+def save(checkpoints: Checkpoints, step: int, best: int | None = None, **tensors: torch.Tensor) -> None:
+    checkpoints.save(TrainingState(tensors, {"made": "up"}), {"step": step, "best": {"step": best}})
+    assert checkpoints.wait()
 
 
 def test_the_weights_of_a_step_come_back(tmp_path: Path, model: Any) -> None:
@@ -211,7 +213,7 @@ def test_the_weights_of_a_step_come_back(tmp_path: Path, model: Any) -> None:
         "step-12345678",
     ]
     mark(model, 3)
-    checkpoints.load_weights(100)
+    assert checkpoints.restore_weights(100)
     assert marks(model) == {100.0}
     loaded = load_latest(tmp_path / "run", SAID.append)
     assert loaded is not None
@@ -228,7 +230,7 @@ def test_what_is_saved_is_what_was_when_it_began(tmp_path: Path, model: Any) -> 
     checkpoints.save(TrainingState({}, {}), {"step": 1})
     mark(model, 2)
     checkpoints.wait()
-    checkpoints.load_weights(1)
+    assert checkpoints.restore_weights(1)
     assert marks(model) == {1.0}
 
 
@@ -239,12 +241,10 @@ def test_the_newest_are_kept_and_the_best(
     checkpoints = make_checkpoints(tmp_path, model, keep=keep)
     for step in (10, 20, 30, 40, 50):
         mark(model, step)
-        if step == best:
-            checkpoints.best_step = step
-        save(checkpoints, step)
+        save(checkpoints, step, best if best is not None and step >= best else None)
     assert steps(tmp_path / "run") == kept
     for step in kept:
-        checkpoints.load_weights(step)
+        assert checkpoints.restore_weights(step)
         assert marks(model) == {float(step)}
 
 
@@ -278,7 +278,7 @@ def test_full_fine_tuning_saves_models(tmp_path: Path) -> None:
     save(checkpoints, 5)
     assert checkpoints.export() == tmp_path / "run" / "model"
     mark(model, 9)
-    checkpoints.load_weights(5)
+    assert checkpoints.restore_weights(5)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -314,12 +314,37 @@ def test_a_disk_that_is_full_stops_nothing_and_is_said(
     assert all("what there was before stays; tried again in" in line for line in SAID)
     monkeypatch.setattr(checkpoint_module, "write_manifest", lambda _: full_for_good())
     checkpoints.save(TrainingState({}, {}), {"step": 3})
-    with pytest.raises(OSError, match="could not be saved"):
-        checkpoints.wait()
+    assert not checkpoints.wait()
     assert steps(tmp_path / "run") == [1, 2]
     assert files(tmp_path / "run") == [
         name for name in files(tmp_path / "run") if ".partial" not in name and ".old" not in name
     ]
+
+
+def test_a_disk_that_is_really_full_is_no_end_either(tmp_path: Path) -> None:
+    """A limit on the size of files, which safetensors meets with an error of its own."""
+    script = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_checkpoint import *
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder = Path({str(tmp_path)!r})
+model = load_classifier(save_base(folder / "base", "bert")).model
+checkpoints = make_checkpoints(folder, model)
+save(checkpoints, 1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+checkpoints.save(TrainingState({{}}, {{}}), {{"step": 2}})
+assert not checkpoints.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert [p.name for p in (folder / "run" / "checkpoints").iterdir()] == ["step-00000001"]
+assert "could not be saved" in SAID[0], SAID
+save(checkpoints, 3)
+print("went on")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("went on\n")
 
 
 def full_for_good() -> None:
@@ -377,6 +402,21 @@ def test_any_damage_is_noticed_and_the_one_before_is_used(tmp_path: Path, model:
     loaded = load_latest(tmp_path / "run", SAID.append)
     assert loaded is not None
     assert loaded.step == 2
+    for step in (1, 2):
+        (tmp_path / "run" / "checkpoints" / f"step-{step:08}" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"none of its 2 checkpoints can be used .*--resume never"):
+        load_latest(tmp_path / "run", SAID.append)
+
+
+def test_a_run_that_goes_on_behind_an_earlier_one_sets_the_later_ones_aside(tmp_path: Path, model: Any) -> None:
+    checkpoints = make_checkpoints(tmp_path, model, keep=1)
+    save(checkpoints, 3)
+    run = tmp_path / "run"
+    write_config(CONFIG, run)
+    save(make_checkpoints(tmp_path, model, keep=2), 6)
+    start_folder(run, CONFIG, OneRank(), load(run / "checkpoints" / "step-00000003"))
+    save(make_checkpoints(tmp_path, model, keep=1), 4)
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["abandoned-step-00000006", "step-00000004"]
 
 
 def test_a_manifest_cannot_name_what_is_outside(tmp_path: Path, model: Any) -> None:

@@ -46,7 +46,7 @@ def make_guard(
     has_scaler: bool = False,
 ) -> GradientGuard:
     return GradientGuard(
-        ranks or OneRank(), file, said.append, max_skips=2 if how == "skip" else 0, has_scaler=has_scaler
+        ranks or OneRank(), file.parent, said.append, max_skips=2 if how == "skip" else 0, has_scaler=has_scaler
     )
 
 
@@ -63,12 +63,12 @@ def lines_of(file: Path) -> list[dict[str, object]]:
 )
 def test_a_loss_or_gradient_that_is_not_finite_is_refused(loss: float, norm: float | None, tmp_path: Path) -> None:
     said: list[str] = []
-    guard = make_guard(tmp_path / "file", said)
+    guard = make_guard(tmp_path / "nonfinite.jsonl", said)
     assert not guard.refuses(make_window(1, 5.0), torch.tensor(2.0))
-    assert not (tmp_path / "file").exists()
+    assert not (tmp_path / "nonfinite.jsonl").exists()
     assert guard.refuses(make_window(2, loss), None if norm is None else torch.tensor(norm, dtype=torch.float64))
     assert not guard.refuses(make_window(3, 5.0), 2.0)
-    assert lines_of(tmp_path / "file") == [
+    assert lines_of(tmp_path / "nonfinite.jsonl") == [
         {
             "step": 2,
             "epoch": 0,
@@ -85,7 +85,7 @@ def test_a_loss_or_gradient_that_is_not_finite_is_refused(loss: float, norm: flo
 
 @pytest.mark.parametrize("how", ["stop", "skip"])
 def test_it_gives_up_at_once_or_after_the_skips_allowed(how: str, tmp_path: Path) -> None:
-    guard = make_guard(tmp_path / "file", [], how)
+    guard = make_guard(tmp_path / "nonfinite.jsonl", [], how)
     allowed = 2 if how == "skip" else 0
     for step in range(1, allowed + 1):
         assert guard.refuses(make_window(step, math.nan), 1.0)
@@ -93,12 +93,12 @@ def test_it_gives_up_at_once_or_after_the_skips_allowed(how: str, tmp_path: Path
     assert guard.refuses(make_window(9, math.nan), 1.0)
     assert isinstance(guard.gave_up, NotFinite)
     assert str(guard.gave_up).startswith("step 9: loss nan, gradient norm 1.0: not finite")
-    assert str(tmp_path / "file") in str(guard.gave_up)
-    assert len(lines_of(tmp_path / "file")) == allowed + 1
+    assert str(tmp_path / "nonfinite.jsonl") in str(guard.gave_up)
+    assert len(lines_of(tmp_path / "nonfinite.jsonl")) == allowed + 1
 
 
 def test_ranks_refuse_together_where_one_sees_it(tmp_path: Path) -> None:
-    file = tmp_path / "file"
+    file = tmp_path / "nonfinite.jsonl"
 
     def work(ranks: ThreadRanks) -> list[bool]:
         guard = make_guard(file, [], ranks=ranks)
@@ -117,10 +117,10 @@ def test_ranks_refuse_together_where_one_sees_it(tmp_path: Path) -> None:
 
 
 def test_overflow_is_left_to_the_scaler_of_fp16(tmp_path: Path) -> None:
-    guard = make_guard(tmp_path / "file", [], "stop", has_scaler=True)
+    guard = make_guard(tmp_path / "nonfinite.jsonl", [], "stop", has_scaler=True)
     assert not guard.refuses(make_window(1, 1.0), torch.tensor(math.inf))
     assert guard.gave_up is None
-    assert not (tmp_path / "file").exists()
+    assert not (tmp_path / "nonfinite.jsonl").exists()
 
 
 def test_a_refused_window_leaves_no_gradient_and_no_statistics(accelerator: Accelerator, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_refused_window_leaves_no_gradient_and_no_statistics(accelerator: Acce
             window.record(loss)
             accelerator.backward(loss * micro_batch.scale)
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
-    assert make_guard(tmp_path / "file", []).refuses(window, grad_norm)
+    assert make_guard(tmp_path / "nonfinite.jsonl", []).refuses(window, grad_norm)
     assert any(value.isnan().any() for value in model.state_dict().values())
     forget(model, window)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -93,6 +93,21 @@ def test_the_state_of_another_model_is_refused() -> None:
         put_back(taken, model, its_optimizer, get_scheduler("linear", its_optimizer, 0, 10), None)
 
 
+def test_a_learning_rate_that_was_allowed_to_change_is_heeded() -> None:
+    model = make_model(0)
+    optimizer = AdamW(model.parameters(), lr=0.5)
+    scheduler: Any = get_scheduler("linear", optimizer, 0, 10)
+    steps(model, optimizer, scheduler, 0, 4)
+    taken = through_files(take_state(model, optimizer, scheduler, None))
+    other = AdamW(model.parameters(), lr=0.25, weight_decay=0.125)
+    its_scheduler: Any = get_scheduler("linear", other, 0, 10)
+    put_back(taken, model, other, its_scheduler, None)
+    assert other.param_groups[0]["lr"] == its_scheduler.get_last_lr()[0] == 0.25 * 0.6
+    assert other.param_groups[0]["weight_decay"] == 0.125
+    steps(model, other, its_scheduler, 4, 5)
+    assert other.param_groups[0]["lr"] == 0.25 * 0.5
+
+
 def test_a_scaler_s_numbers_come_back() -> None:
     model = make_model(0)
     optimizer = adamw(model)
