@@ -199,7 +199,11 @@ class WindowStream(Generic[T]):
             window: list[tuple[str, T]] = []
             is_empty = not self._was_begun(epoch)
             place = first
+            after_last: Counter[str] = Counter()  # they are no part of the last window, behind which a run may go on
             for block in self._order.blocks(epoch, first):
+                if not block.items:
+                    after_last = block.bad_rows
+                    break
                 bad_rows += block.bad_rows
                 for taken in range(block.skipped, len(block.items)):
                     is_empty = False
@@ -214,7 +218,7 @@ class WindowStream(Generic[T]):
                 yield self._common_piece(epoch, window, _taken(bad_rows), place)
             if is_empty:
                 raise ValueError(_EMPTY)
-            yield _Piece(epoch, (), _taken(bad_rows), (), ends_epoch=True)
+            yield _Piece(epoch, (), after_last, (), ends_epoch=True)
 
     def _common_piece(self, epoch: int, window: list[tuple[str, T]], bad_rows: Counter[str], place: Place) -> _Piece:
         mine = window[self.ranks.index :: self.ranks.count]
