@@ -21,10 +21,10 @@ _SPIKE = 10.0
 class GradientGuard:
     """Asked once for each window, between its gradient and the optimizer's step, on all ranks.
 
-    A window whose loss or gradient is not finite on any rank is written to `nonfinite.jsonl` in a folder, a JSON object
-    a line: step, epoch, digest, norm of the gradient, each rank's summed loss, and the ids of all ranks' examples.
-    Numbers that are not finite are null. After `max_skips` such windows `gave_up` is the error to end with. Where a
-    scaler of fp16 takes care of overflow, windows are left to it.
+    A window whose loss or gradient is not finite on any rank is written to `nonfinite.jsonl` in a folder, as a JSON
+    object in a line: step, epoch, digest, norm of the gradient, each rank's summed loss, and all ranks' examples by
+    their ids. Numbers that are not finite are null. After `max_skips` of them `gave_up` is the error to end with.
+    Where a scaler of fp16 takes care of overflow, windows are left to it.
 
     The first gradient norm above ten times the median of the last 64 (at least 16) is said, and then none before
     one below that.
