@@ -64,7 +64,10 @@ class Contenders:
         self.rows = evenly_spaced(data.train, num_windows * WINDOW)
         if equal_length is not None:  # each text over again, up to so many tokens
             column = data.text_column
-            self.rows = [{**row, column: f"{row[column]} " * equal_length} for row in self.rows]
+            enough = [equal_length // max(1, e.length - 2) + 1 for e in encoded(self.task, self.rows)]
+            self.rows = [
+                {**row, column: " ".join([row[column]] * times)} for row, times in zip(self.rows, enough, strict=True)
+            ]
         self.examples = encoded(self.task, self.rows)
         self.num_windows = num_windows
         self.micro_batch_size = micro_batch_size
