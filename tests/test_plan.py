@@ -341,7 +341,7 @@ def traced_peak(config: ClinicalClassificationConfig, num_examples: int) -> int:
     ("rank", "checkpointing", "budget_mib", "fitting"),
     [
         (16, False, 5.6, ["--quantization nf4", "--gradient_checkpointing true"]),
-        pytest.param(0, "auto", 12.0, ["--lora.rank 16"], marks=pytest.mark.slow),
+        pytest.param(0, "auto", 12.0, ["--lora.rank 16"], marks=pytest.mark.by_hand),
     ],
 )
 def test_what_would_fit_is_what_a_trace_of_that_configuration_says(
@@ -413,7 +413,7 @@ def test_nothing_that_equals_the_configuration_is_advised(
     assert offered is (checkpointing is False)
 
 
-@pytest.mark.parametrize("checkpointing", ["auto", pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("checkpointing", ["auto", pytest.param(False, marks=pytest.mark.by_hand)])
 def test_a_model_that_cannot_checkpoint_is_advised_of_all_else(albert: str, checkpointing: Any) -> None:
     """Under `auto` it was not tried with checkpointing: it cannot be."""
     ways = what_would_fit(workload, config_of(albert, gradient_checkpointing=checkpointing), 2**30)
@@ -450,7 +450,7 @@ def test_lengths_are_halved_down_to_32(max_length: int, lengths: list[int]) -> N
 # A large model
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_a_plan_of_a_billion_parameters_needs_no_memory_for_them(tmp_path: Path) -> None:
     """In float32 its weights alone would take 4 GiB, in 4 bits (most of them) 0.8."""
     LlamaConfig(

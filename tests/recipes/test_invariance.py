@@ -53,7 +53,7 @@ def test_a_tiny_model_trains_the_same_however_its_windows_are_cut(
 @pytest.mark.slow
 def test_the_main_job_trains_the_same_however_its_windows_are_cut(tmp_path: Path) -> None:
     """MiniLM on the clinical synopses, 20 steps, on one process and on two; auto cuts by what it learns meanwhile."""
-    check_main_job(tmp_path, [(1, 1), (1, "auto"), (2, 3), (2, "auto")])
+    check_main_job(tmp_path, [(1, 1), (1, "auto"), (2, "auto")])
 
 
 @pytest.mark.by_hand
