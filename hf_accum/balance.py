@@ -67,9 +67,9 @@ def assign(lengths: Sequence[Sequence[int]], costs: Sequence[Costs]) -> list[lis
     for negative, home, index in longest_first:
         length = -negative
         owner = home
-        if loads[home] + seconds[costs[home]][length] > even_share:
+        at_home = loads[home] + seconds[costs[home]][length]
+        if at_home > even_share:
             done = [(_least(heap, loads) + seconds[kind][length], heap[0][1]) for kind, heap in least_loaded.items()]
-            at_home = loads[home] + seconds[costs[home]][length]
             soonest, other = min(done)
             owner = other if soonest < at_home else home
         owners[home][index] = owner

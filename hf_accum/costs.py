@@ -11,7 +11,7 @@ Robust Statistics, 1981, chapter 7).
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -47,15 +47,25 @@ class Costs:
                 seconds = seconds + rise * np.maximum(0.0, tokens - knot)
         return seconds
 
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        """All of them, in order."""
+        return (self.micro_batch, self.token, self.square, *self.beyond)
+
+    @staticmethod
+    def of(coefficients: Iterable[float]) -> "Costs":
+        """The inverse of `coefficients`."""
+        micro_batch, token, square, *beyond = coefficients
+        return Costs(micro_batch, token, square, tuple(beyond))
+
     def as_numbers(self) -> list[int]:
         """For `Ranks.gather`."""
-        return [float_bits(number) for number in (self.micro_batch, self.token, self.square, *self.beyond)]
+        return [float_bits(number) for number in self.coefficients]
 
     @staticmethod
     def from_numbers(numbers: Sequence[int]) -> "Costs":
         """The inverse of `as_numbers`."""
-        micro_batch, token, square, *beyond = map(bits_float, numbers)
-        return Costs(micro_batch, token, square, tuple(beyond))
+        return Costs.of(map(bits_float, numbers))
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
@@ -74,7 +84,7 @@ class Costs:
             float(value["square"]),
             tuple(map(float, value["beyond"])),
         )
-        numbers = [costs.micro_batch, costs.token, costs.square, *costs.beyond]
+        numbers = costs.coefficients
         if tuple(value["knots"]) != KNOTS or len(costs.beyond) != len(KNOTS):
             raise ValueError(f"{value}: of other knots than {KNOTS}")
         if not all(0 <= number < np.inf for number in numbers) or sum(numbers) == 0:
@@ -96,9 +106,7 @@ UNLEARNED = Costs(micro_batch=64e-6, token=1e-6, square=1e-9)
 
 def mean_costs(several: Sequence[Costs]) -> Costs:
     """Those that predict the mean of what several predict."""
-    rows = np.array([[one.micro_batch, one.token, one.square, *one.beyond] for one in several])
-    micro_batch, token, square, *beyond = rows.mean(axis=0).tolist()
-    return Costs(micro_batch, token, square, tuple(beyond))
+    return Costs.of(np.array([one.coefficients for one in several]).mean(axis=0).tolist())
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,8 @@ class Timing(Protocol):
 def fit_costs(observations: Sequence[Observation]) -> Costs:
     """The costs that predict the observations best, in the median sense; of none, `UNLEARNED`.
 
-    Sizes that were not observed are drawn, by a little, to the proportions of `UNLEARNED`.
+    Sizes that were not observed are drawn, by a little, to the proportions of `UNLEARNED`; larger ones than any that
+    was go on as the observed ones do.
     """
     from scipy.optimize import nnls
 
@@ -154,8 +163,7 @@ def fit_costs(observations: Sequence[Observation]) -> Costs:
         found, _ = nnls(rows * roots[:, None], roots)
         errors = np.abs(rows @ found - 1)
         robust[: len(seconds)] = _TOLERANCE / np.maximum(errors[: len(seconds)], _TOLERANCE)
-    micro_batch, token, square, *beyond = (found / scale).tolist()
-    return Costs(micro_batch, token, square, tuple(beyond))
+    return Costs.of((found / scale).tolist())
 
 
 def _is_plausible(numbers: np.ndarray, lengths: np.ndarray, seconds: np.ndarray) -> np.ndarray:

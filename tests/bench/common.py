@@ -6,7 +6,7 @@ import platform
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,13 +16,15 @@ from hf_accum.config import LoraConfig
 from recipes.clinical_classification import ClinicalClassificationConfig
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from torch import nn
+    from torch.optim import Optimizer
 
     from hf_accum.classification import TextClassification
     from hf_accum.cutting import Cutter
     from hf_accum.labels import LabelColumn
     from hf_accum.source import Row, Source
-    from hf_accum.window import Example
+    from hf_accum.window import Example, Window
 
 _LIBRARIES = ("torch", "accelerate", "transformers", "datasets", "peft", "numpy", "scikit-learn")
 
@@ -195,3 +197,26 @@ def learned_cutter(
                 costs.observe(len(piece), max(example.length for example in piece), stopwatch)
             cutter.window_done()
     return cutter
+
+
+def train(
+    windows: "Iterable[Window]",
+    cutter: "Cutter",
+    accelerator: "Accelerator",
+    task: "TextClassification",
+    model: "nn.Module",
+    optimizer: "Optimizer",
+) -> "Iterator[Window]":
+    """The loop of a recipe, without its log: each window, once its step is made."""
+    from hf_accum import accumulate
+
+    for window in windows:
+        for micro_batch in window.micro_batches(cutter):
+            with accumulate(accelerator, model, micro_batch):
+                inputs, labels = micro_batch.batch
+                loss = task.objective(model(**inputs).logits, labels)
+                accelerator.backward(loss * micro_batch.scale)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        yield window

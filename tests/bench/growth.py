@@ -31,10 +31,11 @@ from common import (
     print_header,
     print_table,
     source_of,
+    train,
     use_threads,
 )
 
-from hf_accum import Pipeline, WindowStream, accumulate, ranks_of, start_accelerator
+from hf_accum import Pipeline, WindowStream, ranks_of, start_accelerator
 from hf_accum.capacity import Capacity, WorkingCapacity
 from hf_accum.config import LoraConfig
 from hf_accum.costs import Costs, WorkingCosts
@@ -69,15 +70,8 @@ def measure(effective_batch_size: int, most: int, costs: Costs) -> dict[str, Any
             seed=0,
         )
         started, tokens = time.perf_counter(), 0
-        for window in Pipeline(stream, cutter, task.collate, torch.device("cpu")):
-            for micro_batch in window.micro_batches(cutter):
-                with accumulate(accelerator, model, micro_batch):
-                    inputs, labels = micro_batch.batch
-                    loss = task.objective(model(**inputs).logits, labels)
-                    accelerator.backward(loss * micro_batch.scale)
-            accelerator.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+        windows = Pipeline(stream, cutter, task.collate, torch.device("cpu"))
+        for window in train(windows, cutter, accelerator, task, model, optimizer):
             tokens = window.num_tokens
         return time.perf_counter() - started, tokens
 

@@ -33,6 +33,7 @@ from common import (
     print_header,
     print_table,
     source_of,
+    train,
     use_threads,
 )
 
@@ -93,7 +94,7 @@ def run_as_rank(output: Path, num_windows: int, num_rounds: int, most: int) -> N
     import torch
     import torch.distributed as dist
 
-    from hf_accum import Pipeline, WindowStream, accumulate, accumulation, ranks_of, start_accelerator
+    from hf_accum import Pipeline, WindowStream, accumulation, ranks_of, start_accelerator
     from hf_accum.optimization import build_optimizer
 
     accelerator = start_accelerator()
@@ -135,15 +136,9 @@ def run_as_rank(output: Path, num_windows: int, num_rounds: int, most: int) -> N
         dist.barrier()
         started = time.perf_counter()
         with patch.object(accumulation, "_sum_gradients", after_waiting):
-            for window in Pipeline(stream, cutter, task.collate, cpu):
-                for micro_batch in window.micro_batches(cutter):
-                    with accumulate(accelerator, model, micro_batch):
-                        inputs, labels = micro_batch.batch
-                        loss = task.objective(model(**inputs).logits, labels)
-                        accelerator.backward(loss * micro_batch.scale)
-                accelerator.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
+            windows = Pipeline(stream, cutter, task.collate, cpu)
+            for _ in train(windows, cutter, accelerator, task, model, optimizer):
+                pass
         seconds = time.perf_counter() - started
         results += ranks.gather_objects({"balanced": is_balanced, "seconds": seconds, "waited": waited})
     if accelerator.is_main_process:

@@ -35,13 +35,14 @@ from common import (
     print_header,
     print_table,
     source_of,
+    train,
     use_threads,
 )
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from hf_accum import Pipeline, WindowStream, accumulate, ranks_of, start_accelerator
+from hf_accum import Pipeline, WindowStream, ranks_of, start_accelerator
 from hf_accum.capacity import Capacity, Peak, WorkingCapacity
 from hf_accum.config import LoraConfig
 from hf_accum.costs import WorkingCosts
@@ -99,15 +100,8 @@ class Contenders:
                 shuffle_block_size=1,
             )
             self.padded_tokens = 0
-            for window in Pipeline(stream, self.cutter, self.task.collate, CPU):
-                for micro_batch in window.micro_batches(self.cutter):
-                    with accumulate(self.accelerator, model, micro_batch):
-                        inputs, labels = micro_batch.batch
-                        loss = self.task.objective(model(**inputs).logits, labels)
-                        self.accelerator.backward(loss * micro_batch.scale)
-                self.accelerator.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
+            windows = Pipeline(stream, self.cutter, self.task.collate, CPU)
+            for window in train(windows, self.cutter, self.accelerator, self.task, model, optimizer):
                 self.padded_tokens += window.num_padded_tokens
             return time.perf_counter() - started
 
