@@ -4,6 +4,7 @@ A device counts differently from a trace: it rounds, caches, keeps fragments. Wh
 `measured = offset + slope * predicted`, whose two numbers come from the probes.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,7 @@ from hf_accum.units import format_bytes
 _MOST_PROBES = 3  # in which noise is evened out; a size that failed is bisected for as long as it takes
 _NOISE = 20  # 1 / 20 of a size
 _SHRINKS = 0.95
+_ENOUGH_SECONDS = 5.0  # what a micro-batch costs apart from its examples (launches, loop) is 1 % of it or less
 
 
 class NothingFits(OutOfMemory):
@@ -56,6 +58,8 @@ class Tuning:
     settled: bool = False
     frontier: float | None = None
     """The share of the budget that shorter lengths were left with, once they were verified; None: they were not."""
+    enough: int | None = None
+    """So many of the longest length compute for so long that more could not be faster: more were not tried."""
     cache: Path | None = None
     """Where it is kept for later runs."""
 
@@ -78,6 +82,7 @@ class Tuning:
             "largest_micro_batch": {str(length): number for length, number in self.largest().items()},
             "probes": [asdict(probe) for probe in self.probes],
             "correction": {"slope": self.slope, "offset_bytes": self.offset_bytes},
+            "more_were_not_tried": self.enough is not None,
             "from_cache": self.from_cache,
             "seconds": self.seconds,
             "capacity": self.capacity.as_json(),
@@ -109,6 +114,8 @@ class Tuning:
         )
 
     def _caveat(self) -> str:
+        if self.enough is not None:
+            return "; more would fit, as predicted, and be no faster"
         if self.prediction is None or self.prediction.is_traced:
             return ""
         return "; this model cannot be traced, so that the size was found by trying, for the longest length only"
@@ -134,12 +141,13 @@ def tune(
         CannotTrace: if the model cannot be traced.
     """
     started = time.perf_counter()
-    prober, good = None, 0
+    prober, good, enough = None, 0, None
     if known is not None and known.prediction is not None:
         memory.expect(known.prediction.training.bytes_at(most, workload.max_length))
         prober = Prober(workload, memory, device, known.prediction)
         prober.trust(known.slope, known.offset_bytes)
-        good = _verify(prober, most)
+        good = _verify(prober, min(most, known.enough or most))
+        enough = known.enough if good == known.enough else None
         if not good:
             prober = None
     from_cache = prober is not None
@@ -147,7 +155,7 @@ def tune(
         prediction = predict(workload, untraced=True)
         memory.expect(prediction.training.bytes_at(most, workload.max_length))
         prober = Prober(workload, memory, device, prediction)
-        good = _search(prober, most)
+        good, enough = _search(prober, most)
     peak, longest = prober.prediction.training, workload.max_length
     if good == 0:
         raise _nothing_fits(prober)
@@ -159,7 +167,7 @@ def tune(
     frontier = known.frontier if from_cache and known is not None else None
     if frontier is not None:
         capacity = replace(capacity, budget_bytes=budget * frontier)
-    elif good < most:
+    elif good < most and enough is None:
         capacity = _verify_frontier(capacity, prober, longest)
         frontier = capacity.budget_bytes / budget
     return Tuning(
@@ -176,6 +184,7 @@ def tune(
         costs=known.costs if from_cache and known is not None else _costs(prober),
         settled=from_cache and known is not None and known.settled,
         frontier=frontier,
+        enough=enough,
     )
 
 
@@ -216,17 +225,24 @@ def _verify(prober: Prober, most: int) -> int:
     return good if probe.fits and agrees and not has_room else 0
 
 
-def _search(prober: Prober, most: int) -> int:
-    """The largest size of the longest length that ran; 0 if none does, or the optimizer's step needs more."""
+def _search(prober: Prober, most: int) -> tuple[int, int | None]:
+    """The largest size of the longest length that ran; 0 if none does, or the optimizer's step needs more.
+
+    And how many are enough, where more would fit.
+    """
     longest = prober.workload.max_length
     good, bad = 0, most + 1
+    enough = None
     if not prober.memory.is_exact:
         # What is loaded, compiled or allocated once, at the first use, comes with this one.
         good, bad = (1, bad) if prober.run(1, longest).fits else (0, 1)
+        enough = _enough(prober, most) if good else None
     while bad - good > 1:
         number = prober.largest(longest, most)
         if number == 0 and not prober.probes:
             number = 1  # as predicted it does not fit; what it measures is said
+        if enough is not None and number > 2 * enough:
+            number = enough
         if prober.probes and prober.probes[-1].measured_bytes is None and number >= bad:
             number = (good + bad) // 2  # the line is wrong about the size that failed
         number = min(number, bad - 1)
@@ -238,7 +254,24 @@ def _search(prober: Prober, most: int) -> int:
         else:
             bad = number
     # The optimizer's step may need more than a forward and backward, and is not probed.
-    return good if prober.measured(prober.prediction.fixed.floor) <= prober.memory.limit_bytes else 0
+    fits = prober.measured(prober.prediction.fixed.floor) <= prober.memory.limit_bytes
+    return (good if fits else 0), (enough if good == enough else None)
+
+
+def _enough(prober: Prober, most: int) -> int | None:
+    """How many examples of the longest length compute for long enough, if more than twice as many should fit.
+
+    A power of 2, so that it is the same in most runs. None: memory is the limit, or the window.
+    """
+    longest = prober.workload.max_length
+    fitting, seconds = prober.largest(longest, most), prober.probes[-1].seconds
+    if seconds is None or fitting * seconds <= 2 * _ENOUGH_SECONDS:
+        return None
+    seconds = prober.run(1, longest).seconds  # the first one's hold what is done once
+    if seconds is None:
+        return None
+    number = 2 ** max(0, math.floor(math.log2(_ENOUGH_SECONDS / seconds)))
+    return number if fitting > 2 * number else None
 
 
 def _verify_frontier(capacity: Capacity, prober: Prober, longest: int) -> Capacity:

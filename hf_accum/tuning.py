@@ -27,7 +27,7 @@ from hf_accum.prediction import Prediction
 from hf_accum.ranks import Ranks, refuse_layers_that_talk, together
 from hf_accum.tuner import NothingFits, Tuning, tune
 
-_FORMAT = 2
+_FORMAT = 3
 _OF_NO_BYTES = frozenset({"lr", "betas", "eps", "weight_decay", "momentum_decay", "alpha"})
 
 
@@ -181,6 +181,7 @@ def _read(path: Path) -> Tuning | None:
             seconds=0.0,
             costs=Costs.from_json(value["costs"]),
             settled=bool(value["costs_are_settled"]),
+            enough=None if value["enough"] is None else max(1, int(value["enough"])),
             frontier=None if value["frontier"] is None else min(1.0, _finite(value["frontier"], above=0.0)),
             prediction=Prediction(
                 **{name: Peak.from_json(prediction[name]) for name in ("training", "evaluation", "activations")},
@@ -225,6 +226,7 @@ def _write(path: Path, tuning: Tuning) -> None:
         "costs": tuning.costs.as_json(),
         "costs_are_settled": tuning.settled,
         "frontier": tuning.frontier,
+        "enough": tuning.enough,
         "prediction": {
             "training": asdict(prediction.training),
             "evaluation": asdict(prediction.evaluation),

@@ -308,6 +308,57 @@ def test_what_did_not_fit_the_first_time_is_not_returned_from_a_cache_either() -
     assert third.frontier < 0.9
 
 
+class MadeUpTime:
+    """A device that takes a tenth of a second for an example, and half a second more at its first use."""
+
+    first = True
+
+    def __init__(self, sizes: list[tuple[int, int]]) -> None:
+        self.sizes = sizes
+
+    def stop(self) -> None:
+        pass
+
+    def read(self) -> float:
+        more, self.first = (0.5 if self.first else 0.0), False
+        return more + self.sizes[-1][0] / 10
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "found"),
+    [
+        (10**9, 300, 32),  # 3.2 s, the power of 2 below 5 s
+        (10**9, 64, 64),  # not twice as many: up to all of the window
+        (10**9, 65, 32),
+        (20_000 + 700 * 32 * 60, 300, 60),  # as much as fits, if that is not twice as much
+    ],
+)
+def test_where_memory_is_plenty_no_more_is_run_than_computes_for_long_enough(
+    limit: int, most: int, found: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def needed(num_examples: int, length: int) -> float:
+        return 20_000 + 700 * num_examples * length
+
+    work, memory = made_up(limit, needed)
+    timed = MadeUpTime(memory.sizes)
+    monkeypatch.setattr("hf_accum.prober.Stopwatch.on", lambda device: timed)
+    tuning = tune(work, memory, CPU, most=most)
+    is_enough = found == 32
+    assert tuning.largest()[32] == max(number for number, _ in memory.runs) == found
+    assert tuning.enough == (32 if is_enough else None)
+    assert len(memory.runs) <= 4
+    assert ("more would fit, as predicted, and be no faster" in str(tuning)) == is_enough
+    # A hit costs one run, of the same size; where less fits by now, that counts.
+    work, memory = made_up(limit, needed)
+    again = tune(work, memory, CPU, most=most, known=tuning)
+    assert (again.largest(), again.enough) == (tuning.largest(), tuning.enough)
+    assert memory.runs == [(found, 32)]
+    if is_enough:
+        work, memory = made_up(20_000 + 700 * 32 * 20, needed)
+        less = tune(work, memory, CPU, most=most, known=tuning)
+        assert (less.largest()[32], less.enough) == (20, None)
+
+
 def test_an_optimizer_s_step_that_does_not_fit_is_said_before_training() -> None:
     """One parameter after the other needs memory beside its state."""
     model = nn.Linear(512, 512)
