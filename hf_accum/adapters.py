@@ -1,5 +1,6 @@
 """LoRA adapters: put on, counted, saved."""
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,9 @@ from hf_accum.quantization import head_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+_SETS = ("target_modules", "modules_to_save", "exclude_modules")
 
 
 def add_lora(
@@ -115,6 +119,15 @@ def write_model(
     with quiet_transformers():
         model.save_pretrained(str(folder), **how)  # type: ignore[operator]
         tokenizer.save_pretrained(str(folder))
+    if isinstance(model, PeftModel):
+        _put_in_order(folder / "adapter_config.json")
+
+
+def _put_in_order(config: Path) -> None:
+    """Sort the names of modules, which peft keeps as sets: in each process they have another order."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    values |= {name: sorted(values[name]) for name in _SETS if isinstance(values.get(name), list)}
+    config.write_text(json.dumps(values, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hf_accum.adapters import load_weights, save_model, weights_folder, weights_of, write_model
 from hf_accum.errors import first_line
 from hf_accum.evaluation import LOWER_IS_BETTER
-from hf_accum.files import fill_folder_atomically
+from hf_accum.files import fill_folder_atomically, is_leftover
 from hf_accum.manifest import Damaged, check_manifest, write_manifest
 from hf_accum.ranks import Ranks
 from hf_accum.training_state import TrainingState
@@ -104,10 +104,14 @@ class Checkpoints:
         self._failed: Exception | None = None
 
     def save(self, state: TrainingState, numbers: Mapping[str, Any]) -> None:
-        """Begin to save what training is now, after the step that `numbers` say."""
-        if not self.is_main:
-            return
+        """Begin to save what training is now, after the step that `numbers` say; on rank 0.
+
+        Not again where it is there: a step is what it was, and later ones of an abandoned run were set aside.
+        """
         self.wait(hurry=False)
+        if int(numbers["step"]) in _saved(self.folder):
+            self._failed = None
+            return
         weights = weights_of(self.model)
         path = _path(self.folder, int(numbers["step"]))
 
@@ -242,10 +246,9 @@ def set_aside(folder: Path, last_step: int) -> None:
 def remove_half_written(folder: Path) -> None:
     """What a killed run left of a checkpoint, or of a result, that it was writing."""
     for place in (folder, folder / "checkpoints"):
-        for path in place.glob(".*"):
-            if path.name.endswith((".partial", ".old")):
-                shutil.rmtree(path, ignore_errors=True)
-                path.unlink(missing_ok=True)
+        for path in filter(is_leftover, place.glob(".*")):
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
 
 
 def _path(folder: Path, step: int) -> Path:

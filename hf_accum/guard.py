@@ -1,6 +1,5 @@
 """Gradients that are not finite make no step; those far above the usual are spoken of."""
 
-import json
 import math
 from collections import deque
 from collections.abc import Callable
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_accum.errors import NotFinite
+from hf_accum.files import JsonLines
 from hf_accum.ranks import Ranks, bits_float, float_bits
 from hf_accum.window import Window
 
@@ -23,7 +23,8 @@ class GradientGuard:
 
     A window whose loss or gradient is not finite on any rank is written to `nonfinite.jsonl` in a folder, as a JSON
     object in a line: step, epoch, digest, norm of the gradient, each rank's summed loss, and all ranks' examples by
-    their ids. Numbers that are not finite are null. After `max_skips` of them `gave_up` is the error to end with.
+    their ids. Numbers that are not finite are null. After `max_skips` of them (`num_skips` were
+    before a resume) `gave_up` is the error to end with.
     Where a scaler of fp16 takes care of overflow, windows are left to it.
 
     The first gradient norm above ten times the median of the last 64 (at least 16) is said, and then none before
@@ -38,13 +39,15 @@ class GradientGuard:
         *,
         max_skips: int,
         has_scaler: bool,
+        num_skips: int = 0,
     ) -> None:
         self.ranks = ranks
         self.file = folder / "nonfinite.jsonl"
+        self._lines = JsonLines(self.file, say)
         self.say = say
         self.max_skips = max_skips
         self.has_scaler = has_scaler
-        self.num_skips = 0
+        self.num_skips = num_skips
         self.gave_up: NotFinite | None = None
         self._norms: deque[float] = deque(maxlen=_NUM_NORMS)
         self._is_spike = False
@@ -93,8 +96,7 @@ class GradientGuard:
             "loss_sums": [_or_null(loss) for loss in losses],
             "example_ids": [example_id for of_rank in ids for example_id in of_rank],
         }
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._lines.add([line])
 
     def _look_for_spike(self, step: int, norm: float) -> None:
         if not math.isfinite(norm):

@@ -24,6 +24,8 @@ class LabelledTexts:
     num_held_out: int | None = None
     label_counts: Mapping[str, int] = field(default_factory=dict)
     bad_rows: Mapping[str, int] = field(default_factory=dict)
+    digest: str | None = None
+    """Of the texts and labels of all rows."""
 
     @property
     def labels_without_rows(self) -> list[str]:
@@ -76,9 +78,9 @@ def open_labelled_texts(
         return data
 
     def observe(of_eval_source: bool) -> Survey:
-        def one(row: Row) -> tuple[bool, tuple[str, ...]]:
-            text_of(row, text_column)
-            return data.is_held_out(row, of_eval_source), labels.keys(row)
+        def one(row: Row) -> tuple[bool, tuple[str, ...], object]:
+            text, keys = text_of(row, text_column), labels.keys(row)
+            return data.is_held_out(row, of_eval_source), keys, (text, keys)
 
         return survey(data.eval_source if of_eval_source else data.source, one, ranks, on_bad_row)
 
@@ -100,4 +102,5 @@ def open_labelled_texts(
         num_held_out=found.num_held_out,
         label_counts=found.train_labels,
         bad_rows=found.bad_rows,
+        digest=f"{found.digest:016x}",
     )

@@ -32,22 +32,14 @@ FREE = frozenset(
             "debug",
         ),
         *("micro_batch_size", "memory_budget", "gradient_checkpointing", "balance_ranks", "full_determinism"),
-        *(
-            "eval_every",
-            "best_metric",
-            "early_stopping_patience",
-            "extra_metrics",
-            "max_minutes",
-            "debug",
-            "on_bad_row",
-        ),
-        *("rank_timeout_minutes", "on_nonfinite", "max_nonfinite_skips", "on_bad_row"),
-        *("allow_pickle_weights", "trust_remote_code"),
+        *("eval_every", "best_metric", "early_stopping_patience", "extra_metrics", "max_minutes", "on_bad_row"),
+        *("rank_timeout_minutes", "on_nonfinite", "max_nonfinite_skips", "allow_pickle_weights", "trust_remote_code"),
     }
 )
 """Settings that may be others when a run goes on: they change what it costs and shows, not what it trains."""
 
 _CUT_BY = ("micro_batch_size", "memory_budget", "gradient_checkpointing", "full_determinism")
+_OF_THE_DATA = ("num_train", "data_digest")
 _AS_MUCH = 0.95  # of the memory there was
 
 
@@ -65,12 +57,20 @@ class Resumed:
         """After which the run goes on; 0: it starts anew."""
         return 0 if self.loaded is None else self.loaded.step
 
+    @property
+    def num_skips(self) -> int:
+        """Windows that were left out as their gradient was not finite."""
+        return 0 if self.loaded is None else int(self.loaded.numbers["num_skips"])
 
-def facts_of_run(config: RecipeConfig, ranks: Ranks, num_train: int | None, precision: str) -> dict[str, Any]:
+
+def facts_of_run(
+    config: RecipeConfig, ranks: Ranks, precision: str, *, num_train: int | None, data_digest: str | None
+) -> dict[str, Any]:
     """What decides how a run goes: its settings, its data, its ranks."""
     return {
         "settings": _flat(json.loads(json.dumps(as_dict(config)))),
         "num_train": num_train,
+        "data_digest": data_digest,
         "num_processes": ranks.count,
         "precision": precision,
     }
@@ -113,12 +113,18 @@ def find_resume(folder: Path, config: RecipeConfig, facts: Mapping[str, Any], ra
 
 def _compare(loaded: Loaded, config: RecipeConfig, facts: Mapping[str, Any], ranks: Ranks) -> list[str]:
     earlier, now = loaded.numbers["facts"], facts
+    is_same_data = None not in (earlier["data_digest"], now["data_digest"]) and all(
+        earlier[name] == now[name] for name in _OF_THE_DATA
+    )
+    free = FREE | {"dataset", "dataset_revision"} if is_same_data else FREE  # wherever it lies
     changed = [
         (name, earlier["settings"].get(name), value)
         for name, value in now["settings"].items()
-        if name not in FREE and earlier["settings"].get(name) != value
+        if name not in free and _as_list(earlier["settings"].get(name)) != _as_list(value)
     ]
-    changed += [(name, earlier[name], now[name]) for name in ("num_train", "precision") if earlier[name] != now[name]]
+    changed += [
+        (name, earlier[name], now[name]) for name in ("precision", *_OF_THE_DATA) if earlier[name] != now[name]
+    ]
     if earlier["num_processes"] != ranks.count and config.stream_split == "shards":
         changed.append(("num_processes", earlier["num_processes"], ranks.count))
     allowed = set(config.allow_changes)
@@ -206,8 +212,8 @@ class RunState:
             if all(asked) and mine["device"] == self.device and self.limit_bytes >= _AS_MUCH * mine["limit_bytes"]:
                 self.cutter.restore(mine["cutter"])
 
-    def save(self, state: StreamState, checkpoints: Checkpoints) -> None:
-        """Begin to save it, as it is behind a window. A collective."""
+    def save(self, state: StreamState, checkpoints: Checkpoints, num_skips: int = 0) -> None:
+        """Begin to save it, as it is behind a window, and how many windows were left out. A collective."""
         mine = {"cutter": self.cutter.as_json(), "device": self.device, "limit_bytes": self.limit_bytes}
         everyone = self.ranks.gather_objects((state.as_json(), mine))
         numbers = {
@@ -217,8 +223,10 @@ class RunState:
             "streams": [stream for stream, _ in everyone],
             "cutters": [of_rank for _, of_rank in everyone],
             "best": dict(vars(self.best)),
+            "num_skips": num_skips,
         }
-        checkpoints.save(take_state(self.model, self.optimizer, self.scheduler, self.scaler), numbers)
+        if checkpoints.is_main:
+            checkpoints.save(take_state(self.model, self.optimizer, self.scheduler, self.scaler), numbers)
 
 
 def digest_of_frozen(model: nn.Module) -> str:
@@ -230,6 +238,11 @@ def digest_of_frozen(model: nn.Module) -> str:
             ends = [flat[:64], flat[-64:]]
             parts += [name, str(tuple(parameter.shape)), *(str(end.cpu().tolist()) for end in ends)]
     return f"{derive_seed(*parts):016x}"
+
+
+def _as_list(value: Any) -> Any:
+    """Of a setting that takes a name or a list of them one spelling."""
+    return [value] if isinstance(value, str) else value
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Seeing a run: a live display, `metrics.jsonl`, and accelerate's trackers."""
 
-import json
 import math
 import resource
 import sys
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from hf_accum.config import RecipeConfig, as_dict
 from hf_accum.errors import Stopped
-from hf_accum.files import write_json
+from hf_accum.files import JsonLines, write_json
 from hf_accum.ranks import Ranks, bits_float, float_bits, together
 from hf_accum.window import StreamCounts, Window
 
@@ -104,6 +103,7 @@ class RunLog:
         self.first_step = first_step
         self.log_every = log_every
         self.console = console or Console(soft_wrap=True)
+        self._lines = JsonLines(folder / "metrics.jsonl", self.say)
         self._pending: list[_Pending] = []
         self._started = self._step_started = time.perf_counter()
         self._last_step = 0
@@ -255,8 +255,7 @@ class RunLog:
             self.console.print(table)
 
     def _write(self, lines: Sequence[StepMetrics]) -> None:
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(_json_safe(asdict(line))) + "\n" for line in lines)
+        self._lines.add(_json_safe(asdict(line)) for line in lines)
         for line in lines:
             values = {name: v for name, v in asdict(line).items() if not isinstance(v, str)}
             self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=line.step)

@@ -117,7 +117,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         model_config,
     )
     from hf_accum.evaluation import Metric, check_metrics, evaluate_model
-    from hf_accum.files import check_output_dir, write_json
+    from hf_accum.files import write_json
     from hf_accum.guard import GradientGuard
     from hf_accum.models import load_model, load_tokenizer
     from hf_accum.optimization import build_optimizer, count_steps
@@ -125,7 +125,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     from hf_accum.plan import what_would_fit
     from hf_accum.ranks import broadcast_weights, ranks_of, start_accelerator, together
     from hf_accum.resume import RunState, facts_of_run, find_resume, stream_state
-    from hf_accum.run_folder import start_folder
+    from hf_accum.run_folder import claim_folder, start_folder
     from hf_accum.seeding import derive_seed, use_deterministic_algorithms
     from hf_accum.stopping import StopRequest
     from hf_accum.stream import WindowStream
@@ -144,7 +144,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     ranks = ranks_of(accelerator, config.rank_timeout_minutes)
 
     # What is wrong with the folder or the model is said before the data is read.
-    together(ranks, lambda: check_output_dir(folder) if ranks.index == 0 else None)
+    claim = claim_folder(folder, ranks)
     workload(config)
     model_name = config.model or minilm()
     tokenizer = load_tokenizer(model_name, config.doors)
@@ -152,7 +152,8 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     # The data is read once before any weight is loaded: its labels, its size, its bad rows.
     data = open_data(config, ranks)
     config = replace(config, labels=list(data.labels.names))
-    facts = facts_of_run(config, ranks, data.num_train, accelerator.mixed_precision)
+    size = {"num_train": data.num_train, "data_digest": data.digest}
+    facts = facts_of_run(config, ranks, accelerator.mixed_precision, **size)
     resumed = find_resume(folder, config, facts, ranks)
     objective = build_objective(
         data.labels,
@@ -259,7 +260,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         how = (task.collate, objective, task.compact, metrics)
         return evaluate_model(plain_model, held_out, *how, ranks=ranks, cutter=cutter)
 
-    earlier = start_folder(folder, config, ranks, resumed.loaded)
+    earlier = start_folder(folder, config, ranks, resumed.loaded, claim)
     if accelerator.is_main_process:
         write_json(folder / "tuning.json", tuning_json(tunings))
     steps = (num_steps, config.log_every, resumed.step)
@@ -283,7 +284,8 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         )
 
         checkpoints = Checkpoints(folder, plain_model, task.tokenizer, ranks, config.keep_checkpoints, log.say)
-        skips = {"max_skips": config.max_nonfinite_skips if config.on_nonfinite == "skip" else 0}
+        skips: dict[str, int] = {"num_skips": resumed.num_skips}
+        skips |= {"max_skips": config.max_nonfinite_skips if config.on_nonfinite == "skip" else 0}
         guard = GradientGuard(ranks, folder, log.say, has_scaler=accelerator.scaler is not None, **skips)
         step, progress = resumed.step, train_stream.start
         is_through = step >= num_steps or best.is_beaten_for(config.early_stopping_patience)
@@ -317,7 +319,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
                     is_due = True
             if is_due and step < num_steps:
                 log.flush()
-                run_state.save(progress, checkpoints)
+                run_state.save(progress, checkpoints, guard.num_skips)
             if step == num_steps or best.is_beaten_for(config.early_stopping_patience):
                 break
 
@@ -326,7 +328,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         if early:
             checkpoints.wait()
             if step:
-                run_state.save(progress, checkpoints)
+                run_state.save(progress, checkpoints, guard.num_skips)
             log.end_early(step, early, together(ranks, checkpoints.wait)[0])
             accelerator.end_training()
             raise early

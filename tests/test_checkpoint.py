@@ -22,9 +22,10 @@ from hf_accum.adapters import add_lora
 from hf_accum.checkpoint import BestCheckpoint, Checkpoints, load, load_latest
 from hf_accum.config import LoraConfig, RecipeConfig, as_dict, write_config
 from hf_accum.errors import RankFailed
+from hf_accum.files import check_output_dir
 from hf_accum.manifest import Damaged
 from hf_accum.ranks import OneRank
-from hf_accum.run_folder import start_folder
+from hf_accum.run_folder import claim_folder, start_folder
 from hf_accum.training_state import TrainingState
 
 CONFIG = RecipeConfig(seed=7)
@@ -89,6 +90,32 @@ def test_one_rank_makes_the_folder_and_all_know(tmp_path: Path) -> None:
     assert all(
         isinstance(other, RankFailed) and "an earlier run's folder; it holds" in str(other) for other in others
     )
+
+
+@pytest.mark.parametrize("name", [".config.yaml.17.partial", ".hf-accum-abc"])
+def test_what_a_killed_process_left_is_no_obstacle(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / name).write_text("half")
+    check_output_dir(folder)
+    assert start_folder(folder, CONFIG, OneRank()) is None
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
+def test_a_folder_is_one_run_s_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    first, second = (claim_folder(folder, OneRank()) for _ in range(2))  # it is not there yet
+    start_folder(folder, CONFIG, OneRank(), claim=first)
+    first.take(folder)  # again
+    with pytest.raises(ValueError, match="another run is at work in it"):
+        claim_folder(folder, OneRank())
+    with pytest.raises(ValueError, match="another run is at work in it"):
+        second.take(folder)
+    del first, second
+    third = claim_folder(folder, OneRank())
+    assert start_folder(folder, CONFIG, OneRank(), claim=third) == tmp_path / "mine-earlier-1"
+    with pytest.raises(ValueError, match="another run is at work in it"):
+        claim_folder(folder, OneRank())
 
 
 # The best
@@ -248,12 +275,22 @@ def test_the_newest_are_kept_and_the_best(
         assert marks(model) == {float(step)}
 
 
+def test_a_step_that_is_there_is_not_saved_again(tmp_path: Path, model: Any) -> None:
+    """Nothing has changed, and a kill between taking it away and putting it back would lose it."""
+    checkpoints = make_checkpoints(tmp_path, model)
+    save(checkpoints, 7)
+    (path,) = (tmp_path / "run" / "checkpoints").iterdir()
+    before = [(file, file.stat().st_ino, file.stat().st_mtime_ns) for file in sorted(path.rglob("*"))]
+    save(checkpoints, 7)
+    assert [(file, file.stat().st_ino, file.stat().st_mtime_ns) for file in sorted(path.rglob("*"))] == before
+
+
 def test_only_the_main_rank_writes(tmp_path: Path, model: Any) -> None:
     class Second(OneRank):
         index = 1
 
     checkpoints = make_checkpoints(tmp_path, model, ranks=Second())
-    save(checkpoints, 1)
+    assert not checkpoints.is_main
     assert checkpoints.export() == tmp_path / "run" / "adapter"
     assert not (tmp_path / "run").exists()
 

@@ -167,3 +167,12 @@ def test_a_spike_is_said_once_and_only_where_enough_is_known(norms: list[float],
     assert not guard.refuses(make_window(201, 1.0), 1.0)
     assert not guard.refuses(make_window(202, 1.0), spike)
     assert len(said) == 2
+
+
+def test_what_was_left_out_before_a_resume_counts(tmp_path: Path) -> None:
+    said: list[str] = []
+    guard = GradientGuard(OneRank(), tmp_path, said.append, max_skips=2, has_scaler=False, num_skips=1)
+    assert guard.refuses(make_window(5, math.nan), 1.0)
+    assert guard.gave_up is None
+    assert guard.refuses(make_window(6, math.nan), 1.0)
+    assert guard.gave_up is not None

@@ -16,7 +16,7 @@ from typing import Any
 import hf_accum.accumulation
 from recipes.clinical_classification import main
 
-SECONDS = 0.05
+SECONDS = float(os.environ.get("FAULTY_SECONDS", "0.05"))
 
 
 def patch(what: str, rank: int, at_window: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 from launching import launch, launched
 from run_files import metrics_of
+
+from hf_accum.run_folder import FolderClaim
 
 Recipe = Callable[..., Path]
 
@@ -100,9 +103,42 @@ def test_a_checkpoint_s_folder_is_gone_on_from_elsewhere(recipe: Recipe, tmp_pat
         recipe(**NINE, resume=folder / "checkpoints")
 
 
-def stopped(recipe: Recipe, tmp_path: Path) -> Path:
+def test_a_folder_in_which_another_run_is_at_work_is_refused(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = stopped(recipe, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    claim = FolderClaim()
+    claim.take(folder)
+    for how in ({}, {"resume": "never"}):
+        with pytest.raises(SystemExit) as ended:
+            recipe(output_dir=folder, **NINE, **how)
+        assert ended.value.code == 2
+        assert "another run is at work in it" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+    del claim
+    recipe(output_dir=folder, **NINE)
+
+
+def test_other_data_under_the_same_name_is_refused_and_the_same_elsewhere_is_not(
+    recipe: Recipe, notes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = Path(shutil.copytree(notes, tmp_path / "mine") if notes.is_dir() else shutil.copy(notes, tmp_path))
+    folder = stopped(recipe, tmp_path, dataset=mine)
+    file = next(path for path in ([mine] if mine.is_file() else sorted(mine.rglob("*"))) if path.is_file())
+    text = file.read_text()
+    word = next(word for word in ("eye", "heart", "muscle") if f"{word} " in text)
+    file.write_text(text.replace(f"{word} ", f"{word}, ", 1))
+    with pytest.raises(SystemExit):
+        recipe(output_dir=folder, dataset=mine, **NINE)
+    assert "data_digest was" in capsys.readouterr().err
+    recipe(output_dir=folder, dataset=notes, **NINE)
+    assert [m["step"] for m in metrics_of(folder)] == list(range(1, 10))
+
+
+def stopped(recipe: Recipe, tmp_path: Path, **how: Any) -> Path:
     """An unfinished run, after step 3 of 9."""
-    folder = recipe(**NINE)
+    folder = recipe(**NINE, **how)
     (folder / "evaluation.json").unlink()
     (folder / "checkpoints" / "step-00000006" / "manifest.json").unlink()  # and damaged
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -127,28 +163,34 @@ def test_a_run_killed_fifty_times_ends_the_same(
 
 
 def kill_and_resume(tiny_model: Path, notes: Path, tmp_path: Path, num_processes: int, num_kills: int) -> None:
-    """SIGKILL to the whole process group at random moments, saving included; each time the same command again."""
-    whole, run = tmp_path / "whole", tmp_path / "run"
+    """SIGKILL to the whole process group at random moments, saving included; each time the same command again.
+
+    A run that comes to its end is compared with one that was not disturbed, and another one begun.
+    """
+    whole = tmp_path / "whole"
     how = {"save_every": 1, "log_every": 1}
-    done = launch(
-        *("-m", "recipes.clinical_classification", *make_flags(tiny_model, notes, whole, **how)),
-        num_processes=num_processes,
-    )
+    module = ("-m", "recipes.clinical_classification")
+    done = launch(*module, *make_flags(tiny_model, notes, whole, **how), num_processes=num_processes)
     assert done.returncode == 0, done.stderr[-3000:]
     draw = random.Random(num_processes)
-    flags = make_flags(tiny_model, notes, run, **how)
-    for _ in range(num_kills):
-        with launched(SCRIPT, "nothing", "0", "0", *flags, until="training", num_processes=num_processes) as (
-            launcher,
-            _output,
-        ):
-            time.sleep(draw.uniform(0, 0.8))
-            kill_group(launcher)
-        if (run / "evaluation.json").exists():
-            break
-    done = launch("-m", "recipes.clinical_classification", *flags, num_processes=num_processes)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert_same_run(run, whole)
+    steps: list[int] = []
+    while len(steps) < num_kills:
+        run = tmp_path / f"run-{len(steps)}"
+        flags = make_flags(tiny_model, notes, run, **how)
+        while len(steps) < num_kills and not (run / "evaluation.json").exists():
+            with launched(SCRIPT, "nothing", "0", "0", *flags, until="training", num_processes=num_processes) as (
+                launcher,
+                _output,
+            ):
+                time.sleep(draw.uniform(0, 0.8))
+                kill_group(launcher)
+            metrics = run / "metrics.jsonl"
+            steps.append(metrics.read_text().count("\n") if metrics.exists() else 0)
+        if not (run / "evaluation.json").exists():
+            done = launch(*module, *flags, num_processes=num_processes)
+            assert done.returncode == 0, done.stderr[-3000:]
+        assert_same_run(run, whole)
+    print(f"killed {len(steps)} times, after steps {steps}")
 
 
 def kill_group(launcher: "subprocess.Popen[str]") -> None:
