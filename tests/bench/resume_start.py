@@ -1,7 +1,7 @@
 """How long a run takes to go on: from its start to its first step, at step 10 and at step 10,000 of a streamed set.
 
 The recipe with a tiny BERT of random weights on texts that are made up here (JSONL files), by `accelerate launch`.
-One run is ended behind each of the steps; then the same command goes on, in turns, and is ended behind its first step.
+One run is ended behind each of the steps; then the same command goes on, in turns, and is ended behind its first one.
 
     python tests/bench/resume_start.py
 """

@@ -2,8 +2,8 @@
 
 MiniLM with the recipe's LoRA on real clinical synopses, this project's loop, in turns (A B, then B A). A checkpoint
 is begun at the start of its round: the copy to the host is part of the first step, and the writing, by a thread of
-its own, goes on beside the steps behind it. The table has wall clock and processor time; the ratios are medians over the
-pairs of rounds that ran beside each other.
+its own, goes on beside the steps behind it. The table has wall clock and processor time; the ratios are medians over
+the pairs of rounds that ran beside each other.
 
     python tests/bench/saving.py --threads 2
 """
