@@ -123,6 +123,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         classification_workload,
         model_config,
     )
+    from hf_accum.dropout_masks import draw_masks_fast
     from hf_accum.evaluation import Metric, check_metrics, evaluate_model
     from hf_accum.files import write_json
     from hf_accum.models import load_model, load_tokenizer
@@ -139,6 +140,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
 
     if config.full_determinism:
         use_deterministic_algorithms()
+    draw_masks_fast(config.fast_kernels)
     folder = Path(config.output_dir).expanduser().resolve()
     accelerator = start_accelerator(trackers=config.trackers, logging_dir=folder)
     ranks = ranks_of(accelerator)
@@ -178,13 +180,8 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         device=accelerator.device,
         **model_config(data.labels),
     )
-    plain_model = add_lora(
-        pretrained.model,
-        config.lora,
-        task_type="SEQ_CLS",
-        new_modules=pretrained.new_modules,
-        dropout=config.dropout,
-    )
+    how = {"new_modules": pretrained.new_modules, "dropout": config.dropout, "fused": config.fast_kernels}
+    plain_model = add_lora(pretrained.model, config.lora, task_type="SEQ_CLS", **how)
     plain_model.to(accelerator.device)
 
     def optimizer_of(model: "nn.Module") -> "Optimizer":
@@ -345,7 +342,8 @@ def workload(config: ClinicalClassificationConfig, precision: str = "no") -> "Wo
         quantization=config.quantization,
         **model_config(labels),
     )
-    model = add_lora(plain_model, config.lora, task_type="SEQ_CLS", dropout=config.dropout)
+    how: dict[str, Any] = {"dropout": config.dropout, "fused": config.fast_kernels}
+    model = add_lora(plain_model, config.lora, task_type="SEQ_CLS", **how)
     if config.gradient_checkpointing is True:
         checkpoint_activations(plain_model)
     return classification_workload(

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up. A module imports from its own layer's left and from layers below, never from above.
 LAYERS = [
-    ["seeding", "files", "errors", "units", "host", "quantization"],
+    ["seeding", "files", "errors", "units", "host", "quantization", "dropout_masks", "fused_lora"],
     ["losses", "source", "ranks", "prefetch", "oom", "config", "memory", "capacity", "stopwatch", "costs", "cutting"],
     [
         "budget",
