@@ -116,6 +116,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         classification_workload,
         model_config,
     )
+    from hf_accum.dropout_masks import draw_masks_fast
     from hf_accum.evaluation import Metric, check_metrics, evaluate_model
     from hf_accum.files import write_json
     from hf_accum.guard import GradientGuard
@@ -137,6 +138,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     stop = StopRequest(config.max_minutes)
     if config.full_determinism:
         use_deterministic_algorithms()
+    draw_masks_fast(config.fast_kernels)
     folder = Path(config.output_dir).expanduser().resolve()
     accelerator = start_accelerator(
         trackers=config.trackers, logging_dir=folder, timeout_minutes=config.rank_timeout_minutes
@@ -187,13 +189,8 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         device=accelerator.device,
         **model_config(data.labels),
     )
-    plain_model = add_lora(
-        pretrained.model,
-        config.lora,
-        task_type="SEQ_CLS",
-        new_modules=pretrained.new_modules,
-        dropout=config.dropout,
-    )
+    how = {"new_modules": pretrained.new_modules, "dropout": config.dropout, "fused": config.fast_kernels}
+    plain_model = add_lora(pretrained.model, config.lora, task_type="SEQ_CLS", **how)
     plain_model.to(accelerator.device)
 
     def optimizer_of(model: "nn.Module") -> "Optimizer":
@@ -373,7 +370,8 @@ def workload(config: ClinicalClassificationConfig, precision: str = "no") -> "Wo
         quantization=config.quantization,
         **model_config(labels),
     )
-    model = add_lora(plain_model, config.lora, task_type="SEQ_CLS", dropout=config.dropout)
+    how: dict[str, Any] = {"dropout": config.dropout, "fused": config.fast_kernels}
+    model = add_lora(plain_model, config.lora, task_type="SEQ_CLS", **how)
     if config.gradient_checkpointing is True:
         checkpoint_activations(plain_model)
     return classification_workload(

@@ -24,6 +24,8 @@ LAYERS = [
         "rules",
         "doors",
         "arguments",
+        "dropout_masks",
+        "fused_lora",
     ],
     [
         "losses",
