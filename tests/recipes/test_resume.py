@@ -5,8 +5,10 @@ import random
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from launching import launch, launched
 from run_files import metrics_of
 
+from hf_accum.checkpoint import load_latest
 from hf_accum.run_folder import FolderClaim
 
 Recipe = Callable[..., Path]
@@ -123,17 +126,81 @@ def test_a_folder_in_which_another_run_is_at_work_is_refused(
 def test_other_data_under_the_same_name_is_refused_and_the_same_elsewhere_is_not(
     recipe: Recipe, notes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mine = Path(shutil.copytree(notes, tmp_path / "mine") if notes.is_dir() else shutil.copy(notes, tmp_path))
+    mine = Path(shutil.copytree(notes, tmp_path / "mine"))
     folder = stopped(recipe, tmp_path, dataset=mine)
-    file = next(path for path in ([mine] if mine.is_file() else sorted(mine.rglob("*"))) if path.is_file())
-    text = file.read_text()
-    word = next(word for word in ("eye", "heart", "muscle") if f"{word} " in text)
-    file.write_text(text.replace(f"{word} ", f"{word}, ", 1))
+    file = mine / "train-1.jsonl"
+    file.write_text(file.read_text().replace("; ", ", ", 1))
     with pytest.raises(SystemExit):
         recipe(output_dir=folder, dataset=mine, **NINE)
     assert "data_digest was" in capsys.readouterr().err
     recipe(output_dir=folder, dataset=notes, **NINE)
     assert [m["step"] for m in metrics_of(folder)] == list(range(1, 10))
+
+
+def test_on_two_ranks_and_in_other_micro_batches_it_goes_on_with_the_same_examples(
+    recipe: Recipe, tiny_model: Path, notes: Path, tmp_path: Path
+) -> None:
+    how = NINE | {"dropout": 0, "learning_rate": 0.01}
+    whole = recipe(**how)
+    run = stopped(recipe, tmp_path, dropout=0, learning_rate=0.01)
+    named = {"model": tiny_model, "dataset": notes, "output_dir": run, "max_length": 64, "micro_batch_size": 3} | how
+    flags = [f"--{name}={value}" for name, value in named.items()]
+    done = launch("-m", "recipes.clinical_classification", *flags, num_processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed    after step 3, from " in done.stdout
+    lines, expected = metrics_of(run), metrics_of(whole)
+    for name in ("step", "window_digest", "num_items", "epoch", "learning_rate"):
+        assert [m[name] for m in lines] == [m[name] for m in expected]
+    assert [m["loss"] for m in lines] == pytest.approx([m["loss"] for m in expected], rel=1e-4)
+
+
+def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_nothing_else(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hf_accum.checkpoint._SECONDS_BETWEEN_TRIES", (0.02,))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = "size=3m"
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", size, "tmpfs", disk], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("this process may not mount a disk")
+    try:
+        ballast, metrics = disk / "ballast", disk / "run" / "metrics.jsonl"
+        seen: list[list[str]] = []
+
+        def other_program() -> None:
+            """Fills the disk after the 4th step, and makes room after the 11th."""
+            for number, act in ((4, lambda: fill(ballast)), (11, ballast.unlink)):
+                while not metrics.exists() or metrics.read_text().count("\n") < number:
+                    time.sleep(0.001)
+                act()
+                seen.append(sorted(path.name for path in (disk / "run" / "checkpoints").glob("step-*")))
+
+        thread = threading.Thread(target=other_program, daemon=True)
+        thread.start()
+        how = {"max_steps": 20, "num_epochs": "null", "labels": "eye,heart,muscle", "log_every": 1}
+        recipe(**how, output_dir=disk / "run", save_every=2, keep_checkpoints=1, effective_batch_size=64)
+        thread.join(20)
+        said = capsys.readouterr().out
+        assert "could not be saved" in said
+        assert "No space left on device" in said
+        assert [m["step"] for m in metrics_of(disk / "run")] == list(range(1, 21))
+        assert (disk / "run" / "adapter" / "adapter_model.safetensors").exists()
+        loaded = load_latest(disk / "run", print)
+        assert loaded is not None
+        assert loaded.step == 18
+        assert len(seen) == 2
+        assert seen[1], "an earlier one is there all the time"
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def fill(file: Path) -> None:
+    """Take all the room that a disk has."""
+    with suppress(OSError), file.open("wb", buffering=0) as ballast:
+        while True:
+            ballast.write(bytes(4096))
 
 
 def stopped(recipe: Recipe, tmp_path: Path, **how: Any) -> Path:
