@@ -19,6 +19,7 @@ import numpy as np
 
 from hf_accum.ranks import bits_float, float_bits
 
+SIZES = tuple(2**power for power in range(3, 16))
 KNOTS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 _MOST_OBSERVATIONS = 512
 _LAST_UPDATE = 64  # windows
@@ -94,10 +95,14 @@ class Costs:
 
 @dataclass(frozen=True)
 class Speed:
-    """How long micro-batches take on a rank, and on what kind of device: others may have the same."""
+    """How long micro-batches take on a rank, and on what kind of device: others may have the same.
+
+    `most` are the examples that fit at once, of at most each of `SIZES` tokens.
+    """
 
     device: str
     costs: Costs
+    most: tuple[int, ...] = ()
 
 
 UNLEARNED = Costs(micro_batch=64e-6, token=1e-6, square=1e-9)

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from hf_accum.capacity import WorkingCapacity
-from hf_accum.costs import UNLEARNED, Costs, Speed, WorkingCosts
+from hf_accum.costs import SIZES, UNLEARNED, Costs, Speed, WorkingCosts
 
 
 class Sized(Protocol):
@@ -63,7 +63,8 @@ class Cutter:
 
     def speed_at_step(self, step: int) -> Speed:
         """For what is decided ahead of the device, and so has to be the same whatever has been measured meanwhile."""
-        return Speed(self.device, UNLEARNED if self.costs is None else self.costs.at_step(step))
+        most = tuple(self.capacity.tuned.num_examples(length) for length in SIZES)
+        return Speed(self.device, UNLEARNED if self.costs is None else self.costs.at_step(step), most)
 
     def as_json(self) -> dict[str, Any]:
         """What `restore` reads: what decides how windows are cut."""
