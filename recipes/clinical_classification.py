@@ -18,9 +18,10 @@ from hf_accum.config import RecipeConfig, parse, require, run
 # Everything heavy is imported by `train`: help and a wrong flag need no torch.
 if TYPE_CHECKING:
     from torch import nn
-    from torch.optim import Optimizer
 
     from hf_accum.labelled_texts import LabelledTexts
+    from hf_accum.labels import LabelColumn
+    from hf_accum.losses import Objective
     from hf_accum.memory import Workload
     from hf_accum.ranks import Ranks
 
@@ -110,12 +111,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     from hf_accum.accumulation import accumulate, forget
     from hf_accum.adapters import add_lora, checkpoint_activations
     from hf_accum.checkpoint import BestCheckpoint, Checkpoints
-    from hf_accum.classification import (
-        TextClassification,
-        build_objective,
-        classification_workload,
-        model_config,
-    )
+    from hf_accum.classification import TextClassification, build_objective, model_config
     from hf_accum.dropout_masks import draw_masks_fast
     from hf_accum.evaluation import Metric, check_metrics, evaluate_model
     from hf_accum.files import write_json
@@ -193,19 +189,9 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     plain_model = add_lora(pretrained.model, config.lora, task_type="SEQ_CLS", **how)
     plain_model.to(accelerator.device)
 
-    def optimizer_of(model: "nn.Module") -> "Optimizer":
-        return build_optimizer(model, config.learning_rate, config.weight_decay)
-
     tunings = find_capacity(
         config,
-        classification_workload(
-            plain_model,
-            optimizer_of,
-            labels=data.labels,
-            objective=objective,
-            max_length=config.max_length,
-            precision=accelerator.mixed_precision,
-        ),
+        work_of(plain_model, config, data.labels, objective, accelerator.mixed_precision),
         ranks,
         accelerator.device,
         checkpoint=lambda: checkpoint_activations(pretrained.model),
@@ -216,7 +202,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     tuning = tunings[ranks.index]
     cutter = cutter_of(tuning, accelerator.device, learns=not config.full_determinism)
     num_steps = count_steps(data.num_train, config.effective_batch_size, config.num_epochs, config.max_steps)
-    optimizer = optimizer_of(plain_model)
+    optimizer = build_optimizer(plain_model, config.learning_rate, config.weight_decay)
     scheduler = get_scheduler(config.lr_scheduler, optimizer, round(config.warmup_ratio * num_steps), num_steps)
     optimizer = accelerator.prepare_optimizer(optimizer)
     # Not in DistributedDataParallel: `accumulate` sums the gradients, and a copy of them would stand in its buckets.
@@ -352,10 +338,9 @@ def workload(config: ClinicalClassificationConfig, precision: str = "no") -> "Wo
     from transformers import AutoModelForSequenceClassification
 
     from hf_accum.adapters import add_lora, checkpoint_activations
-    from hf_accum.classification import build_objective, classification_workload, model_config
+    from hf_accum.classification import build_objective, model_config
     from hf_accum.labels import LabelColumn
     from hf_accum.models import build_without_weights
-    from hf_accum.optimization import build_optimizer
     from recipes.embedded.models import minilm
 
     names = () if config.problem == "regression" else tuple(config.labels) or ("no", "yes")
@@ -374,6 +359,20 @@ def workload(config: ClinicalClassificationConfig, precision: str = "no") -> "Wo
     model = add_lora(plain_model, config.lora, task_type="SEQ_CLS", **how)
     if config.gradient_checkpointing is True:
         checkpoint_activations(plain_model)
+    return work_of(model, config, labels, objective, precision)
+
+
+def work_of(
+    model: "nn.Module",
+    config: ClinicalClassificationConfig,
+    labels: "LabelColumn",
+    objective: "Objective",
+    precision: str,
+) -> "Workload":
+    """What is computed with a model, on examples that are made up."""
+    from hf_accum.classification import classification_workload
+    from hf_accum.optimization import build_optimizer
+
     return classification_workload(
         model,
         lambda model: build_optimizer(model, config.learning_rate, config.weight_decay),

@@ -23,7 +23,7 @@ from recipes.clinical_classification import ClinicalClassificationConfig
 Recipe = Callable[..., Path]
 SECONDS = 60  # an example takes about half a one
 fuzz = settings(
-    max_examples=25,
+    max_examples=8,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # shrinking would train hundreds of times
     # The recipe's folder, and what is said, are new for each example.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
