@@ -172,5 +172,8 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         load_model(model, folder / "model.safetensors")
     except (RuntimeError, FileNotFoundError):  # transformers saves some under other names, and large ones in pieces
         kind: Any = type(model)
-        saved = kind.from_pretrained(str(folder), config=model.config, dtype=next(model.parameters()).dtype)
+        if (folder / "adapter_config.json").exists():
+            raise OSError(f"{folder.name} has an adapter in the place of a model") from None
+        how = {"dtype": next(model.parameters()).dtype, "use_safetensors": True, "local_files_only": True}
+        saved = kind.from_pretrained(str(folder), config=model.config, **how)
         model.load_state_dict(saved.state_dict())

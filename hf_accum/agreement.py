@@ -6,7 +6,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from hf_accum.errors import RankFailed
+from hf_accum.errors import RankFailed, ReadingFailed
 from hf_accum.ranks import Ranks, bits_float, float_bits
 from hf_accum.window import Example
 
@@ -48,7 +48,8 @@ def agree(
     `is_stop_asked` says that this rank was asked to end the run.
 
     Raises:
-        RankFailed: if another rank has failed, or left.
+        ReadingFailed: if another rank could not read its data.
+        RankFailed: if another rank has left.
         Exception: this rank's error.
     """
     truncated = [e.num_truncated_tokens for e in examples if e.num_truncated_tokens]
@@ -74,7 +75,7 @@ def agree(
         *everyone, strict=True
     )
     if _FAILED in states:
-        raise RankFailed(f"reading the data failed on rank {states.index(_FAILED)}: see its error")
+        raise ReadingFailed(f"reading the data failed on rank {states.index(_FAILED)}: see its error")
     if _STOPPED in states:
         raise RankFailed(f"rank {states.index(_STOPPED)} has stopped reading the data: see its error")
     return Facts(
@@ -92,6 +93,20 @@ def agree(
 def leave(ranks: Ranks) -> None:
     """Tell the other ranks, which may wait for this one's next window, that there is none."""
     ranks.gather([_STOPPED, *[0] * (_NUM_NUMBERS - 1)])
+
+
+def share_out(total: int, available: Sequence[int]) -> list[int]:
+    """Split `total` over ranks as evenly as what each has available allows.
+
+    The shares add up to `total`, or to everything there is.
+    """
+    shares = [0] * len(available)
+    left = min(total, sum(available))
+    poorest_first = sorted(range(len(available)), key=lambda rank: available[rank])
+    for place, rank in enumerate(poorest_first):
+        shares[rank] = min(available[rank], left // (len(available) - place))
+        left -= shares[rank]
+    return shares
 
 
 def _digest(example_id: str) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +103,7 @@ class Checkpoints:
         self._writing: threading.Thread | None = None
         self._hurry = threading.Event()
         self._failed: Exception | None = None
+        self._best: int | None = None
 
     def save(self, state: TrainingState, numbers: Mapping[str, Any]) -> None:
         """Begin to save what training is now, after the step that `numbers` say; on rank 0.
@@ -148,10 +150,24 @@ class Checkpoints:
         return True
 
     def export(self) -> Path:
-        """Save the weights as the run's result."""
+        """Save the weights as the run's result, with patience.
+
+        Raises:
+            ValueError: if that cannot be.
+        """
         path = self.folder / weights_folder(self.model)
-        if self.is_main:
-            save_model(self.model, self.tokenizer, path)
+        for pause in (*_SECONDS_BETWEEN_TRIES, None) if self.is_main else ():
+            try:
+                save_model(self.model, self.tokenizer, path)
+                break
+            except Exception as error:
+                if pause is None:
+                    raise ValueError(
+                        f"the result {path} could not be saved ({first_line(error)}): make room, or see to the "
+                        "permissions; the same command then goes on from the last checkpoint"
+                    ) from error
+                self.say(f"{path.name} could not be saved ({first_line(error)}): tried again in {pause:.0f} s")
+                time.sleep(pause)
         return path
 
     def _write_with_patience(self, path: Path, write: Callable[[Path], None], best_step: int | None) -> None:
@@ -187,9 +203,12 @@ class Checkpoints:
         write_manifest(folder)
 
     def _remove_old(self, best_step: int | None) -> None:
-        """All but the newest, and the best one as the newest one knows it."""
-        for step in _saved(self.folder)[: -self.keep]:
-            if step != best_step:
+        """All but the newest, and the best one as the newest knows it; or, where that is not there, the former."""
+        saved = _saved(self.folder)
+        if best_step in saved:
+            self._best = best_step
+        for step in saved[: -self.keep]:
+            if step != self._best:
                 shutil.rmtree(_path(self.folder, step), ignore_errors=True)
 
 

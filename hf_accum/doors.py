@@ -1,6 +1,7 @@
 """What may come in with a model of others: which revision of it, code, pickled weights."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,10 @@ def check_model_files(name: str, doors: Doors) -> dict[str, Any]:
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"
     if doors.trust_remote_code:
         _check_code(name, values.get("auto_map"), doors)
-    elif "/" in str(values.get("attn_implementation") or ""):
+    elif kernels := next((k for k in _attention_kernels(values) if "/" in k), None):
         raise ValueError(
-            f"--model {name}: its config.json asks for attention kernels from the hub "
-            f"({values['attn_implementation']}), which are code: --trust_remote_code allows it"
+            f"--model {name}: its config.json asks for attention kernels from the hub ({kernels}), which are code: "
+            "--trust_remote_code allows it"
         )
     weights = str(values.get("transformers_weights") or "")
     if (
@@ -89,6 +90,19 @@ _PICKLE_RULE = (
     "a pickle: has to have them in safetensors (`model.save_pretrained` writes them), or --allow_pickle_weights "
     "reads them, as tensors only"
 )
+
+
+def _attention_kernels(values: Any) -> Iterator[str]:
+    """What a config, or one within it, asks for."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            if str(key).strip("_").startswith("attn_implementation"):
+                yield from map(str, value.values() if isinstance(value, dict) else [value])
+            else:
+                yield from _attention_kernels(value)
+    elif isinstance(values, list):
+        for value in values:
+            yield from _attention_kernels(value)
 
 
 def _check_code(name: str, auto_map: Any, doors: Doors) -> None:

@@ -13,6 +13,10 @@ class RankFailed(RuntimeError):
     """Another rank failed; the message says which, and what of."""
 
 
+class ReadingFailed(RankFailed):
+    """Another rank could not read its data; all ranks know of it after the same window."""
+
+
 class Stopped(RuntimeError):
     """A run that was asked to end early has; the message says by what."""
 

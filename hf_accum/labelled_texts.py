@@ -80,7 +80,8 @@ def open_labelled_texts(
     def observe(of_eval_source: bool) -> Survey:
         def one(row: Row) -> tuple[bool, tuple[str, ...], object]:
             text, keys = text_of(row, text_column), labels.keys(row)
-            return data.is_held_out(row, of_eval_source), keys, (text, keys)
+            target = labels.encode(row) if problem == "regression" else keys
+            return data.is_held_out(row, of_eval_source), keys, (text, target)
 
         return survey(data.eval_source if of_eval_source else data.source, one, ranks, on_bad_row)
 

@@ -67,7 +67,12 @@ class Pipeline(Generic[B]):
 
             def take() -> "tuple[_Start | B | None, float]":
                 started = time.perf_counter()
-                item = next(made, None)
+                try:
+                    item = next(made, None)
+                except Exception as error:
+                    if error is not self.windows.failure:
+                        raise
+                    item = None  # it ends like a stream that has no more
                 return item, time.perf_counter() - started
 
             start, seconds = take()
@@ -83,6 +88,11 @@ class Pipeline(Generic[B]):
                 batches.leave_out()
                 start, seconds = take()
             self.counts = self.windows.counts  # what came after the last window too
+
+    @property
+    def failure(self) -> Exception | None:
+        """What ended the windows before their time, on all ranks after the same one: data that cannot be read."""
+        return self.windows.failure
 
     def bad_rows(self) -> Counter[str]:
         """The bad rows left out so far over all ranks, by their reason. A collective."""

@@ -1,7 +1,7 @@
 """Going on with a run: which checkpoint, whether this is still the same run, and what each rank starts from."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,10 @@ FREE = frozenset(
 """Settings that may be others when a run goes on: they change what it costs and shows, not what it trains."""
 
 _CUT_BY = ("micro_batch_size", "memory_budget", "gradient_checkpointing", "full_determinism")
+_ORDER = {
+    *("seed", "shuffle_block_size", "stream_split", "num_processes", "dataset", "dataset_revision", "train_split"),
+    *("eval_split", "eval_fraction", "group_column", "num_train", "data_digest"),
+}
 _OF_THE_DATA = ("num_train", "data_digest")
 _AS_MUCH = 0.95  # of the memory there was
 
@@ -49,6 +53,8 @@ class Resumed:
 
     loaded: Loaded | None
     notes: Sequence[str] = field(default_factory=tuple)
+    starts_pass_anew: bool = False
+    """Whether the examples come in another order than then: their places mean nothing."""
     base_may_differ: bool = False
     """Whether another base model was allowed."""
 
@@ -103,15 +109,21 @@ def find_resume(folder: Path, config: RecipeConfig, facts: Mapping[str, Any], ra
                     f"--resume {config.resume}: has to be auto, never, or a checkpoint's folder, as "
                     f"RUN/checkpoints/step-00000100 ({error})"
                 ) from error
+        changed: set[str] = set()
         if loaded is not None:
-            notes += _compare(loaded, config, facts, ranks)
-        return Resumed(loaded, notes, bool({"model", "revision"} & set(config.allow_changes)))
+            changed = _compare(loaded, config, facts, ranks, notes.append)
+        if starts_anew := bool(changed & _ORDER):
+            notes.append("the examples come in another order than before: the pass that was begun starts anew")
+        return Resumed(loaded, notes, starts_anew, bool({"model", "revision"} & set(config.allow_changes)))
 
     # Rank 0 reads: the others may not see its disk.
     return together(ranks, lambda: find() if ranks.index == 0 else None)[0] or Resumed(None)
 
 
-def _compare(loaded: Loaded, config: RecipeConfig, facts: Mapping[str, Any], ranks: Ranks) -> list[str]:
+def _compare(
+    loaded: Loaded, config: RecipeConfig, facts: Mapping[str, Any], ranks: Ranks, say: Callable[[str], None]
+) -> set[str]:
+    """The names of what is another, and allowed to be."""
     earlier, now = loaded.numbers["facts"], facts
     is_same_data = None not in (earlier["data_digest"], now["data_digest"]) and all(
         earlier[name] == now[name] for name in _OF_THE_DATA
@@ -123,7 +135,9 @@ def _compare(loaded: Loaded, config: RecipeConfig, facts: Mapping[str, Any], ran
         if name not in free and _as_list(earlier["settings"].get(name)) != _as_list(value)
     ]
     changed += [
-        (name, earlier[name], now[name]) for name in ("precision", *_OF_THE_DATA) if earlier[name] != now[name]
+        (name, earlier[name], now[name])
+        for name in ("precision", *_OF_THE_DATA)
+        if earlier[name] != now[name] and None not in (earlier[name], now[name])
     ]
     if earlier["num_processes"] != ranks.count and config.stream_split == "shards":
         changed.append(("num_processes", earlier["num_processes"], ranks.count))
@@ -136,25 +150,22 @@ def _compare(loaded: Loaded, config: RecipeConfig, facts: Mapping[str, Any], ran
             f"the checkpoint {loaded.path} is of a run that would go another way: {told}; --resume never starts anew "
             f"(the earlier run is kept beside), --allow_changes {names} goes on all the same"
         )
-    notes = [f"{name} was {before}, now {after}: allowed" for name, before, after in changed]
-    if any(name == "num_processes" for name, _, _ in changed):
-        notes.append("each rank reads other shards than before: the pass that was begun starts anew")
-    return notes
+    for name, before, after in changed:
+        say(f"{name} was {before}, now {after}: allowed")
+    return {name for name, _, _ in changed}
 
 
 def stream_state(resumed: Resumed, ranks: Ranks) -> StreamState | None:
     """Where this rank's stream goes on; None: at the beginning.
 
-    On another number of ranks, with one common order, where rank 0 was; with shards, at the start of the pass.
+    On another number of ranks, with one common order, where rank 0 was; in another order, at the start of the pass.
     """
     if resumed.loaded is None:
         return None
     states = [StreamState.from_json(value) for value in resumed.loaded.numbers["streams"]]
-    if len(states) == ranks.count:
-        return states[ranks.index]
     first = states[0]
-    if resumed.loaded.numbers["facts"]["settings"]["stream_split"] == "examples":
-        return first
+    if not resumed.starts_pass_anew:
+        return states[ranks.index] if len(states) == ranks.count else first
     counts = first.counts.copy()
     if ranks.index:
         counts.bad_rows.clear()  # they are summed over the ranks

@@ -18,6 +18,9 @@ _OF_A_RUN = {
 }
 
 
+_claimed: dict[tuple[int, int], int] = {}  # by device and inode; one process runs one training at a time
+
+
 class FolderClaim:
     """A run's folder for this process alone, as long as this object lives; where it is not there yet, once it is.
 
@@ -26,10 +29,10 @@ class FolderClaim:
     """
 
     def __init__(self) -> None:
-        self._descriptors: list[int] = []
+        self._mine: list[tuple[int, int]] = []
 
     def take(self, folder: Path) -> None:
-        """Claim the folder, if it is there and not claimed yet.
+        """Claim the folder, if it is there and this process has not claimed it yet.
 
         Raises:
             ValueError: if another process has it.
@@ -38,24 +41,29 @@ class FolderClaim:
             return
         import fcntl
 
-        if any(os.path.samestat(os.fstat(mine), folder.stat()) for mine in self._descriptors):
-            return
         descriptor = os.open(folder, os.O_RDONLY)
-        self._descriptors.append(descriptor)
+        status = os.fstat(descriptor)
+        key = (status.st_dev, status.st_ino)
+        if key in _claimed:
+            os.close(descriptor)
+            return
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            os.close(descriptor)
             if error.errno != errno.EWOULDBLOCK:
                 return  # a file system without locks
             raise ValueError(
                 f"--output_dir {folder}: another run is at work in it; wait until it has ended, end it, or give "
                 "another folder"
             ) from None
+        _claimed[key] = descriptor
+        self._mine.append(key)
 
     def __del__(self) -> None:
         """Let it go."""
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        while self._mine:
+            os.close(_claimed.pop(self._mine.pop()))
 
 
 def claim_folder(folder: Path, ranks: Ranks) -> FolderClaim:
@@ -93,6 +101,8 @@ def start_folder(
 
     def start() -> Path | None:
         earlier: Path | None = None
+        if claim is not None:
+            claim.take(folder)  # another run may have made it meanwhile
         goes_on = resumed is not None and resumed.path.is_relative_to(folder)
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"--output_dir {folder}: has to be a folder, it is a file")

@@ -5,8 +5,9 @@ import re
 
 _SECRETS = re.compile(
     r"""
-      (?<=://) [^/\s?\#@]* : [^/\s?\#@]* (?=@)                     # user:password@ in an address
-    | \b hf_[A-Za-z0-9]{20,}                                       # Hugging Face
+      (?<=://) [^/\s?\#]+ (?=@)                                   # user:password@ or token@ in an address
+    | \b (?: hf_ | api_org_ ) [A-Za-z0-9]{20,}                     # Hugging Face
+    | \b sk-[\w-]{20,}                                            # OpenAI, Anthropic
     | \b (?: gh[a-z]_ | github_pat_ | glpat- ) [\w-]{20,}          # GitHub, GitLab
     | \b AKIA[A-Z0-9]{16}\b                                        # Amazon
     | (?<= [?&;] ) (?: [\w-]* (?: token | secret | password | passwd | signature | credential ) | sig

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Generic, Literal, TypeVar
 
-from hf_accum.agreement import Facts, agree, leave
+from hf_accum.agreement import Facts, agree, leave, share_out
 from hf_accum.balance import balanced
 from hf_accum.costs import Speed
+from hf_accum.errors import ReadingFailed
 from hf_accum.order import START, Order, Place
 from hf_accum.prefetch import prefetched
 from hf_accum.ranks import Ranks
@@ -109,6 +110,8 @@ class WindowStream(Generic[T]):
         self.start = start or StreamState()
         self.counts = self.start.counts.copy()
         """Of all windows so far."""
+        self.failure: Exception | None = None
+        """What ended it before its time: data that cannot be read, on whichever rank."""
         self._order = Order(
             source,
             prepare,
@@ -314,7 +317,12 @@ class WindowStream(Generic[T]):
             error = failure
         examples, announced = describe(piece) if piece is not None else ((), 0)
         is_stop_asked = self.stopping is not None and self.stopping()
-        facts = agree(self._apart, examples, announced, error, is_stop_asked)
+        try:
+            facts = agree(self._apart, examples, announced, error, is_stop_asked)
+        except Exception as failure:
+            if failure is error or isinstance(failure, ReadingFailed):
+                self.failure = failure
+            raise
         self.counts.num_truncated_examples += facts.num_truncated_examples
         self.counts.num_truncated_tokens += facts.num_truncated_tokens
         return piece, facts
@@ -326,20 +334,6 @@ def _up_to_stop(windows: Iterator[_Part]) -> Iterator[_Part]:
         yield window
         if window[-1].is_stop_asked:
             return
-
-
-def share_out(total: int, available: Sequence[int]) -> list[int]:
-    """Split `total` over ranks as evenly as what each has available allows.
-
-    The shares add up to `total`, or to everything there is.
-    """
-    shares = [0] * len(available)
-    left = min(total, sum(available))
-    poorest_first = sorted(range(len(available)), key=lambda rank: available[rank])
-    for place, rank in enumerate(poorest_first):
-        shares[rank] = min(available[rank], left // (len(available) - place))
-        left -= shares[rank]
-    return shares
 
 
 def _taken(counter: Counter[str]) -> Counter[str]:

@@ -1,24 +1,23 @@
 """Seeing a run: a live display, `metrics.jsonl`, and accelerate's trackers."""
 
 import math
-import resource
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from hf_accum.budget import peak_memory_bytes
 from hf_accum.config import RecipeConfig, as_dict
-from hf_accum.errors import Stopped
+from hf_accum.errors import Stopped, first_line
 from hf_accum.files import JsonLines, write_json
 from hf_accum.ranks import Ranks, bits_float, float_bits, together
 from hf_accum.window import StreamCounts, Window
@@ -199,7 +198,7 @@ class RunLog:
         single = {name: value for name, value in figures.items() if isinstance(value, int | float)}
         shown = "  ".join(f"{name} {_short(value)}" for name, value in single.items())
         self.say(f"evaluation after step {step}: {shown}")
-        self.accelerator.log({f"eval/{name}": value for name, value in single.items()}, step=step)
+        self._track({f"eval/{name}": value for name, value in single.items()}, step)
         self._step_started = time.perf_counter()
 
     def say(self, text: str) -> None:
@@ -241,9 +240,19 @@ class RunLog:
 
         def end_trackers() -> None:
             while self.accelerator.trackers:
-                self.accelerator.trackers.pop().finish()
+                with suppress(Exception):  # the run's end is not theirs to say
+                    self.accelerator.trackers.pop().finish()
 
         together(self.ranks, end_trackers)
+
+    def _track(self, values: Mapping[str, Any], step: int) -> None:
+        """Hand figures to the trackers; one that fails (a full disk, no network) is left out from there on."""
+        for tracker in list(self.accelerator.trackers):
+            try:
+                tracker.log(values, step=step)
+            except Exception as error:
+                self.accelerator.trackers.remove(tracker)
+                self.say(f"tracker {tracker.name} failed and is left out from here on: {first_line(error)}")
 
     def _show_classes(self, per_class: Mapping[str, Mapping[str, float | None]]) -> None:
         if self.ranks.index == 0 and per_class:
@@ -258,7 +267,7 @@ class RunLog:
         self._lines.add(_json_safe(asdict(line)) for line in lines)
         for line in lines:
             values = {name: v for name, v in asdict(line).items() if not isinstance(v, str)}
-            self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=line.step)
+            self._track({f"train/{name}": value for name, value in values.items()}, line.step)
         last = lines[-1]
         seconds = sum(line.step_seconds for line in lines)
         tokens = sum(line.num_tokens for line in lines)
@@ -282,14 +291,6 @@ class RunLog:
         minutes, seconds = divmod(round(seconds), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02}:{seconds:02}"
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory in use so far: allocated on an accelerator, resident in this process on a CPU."""
-    if device.type != "cpu":
-        return int(torch.accelerator.memory.max_memory_allocated(device))
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return usage if sys.platform == "darwin" else usage * 1024
 
 
 def _merge(pending: _Pending, columns: Sequence[Sequence[int]]) -> StepMetrics:

@@ -307,7 +307,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
                 break
 
         log.flush()
-        early = guard.gave_up or stop.agreed(ranks)
+        early = guard.gave_up or windows.failure or stop.agreed(ranks)
         if early:
             checkpoints.wait()
             if step:

@@ -5,6 +5,8 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from tiny import load_classifier, make_tokenizer, save_base
 from torch import nn
 
 import hf_accum.checkpoint as checkpoint_module
-from hf_accum.adapters import add_lora
+from hf_accum.adapters import add_lora, load_weights, save_model
 from hf_accum.checkpoint import BestCheckpoint, Checkpoints, load, load_latest
 from hf_accum.config import LoraConfig, RecipeConfig, as_dict, write_config
 from hf_accum.errors import RankFailed
@@ -104,18 +106,49 @@ def test_what_a_killed_process_left_is_no_obstacle(tmp_path: Path, name: str) ->
 
 def test_a_folder_is_one_run_s_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
-    first, second = (claim_folder(folder, OneRank()) for _ in range(2))  # it is not there yet
-    start_folder(folder, CONFIG, OneRank(), claim=first)
-    first.take(folder)  # again
-    with pytest.raises(ValueError, match="another run is at work in it"):
-        claim_folder(folder, OneRank())
-    with pytest.raises(ValueError, match="another run is at work in it"):
-        second.take(folder)
-    del first, second
-    third = claim_folder(folder, OneRank())
-    assert start_folder(folder, CONFIG, OneRank(), claim=third) == tmp_path / "mine-earlier-1"
-    with pytest.raises(ValueError, match="another run is at work in it"):
-        claim_folder(folder, OneRank())
+    before = claim_folder(folder, OneRank())  # it is not there yet
+    with run_in(folder):
+        (folder / "metrics.jsonl").touch()
+        for _ in range(2):
+            with pytest.raises(ValueError, match="another run is at work in it"):
+                claim_folder(folder, OneRank())
+        with pytest.raises(ValueError, match="another run is at work in it"):
+            start_folder(folder, CONFIG, OneRank(), claim=before)
+        assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "metrics.jsonl"]
+        assert not list(tmp_path.glob("mine-earlier-*"))
+    claim = claim_folder(folder, OneRank())
+    claim.take(folder)  # again
+    assert start_folder(folder, CONFIG, OneRank(), claim=claim) == tmp_path / "mine-earlier-1"
+    claim_folder(folder, OneRank())  # of one process the runs come one after the other, whatever keeps the claim
+    with pytest.raises(AssertionError, match="another run is at work in it"), run_in(folder):
+        pass
+    del claim
+    with run_in(folder):
+        pass
+
+
+@contextmanager
+def run_in(folder: Path) -> Iterator[None]:
+    """Another process, whose run has begun in a folder."""
+    script = f"""
+import sys
+from pathlib import Path
+from hf_accum.config import RecipeConfig
+from hf_accum.ranks import OneRank
+from hf_accum.run_folder import claim_folder, start_folder
+claim = claim_folder(Path({str(folder)!r}), OneRank())
+start_folder(Path({str(folder)!r}), RecipeConfig(), OneRank(), claim=claim)
+print("begun", flush=True)
+sys.stdin.read()
+"""
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", script], text=True, **pipes) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "begun\n", process.stderr.read()
+        yield
+        process.stdin.close()
 
 
 # The best
@@ -285,6 +318,45 @@ def test_a_step_that_is_there_is_not_saved_again(tmp_path: Path, model: Any) -> 
     assert [(file, file.stat().st_ino, file.stat().st_mtime_ns) for file in sorted(path.rglob("*"))] == before
 
 
+def test_the_former_best_stays_until_the_new_one_is_there(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_accum.checkpoint._SECONDS_BETWEEN_TRIES", ())
+    checkpoints = make_checkpoints(tmp_path, model, keep=1)
+    save(checkpoints, 10, best=10)
+    save(checkpoints, 20, best=10)
+    with monkeypatch.context() as full:
+        full.setattr("hf_accum.checkpoint.fill_folder_atomically", lambda *_: full_for_good())
+        checkpoints.save(TrainingState({}, {}), {"step": 30, "best": {"step": 30}})
+        assert not checkpoints.wait()
+    save(checkpoints, 40, best=30)
+    assert steps(tmp_path / "run") == [10, 40]
+    save(checkpoints, 50, best=50)
+    save(checkpoints, 60, best=50)
+    assert steps(tmp_path / "run") == [50, 60]
+
+
+def test_a_result_is_saved_with_patience_and_what_cannot_be_is_said(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_accum.checkpoint._SECONDS_BETWEEN_TRIES", (0.01, 0.01))
+    checkpoints = make_checkpoints(tmp_path, model)
+    tries: list[int] = []
+
+    def full_at_first(*arguments: Any) -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            full_for_good()
+        save_model(*arguments)
+
+    monkeypatch.setattr("hf_accum.checkpoint.save_model", full_at_first)
+    assert (checkpoints.export() / "adapter_model.safetensors").is_file()
+    assert len(SAID) == 2
+    monkeypatch.setattr("hf_accum.checkpoint.save_model", lambda *_: full_for_good())
+    with pytest.raises(ValueError, match=r"adapter could not be saved .*No space left on device.*: make room"):
+        checkpoints.export()
+
+
 def test_only_the_main_rank_writes(tmp_path: Path, model: Any) -> None:
     class Second(OneRank):
         index = 1
@@ -317,6 +389,20 @@ def test_full_fine_tuning_saves_models(tmp_path: Path) -> None:
     mark(model, 9)
     assert checkpoints.restore_weights(5)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_model_is_restored_from_safetensors_of_its_own_folder_only(tmp_path: Path) -> None:
+    model = load_classifier(save_base(tmp_path / "base", "bert")).model
+    folder = tmp_path / "model"
+    save_model(model, make_tokenizer(), folder)
+    load_weights(model, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        load_weights(model, folder)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(OSError, match="an adapter in the place of a model"):
+        load_weights(model, folder)
 
 
 def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path: Path, model: Any) -> None:

@@ -157,8 +157,17 @@ def test_code_of_a_tokenizer_runs_only_where_it_is_trusted(model: Path, trace: P
     assert trace.exists(), "the oracle is blind"
 
 
-def test_attention_kernels_of_the_hub_are_code(model: Path) -> None:
-    change(model / "config.json", attn_implementation="someone/kernels:attention")
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"attn_implementation": "someone/kernels:attention"},
+        {"_attn_implementation": "someone/kernels:attention"},
+        {"attn_implementation": {"": "sdpa", "text_config": "someone/kernels:attention"}},
+        {"text_config": {"_attn_implementation": "someone/kernels:attention"}},
+    ],
+)
+def test_attention_kernels_of_the_hub_are_code(model: Path, how: dict[str, Any]) -> None:
+    change(model / "config.json", **how)
     refused(model, "attention kernels from the hub .someone/kernels:attention.*--trust_remote_code")
 
 

@@ -21,6 +21,10 @@ SECRETS = {  # a text, and what of it nobody may see
     "github_pat_11ABCDEFG0abcdefghij": "11ABCDEFG0abcdefghij",
     "ghp_" + "a1" * 18: "a1" * 18,
     "AKIAIOSFODNN7EXAMPLE": "AKIAIOSFODNN7EXAMPLE",
+    "https://abcd1234token@example.org/notes.csv": "abcd1234token",
+    "https://user:p@ss@example.org/notes.csv": "p@ss",
+    "api_org_" + "Ab1" * 10: "Ab1" * 10,
+    "sk-proj-" + "a1B2" * 6: "a1B2" * 6,
 }
 ORDINARY = [
     "emilyalsentzer/Bio_ClinicalBERT",

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from thread_ranks import ThreadRanks, on_ranks, run_ranks
 
+from hf_accum.agreement import share_out
 from hf_accum.errors import RankFailed
 from hf_accum.ranks import OneRank, Ranks
 from hf_accum.source import BadRow, Row, Source
-from hf_accum.stream import Split, WindowStream, share_out
+from hf_accum.stream import Split, WindowStream
 from hf_accum.window import Example, StreamState, Window
 
 ShardSizes = Sequence[int]

@@ -19,11 +19,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from thread_ranks import run_ranks
 
 from hf_accum import tracking
+from hf_accum.budget import peak_memory_bytes
 from hf_accum.config import RecipeConfig
 from hf_accum.errors import NotFinite, Stopped
 from hf_accum.ranks import OneRank, Ranks
 from hf_accum.stream import StreamCounts, WindowStream
-from hf_accum.tracking import RunLog, peak_memory_bytes
+from hf_accum.tracking import RunLog
 from hf_accum.window import Example, Window
 
 CONTRACT = [
@@ -430,3 +431,33 @@ def test_peak_memory_is_that_of_the_process() -> None:
     peak = peak_memory_bytes(torch.device("cpu"))
     assert block.sum() == 2**24
     assert resident * 0.95 <= peak <= resident * 50
+
+
+def test_a_tracker_that_fails_is_left_out_and_said_once(accelerator: Accelerator, tmp_path: Path) -> None:
+    class Failing:
+        name = "mlflow"
+        num_calls = 0
+
+        def log(self, values: Any, step: int) -> None:
+            self.num_calls += 1
+            raise OSError("No space left on device")
+
+        def finish(self) -> None:
+            raise OSError("No space left on device")
+
+    class Good(Failing):
+        name = "good"
+
+        def log(self, values: Any, step: int) -> None:
+            self.num_calls += 1
+
+    failing, good = Failing(), Good()
+    accelerator.trackers = [failing, good]  # type: ignore[list-item]
+    text = io.StringIO()
+    log = RunLog(accelerator, OneRank(), tmp_path, 5, 1, console=Console(file=text, soft_wrap=True))
+    with log:
+        for step in (1, 2):
+            log.evaluation(step, {"loss": 1.0})
+        log.end_early(2, RuntimeError("x"))
+    assert (failing.num_calls, good.num_calls) == (1, 2)
+    assert text.getvalue().count("tracker mlflow failed and is left out from here on: OSError: No space") == 1

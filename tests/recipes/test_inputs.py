@@ -199,6 +199,11 @@ def test_a_dataset_that_changes_between_two_passes_ends_the_run(
     monkeypatch.setattr(RunLog, "step", step_and_change)
     said = refused(capsys, recipe, dataset=tmp_path / "notes", num_epochs=50)
     assert "train-1.jsonl: was changed while the run reads it" in said
+    # What was trained until then is saved.
+    (folder,) = (path for path in tmp_path.glob("run-*") if path.is_dir())
+    last = metrics_of(folder)[-1]["step"]
+    assert last >= 3
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step-{last:08}"]
 
 
 # What a run says
