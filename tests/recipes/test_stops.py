@@ -135,7 +135,10 @@ def test_a_second_signal_ends_the_process_at_once(flags: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("what", "code", "cause"),
-    [("SIGKILL", -9, "Signal 9 (SIGKILL)"), ("raise", 1, "ZeroDivisionError: made up in the forward")],
+    [
+        pytest.param("SIGKILL", -9, "Signal 9 (SIGKILL)", marks=pytest.mark.slow),
+        ("raise", 1, "ZeroDivisionError: made up in the forward"),
+    ],
 )
 def test_a_rank_that_ends_in_a_forward_ends_the_others(what: str, code: int, cause: str, flags: list[str]) -> None:
     started = time.monotonic()
