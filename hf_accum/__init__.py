@@ -7,13 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_accum.accumulation import accumulate
+    from hf_accum.accumulation import accumulate, forget
     from hf_accum.cutting import cut
     from hf_accum.evaluation import Metric, evaluate_model
+    from hf_accum.guard import GradientGuard
     from hf_accum.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
     from hf_accum.pipeline import Pipeline
     from hf_accum.ranks import ranks_of, start_accelerator
     from hf_accum.source import BadRow, Source, of_dataset, open_source
+    from hf_accum.stopping import StopRequest
     from hf_accum.stream import WindowStream
     from hf_accum.window import Example, MicroBatch, Window
 
@@ -25,15 +27,18 @@ _HOMES = {
     "BinaryCrossEntropy": "losses",
     "CrossEntropy": "losses",
     "Example": "window",
+    "GradientGuard": "guard",
     "Metric": "evaluation",
     "MicroBatch": "window",
     "Pipeline": "pipeline",
     "Source": "source",
     "SquaredError": "losses",
+    "StopRequest": "stopping",
     "Window": "window",
     "WindowStream": "stream",
     "cut": "cutting",
     "evaluate_model": "evaluation",
+    "forget": "accumulation",
     "of_dataset": "source",
     "open_source": "source",
     "ranks_of": "ranks",
@@ -45,16 +50,19 @@ __all__ = [
     "BinaryCrossEntropy",
     "CrossEntropy",
     "Example",
+    "GradientGuard",
     "Metric",
     "MicroBatch",
     "Pipeline",
     "Source",
     "SquaredError",
+    "StopRequest",
     "Window",
     "WindowStream",
     "accumulate",
     "cut",
     "evaluate_model",
+    "forget",
     "of_dataset",
     "open_source",
     "ranks_of",

@@ -11,13 +11,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_accum.errors import first_line
 from hf_accum.oom import Failure, classify, release
-from hf_accum.ranks import refuse_layers_that_talk
+from hf_accum.ranks import refuse_layers_that_talk, talking
 from hf_accum.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from hf_accum.window import MicroBatch
+    from hf_accum.window import MicroBatch, Window
 
 _BUCKET_BYTES = 25 * 2**20
 
@@ -63,7 +63,7 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
         micro_batch.is_ambiguous = failure is Failure.AMBIGUOUS
         release(error, accelerator.device)
     if micro_batch.out_of_memory is not None:
-        _forget(model, micro_batch)
+        forget(model, micro_batch)
         return
     if stopwatch is not None:
         stopwatch.stop()
@@ -75,16 +75,17 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
             "run each micro-batch of a window once, in order, and call accelerator.accumulate nowhere else"
         )
     if micro_batch.stand_in:
-        _forget(model, micro_batch)
+        forget(model, micro_batch)
     if is_last and accelerator.num_processes > 1:
-        _sum_gradients([p for p in model.parameters() if p.requires_grad])
+        with talking():
+            _sum_gradients([p for p in model.parameters() if p.requires_grad])
 
 
-def _forget(model: nn.Module, micro_batch: "MicroBatch") -> None:
-    """The window leaves nothing behind on this rank."""
+def forget(model: nn.Module, window: "MicroBatch | Window") -> None:
+    """Leave nothing of a window, or of that of a micro-batch: no gradients, and running statistics as before it."""
     model.zero_grad(set_to_none=True)
     with torch.no_grad():
-        for statistic, before in micro_batch.statistics_before:
+        for statistic, before in window.statistics_before:
             statistic.copy_(before)
 
 

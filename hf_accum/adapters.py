@@ -1,12 +1,13 @@
 """LoRA adapters: put on, counted, saved."""
 
+import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hf_accum.config import LoraConfig
 from hf_accum.files import fill_folder_atomically
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+_SETS = ("target_modules", "modules_to_save", "exclude_modules")
+
+
 def add_lora(
     model: "PreTrainedModel",
     lora: LoraConfig,
@@ -24,12 +28,14 @@ def add_lora(
     task_type: str,
     new_modules: Sequence[str] = (),
     dropout: float | None = None,
+    fused: bool = True,
 ) -> nn.Module:
     """Freeze the model but for LoRA adapters and its new modules; rank 0 returns it as it is, all trainable.
 
     Adapters sit on the modules of `lora.target_modules`, which have to exist; `new_modules`, and a classifier's
     head also where it is not new, are trained whole and saved with the adapter. Everything trained is in float32.
-    `task_type` is peft's, as SEQ_CLS. `dropout` overrides that of the adapters.
+    `task_type` is peft's, as SEQ_CLS. `dropout` overrides that of the adapters; `fused` ones
+    compute the same in fewer operations.
 
     Raises:
         ValueError: if no module of the model is a target.
@@ -62,6 +68,10 @@ def add_lora(
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
+    if fused:
+        from hf_accum.fused_lora import fuse_lora
+
+        fuse_lora(adapted)
     return adapted
 
 
@@ -97,17 +107,50 @@ def save_model(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: P
 
     `model` is the one that transformers or peft made, not a wrapper of it.
     """
+    fill_folder_atomically(folder, lambda partial: write_model(model, tokenizer, partial))
+
+
+def write_model(
+    model: nn.Module,
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write an adapter or a model into a folder; `weights`, as `weights_of` gave them, instead of those of now."""
     from peft import PeftModel
 
-    def fill(partial: Path) -> None:
-        if isinstance(model, PeftModel):
-            model.save_pretrained(str(partial), save_embedding_layers=False)
-        else:
-            model.save_pretrained(str(partial))  # type: ignore[operator]
-        tokenizer.save_pretrained(str(partial))
-
+    how: dict[str, Any] = {} if weights is None else {"state_dict": dict(weights)}
+    if isinstance(model, PeftModel):
+        how["save_embedding_layers"] = False
     with quiet_transformers():
-        fill_folder_atomically(folder, fill)
+        model.save_pretrained(str(folder), **how)  # type: ignore[operator]
+        tokenizer.save_pretrained(str(folder))
+    if isinstance(model, PeftModel):
+        _put_in_order(folder / "adapter_config.json")
+
+
+def _put_in_order(config: Path) -> None:
+    """Sort the names of modules, which peft keeps as sets: in each process they have another order."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    values |= {name: sorted(values[name]) for name in _SETS if isinstance(values.get(name), list)}
+    config.write_text(json.dumps(values, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """A copy on the CPU of the weights that `save_model` saves: of an adapter what is trained, else all."""
+    from peft import PeftModel
+
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    copies: dict[int, Tensor] = {}  # tied weights stay tied
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if isinstance(model, PeftModel) and name not in trained:
+            continue
+        key = tensor.data_ptr()
+        if key not in copies or copies[key].shape != tensor.shape:
+            copies[key] = tensor.detach().to("cpu", copy=True)
+        weights[name] = copies[key]
+    return weights
 
 
 def weights_folder(model: nn.Module) -> str:
@@ -124,5 +167,13 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
     if isinstance(model, PeftModel):
         set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
-    else:
+        return
+    try:
         load_model(model, folder / "model.safetensors")
+    except (RuntimeError, FileNotFoundError):  # transformers saves some under other names, and large ones in pieces
+        kind: Any = type(model)
+        if (folder / "adapter_config.json").exists():
+            raise OSError(f"{folder.name} has an adapter in the place of a model") from None
+        how = {"dtype": next(model.parameters()).dtype, "use_safetensors": True, "local_files_only": True}
+        saved = kind.from_pretrained(str(folder), config=model.config, **how)
+        model.load_state_dict(saved.state_dict())

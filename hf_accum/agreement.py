@@ -6,12 +6,12 @@ from hashlib import blake2b
 
 import numpy as np
 
-from hf_accum.errors import RankFailed
+from hf_accum.errors import RankFailed, ReadingFailed
 from hf_accum.ranks import Ranks, bits_float, float_bits
 from hf_accum.window import Example
 
 _OK, _FAILED, _STOPPED = 0, 1, 2
-_NUM_NUMBERS = 9
+_NUM_NUMBERS = 10
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Facts:
     digest: str
     num_truncated_examples: int
     num_truncated_tokens: int
+    is_stop_asked: bool
+    """By any rank."""
 
     @property
     def num_examples(self) -> int:
@@ -38,11 +40,16 @@ class Facts:
         return self.num_examples == 0 and sum(self.announced) == 0
 
 
-def agree(ranks: Ranks, examples: Sequence[Example], announced: int, error: Exception | None) -> Facts:
+def agree(
+    ranks: Ranks, examples: Sequence[Example], announced: int, error: Exception | None, is_stop_asked: bool = False
+) -> Facts:
     """Tell the other ranks of this one's part of a window, and of a number that it announces; or of its error.
 
+    `is_stop_asked` says that this rank was asked to end the run.
+
     Raises:
-        RankFailed: if another rank has failed, or left.
+        ReadingFailed: if another rank could not read its data.
+        RankFailed: if another rank has left.
         Exception: this rank's error.
     """
     truncated = [e.num_truncated_tokens for e in examples if e.num_truncated_tokens]
@@ -59,15 +66,16 @@ def agree(ranks: Ranks, examples: Sequence[Example], announced: int, error: Exce
             int(sums[1]),
             len(truncated),
             sum(truncated),
+            int(is_stop_asked),
         ]
     )
     if error is not None:
         raise error
-    states, counts, announcements, items, tokens, *halves, num_truncated, truncated_tokens = zip(
+    states, counts, announcements, items, tokens, *halves, num_truncated, truncated_tokens, stops = zip(
         *everyone, strict=True
     )
     if _FAILED in states:
-        raise RankFailed(f"reading the data failed on rank {states.index(_FAILED)}: see its error")
+        raise ReadingFailed(f"reading the data failed on rank {states.index(_FAILED)}: see its error")
     if _STOPPED in states:
         raise RankFailed(f"rank {states.index(_STOPPED)} has stopped reading the data: see its error")
     return Facts(
@@ -78,12 +86,27 @@ def agree(ranks: Ranks, examples: Sequence[Example], announced: int, error: Exce
         digest="".join(f"{sum(half) % 2**64:016x}" for half in halves),
         num_truncated_examples=sum(num_truncated),
         num_truncated_tokens=sum(truncated_tokens),
+        is_stop_asked=any(stops),
     )
 
 
 def leave(ranks: Ranks) -> None:
     """Tell the other ranks, which may wait for this one's next window, that there is none."""
     ranks.gather([_STOPPED, *[0] * (_NUM_NUMBERS - 1)])
+
+
+def share_out(total: int, available: Sequence[int]) -> list[int]:
+    """Split `total` over ranks as evenly as what each has available allows.
+
+    The shares add up to `total`, or to everything there is.
+    """
+    shares = [0] * len(available)
+    left = min(total, sum(available))
+    poorest_first = sorted(range(len(available)), key=lambda rank: available[rank])
+    for place, rank in enumerate(poorest_first):
+        shares[rank] = min(available[rank], left // (len(available) - place))
+        left -= shares[rank]
+    return shares
 
 
 def _digest(example_id: str) -> tuple[int, int]:

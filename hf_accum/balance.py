@@ -12,12 +12,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hf_accum.costs import Costs, Speed, mean_costs
+from hf_accum.costs import SIZES, Costs, Speed, mean_costs
 from hf_accum.ranks import Ranks
 from hf_accum.seeding import derive_seed
 from hf_accum.window import Example
 
-_MOST_EXAMPLES = 64  # of a micro-batch, in what an example costs
+_MOST_EXAMPLES = 64
+_ANY_NUMBER = (_MOST_EXAMPLES,) * len(SIZES)
 
 
 def balanced(examples: Sequence[Example], counts: Sequence[int], speed: Speed, ranks: Ranks) -> tuple[Example, ...]:
@@ -28,15 +29,22 @@ def balanced(examples: Sequence[Example], counts: Sequence[int], speed: Speed, r
     """
     most = max(counts)
     mine = [example.length for example in examples]
-    kind = derive_seed(speed.device)
-    told = ranks.gather([*mine, *[0] * (most - len(mine)), kind, *speed.costs.as_numbers()])
+    fits = speed.most or _ANY_NUMBER
+    told = ranks.gather(
+        [*mine, *[0] * (most - len(mine)), derive_seed(speed.device), *fits, *speed.costs.as_numbers()]
+    )
     lengths = [numbers[:count] for numbers, count in zip(told, counts, strict=True)]
-    kinds = [numbers[most] for numbers in told]
-    of_kind = {
-        kind: mean_costs([Costs.from_numbers(numbers[most + 1 :]) for numbers in told if numbers[most] == kind])
-        for kind in dict.fromkeys(kinds)
+    devices = [numbers[most] for numbers in told]
+    costs = [Costs.from_numbers(numbers[most + 1 + len(SIZES) :]) for numbers in told]
+    of_device = {
+        device: mean_costs([one for one, its in zip(costs, devices, strict=True) if its == device])
+        for device in dict.fromkeys(devices)
     }
-    owners = assign(lengths, [of_kind[kind] for kind in kinds])
+    owners = assign(
+        lengths,
+        [of_device[device] for device in devices],
+        [tuple(numbers[most + 1 : most + 1 + len(SIZES)]) for numbers in told],
+    )
     here = ranks.index
     outgoing: dict[int, list[Example]] = {}
     for example, owner in zip(examples, owners[here], strict=True):
@@ -47,19 +55,24 @@ def balanced(examples: Sequence[Example], counts: Sequence[int], speed: Speed, r
     return (*kept, *(example for rank in sources for example in incoming[rank]))
 
 
-def assign(lengths: Sequence[Sequence[int]], costs: Sequence[Costs]) -> list[list[int]]:
+def assign(
+    lengths: Sequence[Sequence[int]], costs: Sequence[Costs], most: Sequence[tuple[int, ...]] | None = None
+) -> list[list[int]]:
     """The rank that computes each example of each rank.
 
-    `lengths` are those of each rank's examples, `costs` its predicted times. The same arguments give the same result
-    on every machine.
+    `lengths` are those of each rank's examples, `costs` its predicted times, `most` what fits at once, as `Speed` has
+    it (None: anything). The same arguments give the same result on every machine.
     """
     numbers = Counter(length for of_rank in lengths for length in of_rank)
-    seconds = {kind: _seconds_by_length(kind, sorted(numbers)) for kind in dict.fromkeys(costs)}
+    # Lengths differ, so that a rank's share is cut into about three micro-batches at the least.
+    at_once = min(_MOST_EXAMPLES, max(1, numbers.total() // len(costs) // 3))
+    kinds = list(zip(costs, most or [_ANY_NUMBER] * len(costs), strict=True))
+    seconds = {kind: _seconds_by_length(*kind, at_once, sorted(numbers)) for kind in dict.fromkeys(kinds)}
     all_of_it = {kind: sum(of_kind[length] * n for length, n in numbers.items()) for kind, of_kind in seconds.items()}
-    even_share = 1 / sum(1 / all_of_it[kind] for kind in costs) if numbers else 0.0
-    loads = [0.0] * len(costs)
+    even_share = 1 / sum(1 / all_of_it[kind] for kind in kinds) if numbers else 0.0
+    loads = [0.0] * len(kinds)
     # Among ranks of one kind the least loaded is done first.
-    least_loaded = {kind: [(0.0, rank) for rank, its in enumerate(costs) if its == kind] for kind in seconds}
+    least_loaded = {kind: [(0.0, rank) for rank, its in enumerate(kinds) if its == kind] for kind in seconds}
     owners = [[rank] * len(of_rank) for rank, of_rank in enumerate(lengths)]
     longest_first = sorted(
         (-length, rank, index) for rank, of_rank in enumerate(lengths) for index, length in enumerate(of_rank)
@@ -67,13 +80,13 @@ def assign(lengths: Sequence[Sequence[int]], costs: Sequence[Costs]) -> list[lis
     for negative, home, index in longest_first:
         length = -negative
         owner = home
-        at_home = loads[home] + seconds[costs[home]][length]
+        at_home = loads[home] + seconds[kinds[home]][length]
         if at_home > even_share:
             done = [(_least(heap, loads) + seconds[kind][length], heap[0][1]) for kind, heap in least_loaded.items()]
             soonest, other = min(done)
             owner = other if soonest < at_home else home
         owners[home][index] = owner
-        loads[owner] += seconds[costs[owner]][length]
+        loads[owner] += seconds[kinds[owner]][length]
     return owners
 
 
@@ -85,8 +98,15 @@ def _least(heap: list[tuple[float, int]], loads: Sequence[float]) -> float:
     return heap[0][0]
 
 
-def _seconds_by_length(costs: Costs, lengths: Sequence[int]) -> dict[int, float]:
-    """What an example costs: its share of the micro-batch in which examples of its length cost least."""
-    numbers = np.arange(1, _MOST_EXAMPLES + 1)[:, None]
-    shares = costs.seconds(numbers, np.array(lengths, dtype=int)[None, :]) / numbers
-    return dict(zip(lengths, shares.min(axis=0).tolist(), strict=True)) if lengths else {}
+def _seconds_by_length(costs: Costs, most: Sequence[int], at_once: int, lengths: Sequence[int]) -> dict[int, float]:
+    """What an example costs: its share of the micro-batch in which examples of its length cost least, and fit.
+
+    `at_once` are the most of one length that are expected in a micro-batch.
+    """
+    if not lengths:
+        return {}
+    numbers = np.arange(1, at_once + 1)[:, None]
+    sizes = np.minimum(np.searchsorted(SIZES, lengths), len(SIZES) - 1)  # the next larger one
+    fitting = numbers <= np.maximum(1, np.array(most)[sizes])[None, :]
+    shares = np.where(fitting, costs.seconds(numbers, np.array(lengths, dtype=int)[None, :]) / numbers, np.inf)
+    return dict(zip(lengths, shares.min(axis=0).tolist(), strict=True))

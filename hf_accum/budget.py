@@ -198,6 +198,14 @@ class ProcessMemory:
         return peak if fits else None
 
 
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory in use so far: allocated on an accelerator, resident in this process on a CPU."""
+    if device.type != "cpu":
+        return int(torch.accelerator.memory.max_memory_allocated(device))
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024
+
+
 def _reserve(kind: str, num_bytes: int) -> int:
     share, least = _RESERVES[kind]
     return max(least, round(num_bytes * share))

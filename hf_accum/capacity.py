@@ -151,6 +151,22 @@ class WorkingCapacity:
             self._tuned_at[length] = self.tuned.num_examples(length)
         return int(min([self._tuned_at[length], *(ceiling.at(length) for ceiling in list(self._ceilings))]))
 
+    def as_json(self) -> dict[str, Any]:
+        """What `restore` reads."""
+        return {"tuned": self.tuned.as_json(), "ceilings": [asdict(ceiling) for ceiling in self._ceilings]}
+
+    def restore(self, value: Mapping[str, Any]) -> None:
+        """Go on from what `as_json` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: if the value is no such thing.
+        """
+        ceilings = [_Ceiling(**{name: int(number) for name, number in one.items()}) for one in value["ceilings"]]
+        self.tuned = Capacity.from_json(value["tuned"])
+        self._ceilings = ceilings
+        self._tuned_at.clear()
+        self.version += 1
+
     def out_of_memory(self, num_examples: int, length: int) -> None:
         """A micro-batch did not fit: allow half of it from that length on, or what was allowed before it grew."""
         self._lower(num_examples, length)

@@ -37,12 +37,17 @@ def main(arguments: list[str] | None = None) -> None:
     planner.add_argument("--picture", metavar="FILE", help="draw the frontiers: a file .svg or .png")
     planner.add_argument("--verified", metavar="FILE", help="also show what a run measured: its tuning.json")
     parsed, flags = parser.parse_known_args(arguments)
-    run(lambda: _plan(parsed.recipe, parsed.memory, parsed.variants, parsed.picture, parsed.verified, flags))
+    debug = "--debug" in flags or "--debug=true" in flags  # also for what fails before the recipe reads its flags
+    run(
+        lambda: _plan(parsed.recipe, parsed.memory, parsed.variants, parsed.picture, parsed.verified, flags),
+        debug=debug,
+    )
 
 
 def _plan(
     recipe: str, memory: str, variants: str, picture: str | None, verified: str | None, flags: list[str]
 ) -> None:
+    """Check what was given, up to the recipe's own flags, and then plan as these say (`--debug`)."""
     try:
         budgets = [parse_bytes(size) for size in memory.split(",")]
     except ValueError as error:
@@ -65,13 +70,25 @@ def _plan(
         raise ValueError(f"{recipe}: its function `workload(config)` has to say which RecipeConfig it takes")
     config: RecipeConfig = parse(config_class, _PLAN, flags)
 
+    run(lambda: _show(recipe, module, config, chosen, budgets, measured, picture), config)
+
+
+def _show(
+    recipe: str,
+    module: ModuleType,
+    config: RecipeConfig,
+    variants: Sequence[str],
+    budgets: Sequence[int],
+    measured: "Table | None",
+    picture: str | None,
+) -> None:
     from rich.console import Console
 
     from hf_accum.plan import plan
 
     console = Console(soft_wrap=True)
     console.print(f"planning {recipe} for {config.model or 'its embedded model'}, up to {config.max_length} tokens")
-    found, impossible = plan(module.workload, config, chosen)
+    found, impossible = plan(module.workload, config, variants)
     for flag, value in _overridden(config).items():
         console.print(f"{flag} {value} says nothing here: each way of training has its own (--variants chooses)")
     for why in impossible:

@@ -4,16 +4,25 @@ import dataclasses
 import math
 import re
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
-from hf_accum.errors import OutOfMemory, RankFailed, first_line
+from hf_accum.arguments import check_config_files, with_values
+from hf_accum.doors import Doors
+from hf_accum.ending import ending_past_threads, tell
+from hf_accum.errors import RankFailed, Stopped
 from hf_accum.host import prepare_for_limits
+from hf_accum.rules import check_texts, require, require_count, require_finite
+from hf_accum.secrecy import without_secrets
 from hf_accum.units import parse_bytes
 
 C = TypeVar("C", bound="RecipeConfig")
+
+EXIT_STOPPED = 75
+"""Of a process that has ended early on request, and can go on: sysexits.h calls it EX_TEMPFAIL, "try again later"."""
 
 VARIANTS = {
     "full": "full",
@@ -42,9 +51,16 @@ class LoraConfig:
     def __post_init__(self) -> None:
         """Check every value."""
         require(self.rank >= 0, "lora.rank", self.rank, "at least 0 (0: full fine-tuning)")
-        require(self.alpha > 0 and math.isfinite(self.alpha), "lora.alpha", self.alpha, "above 0")
+        require(self.rank <= 65_536, "lora.rank", self.rank, "at most 65,536: no layer is wider")
+        require(0 < self.alpha <= 1e6, "lora.alpha", self.alpha, "above 0, and at most 1e6")
         require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "in [0, 1)")
         require(bool(self.target_modules), "lora.target_modules", self.target_modules, "not empty")
+        if isinstance(self.target_modules, str):
+            try:
+                re.compile(self.target_modules)
+            except (re.error, RecursionError, OverflowError) as error:
+                rule = f"names of modules, or a regular expression, which this is not ({error})"
+                require(False, "lora.target_modules", self.target_modules, rule)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +71,16 @@ class RecipeConfig:
     """Hub id or local folder of the model; default: the recipe's embedded one."""
     dataset: str | None = None
     """Hub id, local folder or file (jsonl, csv, parquet); default: the recipe's embedded one."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub's model repository: a commit pins what is downloaded."""
+    dataset_revision: str | None = None
+    """Branch, tag or commit of the hub's dataset repository."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model, or a metric of the hub; read it first. Code of a dataset is never run."""
+    code_revision: str | None = None
+    """Branch, tag or commit of the model's code, where that is in another repository (trust_remote_code)."""
+    allow_pickle_weights: bool = False
+    """Read weights from pytorch_model.bin where there is no model.safetensors: tensors only, nothing is run."""
     output_dir: str = "runs/latest"
     """The run's folder: config.yaml, metrics.jsonl, evaluation.json, checkpoints/, adapter/ or model/."""
     seed: int = 0
@@ -62,6 +88,9 @@ class RecipeConfig:
     full_determinism: bool = False
     """The same command gives the same run, bit for bit: no measured time changes how windows are cut, and torch uses
     deterministic algorithms. Needs a number as micro_batch_size."""
+    fast_kernels: bool = True
+    """LoRA layers in fewer operations and, on a CPU, dropout masks from fewer random bits: the same training, faster.
+    False: as peft and torch have them."""
     max_steps: int | None = None
     """Optimizer steps; training ends by this or by num_epochs, whichever comes first."""
     num_epochs: int | None = 1
@@ -107,24 +136,50 @@ class RecipeConfig:
     """Optimizer steps between two updates of metrics.jsonl, the display and the trackers."""
     eval_every: int | None = None
     """Optimizer steps between two evaluations; null: only at the end."""
-    save_every: int | None = None
-    """Optimizer steps between two checkpoints; null: only the best one, where best_metric is set."""
+    save_every: int | None = 100
+    """Optimizer steps between two checkpoints; null: only the best one, with best_metric, and when stopped."""
+    keep_checkpoints: int = 2
+    """How many checkpoints are kept, the newest ones; the best one is too."""
+    resume: str = "auto"
+    """auto: an unfinished run in output_dir goes on from its newest checkpoint; never; or a checkpoint's folder."""
+    allow_changes: list[str] | str = field(default_factory=list)
+    """Settings that may be others than those of the run that goes on, by name: learning_rate,..."""
     best_metric: str | None = None
     """The metric (or loss) by which the best checkpoint is kept and, at the end, exported; null: the last."""
     early_stopping_patience: int | None = None
     """Evaluations without a better best_metric after which training ends."""
+    max_minutes: float | None = None
+    """Minutes from its start after which the run saves a checkpoint and ends; null: no limit."""
+    rank_timeout_minutes: float = 10.0
+    """A rank that waits this long for another one (which may be saving, or evaluating) ends with an error."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A window whose loss or gradient is not finite stops the run, or is left out; its examples' ids go to
+    nonfinite.jsonl."""
+    max_nonfinite_skips: int = 10
+    """How many windows on_nonfinite skip may leave out before the run stops all the same."""
     trackers: list[str] | str = field(default_factory=list)
     """accelerate's experiment trackers: tensorboard,wandb,mlflow,... (a list, or names with commas between)"""
+    debug: bool = False
+    """Show where an error came from: its traceback."""
 
     def __post_init__(self) -> None:
         """Check every value, before anything heavy is loaded."""
-        self.split_names("trackers")
-        for name in ("effective_batch_size", "shuffle_block_size", "log_every"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        size = self.micro_batch_size
-        require(size == "auto" or size >= 1, "micro_batch_size", size, "auto, or at least 1")
+        self.split_names("trackers", "allow_changes")
+        check_texts(vars(self))
+        for name in ("model", "dataset", "output_dir", "resume", "revision", "dataset_revision", "code_revision"):
+            require(getattr(self, name) != "", name, "''", "left out, or not empty")
+        for name in (
+            "effective_batch_size",
+            "shuffle_block_size",
+            "log_every",
+            "max_nonfinite_skips",
+            "keep_checkpoints",
+        ):
+            require_count(name, getattr(self, name))
+        if self.micro_batch_size != "auto":
+            require_count("micro_batch_size", self.micro_batch_size, "auto, or at least 1")
         require(
-            size != "auto" or not self.full_determinism,
+            self.micro_batch_size != "auto" or not self.full_determinism,
             "full_determinism",
             self.full_determinism,
             "false with --micro_batch_size auto, which depends on what is free: give a number",
@@ -135,23 +190,39 @@ class RecipeConfig:
             except ValueError:
                 require(False, "memory_budget", self.memory_budget, "auto, or bytes as 6GiB or 500MB")
         for name in ("max_steps", "num_epochs", "eval_every", "save_every", "early_stopping_patience"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "at least 1, or null")
+            if getattr(self, name) is not None:
+                require_count(name, getattr(self, name), "at least 1, or null")
         require(
             self.max_steps is not None or self.num_epochs is not None,
             "num_epochs",
             self.num_epochs,
             "a number where max_steps is null: one of them has to end the training",
         )
-        require(self.max_length >= 2, "max_length", self.max_length, "at least 2")
-        for name in ("learning_rate", "max_grad_norm"):
-            value = getattr(self, name)
-            require(value > 0 and math.isfinite(value), name, value, "a finite number above 0")
+        for name in ("max_minutes", "rank_timeout_minutes"):
+            if getattr(self, name) is not None:
+                require_finite(name, getattr(self, name), 0.0, math.inf)
+        require_count("max_length", self.max_length, "at least 2", least=2)
+        # Beyond these nothing is learned: weights become infinite, or the gradient zero.
+        require_finite("learning_rate", self.learning_rate, 0.0, 100.0)
+        require_finite("max_grad_norm", self.max_grad_norm, 1e-12, math.inf)
         require(
             self.weight_decay >= 0 and math.isfinite(self.weight_decay),
             "weight_decay",
             self.weight_decay,
             "a finite number, at least 0",
+        )
+        # A step multiplies a weight by 1 - learning_rate * weight_decay.
+        require(
+            self.weight_decay * self.learning_rate < 1,
+            "weight_decay",
+            self.weight_decay,
+            f"below 1 / learning_rate, which is {1 / self.learning_rate:g}: every step would turn the weights around",
+        )
+        require(
+            self.code_revision is None or self.trust_remote_code,
+            "code_revision",
+            self.code_revision,
+            "left out without --trust_remote_code: no code of the model is run",
         )
         require(0 <= self.warmup_ratio <= 1, "warmup_ratio", self.warmup_ratio, "in [0, 1]")
         require(self.dropout is None or 0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
@@ -174,6 +245,11 @@ class RecipeConfig:
             "null without eval_every, which says when to look",
         )
 
+    @property
+    def doors(self) -> Doors:
+        """What may come in with the model."""
+        return Doors(self.revision, self.trust_remote_code, self.code_revision, self.allow_pickle_weights)
+
     def split_names(self, *flags: str) -> None:
         """Make lists of flags that were given as names with commas between."""
         for flag in flags:
@@ -185,60 +261,57 @@ class RecipeConfig:
                 object.__setattr__(self, flag, names)
 
 
-def require(holds: bool, flag: str, value: object, rule: str) -> None:
-    """Refuse a flag's value.
-
-    Raises:
-        ValueError: naming the flag, its value and the rule, if it does not hold.
-    """
-    if not holds:
-        raise ValueError(f"--{flag} {value}: has to be {rule}")
-
-
-def parse(config_class: type[C], description: str, arguments: list[str] | None = None) -> C:
+def parse(config_class: type[C], description: str, arguments: Sequence[str] | None = None) -> C:
     """A recipe's configuration from the command line: a YAML file by `--config`, then flags on top.
 
-    `--help` and `--print_config` need no torch. A value that is not allowed ends the process with status 2 and
-    a message that says which, and why.
+    A switch (a flag of true or false) may stand alone: `--debug`. `--help` and `--print_config` need no torch. A
+    value that is not allowed ends the process with status 2 and a message that says which, and why.
     """
     from jsonargparse import ArgumentParser, set_dumper, set_parsing_settings
 
+    class Parser(ArgumentParser):
+        """Tells no secret in its messages, which repeat what was given."""
+
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            """End the process with a message."""
+            super().error(without_secrets(message), ex)
+
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     set_dumper("yaml", _to_yaml)
-    parser = ArgumentParser(prog=Path(sys.argv[0]).name, description=description, allow_abbrev=False)
+    parser = Parser(prog=Path(sys.argv[0]).name, description=description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the flags below.")
     parser.add_class_arguments(config_class)
-    parsed = parser.parse_args(arguments)
+    switches = {f"--{f.name}" for f in dataclasses.fields(config_class) if f.type is bool}
+    given = with_values(sys.argv[1:] if arguments is None else arguments, switches)
     try:
-        values = vars(parser.instantiate(parsed))
+        check_config_files(given)
+        values = vars(parser.instantiate(parser.parse_args(given)))
         return config_class(**{f.name: values[f.name] for f in dataclasses.fields(config_class)})
     except ValueError as error:
         parser.error(str(error))
 
 
-def run(work: Callable[[], object]) -> None:
-    """Run a recipe's work; a user's mistake ends the process with status 2 and one message, no traceback.
+_AFTER_THE_CAUSE_SECONDS = 2.0  # torchrun tells of the rank that ends first
 
-    So it does on the ranks where the mistake did not show.
+
+@ending_past_threads()
+def run(work: Callable[[], object], config: RecipeConfig | None = None, *, debug: bool = False) -> None:
+    """Run a recipe's work; an error ends the process with one message: status 2 after a user's mistake, else 1.
+
+    So it does on the ranks where the mistake did not show. With `debug`, or the config's, its traceback is shown. A
+    run that was asked to stop ends with `EXIT_STOPPED`.
     """
     prepare_for_limits()
     try:
         work()
-    except (ValueError, RankFailed, OutOfMemory) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except (RuntimeError, MemoryError) as error:
-        from hf_accum.oom import Failure, classify
-
-        if classify(error) is not Failure.OUT_OF_MEMORY:
-            raise
-        # In a micro-batch it starts the window anew; the step of the optimizer cannot be taken back.
-        print(
-            f"error: memory ran out outside of the micro-batches, as in the optimizer's step ({first_line(error)}); "
-            "a smaller --memory_budget or --micro_batch_size, or --lora.rank, leaves more for it",
-            file=sys.stderr,
-        )
-        raise SystemExit(2) from error
+    except Stopped:
+        raise SystemExit(EXIT_STOPPED) from None  # the log has said why
+    except Exception as error:
+        debug = debug or (config is not None and config.debug)
+        status = tell(error, debug=debug, output_dir=None if config is None else config.output_dir)
+        if isinstance(error, RankFailed):
+            time.sleep(_AFTER_THE_CAUSE_SECONDS)
+        raise SystemExit(status) from error
 
 
 def as_dict(config: RecipeConfig) -> dict[str, Any]:

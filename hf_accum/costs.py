@@ -19,6 +19,7 @@ import numpy as np
 
 from hf_accum.ranks import bits_float, float_bits
 
+SIZES = tuple(2**power for power in range(3, 16))
 KNOTS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 _MOST_OBSERVATIONS = 512
 _LAST_UPDATE = 64  # windows
@@ -94,10 +95,14 @@ class Costs:
 
 @dataclass(frozen=True)
 class Speed:
-    """How long micro-batches take on a rank, and on what kind of device: others may have the same."""
+    """How long micro-batches take on a rank, and on what kind of device: others may have the same.
+
+    `most` are the examples that fit at once, of at most each of `SIZES` tokens.
+    """
 
     device: str
     costs: Costs
+    most: tuple[int, ...] = ()
 
 
 UNLEARNED = Costs(micro_batch=64e-6, token=1e-6, square=1e-9)
@@ -209,6 +214,30 @@ class WorkingCosts:
         """A micro-batch was queued on the device; its time is read when it is there."""
         if not self.is_settled:
             self._running.append((num_examples, length, timing))
+
+    def as_json(self) -> dict[str, Any]:
+        """What `restore` reads. Micro-batches whose times are not known yet are left out."""
+        seen = [[o.num_examples, o.length, o.seconds] for o in [*self._first, *self._observations]]
+        return {
+            "costs": self.costs.as_json(),
+            "initial": self._initial.as_json(),
+            "num_windows": self.num_windows,
+            "observations": [] if self.is_settled else seen,
+        }
+
+    def restore(self, value: Mapping[str, Any]) -> None:
+        """Go on from what `as_json` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: if the value is no such thing.
+        """
+        seen = [Observation(int(n), int(length), float(seconds)) for n, length, seconds in value["observations"]]
+        self.costs, self._initial = Costs.from_json(value["costs"]), Costs.from_json(value["initial"])
+        self.num_windows = int(value["num_windows"])
+        half = _MOST_OBSERVATIONS // 2
+        self._first, self._observations = seen[:half], deque(seen[half:], maxlen=_MOST_OBSERVATIONS)
+        self._running.clear()
+        self.version += 1
 
     def window_done(self) -> None:
         """A window went through."""

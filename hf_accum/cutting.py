@@ -1,14 +1,14 @@
 """Cutting a window's examples into micro-batches: within what fits, the fastest by the predicted times."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from hf_accum.capacity import WorkingCapacity
-from hf_accum.costs import UNLEARNED, Costs, Speed, WorkingCosts
+from hf_accum.costs import SIZES, UNLEARNED, Costs, Speed, WorkingCosts
 
 
 class Sized(Protocol):
@@ -63,7 +63,23 @@ class Cutter:
 
     def speed_at_step(self, step: int) -> Speed:
         """For what is decided ahead of the device, and so has to be the same whatever has been measured meanwhile."""
-        return Speed(self.device, UNLEARNED if self.costs is None else self.costs.at_step(step))
+        most = tuple(self.capacity.tuned.num_examples(length) for length in SIZES)
+        return Speed(self.device, UNLEARNED if self.costs is None else self.costs.at_step(step), most)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `restore` reads: what decides how windows are cut."""
+        costs = None if self.costs is None else self.costs.as_json()
+        return {"capacity": self.capacity.as_json(), "costs": costs}
+
+    def restore(self, value: Mapping[str, Any]) -> None:
+        """Cut as the cutter did that gave this.
+
+        Raises:
+            KeyError, TypeError, ValueError: if the value is no such thing.
+        """
+        self.capacity.restore(value["capacity"])
+        if self.costs is not None and value["costs"] is not None:
+            self.costs.restore(value["costs"])
 
     def window_done(self) -> None:
         """A window went through."""

@@ -1,8 +1,28 @@
 """Errors of more than one module, and how they are told."""
 
+import reprlib
+from typing import Any
+
+_LONGEST = 400  # characters
+_shortened = reprlib.Repr()
+_shortened.maxstring = _shortened.maxother = _shortened.maxlong = 80
+_shortened.maxlevel = 3
+
 
 class RankFailed(RuntimeError):
     """Another rank failed; the message says which, and what of."""
+
+
+class ReadingFailed(RankFailed):
+    """Another rank could not read its data; all ranks know of it after the same window."""
+
+
+class Stopped(RuntimeError):
+    """A run that was asked to end early has; the message says by what."""
+
+
+class NotFinite(RuntimeError):
+    """The loss or the gradient of a window is not finite; the message says where to look."""
 
 
 class OutOfMemory(RuntimeError):
@@ -11,4 +31,17 @@ class OutOfMemory(RuntimeError):
 
 def first_line(error: BaseException) -> str:
     """An error's type and the first line of its message, for a message of our own."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines()]
+    while len(lines) > 1 and (lines[0].endswith(":") or not lines[0]):  # what it says comes after that
+        lines[:2] = [" ".join(lines[:2])]
+    return shortened(lines[0], _LONGEST)
+
+
+def shortened(text: str, longest: int = 80) -> str:
+    """A text of at most so many characters, for a message: of a value that may be a whole document."""
+    return text if len(text) <= longest else f"{text[: longest - 4]} ..."
+
+
+def shown(value: Any) -> str:
+    """A value for a message, shortened: it may be a whole document, or lists in lists without end."""
+    return _shortened.repr(value)

@@ -3,9 +3,12 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+_TRIED = ".hf-accum-"  # a folder made to see whether one can be
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -26,6 +29,68 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+class JsonLines:
+    """A file to which JSON objects are added, each on a line of its own.
+
+    Where that fails (the disk is full) they are kept, and written with the next ones; `say` is told once.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        self.path = path
+        self.say = say
+        self._kept: list[str] = []
+
+    def add(self, values: Iterable[Any]) -> None:
+        """Write them; what has no JSON (NaN) is refused."""
+        is_behind = bool(self._kept)
+        self._kept += [json.dumps(value, allow_nan=False) + "\n" for value in values]
+        if not self._kept:
+            return
+        try:
+            num_bytes = self.path.stat().st_size if self.path.exists() else 0
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.writelines(self._kept)
+            except OSError:
+                os.truncate(self.path, num_bytes)  # no half of a line
+                raise
+        except OSError as error:
+            if not is_behind:
+                self.say(f"{self.path.name} cannot be written ({error}): its lines are kept, and tried again")
+            return
+        self._kept = []
+        if is_behind:
+            self.say(f"{self.path.name} can be written again: nothing of it is lost")
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a killed process was writing it."""
+    return path.name.startswith(".") and (path.name.endswith((".partial", ".old")) or path.name.startswith(_TRIED))
+
+
+def check_output_dir(folder: Path) -> None:
+    """Refuse a run's folder that cannot be made or written to, by trying: nothing is left of it.
+
+    Raises:
+        ValueError: if it is something else, or cannot be.
+    """
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"--output_dir {folder}: has to be a folder, it is a file")
+        others = [] if not folder.is_dir() else sorted(p.name for p in folder.iterdir() if not is_leftover(p))
+        if others and "config.yaml" not in others:
+            raise ValueError(
+                f"--output_dir {folder}: has to be new, empty, or an earlier run's folder; it holds "
+                f"{', '.join(others[:5])}"
+            )
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        with tempfile.TemporaryDirectory(prefix=_TRIED, dir=there) as tried:
+            name = folder.name if there == folder else folder.relative_to(there).parts[0]
+            (Path(tried) / name).mkdir()  # not too long, and of allowed characters
+    except OSError as error:
+        raise ValueError(f"--output_dir {folder}: has to be a folder to write in ({error})") from error
+
+
 def fill_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write into a folder beside `path`, then put it in the place of `path`."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -36,9 +101,8 @@ def fill_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
     try:
         partial.mkdir(parents=True)
         fill(partial)
-        for file in partial.rglob("*"):
-            if file.is_file():
-                _flush(file)
+        for written in (*partial.rglob("*"), partial):
+            _flush(written)
         if path.exists():
             path.rename(old)
         try:

@@ -24,6 +24,13 @@ class LabelledTexts:
     num_held_out: int | None = None
     label_counts: Mapping[str, int] = field(default_factory=dict)
     bad_rows: Mapping[str, int] = field(default_factory=dict)
+    digest: str | None = None
+    """Of the texts and labels of all rows."""
+
+    @property
+    def labels_without_rows(self) -> list[str]:
+        """Labels that no row to train on has, as far as they were counted."""
+        return [name for name in self.labels.names if name not in self.label_counts] if self.label_counts else []
 
     def is_held_out(self, row: Row, of_eval_source: bool) -> bool:
         """Whether a row is not to train on."""
@@ -45,18 +52,23 @@ def open_labelled_texts(
     train_split: str,
     eval_split: str | None,
     eval_fraction: float,
+    revision: str | None = None,
     on_bad_row: Literal["error", "skip"],
     needs_counts: bool,
     needs_size: bool,
 ) -> LabelledTexts:
     """Open the dataset and, where labels, their counts or its size are needed and not known, read it once.
 
+    `revision` is one of the hub's repository.
+
     Raises:
         ValueError: for a dataset, column or row that cannot be used.
     """
     columns = [text_column, label_column] + ([] if eval_split else [group_column])
-    source = open_source(dataset, train_split, columns=columns)
-    eval_source = open_source(dataset, eval_split, columns=columns) if eval_split else source
+    source = open_source(dataset, train_split, columns=columns, revision=revision)
+    eval_source = source
+    if eval_split:
+        eval_source = open_source(dataset, eval_split, columns=columns, revision=revision)
     class_names = source.class_names.get(label_column, ())
     names = label_names or class_names
     labels = LabelColumn(label_column, problem, names, label_separator, bool(class_names))
@@ -66,9 +78,10 @@ def open_labelled_texts(
         return data
 
     def observe(of_eval_source: bool) -> Survey:
-        def one(row: Row) -> tuple[bool, tuple[str, ...]]:
-            text_of(row, text_column)
-            return data.is_held_out(row, of_eval_source), labels.keys(row)
+        def one(row: Row) -> tuple[bool, tuple[str, ...], object]:
+            text, keys = text_of(row, text_column), labels.keys(row)
+            target = labels.encode(row) if problem == "regression" else keys
+            return data.is_held_out(row, of_eval_source), keys, (text, target)
 
         return survey(data.eval_source if of_eval_source else data.source, one, ranks, on_bad_row)
 
@@ -90,4 +103,5 @@ def open_labelled_texts(
         num_held_out=found.num_held_out,
         label_counts=found.train_labels,
         bad_rows=found.bad_rows,
+        digest=f"{found.digest:016x}",
     )

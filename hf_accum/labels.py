@@ -5,11 +5,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hf_accum.errors import shortened, shown
 from hf_accum.source import BadRow
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 _MOST_LABELS = 1_000
+_MOST_DIGITS = 1_000  # of a number: Python refuses to read longer ones than some thousands
 _LARGEST_FLOAT32 = 3.4028235e38
 
 
@@ -60,13 +62,15 @@ class LabelColumn:
                 present = set(indices)
                 if len(present) < len(indices):
                     raise BadRow(
-                        self.column, f"{value!r} has a label twice: it has to list the labels that there are"
+                        self.column, f"{shown(value)} has a label twice: it has to list the labels that there are"
                     )
                 return [1.0 if index in present else 0.0 for index in range(len(self.names))]
 
     def _value(self, row: Mapping[str, Any]) -> Any:
         if self.column not in row:
-            raise BadRow(self.column, f"no such column; the row has {', '.join(map(str, row)) or 'none'}")
+            raise BadRow(
+                self.column, f"no such column; the row has {shortened(', '.join(map(str, row)), 300) or 'none'}"
+            )
         value = row[self.column]
         if value is None or (isinstance(value, float) and math.isnan(value)):
             raise BadRow(self.column, "no label (null or NaN)")
@@ -76,9 +80,9 @@ class LabelColumn:
         try:
             number = float(value)
         except (TypeError, ValueError, OverflowError):  # a whole number of more than 308 digits
-            raise BadRow(self.column, f"{value!r} is not a number") from None
+            raise BadRow(self.column, f"{shown(value)} is not a number") from None
         if not math.isfinite(number) or abs(number) > _LARGEST_FLOAT32:
-            raise BadRow(self.column, f"{value!r} is not a finite number of float32")
+            raise BadRow(self.column, f"{shown(value)} is not a finite number of float32")
         return number
 
     def _items(self, value: Any) -> list[Any]:
@@ -86,13 +90,13 @@ class LabelColumn:
             return [item.strip() for item in value.split(self.separator) if item.strip()]
         if isinstance(value, list | tuple):
             return list(value)
-        raise BadRow(self.column, f"{value!r} is neither a list nor a text of labels")
+        raise BadRow(self.column, f"{shown(value)} is neither a list nor a text of labels")
 
     def _key(self, value: Any) -> str:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, str | int) or (isinstance(value, str) and not value.strip()):
-            raise BadRow(self.column, f"{value!r} is neither the name nor the number of a class")
+            raise BadRow(self.column, f"{shown(value)} is neither the name nor the number of a class")
         return value.strip() if isinstance(value, str) else str(value)
 
     def _name(self, value: Any) -> str:
@@ -103,10 +107,10 @@ class LabelColumn:
         if key in self.names and not (self.numbers_are_indices and isinstance(value, int)):
             return self.names.index(key)
         may_be_index = self.numbers_are_indices or not any(name.isdecimal() for name in self.names)
-        if may_be_index and key.isdecimal() and int(key) < len(self.names):
+        if may_be_index and key.isdecimal() and len(key) <= _MOST_DIGITS and int(key) < len(self.names):
             return int(key)
         known = ", ".join(self.names[:20]) + (", ..." if len(self.names) > 20 else "")
-        raise BadRow(self.column, f"label {key!r} is out of range: it is none of {known}")
+        raise BadRow(self.column, f"label {shown(key)} is out of range: it is none of {known}")
 
 
 def sorted_names(keys: Iterable[str], column: str) -> tuple[str, ...]:
@@ -127,4 +131,4 @@ def sorted_names(keys: Iterable[str], column: str) -> tuple[str, ...]:
 
 
 def _is_integer(key: str) -> bool:
-    return key.removeprefix("-").isdecimal()
+    return key.removeprefix("-").isdecimal() and len(key) <= _MOST_DIGITS

@@ -1,16 +1,17 @@
 """Loading a pretrained model for a task, with its dropouts set, and knowing what of it is new."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
+from hf_accum.doors import Doors, check_model_files, local
+from hf_accum.ending import is_of_ours
 from hf_accum.errors import first_line
+from hf_accum.oom import Failure, classify
 from hf_accum.quantization import (
     head_modules,
     keep_weights_trainable_through,
@@ -19,7 +20,9 @@ from hf_accum.quantization import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Pretrained:
     new_modules: tuple[str, ...]
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
+def load_tokenizer(name: str, doors: Doors = Doors()) -> "PreTrainedTokenizerBase":  # noqa: B008 (frozen)
     """The model's tokenizer, able to pad.
 
     Raises:
@@ -38,10 +41,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokeniz
     """
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(_local(name), revision=revision)
-    except (OSError, ValueError, ImportError) as error:
-        raise ValueError(_not_found("tokenizer", name, error)) from error
+    with quiet_transformers():
+        tokenizer = _loaded("tokenizer", name, lambda: AutoTokenizer.from_pretrained(local(name), **doors.of_hub))
     if len(tokenizer) <= len(tokenizer.all_special_ids) + 2:  # transformers makes one of nothing at all
         raise ValueError(
             f"--model {name}: has to have the files of its tokenizer, which without them knows only "
@@ -49,6 +50,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokeniz
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise ValueError(f"--model {name}: its tokenizer has to have a token for padding, or for the end of a text")
     return tokenizer
 
 
@@ -59,7 +62,7 @@ def load_model(
     *,
     max_length: int,
     dropout: float | None = None,
-    revision: str | None = None,
+    doors: Doors = Doors(),  # noqa: B008 (frozen)
     quantization: str = "none",
     precision: str = "no",
     device: torch.device | str = "cpu",
@@ -68,18 +71,14 @@ def load_model(
     """Load `name` by a transformers Auto class, in float32, with `config_values` (labels, say) in its config.
 
     `dropout` overrides every dropout probability of the model. With `quantization` nf4 all linear layers but the
-    head's have 4-bit weights, on the device at once, multiplied in accelerate's `precision`.
+    head's have 4-bit weights, on the device at once, multiplied in accelerate's `precision`. What may come in with
+    it the `doors` say.
 
     Raises:
         ValueError: if there is no such model, if its weights do not fit (a head for other labels), if
-            `max_length` is more than it has positions for, or if the tokenizer knows more tokens than the model.
+            `max_length` is more than it has positions for, or if the tokenizer is that of another model.
     """
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(_local(name), revision=revision, **config_values)
-    except (OSError, ValueError) as error:
-        raise ValueError(_not_found("model", name, error)) from error
+    config, said = _config(name, doors, config_values)
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     if dropout is not None:
@@ -87,28 +86,32 @@ def load_model(
     options: dict[str, Any] = {}
     if quantization != "none":
         with torch.device("meta"), quiet_transformers():
-            heads = head_modules(auto_class.from_config(config))
+            heads = head_modules(auto_class.from_config(config, trust_remote_code=doors.trust_remote_code))
         options = {
             "quantization_config": quantization_config(quantization, heads, precision),
             "device_map": {"": torch.device(device)},
         }
-    try:
-        with quiet_transformers():  # what is new in the model is said by the run's summary
-            model, info = auto_class.from_pretrained(
-                _local(name),
+    with quiet_transformers():  # what is new in the model is said by the run's summary
+        model, info = _loaded(
+            "weights",
+            name,
+            lambda: auto_class.from_pretrained(
+                local(name),
                 config=config,
-                revision=revision,
                 dtype=torch.float32,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                **doors.of_hub,
+                **doors.of_weights,
                 **options,
-            )
-    except (OSError, ValueError) as error:
-        raise ValueError(_not_found("model", name, error)) from error
-    except (RuntimeError, SafetensorError) as error:
+            ),
+        )
+    if info["mismatched_keys"]:
+        weight, stored, wanted = min(info["mismatched_keys"], key=lambda mismatch: mismatch[0])
         raise ValueError(
-            f"model {name!r}: its weights cannot be read, or do not fit: if it is a classifier of other labels, "
-            f"give the model that it was made from ({first_line(error)})"
-        ) from error
+            f"model {name!r}: its weights do not fit: {weight} is {tuple(stored)} there, and has to be "
+            f"{tuple(wanted)}; if it is a classifier of other labels, give the model that it was made from"
+        )
     if quantization != "none":
         keep_weights_trainable_through(model)
     if dropout is not None:
@@ -116,13 +119,10 @@ def load_model(
     new_modules = _modules_of(model, info["missing_keys"])
     if "" in new_modules:
         raise ValueError(f"model {name!r}: none of its weights fits {type(model).__name__}")
+    if not set(head_modules(model)) & set(new_modules):
+        _check_labels(name, said.get("id2label"), config_values.get("id2label"))
     _check_positions(model, name, max_length)
-    embeddings = model.get_input_embeddings()
-    if isinstance(embeddings, nn.Embedding) and len(tokenizer) > embeddings.num_embeddings:
-        raise ValueError(
-            f"the tokenizer of {name!r} knows {len(tokenizer)} tokens, the model {embeddings.num_embeddings}: "
-            "they do not belong together"
-        )
+    _check_tokenizer(model, name, tokenizer)
     return Pretrained(model.train(), new_modules)
 
 
@@ -132,7 +132,7 @@ def build_without_weights(
     *,
     max_length: int,
     dropout: float | None = None,
-    revision: str | None = None,
+    doors: Doors = Doors(),  # noqa: B008 (frozen)
     quantization: str = "none",
     precision: str = "no",
     **config_values: Any,
@@ -143,18 +143,17 @@ def build_without_weights(
         ValueError: if there is no such config, it is of no such model, or `max_length` is more than it has
             positions for.
     """
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(_local(name), revision=revision, **config_values)
-        if config.pad_token_id is None:
-            config.pad_token_id = 0
-        if dropout is not None:
-            _set_config_dropout(config, dropout)
-        with torch.device("meta"), quiet_transformers():
-            model = auto_class.from_config(config, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise ValueError(_not_found("model", name, error)) from error
+    config, _ = _config(name, doors, config_values)
+    if config.pad_token_id is None:
+        config.pad_token_id = 0
+    if dropout is not None:
+        _set_config_dropout(config, dropout)
+    with torch.device("meta"), quiet_transformers():
+        model = _loaded(
+            "model",
+            name,
+            lambda: auto_class.from_config(config, dtype=torch.float32, trust_remote_code=doors.trust_remote_code),
+        )
     _check_positions(model, name, max_length)
     options = quantization_config(quantization, head_modules(model), precision)
     if options is not None:
@@ -162,6 +161,43 @@ def build_without_weights(
     if dropout is not None:
         set_dropout(model, dropout)
     return model.train()
+
+
+def _config(name: str, doors: Doors, config_values: Mapping[str, Any]) -> tuple["PreTrainedConfig", dict[str, Any]]:
+    """A model's config with values of ours in it, and what it says itself."""
+    from transformers import AutoConfig
+
+    with quiet_transformers():
+        said = _loaded("model", name, lambda: check_model_files(name, doors))
+        config = _loaded(
+            "model", name, lambda: AutoConfig.from_pretrained(local(name), **doors.of_hub, **config_values)
+        )
+    return config, said
+
+
+def _loaded(what: str, name: str, load: Callable[[], T]) -> T:
+    """What `load` loads.
+
+    Raises:
+        ValueError: if it cannot: files of others can be wrong in any way, and so anything may be raised. A lack of
+            memory is left as it is.
+    """
+    try:
+        return load()
+    except Exception as error:
+        if classify(error) is Failure.OUT_OF_MEMORY or (isinstance(error, ValueError) and is_of_ours(error)):
+            raise
+        said = first_line(error)
+        if "custom code" in str(error):
+            said += "; --trust_remote_code runs its code, which is to be read first"
+        if what == "weights" and not isinstance(error, OSError):
+            raise ValueError(f"model {name!r}: its weights cannot be read ({said})") from error
+        if what == "weights":
+            what = "model in safetensors"
+            said += "; --allow_pickle_weights reads pytorch_model.bin too, as tensors only"
+        raise ValueError(
+            f"--model {name}: has to be a local folder, or an id of the hub, with a {what} to load ({said})"
+        ) from error
 
 
 @contextmanager
@@ -182,20 +218,63 @@ def quiet_transformers() -> Iterator[None]:
 
 def num_positions(model: nn.Module) -> int | None:
     """Tokens for which a model with learned absolute positions has one; None where there is no such limit."""
-    names = ("position_embeddings", "embed_positions", "wpe")
     limits = [
         # Some embeddings stand for no position: as many as an offset says, or up to that of padding.
         module.num_embeddings - getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
+        for module in _position_embeddings(model)
+    ]
+    return min(limits, default=None)
+
+
+def _position_embeddings(model: nn.Module) -> list[nn.Embedding]:
+    names = ("position_embeddings", "embed_positions", "wpe")
+    return [
+        module
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in names
     ]
-    return min(limits, default=None)
 
 
 def _check_positions(model: nn.Module, name: str, max_length: int) -> None:
     positions = num_positions(model)
     if positions is not None and max_length > positions:
         raise ValueError(f"--max_length {max_length}: has to be at most {positions}, the positions that {name!r} has")
+
+
+def _check_labels(name: str, of_head: Any, wanted: Any) -> None:
+    """Refuse labels that a trained head has other names for, or in another order: it would be taught wrong."""
+    if not isinstance(of_head, dict) or not isinstance(wanted, dict):
+        return
+    known = [str(label) for _, label in sorted(of_head.items(), key=lambda item: int(item[0]))]
+    if known == list(wanted.values()) or known == [f"LABEL_{index}" for index in range(len(known))]:
+        return
+    shown = ", ".join(map(repr, known[:20])) + (", ..." if len(known) > 20 else "")
+    in_order = sorted(known) == sorted(wanted.values())
+    raise ValueError(
+        f"model {name!r}: its head tells {shown}, in this order, and the labels are {', '.join(wanted.values())}: "
+        + ("give --labels in the order of the head" if in_order else "give the model that it was made from")
+        + ", or, where the data says the same by numbers or other names, give the head's names by --labels"
+    )
+
+
+def _check_tokenizer(model: "PreTrainedModel", name: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuse a tokenizer of another model, as far as can be seen, and have the model know the one's padding."""
+    embeddings = model.get_input_embeddings()
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if isinstance(embeddings, nn.Embedding) and highest >= embeddings.num_embeddings:
+        raise ValueError(
+            f"the tokenizer of {name!r} knows {highest + 1} tokens, the model {embeddings.num_embeddings}: they do "
+            "not belong together"
+        )
+    padding = tokenizer.pad_token_id
+    assert isinstance(padding, int)
+    counted_from = {module.padding_idx for module in _position_embeddings(model)} - {None}
+    if counted_from and counted_from != {padding}:
+        raise ValueError(
+            f"the tokenizer of {name!r} pads with token {padding}, the model counts positions from its padding token "
+            f"{', '.join(map(str, counted_from))}: they do not belong together"
+        )
+    model.config.pad_token_id = padding  # heads of decoders look for the last token that is none
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
@@ -227,14 +306,3 @@ def _modules_of(model: nn.Module, parameter_names: Iterable[str]) -> tuple[str, 
         if own and missing.issuperset(own):
             found.append(name)
     return tuple(found)
-
-
-def _local(name: str) -> str:
-    # An absolute path, so that an adapter finds its base model from any folder.
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
-
-
-def _not_found(what: str, name: str, error: Exception) -> str:
-    return (
-        f"--model {name}: has to be a local folder, or an id of the hub, with a {what} to load ({first_line(error)})"
-    )

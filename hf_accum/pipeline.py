@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from hf_accum.cutting import Cutter
 from hf_accum.prefetch import prefetched
 from hf_accum.stream import WindowStream
-from hf_accum.window import Cut, Example, MadeAhead, Piece, StreamCounts, Window
+from hf_accum.window import Cut, Example, MadeAhead, Piece, Window
 
 B = TypeVar("B")
 
@@ -57,7 +57,7 @@ class Pipeline(Generic[B]):
         self.collate = collate
         self.device = device
         self.num_batches = num_batches
-        self.counts = StreamCounts()
+        self.counts = windows.counts.copy()
         """Of all windows so far."""
         self._copying = torch.Stream(device) if device.type in _COPY_ASIDE else None
 
@@ -67,7 +67,12 @@ class Pipeline(Generic[B]):
 
             def take() -> "tuple[_Start | B | None, float]":
                 started = time.perf_counter()
-                item = next(made, None)
+                try:
+                    item = next(made, None)
+                except Exception as error:
+                    if error is not self.windows.failure:
+                        raise
+                    item = None  # it ends like a stream that has no more
                 return item, time.perf_counter() - started
 
             start, seconds = take()
@@ -83,6 +88,11 @@ class Pipeline(Generic[B]):
                 batches.leave_out()
                 start, seconds = take()
             self.counts = self.windows.counts  # what came after the last window too
+
+    @property
+    def failure(self) -> Exception | None:
+        """What ended the windows before their time, on all ranks after the same one: data that cannot be read."""
+        return self.windows.failure
 
     def bad_rows(self) -> Counter[str]:
         """The bad rows left out so far over all ranks, by their reason. A collective."""

@@ -3,7 +3,8 @@
 import os
 import pickle
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -11,13 +12,20 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from hf_accum.errors import RankFailed
+from hf_accum.errors import RankFailed, first_line
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
 
+TIMEOUT_MINUTES = 10.0
+"""For which a rank waits for another one: torch's own for GPUs."""
+
+_LOST = (
+    *("closed by peer", "reset by peer", "broken pipe", "connection refused", "timed out", "timeout"),
+    *("remote process exited", "communicator was aborted"),  # NCCL's
+)
 _RANK_VARIABLES = ("LOCAL_RANK", "RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
@@ -51,6 +59,24 @@ class Ranks(Protocol):
         ...
 
 
+@contextmanager
+def talking() -> Iterator[None]:
+    """Around what talks to the other ranks: one that has gone, or does not answer in time, is told in plain words.
+
+    Raises:
+        RankFailed: instead of the errors that gloo and NCCL have for it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(text in str(error).lower() for text in _LOST):
+            raise
+        raise RankFailed(
+            "another rank has ended, or has not answered for longer than --rank_timeout_minutes: see its own error, "
+            f"or what the launcher says of it ({first_line(error)})"
+        ) from error
+
+
 class OneRank:
     """A run of a single process."""
 
@@ -81,7 +107,7 @@ class ProcessGroupRanks:
     gradients, so that neither waits for the other's order.
     """
 
-    def __init__(self, timeout: timedelta = timedelta(minutes=30)) -> None:
+    def __init__(self, timeout: timedelta) -> None:
         self.index = dist.get_rank()
         self.count = dist.get_world_size()
         self._timeout = timeout
@@ -91,17 +117,23 @@ class ProcessGroupRanks:
         """One all-gather of int64."""
         mine = torch.tensor(numbers, dtype=torch.int64)
         everyone = [torch.empty_like(mine) for _ in range(self.count)]
-        dist.all_gather(everyone, mine, group=self._group)
+        with talking():
+            dist.all_gather(everyone, mine, group=self._group)
         return [tensor.tolist() for tensor in everyone]
 
     def gather_objects(self, value: T) -> list[T]:
         """One all-gather of pickled values of this run's own processes."""
         values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value, group=self._group)
+        with talking():
+            dist.all_gather_object(values, value, group=self._group)
         return values
 
     def exchange(self, outgoing: Mapping[int, T], sources: Sequence[int]) -> dict[int, T]:
         """Point to point: pickled values of this run's own processes, each after its number of bytes."""
+        with talking():
+            return self._exchange(outgoing, sources)
+
+    def _exchange(self, outgoing: Mapping[int, T], sources: Sequence[int]) -> dict[int, T]:
         sent = []
         for rank, value in outgoing.items():
             payload = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
@@ -124,9 +156,10 @@ class ProcessGroupRanks:
         return ProcessGroupRanks(self._timeout)
 
 
-def ranks_of(accelerator: "Accelerator") -> Ranks:
+def ranks_of(accelerator: "Accelerator", timeout_minutes: float = TIMEOUT_MINUTES) -> Ranks:
     """The ranks of a started run. A collective: call it once, on every rank."""
-    return ProcessGroupRanks() if accelerator.num_processes > 1 else OneRank()
+    several = accelerator.num_processes > 1
+    return ProcessGroupRanks(timedelta(minutes=timeout_minutes)) if several else OneRank()
 
 
 def broadcast_weights(model: nn.Module, accelerator: "Accelerator") -> None:
@@ -135,7 +168,7 @@ def broadcast_weights(model: nn.Module, accelerator: "Accelerator") -> None:
 
     if accelerator.num_processes == 1:
         return
-    with torch.no_grad():
+    with torch.no_grad(), talking():
         for tensor in model.state_dict().values():
             tensor.copy_(broadcast(tensor, from_process=0))
 
@@ -191,11 +224,15 @@ def together(ranks: Ranks, work: Callable[[], T]) -> list[T]:
 
 
 def start_accelerator(
-    *, trackers: Sequence[str] = (), logging_dir: str | os.PathLike[str] | None = None
+    *,
+    trackers: Sequence[str] = (),
+    logging_dir: str | os.PathLike[str] | None = None,
+    timeout_minutes: float = TIMEOUT_MINUTES,
 ) -> "Accelerator":
     """accelerate's Accelerator, as `accelerate launch` configured it, checked for what this loop needs.
 
-    Where there is no accelerator it runs on the CPU, with several processes too (gloo).
+    Where there is no accelerator it runs on the CPU, with several processes too (gloo). A rank that waits for
+    another one longer than `timeout_minutes`, for its gradients, ends with an error.
 
     Raises:
         ValueError: for DeepSpeed, FSDP and other strategies whose forward talks between ranks; for fewer
@@ -208,6 +245,7 @@ def start_accelerator(
         DistributedDataParallelKwargs,
         DistributedType,
         GradientAccumulationPlugin,
+        InitProcessGroupKwargs,
         ProjectConfiguration,
     )
 
@@ -224,7 +262,10 @@ def start_accelerator(
         log_with=list(trackers) or None,
         project_config=None if logging_dir is None else ProjectConfiguration(logging_dir=str(logging_dir)),
         # No second copy of the gradients for their exchange.
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes)),
+        ],
     )
     asked_for = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes < asked_for:

@@ -1,42 +1,28 @@
 """Rows of a dataset, shard by shard, each with its place: file and row number.
 
 `datasets` finds the files (hub id, folder, file) and streams whatever it can stream. Files of JSON lines, CSV
-and Parquet are read row by row here, because a row that cannot be read has to be named, or skipped, alone.
+and Parquet are read row by row by `row_files`, because a row that cannot be read has to be named, or skipped, alone.
 """
 
-import codecs
-import csv
-import json
-import lzma
+import glob
 import os
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import fsspec
-
+from hf_accum.dataset_files import Stamp, check_folder, check_inside, stamp_of
 from hf_accum.errors import first_line
+from hf_accum.row_files import BadRow, Row, opened, read_csv, read_json, read_parquet
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-Row = Mapping[str, Any]
-
-
-class BadRow(ValueError):
-    """A row that cannot be used: which field, and why."""
-
-    def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"field {field!r}: {reason}" if field else reason)
-        self.field = field
-        self.reason = reason
-
-
 T = TypeVar("T")
+Read = Callable[[int, int], Iterator[tuple[int, Row | BadRow]]]
+MOST_REASONS = 20
+OTHER_REASONS = "other reasons"
 
 
 @dataclass(frozen=True)
@@ -48,7 +34,7 @@ class Source:
     """
 
     names: tuple[str, ...]
-    read: Callable[[int, int], Iterator[tuple[int, Row | BadRow]]]
+    read: Read
     class_names: Mapping[str, tuple[str, ...]]
 
     @property
@@ -84,7 +70,9 @@ def good_rows(
                     f"{source.names[shard]}, row {number + 1}: {bad}; mend the row, or leave such rows out by "
                     "--on_bad_row skip"
                 ) from None
-            bad_rows[str(bad)] += 1
+            reason = str(bad)
+            # Reasons quote values: of a column of free text each row would have its own, without end.
+            bad_rows[reason if reason in bad_rows or len(bad_rows) < MOST_REASONS else OTHER_REASONS] += 1
             continue
         if prepared is not None:
             yield number, prepared
@@ -93,21 +81,32 @@ def good_rows(
 def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revision: str | None = None) -> Source:
     """Open a hub id, a local folder or a local file (jsonl, json, csv, tsv, parquet) for streaming.
 
-    `columns` are all that is read where the format allows to leave out others.
+    `columns` are all that is read where the format allows to leave out others. `revision` is one of the hub's
+    repository. Nothing outside of the dataset is read, and no code of it is run. A local file that is changed
+    between two passes, or while it is read, is an error.
 
     Raises:
-        ValueError: if there is no such dataset, split or column.
+        ValueError: if there is no such dataset, split or column, or it names files outside of it.
     """
     from datasets import load_dataset, load_dataset_builder
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
     from datasets.packaged_modules.csv.csv import Csv
     from datasets.packaged_modules.json.json import Json
     from datasets.packaged_modules.parquet.parquet import Parquet
 
     path, data_files = dataset, None
-    if Path(dataset).is_file():
-        path, data_files = _format_of(dataset), dataset
-    elif not Path(dataset).is_dir() and (dataset.startswith((".", "/", "~")) or dataset.count("/") > 1):
+    if os.path.isfile(dataset):
+        path, data_files = _format_of(dataset), glob.escape(dataset)
+    elif not os.path.isdir(dataset) and (dataset.startswith((".", "/", "~")) or dataset.count("/") > 1):
         raise ValueError(f"dataset {dataset!r}: no such file or folder")
+    elif dataset in _PACKAGED_DATASETS_MODULES and not os.path.isdir(dataset):
+        raise ValueError(f"dataset {dataset!r}: is the name of a format; give a file, a folder or an id of the hub")
+    if revision is not None and os.path.exists(dataset):
+        raise ValueError(
+            f"--dataset_revision {revision}: has to be left out with a local dataset ({dataset}), which has only "
+            "what is in it"
+        )
+    check_folder(dataset)
     try:
         builder = load_dataset_builder(path, data_files=data_files, revision=revision)
     except Exception as error:
@@ -121,29 +120,45 @@ def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revisi
     features = builder.info.features or {}
     class_names = _class_names(features)
     files = [str(file) for file in (builder.config.data_files or {}).get(split, ())]
+    if data_files is None:
+        check_inside(dataset, files)
     match builder:  # a folder's or a hub dataset's is a subclass, with a name of its own
         case Json() if getattr(builder.config, "field", None) is None:
-            return _of_files(files, _read_json, class_names)
+            return _of_files(files, read_json, class_names)
         case Csv():
             is_tsv = data_files is not None and _suffix_of(dataset) == ".tsv"
             separator = "\t" if is_tsv else getattr(builder.config, "sep", None) or ","
-            return _of_files(files, lambda f, start: _read_csv(f, start, separator), class_names)
+            return _of_files(files, lambda f, start: read_csv(f, start, separator), class_names)
         case Parquet():
-            class_names = _parquet_class_names(dataset, files[0], columns) | class_names
-            return _of_files(files, lambda f, start: _read_parquet(f, start, columns), class_names)
+            class_names = _parquet_class_names(dataset, files, columns) | class_names
+            return _of_files(files, lambda f, start: read_parquet(f, start, columns), class_names)
         case _:
-            stream = load_dataset(path, data_files=data_files, revision=revision, split=split, streaming=True)
-            return of_dataset(stream, class_names)
+            try:
+                stream = load_dataset(path, data_files=data_files, revision=revision, split=split, streaming=True)
+            except Exception as error:
+                raise ValueError(f"dataset {dataset!r}: cannot be read ({first_line(error)})") from error
+            # Without decoding: rows of media hold paths, which would be opened wherever they lead.
+            return of_dataset(stream.decode(False) if stream.features else stream, class_names, files)
 
 
-def of_dataset(dataset: "IterableDataset", class_names: Mapping[str, tuple[str, ...]] | None = None) -> Source:
-    """A Source over any streamed `datasets.IterableDataset`."""
+def of_dataset(
+    dataset: "IterableDataset",
+    class_names: Mapping[str, tuple[str, ...]] | None = None,
+    files: Sequence[str] = (),
+) -> Source:
+    """A Source over any streamed `datasets.IterableDataset`, whose passes have to have equally many rows.
+
+    Local `files` that it is read from have to stay as they are, and what is wrong with them is told as of a file.
+    """
 
     def read(shard: int, start: int) -> Iterator[tuple[int, Row | BadRow]]:
         rows = dataset.shard(num_shards=dataset.num_shards, index=shard)
         yield from enumerate(rows.skip(start) if start else rows, start)
 
-    return Source(tuple(f"shard {i}" for i in range(dataset.num_shards)), read, class_names or {})
+    names = tuple(f"shard {i}" for i in range(dataset.num_shards))
+    stamps = {file: stamp for file in files if (stamp := stamp_of(file))}
+    checked = _checked(names, read, dict.fromkeys(range(len(names)), stamps)) if files else read
+    return Source(names, _of_equal_passes(names, checked), class_names or {})
 
 
 def _suffix_of(file: str) -> str:
@@ -169,88 +184,51 @@ def _of_files(
     common = os.path.commonpath([str(PurePosixPath(file).parent) for file in files])
     names = tuple(os.path.relpath(file, common) for file in files)
 
-    def read_shard(shard: int, start: int) -> Iterator[tuple[int, Row | BadRow]]:
+    stamps = {i: {names[i]: stamp} for i, file in enumerate(files) if (stamp := stamp_of(file))}
+    return Source(names, _checked(names, lambda shard, start: read(files[shard], start), stamps), class_names)
+
+
+def _checked(names: Sequence[str], read: Read, stamps: Mapping[int, Mapping[str, Stamp]]) -> Read:
+    """`read` of files, whose errors name the file and the last good row, and which have to stay as they were."""
+
+    def check(shard: int) -> None:
+        for name, stamp in stamps.get(shard, {}).items():
+            stamp.check(name)
+
+    def checked(shard: int, start: int) -> Iterator[tuple[int, Row | BadRow]]:
+        check(shard)
+        last = start
         try:
-            yield from read(files[shard], start)
-        except (OSError, EOFError, ValueError, csv.Error, zlib.error, lzma.LZMAError) as error:
-            raise ValueError(f"{names[shard]}: cannot be read ({first_line(error)})") from error
+            for number, row in read(shard, start):
+                last = number + 1
+                yield number, row
+        except (AttributeError, NameError, AssertionError, MemoryError):
+            raise  # of the program, or the machine; files of others can be wrong in any other way
+        except Exception as error:
+            check(shard)  # rather this than what came of it
+            after = f" after row {last}" if last > start else ""
+            raise ValueError(f"{names[shard]}: cannot be read{after} ({first_line(error)})") from error
+        check(shard)
 
-    return Source(names, read_shard, class_names)
-
-
-def _opened(file: str, mode: str, **how: Any) -> AbstractContextManager[Any]:
-    """A file for reading, local or of a hub; fsspec's own type leaves open which."""
-    return fsspec.open(file, mode, **how)  # type: ignore[return-value]
-
-
-def _read_json(file: str, start: int) -> Iterator[tuple[int, Row | BadRow]]:
-    with _opened(file, "rb", compression="infer") as lines:
-        first = lines.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
-        lines.seek(0)
-        if first.startswith(b"["):  # one JSON array: it has to be read whole
-            for number, value in enumerate(json.load(lines)):
-                if number >= start:
-                    yield number, _json_row(value)
-            return
-        for number, line in enumerate(lines):
-            if number < start or not line.strip():
-                continue
-            try:
-                yield number, _json_row(json.loads(line.decode("utf-8-sig" if number == 0 else "utf-8")))
-            except UnicodeDecodeError as error:
-                yield number, BadRow("", f"not UTF-8 (byte {error.start + 1} of the line)")
-            except json.JSONDecodeError as error:
-                yield number, BadRow("", f"not JSON ({error.msg}, column {error.colno})")
-            except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep
-                yield number, BadRow("", f"not JSON that can be read ({first_line(error)})")
+    return checked
 
 
-def _json_row(value: Any) -> Row | BadRow:
-    return value if isinstance(value, dict) else BadRow("", f"a JSON {type(value).__name__}, not an object")
+def _of_equal_passes(names: Sequence[str], read: Read) -> Read:
+    """`read`, whose whole passes over a shard have to have equally many rows."""
+    num_rows: dict[int, int] = {}
 
+    def counted(shard: int, start: int) -> Iterator[tuple[int, Row | BadRow]]:
+        end = start
+        for number, row in read(shard, start):
+            end = number + 1
+            yield number, row
+        if (start == 0 or end > start) and num_rows.setdefault(shard, end) != end:
+            raise ValueError(
+                f"{names[shard]}: has {end} rows now, and had {num_rows[shard]} before: each pass has to see the "
+                "same dataset"
+            )
 
-def _read_csv(file: str, start: int, separator: str) -> Iterator[tuple[int, Row | BadRow]]:
-    csv.field_size_limit(2**31 - 1)  # clinical notes are longer than the 128 KiB that csv allows
-    # Bytes that are not UTF-8 come through as lone surrogates, so that only their own row is bad.
-    how = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
-    with _opened(file, "rt", compression="infer", **how) as lines:
-        header = next(filter(None, csv.reader(lines, delimiter=separator)), [])  # blank lines are no rows
-        if len(set(header)) < len(header):
-            raise ValueError(f"two columns have the same name: {', '.join(header)}")
-        reader = csv.DictReader(lines, header, delimiter=separator, restkey="", restval=None)
-        for number, row in enumerate(reader):
-            if number >= start:
-                yield number, _csv_row(row)
-
-
-def _csv_row(row: dict[str, Any]) -> Row | BadRow:
-    if "" in row and isinstance(row[""], list):
-        return BadRow("", f"{len(row[''])} more fields than the header")
-    for field, value in row.items():
-        if value is None:
-            return BadRow(field, "missing: the row has fewer fields than the header")
-        if any("\udc80" <= character <= "\udcff" for character in value):
-            return BadRow(field, "not UTF-8")
-    return row
-
-
-def _read_parquet(file: str, start: int, columns: Sequence[str]) -> Iterator[tuple[int, Row | BadRow]]:
-    import pyarrow.parquet as pq
-
-    with _opened(file, "rb") as raw, pq.ParquetFile(raw) as parquet:
-        present = parquet.schema_arrow.names
-        wanted = [name for name in columns if name in present] or None
-        number = 0
-        for group in range(parquet.num_row_groups):
-            group_rows = parquet.metadata.row_group(group).num_rows
-            if number + group_rows <= start:
-                number += group_rows
-                continue
-            for batch in parquet.iter_batches(batch_size=1024, row_groups=[group], columns=wanted):
-                for row in _parquet_rows(batch):
-                    if number >= start:
-                        yield number, row
-                    number += 1
+    return counted
 
 
 def _class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -259,33 +237,26 @@ def _class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(item.names) for name, item in items.items() if hasattr(item, "names")}
 
 
-def _parquet_class_names(dataset: str, file: str, columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _parquet_class_names(dataset: str, files: Sequence[str], columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """From the first file; of the others, where they are local and it takes no time, it is checked that they open."""
     import pyarrow.parquet as pq
     from datasets import Features
 
-    try:
-        with _opened(file, "rb") as raw:
-            schema = pq.read_schema(raw)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"dataset {dataset!r}: {file} cannot be read ({first_line(error)})") from error
-    for column in columns:
-        if column not in schema.names:
-            raise ValueError(f"dataset {dataset!r} has no column {column!r}: it has {', '.join(schema.names)}")
-    return _class_names(Features.from_arrow_schema(schema))
-
-
-def _parquet_rows(batch: Any) -> list[Row | BadRow]:
-    try:
-        return batch.to_pylist()
-    except UnicodeDecodeError:
-        return [_parquet_row(batch, index) for index in range(batch.num_rows)]
-
-
-def _parquet_row(batch: Any, index: int) -> Row | BadRow:
-    row = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+    class_names: dict[str, tuple[str, ...]] = {}
+    for index, file in enumerate(files):
+        if index and stamp_of(file) is None:
+            continue
         try:
-            row[name] = column[index].as_py()
-        except UnicodeDecodeError:
-            return BadRow(name, "not UTF-8")
-    return row
+            with opened(file, "rb") as raw:
+                schema = pq.read_schema(raw)
+            found = _class_names(Features.from_arrow_schema(schema)) if index == 0 else class_names
+        except Exception as error:
+            raise ValueError(f"dataset {dataset!r}: {file} cannot be read ({first_line(error)})") from error
+        for column in columns:
+            if column not in schema.names:
+                where = f"in {file} " if len(files) > 1 else ""
+                raise ValueError(
+                    f"dataset {dataset!r} {where}has no column {column!r}: it has {', '.join(schema.names)}"
+                )
+        class_names = found
+    return class_names

@@ -1,7 +1,6 @@
 """A streamed dataset as windows: split over ranks, shuffled in blocks, every example once an epoch.
 
-Order comes from (seed, epoch, block): the shards are permuted by epoch, read one after the other, and each
-block of `shuffle_block_size` consecutive examples is permuted by itself. Two ways to split over ranks:
+`hf_accum.order` says in which order a rank reads. Two ways to split over ranks:
 
 - `examples`: there is one order, common to all ranks. Each rank reads all rows and keeps, and tokenises, its
   share of each window. The windows are the same on any number of ranks.
@@ -12,20 +11,20 @@ block of `shuffle_block_size` consecutive examples is permuted by itself. Two wa
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from typing import Generic, Literal, TypeVar
 
-import numpy as np
-
-from hf_accum.agreement import Facts, agree, leave
+from hf_accum.agreement import Facts, agree, leave, share_out
 from hf_accum.balance import balanced
 from hf_accum.costs import Speed
+from hf_accum.errors import ReadingFailed
+from hf_accum.order import START, Order, Place
 from hf_accum.prefetch import prefetched
 from hf_accum.ranks import Ranks
 from hf_accum.seeding import derive_seed
-from hf_accum.source import Row, Source, good_rows
-from hf_accum.window import Example, StreamCounts, Window
+from hf_accum.source import Row, Source
+from hf_accum.window import Example, StreamCounts, StreamState, Window
 
 T = TypeVar("T")
 Split = Literal["examples", "shards"]
@@ -41,8 +40,12 @@ class _Piece:
     epoch: int
     examples: tuple[Example, ...]
     bad_rows: Counter[str]  # read since the piece before
+    places: Sequence[Place]  # in `shards` after each example, in `examples` the one after the window
     window_size: int = 0  # in `examples`: of the whole window, over all ranks
     ends_epoch: bool = False
+
+
+_Part = tuple[int, int, tuple[Example, ...], Place, Facts]  # epoch, size of the window, this rank's examples
 
 
 class WindowStream(Generic[T]):
@@ -58,7 +61,13 @@ class WindowStream(Generic[T]):
     It may be iterated in a thread of its own: making a stream, which all ranks do in the same order, gives it a way
     to talk of its own. Ranks that leave the iteration all leave it at the same step.
 
+    `stopping` is asked before each window is agreed on, whether this rank wants to end (and stays True then): the
+    first window for which any rank does is the last one, on all of them. A `Pipeline` is ahead of the device: what it
+    has made by then is still used.
+
     A window whose total weight is zero has no gradient: it is left out and counted (`skip_weightless`).
+
+    With `start`, the `state` of an earlier window on this rank, it goes on behind that window.
     """
 
     def __init__(
@@ -77,6 +86,8 @@ class WindowStream(Generic[T]):
         prefetch_windows: int = 4,
         skip_weightless: bool = True,
         balance: Callable[[int], Speed] | None = None,
+        stopping: Callable[[], bool] | None = None,
+        start: StreamState | None = None,
     ) -> None:
         if effective_batch_size < 1:
             raise ValueError(f"effective batch size {effective_batch_size}: has to be at least 1")
@@ -95,8 +106,20 @@ class WindowStream(Generic[T]):
         self.prefetch_windows = prefetch_windows
         self.skip_weightless = skip_weightless
         self.balance = balance if ranks.count > 1 else None
-        self.counts = StreamCounts()
+        self.stopping = stopping
+        self.start = start or StreamState()
+        self.counts = self.start.counts.copy()
         """Of all windows so far."""
+        self.failure: Exception | None = None
+        """What ended it before its time: data that cannot be read, on whichever rank."""
+        self._order = Order(
+            source,
+            prepare,
+            seed,
+            shuffle_block_size,
+            on_bad_row,
+            of_ranks=(ranks.index, ranks.count) if split == "shards" else None,
+        )
         self._apart = ranks.apart()
 
     def __iter__(self) -> Iterator[Window]:
@@ -113,14 +136,14 @@ class WindowStream(Generic[T]):
             raise
 
     def _windows(self) -> Iterator[Window]:
-        self.counts = StreamCounts()
+        self.counts = self.start.counts.copy()
         stand_in: Example | None = None
-        step = 1
+        step = self.start.step + 1
         in_common = self.split == "examples"
         produce = self._produce_common if in_common else self._produce_shards
         with closing(prefetched(produce, self.prefetch_windows)) as pieces:
             windows = self._common_windows(pieces) if in_common else self._windows_of_shards(pieces)
-            for epoch, window_size, examples, facts in windows:
+            for epoch, window_size, examples, place, facts in _up_to_stop(windows):
                 self.counts.num_examples += window_size
                 if facts.num_items == 0 and self.skip_weightless:
                     self.counts.num_weightless_windows += 1
@@ -140,7 +163,8 @@ class WindowStream(Generic[T]):
                     num_items=facts.num_items,
                     num_tokens=facts.num_tokens,
                     digest=facts.digest,
-                    counts=replace(self.counts, bad_rows=Counter(self.counts.bad_rows)),
+                    counts=self.counts.copy(),
+                    place=place,
                 )
                 step += 1
 
@@ -152,7 +176,7 @@ class WindowStream(Generic[T]):
 
     # One common order
 
-    def _common_windows(self, pieces: Iterator[_Piece]) -> Iterator[tuple[int, int, tuple[Example, ...], Facts]]:
+    def _common_windows(self, pieces: Iterator[_Piece]) -> Iterator[_Part]:
         counted = self._counted(pieces)
         while True:
             piece, facts = self._agree(counted, lambda piece: (piece.examples, piece.window_size))
@@ -164,7 +188,7 @@ class WindowStream(Generic[T]):
                     "rank has to see the same dataset"
                 )
             assert piece is not None
-            yield piece.epoch, piece.window_size, piece.examples, facts
+            yield piece.epoch, piece.window_size, piece.examples, piece.places[0], facts
 
     def _counted(self, pieces: Iterator[_Piece]) -> Iterator[_Piece]:
         for piece in pieces:
@@ -173,78 +197,99 @@ class WindowStream(Generic[T]):
                 yield piece
 
     def _produce_common(self) -> Iterator[_Piece]:
-        for epoch in self._epochs():
+        for epoch, first in self._epochs():
             bad_rows: Counter[str] = Counter()
-            rows = self._shuffled(epoch, self._shard_order(epoch), bad_rows)
-            is_empty = True
-            for window in _blocks(rows, self.effective_batch_size):
-                is_empty = False
-                mine = window[self.ranks.index :: self.ranks.count]
-                examples = tuple(self.encode(mine)) if mine else ()
-                yield _Piece(epoch, examples, _taken(bad_rows), window_size=len(window))
+            window: list[tuple[str, T]] = []
+            is_empty = not self._was_begun(epoch)
+            place = first
+            after_last: Counter[str] = Counter()  # they are no part of the last window, behind which a run may go on
+            for block in self._order.blocks(epoch, first):
+                if not block.items:
+                    after_last = block.bad_rows
+                    break
+                bad_rows += block.bad_rows
+                for taken in range(block.skipped, len(block.items)):
+                    is_empty = False
+                    window.append(block.items[taken])
+                    if len(window) == self.effective_batch_size:
+                        place = block.after(taken + 1)
+                        yield self._common_piece(epoch, window, _taken(bad_rows), place)
+                        window = []
+                    elif taken + 1 == len(block.items):
+                        place = block.after(taken + 1)
+            if window:
+                yield self._common_piece(epoch, window, _taken(bad_rows), place)
             if is_empty:
                 raise ValueError(_EMPTY)
-            yield _Piece(epoch, (), _taken(bad_rows), ends_epoch=True)
+            yield _Piece(epoch, (), after_last, (), ends_epoch=True)
+
+    def _common_piece(self, epoch: int, window: list[tuple[str, T]], bad_rows: Counter[str], place: Place) -> _Piece:
+        mine = window[self.ranks.index :: self.ranks.count]
+        examples = tuple(self.encode(mine)) if mine else ()
+        return _Piece(epoch, examples, bad_rows, (place,), window_size=len(window))
 
     # Shards of one's own
 
-    def _windows_of_shards(self, pieces: Iterator[_Piece]) -> Iterator[tuple[int, int, tuple[Example, ...], Facts]]:
+    def _windows_of_shards(self, pieces: Iterator[_Piece]) -> Iterator[_Part]:
         nothing: Counter[str] = Counter()
-        ready: deque[Example] = deque()
-        for epoch in self._epochs():
-            ended = False
+        ready: deque[tuple[Example, Place, Counter[str]]] = deque()
+        for epoch, first in self._epochs():
+            ended: _Piece | None = None
+            place = first if first != START else Place(epoch)
             quota = 0  # the first exchange of an epoch only announces
             while True:
-                mine = tuple(ready.popleft() for _ in range(quota))
+                taken = [ready.popleft() for _ in range(quota)]
+                mine = tuple(example for example, _, _ in taken)
+                if taken:
+                    place = taken[-1][1]
+                self.counts.bad_rows += sum((bad_rows for _, _, bad_rows in taken), start=nothing)
 
                 def announce(epoch: int = epoch, mine: tuple[Example, ...] = mine) -> Iterator[_Piece]:
                     nonlocal ended
-                    while not ended and len(ready) < self.effective_batch_size:
+                    while ended is None and len(ready) < self.effective_batch_size:
                         piece = next(pieces)
-                        self.counts.bad_rows += piece.bad_rows
-                        ready.extend(piece.examples)
-                        ended = piece.ends_epoch
-                    yield _Piece(epoch, mine, nothing)
+                        # Counted with the first of the examples among which they stood.
+                        of_each = [piece.bad_rows, *[nothing] * (len(piece.examples) - 1)]
+                        ready.extend(zip(piece.examples, piece.places, of_each, strict=False))
+                        ended = piece if piece.ends_epoch else None
+                    yield _Piece(epoch, mine, nothing, ())
 
-                _, facts = self._agree(announce(), lambda piece: (piece.examples, len(ready)))
+                # What is ready beyond a window depends on how far was read, and is nobody's business.
+                _, facts = self._agree(
+                    announce(), lambda piece: (piece.examples, min(len(ready), self.effective_batch_size))
+                )
                 if facts.num_examples:
-                    yield epoch, facts.num_examples, mine, facts
-                elif facts.is_end:
+                    yield epoch, facts.num_examples, mine, place, facts
+                elif facts.is_end and not self._was_begun(epoch):
                     raise ValueError(_EMPTY)
                 quotas = share_out(self.effective_batch_size, facts.announced)
                 if sum(quotas) == 0:
                     break
                 quota = quotas[self.ranks.index]
+            self.counts.bad_rows += ended.bad_rows if ended is not None else nothing
 
     def _produce_shards(self) -> Iterator[_Piece]:
-        for epoch in self._epochs():
+        for epoch, first in self._epochs():
             bad_rows: Counter[str] = Counter()
-            mine = self._shard_order(epoch)[self.ranks.index :: self.ranks.count]
-            for chunk in _blocks(self._shuffled(epoch, mine, bad_rows), _ENCODE_CHUNK):
-                yield _Piece(epoch, tuple(self.encode(chunk)), _taken(bad_rows))
-            yield _Piece(epoch, (), _taken(bad_rows), ends_epoch=True)
+            for block in self._order.blocks(epoch, first):
+                bad_rows += block.bad_rows
+                for start in range(block.skipped, len(block.items), _ENCODE_CHUNK):
+                    chunk = block.items[start : start + _ENCODE_CHUNK]
+                    places = [block.after(taken) for taken in range(start + 1, start + len(chunk) + 1)]
+                    yield _Piece(epoch, tuple(self.encode(chunk)), _taken(bad_rows), places)
+            yield _Piece(epoch, (), _taken(bad_rows), (), ends_epoch=True)
 
     # Reading
 
-    def _epochs(self) -> Iterable[int]:
-        return count() if self.num_epochs is None else range(self.num_epochs)
+    def _epochs(self) -> Iterable[tuple[int, Place]]:
+        """The epochs that are left, each with the place where its reading begins."""
+        first = self.start.place
+        epochs = count(first.epoch) if self.num_epochs is None else range(first.epoch, self.num_epochs)
+        return ((epoch, first if epoch == first.epoch else START) for epoch in epochs)
 
-    def _shard_order(self, epoch: int) -> list[int]:
-        shards = list(range(self.source.num_shards))
-        if self.shuffle_block_size == 1:
-            return shards
-        return [shards[i] for i in _permutation(len(shards), self.seed, "shards", epoch)]
-
-    def _shuffled(self, epoch: int, shards: Sequence[int], bad_rows: Counter[str]) -> Iterator[tuple[str, T]]:
-        owner = self.ranks.index if self.split == "shards" else 0
-        for number, block in enumerate(_blocks(self._rows(shards, bad_rows), self.shuffle_block_size)):
-            for i in _permutation(len(block), self.seed, "block", epoch, owner, number):
-                yield block[i]
-
-    def _rows(self, shards: Sequence[int], bad_rows: Counter[str]) -> Iterator[tuple[str, T]]:
-        for shard in shards:
-            for number, row in good_rows(self.source, shard, 0, self.prepare, self.on_bad_row, bad_rows):
-                yield f"{shard}:{number}", row
+    def _was_begun(self, epoch: int) -> bool:
+        """Whether an earlier stream has used examples of the epoch."""
+        return self.start.step > 0 and epoch == self.start.place.epoch
 
     def first_example(self) -> Example:
         """The first example in the order of the files.
@@ -252,8 +297,10 @@ class WindowStream(Generic[T]):
         Raises:
             ValueError: if there is none.
         """
-        for item in self._rows(range(self.source.num_shards), Counter()):
-            return self.encode([item])[0]
+        in_file_order = Order(self.source, self.prepare, self.seed, 1, self.on_bad_row)
+        for block in in_file_order.blocks(0):
+            if block.items:
+                return self.encode(block.items)[0]
         raise ValueError(_EMPTY)
 
     def _agree(
@@ -269,42 +316,27 @@ class WindowStream(Generic[T]):
         except Exception as failure:
             error = failure
         examples, announced = describe(piece) if piece is not None else ((), 0)
-        facts = agree(self._apart, examples, announced, error)
+        is_stop_asked = self.stopping is not None and self.stopping()
+        try:
+            facts = agree(self._apart, examples, announced, error, is_stop_asked)
+        except Exception as failure:
+            if failure is error or isinstance(failure, ReadingFailed):
+                self.failure = failure
+            raise
         self.counts.num_truncated_examples += facts.num_truncated_examples
         self.counts.num_truncated_tokens += facts.num_truncated_tokens
         return piece, facts
 
 
-def share_out(total: int, available: Sequence[int]) -> list[int]:
-    """Split `total` over ranks as evenly as what each has available allows.
-
-    The shares add up to `total`, or to everything there is.
-    """
-    shares = [0] * len(available)
-    left = min(total, sum(available))
-    poorest_first = sorted(range(len(available)), key=lambda rank: available[rank])
-    for place, rank in enumerate(poorest_first):
-        shares[rank] = min(available[rank], left // (len(available) - place))
-        left -= shares[rank]
-    return shares
+def _up_to_stop(windows: Iterator[_Part]) -> Iterator[_Part]:
+    """The windows up to the first one for which a rank was asked to stop, that one included."""
+    for window in windows:
+        yield window
+        if window[-1].is_stop_asked:
+            return
 
 
 def _taken(counter: Counter[str]) -> Counter[str]:
     taken = Counter(counter)
     counter.clear()
     return taken
-
-
-def _permutation(size: int, *seed: int | str) -> list[int]:
-    return np.random.Generator(np.random.PCG64(derive_seed(*seed))).permutation(size).tolist()
-
-
-def _blocks(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    block: list[T] = []
-    for item in items:
-        block.append(item)
-        if len(block) == size:
-            yield block
-            block = []
-    if block:
-        yield block

@@ -9,6 +9,8 @@ from torch import nn
 
 from hf_accum.adapters import count_parameters
 from hf_accum.config import RecipeConfig
+from hf_accum.errors import shortened
+from hf_accum.resume import Resumed
 from hf_accum.tuner import Tuning
 
 if TYPE_CHECKING:
@@ -21,12 +23,14 @@ def describe_run(
     num_train: int | None,
     num_held_out: int | None,
     bad_rows: Mapping[str, int],
+    labels_without_rows: Sequence[str] = (),
     num_steps: int,
     model: nn.Module,
     new_modules: Sequence[str],
     accelerator: "Accelerator",
     tunings: Sequence[Tuning],
     earlier: Path | None,
+    resumed: Resumed | None = None,
 ) -> str:
     """Lines for the user, before the first step: model, data, effective batch, its cut, steps, last window."""
     trainable, total = count_parameters(model)
@@ -51,19 +55,25 @@ def describe_run(
         held_out = "" if num_held_out is None else f", {num_held_out:,} held out"
         lines.insert(0, f"data       {num_train:,} examples to train on{held_out}")
         rest = num_train % batch
-        last = (
-            f"the last window of a pass has {rest} examples and is used with its true weight"
-            if rest
-            else "the windows of a pass come out even"
-        )
+        last = "the windows of a pass come out even"
+        if num_train < batch:
+            last = "a pass has fewer examples than one window: it is one window, used with its true weight"
+        elif rest:
+            last = f"the last window of a pass has {rest} examples and is used with its true weight"
         passes = num_steps / -(-num_train // batch)
         lines.append(f"steps      {num_steps:,}, about {passes:.2f} passes over the data; {last}")
+    if labels_without_rows:
+        names = shortened(", ".join(labels_without_rows), 200)
+        lines.append(f"note       no row to train on has the label {names}")
     lines += [f"left out: {number:,} bad rows ({reason})" for reason, number in bad_rows.items()]
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         lines.append(
             "note       this model has BatchNorm layers, which see the micro-batch: its gradient depends on the cut"
         )
     lines.append(f"folder     {config.output_dir}")
+    if resumed is not None and resumed.loaded is not None:
+        lines.append(f"resumed    after step {resumed.step:,}, from {resumed.loaded.path} (--resume never: anew)")
+    lines += [f"           {note}" for note in (() if resumed is None else resumed.notes)]
     if earlier is not None:
         lines.append(f"           the earlier run that stood there is now {earlier}")
     return "\n".join(lines)

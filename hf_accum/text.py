@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_accum.errors import shortened, shown
 from hf_accum.source import BadRow
 from hf_accum.window import Example
 
@@ -27,12 +28,12 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
         BadRow: if there is no such column, or no text in it.
     """
     if column not in row:
-        raise BadRow(column, f"no such column; the row has {', '.join(map(str, row)) or 'none'}")
+        raise BadRow(column, f"no such column; the row has {shortened(', '.join(map(str, row)), 300) or 'none'}")
     text = row[column]
     if text is None or (isinstance(text, float) and math.isnan(text)):
         raise BadRow(column, "no text (null or NaN)")
     if not isinstance(text, str):
-        raise BadRow(column, f"{text!r} is a {type(text).__name__}, not a text")
+        raise BadRow(column, f"{shown(text)} is a {type(text).__name__}, not a text")
     if not text.strip():
         raise BadRow(column, "empty text")
     try:

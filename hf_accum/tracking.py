@@ -1,26 +1,25 @@
 """Seeing a run: a live display, `metrics.jsonl`, and accelerate's trackers."""
 
-import json
 import math
-import resource
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from hf_accum.budget import peak_memory_bytes
 from hf_accum.config import RecipeConfig, as_dict
-from hf_accum.files import write_json
-from hf_accum.ranks import Ranks, bits_float, float_bits
+from hf_accum.errors import Stopped, first_line
+from hf_accum.files import JsonLines, write_json
+from hf_accum.ranks import Ranks, bits_float, float_bits, together
 from hf_accum.window import StreamCounts, Window
 
 if TYPE_CHECKING:
@@ -90,17 +89,20 @@ class RunLog:
         accelerator: "Accelerator",
         ranks: Ranks,
         folder: Path,
-        *,
         num_steps: int,
         log_every: int,
+        first_step: int = 0,
+        *,
         console: Console | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.ranks = ranks
         self.folder = folder
         self.num_steps = num_steps
+        self.first_step = first_step
         self.log_every = log_every
         self.console = console or Console(soft_wrap=True)
+        self._lines = JsonLines(folder / "metrics.jsonl", self.say)
         self._pending: list[_Pending] = []
         self._started = self._step_started = time.perf_counter()
         self._last_step = 0
@@ -196,7 +198,7 @@ class RunLog:
         single = {name: value for name, value in figures.items() if isinstance(value, int | float)}
         shown = "  ".join(f"{name} {_short(value)}" for name, value in single.items())
         self.say(f"evaluation after step {step}: {shown}")
-        self.accelerator.log({f"eval/{name}": value for name, value in single.items()}, step=step)
+        self._track({f"eval/{name}": value for name, value in single.items()}, step)
         self._step_started = time.perf_counter()
 
     def say(self, text: str) -> None:
@@ -224,6 +226,34 @@ class RunLog:
             self.say(f"skipped: {counts.num_weightless_windows:,} windows without any item of weight")
         self.say(f"saved: {exported}")
 
+    def end_early(self, step: int, why: Exception, is_saved: bool = True) -> None:
+        """Say that the run ends before its time, and end the trackers. A collective.
+
+        All ranks come back from it together: torchrun ends the others as soon as one is through.
+        """
+        where = self.folder / "checkpoints"
+        saved = f"saved in {where}; the same command goes on from there, with --resume auto"
+        if not is_saved:
+            saved = f"it could not be saved; what was saved before is in {where}"
+        what = why if isinstance(why, Stopped) else "ended by an error"
+        self.say(f"{what} after step {step}: {saved if step else 'there is nothing to save'}")
+
+        def end_trackers() -> None:
+            while self.accelerator.trackers:
+                with suppress(Exception):  # the run's end is not theirs to say
+                    self.accelerator.trackers.pop().finish()
+
+        together(self.ranks, end_trackers)
+
+    def _track(self, values: Mapping[str, Any], step: int) -> None:
+        """Hand figures to the trackers; one that fails (a full disk, no network) is left out from there on."""
+        for tracker in list(self.accelerator.trackers):
+            try:
+                tracker.log(values, step=step)
+            except Exception as error:
+                self.accelerator.trackers.remove(tracker)
+                self.say(f"tracker {tracker.name} failed and is left out from here on: {first_line(error)}")
+
     def _show_classes(self, per_class: Mapping[str, Mapping[str, float | None]]) -> None:
         if self.ranks.index == 0 and per_class:
             columns = list(next(iter(per_class.values())))
@@ -234,11 +264,10 @@ class RunLog:
             self.console.print(table)
 
     def _write(self, lines: Sequence[StepMetrics]) -> None:
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(_json_safe(asdict(line))) + "\n" for line in lines)
+        self._lines.add(_json_safe(asdict(line)) for line in lines)
         for line in lines:
             values = {name: v for name, v in asdict(line).items() if not isinstance(v, str)}
-            self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=line.step)
+            self._track({f"train/{name}": value for name, value in values.items()}, line.step)
         last = lines[-1]
         seconds = sum(line.step_seconds for line in lines)
         tokens = sum(line.num_tokens for line in lines)
@@ -258,18 +287,10 @@ class RunLog:
                 self.say(f"step {line.step}: loss {line.loss}, gradient norm {line.grad_norm}: not finite")
 
     def _time_left(self, step: int) -> str:
-        seconds = (time.perf_counter() - self._started) / step * (self.num_steps - step)
+        seconds = (time.perf_counter() - self._started) / (step - self.first_step) * (self.num_steps - step)
         minutes, seconds = divmod(round(seconds), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02}:{seconds:02}"
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory in use so far: allocated on an accelerator, resident in this process on a CPU."""
-    if device.type != "cpu":
-        return int(torch.accelerator.memory.max_memory_allocated(device))
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return usage if sys.platform == "darwin" else usage * 1024
 
 
 def _merge(pending: _Pending, columns: Sequence[Sequence[int]]) -> StepMetrics:

@@ -13,7 +13,7 @@ rank, and the gradients of the ranks are summed, so each micro-batch's summed lo
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +22,7 @@ from hf_accum.capacity import Capacity, WorkingCapacity
 from hf_accum.costs import Timing
 from hf_accum.cutting import Cutter
 from hf_accum.errors import OutOfMemory
+from hf_accum.order import START, Place
 from hf_accum.seeding import derive_seed
 
 
@@ -84,6 +85,34 @@ class StreamCounts:
     num_truncated_tokens: int = 0
     num_weightless_windows: int = 0
 
+    def copy(self) -> "StreamCounts":
+        """What they are now."""
+        return replace(self, bad_rows=Counter(self.bad_rows))
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """How far a stream is on this rank: behind the window of a step, which ended at a place in the data."""
+
+    step: int = 0
+    place: Place = START
+    counts: StreamCounts = field(default_factory=StreamCounts)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        counts = vars(self.counts) | {"bad_rows": dict(self.counts.bad_rows)}
+        return {"step": self.step, "place": self.place.as_json(), "counts": counts}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> "StreamState":
+        """The inverse of `as_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: if the value is no such thing.
+        """
+        counts = StreamCounts(**{**value["counts"], "bad_rows": Counter(value["counts"]["bad_rows"])})
+        return StreamState(int(value["step"]), Place.from_json(value["place"]), counts)
+
 
 Piece = tuple[Example, ...]
 
@@ -129,6 +158,8 @@ class Window:
     digest: str
     counts: StreamCounts = field(default_factory=StreamCounts, repr=False)
     """Of the stream, up to this window."""
+    place: Place = START
+    """In the data, behind this rank's examples of this window."""
     collate: Callable[[Piece, int], Any] = field(default=lambda piece, length: None, repr=False)
     """Makes a micro-batch's batch of its examples and their padded length."""
     made_ahead: MadeAhead | None = field(default=None, repr=False)
@@ -138,7 +169,14 @@ class Window:
     num_padded_tokens: int = field(default=0, init=False)
     num_oom_replays: int = field(default=0, init=False)
     last_replay: str = field(default="", init=False)
+    statistics_before: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
+    """The micro-batches' own."""
     _losses: list[Tensor] = field(default_factory=list, init=False, repr=False)
+
+    @property
+    def state(self) -> StreamState:
+        """From which a stream goes on behind this window."""
+        return StreamState(self.step, self.place, self.counts)
 
     def micro_batches(self, cutter: Cutter | WorkingCapacity | int) -> Iterator[MicroBatch]:
         """This rank's micro-batches, of similar length, each at most as large as the capacity for its length.
@@ -201,7 +239,7 @@ class Window:
         )
         self._losses.clear()
         scale = len(pieces) / self.num_items if self.examples else 0.0
-        statistics: list[tuple[Tensor, Tensor]] = []
+        self.statistics_before = statistics = []
         for index, (piece, length, made) in enumerate(zip(pieces, lengths, batches, strict=True)):
             seed = derive_seed(self.seed, "micro-batch", self.rank, index)
             yield MicroBatch(piece, index, len(pieces), scale, seed, length, made, retry_ambiguous, statistics)

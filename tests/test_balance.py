@@ -12,7 +12,7 @@ from test_stream import make_stream, source_of
 from thread_ranks import ThreadRanks, run_ranks
 
 from hf_accum.balance import assign, balanced
-from hf_accum.costs import UNLEARNED, Costs, Observation, Speed, fit_costs, mean_costs
+from hf_accum.costs import SIZES, UNLEARNED, Costs, Observation, Speed, fit_costs, mean_costs
 from hf_accum.cutting import cut
 from hf_accum.stream import Split
 from hf_accum.window import Example
@@ -75,6 +75,40 @@ def test_unequal_ranks_are_never_worse_than_the_fastest_alone(lengths: list[list
     owners = assign(lengths, [Costs(0.0, float(times), 0.0) for times in slow])
     worst = max(loads_of(lengths, owners, [1 / times for times in slow]))
     assert worst <= min(slow) * sum(length for of_rank in lengths for length in of_rank)
+
+
+def test_where_only_few_fit_at_once_an_example_costs_more() -> None:
+    """A micro-batch of any size takes 10 s; of 8 tokens 10 fit on the first rank, and 2 on the other."""
+    costs = Costs(10.0, 0.0, 0.0)
+    lengths = [[8] * 60, [8] * 60]
+    owners = assign(lengths, [costs] * 2, [(10,) * len(SIZES), (2,) * len(SIZES)])
+    assert [sum(owned.count(rank) for owned in owners) for rank in (0, 1)] == [100, 20]
+    # Of long ones one fits on either: they are shared evenly.
+    lengths = [[100] * 20, [100] * 20]
+    few = tuple(10 if size < 100 else 1 for size in SIZES)
+    assert assign(lengths, [costs] * 2, [few, (1,) * len(SIZES)]) == [[0] * 20, [1] * 20]
+    beyond = [[100_000] * 2, []]
+    assert assign(beyond, [costs] * 2, [few, few]) == [[0, 1], []]
+
+
+def test_ranks_that_fit_the_same_by_length_end_together_where_two_fit_at_once() -> None:
+    lengths = [
+        list(np.random.default_rng(rank).lognormal(4.3, 0.6, 16).astype(int).clip(8, 512)) for rank in range(8)
+    ]
+    costs = Costs(0.05, 4e-4, 8e-7)
+    most = tuple(2 if size > 64 else 64 for size in SIZES)
+    owners = assign(lengths, [costs] * 8, [most] * 8)
+    of_rank: list[list[Example]] = [[] for _ in range(8)]
+    for home, owned in enumerate(owners):
+        for index, owner in enumerate(owned):
+            of_rank[owner].append(Example(f"{home}:{index}", int(lengths[home][index]), 1.0, {}))
+
+    def seconds(examples: list[Example]) -> float:
+        pieces = cut(examples, lambda length: 2 if length > 64 else 64, costs)
+        return sum(float(costs.seconds(len(p), max(e.length for e in p))) for p in pieces)
+
+    taken = [seconds(examples) for examples in of_rank]
+    assert max(taken) <= 1.1 * sum(taken) / 8
 
 
 def test_a_slow_rank_gets_nothing_that_would_keep_the_others_waiting() -> None:

@@ -1,6 +1,12 @@
 """A run's folder and its checkpoints: nothing of an earlier run lost, the best kept, and nothing else."""
 
+import errno
+import json
 import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +19,16 @@ from thread_ranks import on_ranks, run_ranks
 from tiny import load_classifier, make_tokenizer, save_base
 from torch import nn
 
-from hf_accum.adapters import add_lora
-from hf_accum.checkpoint import BestCheckpoint, Checkpoints, start_folder
-from hf_accum.config import LoraConfig, RecipeConfig, as_dict
+import hf_accum.checkpoint as checkpoint_module
+from hf_accum.adapters import add_lora, load_weights, save_model
+from hf_accum.checkpoint import BestCheckpoint, Checkpoints, load, load_latest
+from hf_accum.config import LoraConfig, RecipeConfig, as_dict, write_config
 from hf_accum.errors import RankFailed
+from hf_accum.files import check_output_dir
+from hf_accum.manifest import Damaged
 from hf_accum.ranks import OneRank
+from hf_accum.run_folder import claim_folder, start_folder
+from hf_accum.training_state import TrainingState
 
 CONFIG = RecipeConfig(seed=7)
 
@@ -81,6 +92,63 @@ def test_one_rank_makes_the_folder_and_all_know(tmp_path: Path) -> None:
     assert all(
         isinstance(other, RankFailed) and "an earlier run's folder; it holds" in str(other) for other in others
     )
+
+
+@pytest.mark.parametrize("name", [".config.yaml.17.partial", ".hf-accum-abc"])
+def test_what_a_killed_process_left_is_no_obstacle(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / name).write_text("half")
+    check_output_dir(folder)
+    assert start_folder(folder, CONFIG, OneRank()) is None
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
+def test_a_folder_is_one_run_s_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    before = claim_folder(folder, OneRank())  # it is not there yet
+    with run_in(folder):
+        (folder / "metrics.jsonl").touch()
+        for _ in range(2):
+            with pytest.raises(ValueError, match="another run is at work in it"):
+                claim_folder(folder, OneRank())
+        with pytest.raises(ValueError, match="another run is at work in it"):
+            start_folder(folder, CONFIG, OneRank(), claim=before)
+        assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "metrics.jsonl"]
+        assert not list(tmp_path.glob("mine-earlier-*"))
+    claim = claim_folder(folder, OneRank())
+    claim.take(folder)  # again
+    assert start_folder(folder, CONFIG, OneRank(), claim=claim) == tmp_path / "mine-earlier-1"
+    claim_folder(folder, OneRank())  # of one process the runs come one after the other, whatever keeps the claim
+    with pytest.raises(AssertionError, match="another run is at work in it"), run_in(folder):
+        pass
+    del claim
+    with run_in(folder):
+        pass
+
+
+@contextmanager
+def run_in(folder: Path) -> Iterator[None]:
+    """Another process, whose run has begun in a folder."""
+    script = f"""
+import sys
+from pathlib import Path
+from hf_accum.config import RecipeConfig
+from hf_accum.ranks import OneRank
+from hf_accum.run_folder import claim_folder, start_folder
+claim = claim_folder(Path({str(folder)!r}), OneRank())
+start_folder(Path({str(folder)!r}), RecipeConfig(), OneRank(), claim=claim)
+print("begun", flush=True)
+sys.stdin.read()
+"""
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", script], text=True, **pipes) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "begun\n", process.stderr.read()
+        yield
+        process.stdin.close()
 
 
 # The best
@@ -174,74 +242,127 @@ def marks(model: nn.Module) -> set[float]:
 
 
 def steps(folder: Path) -> list[int]:
-    """Of the checkpoints that are there."""
-    assert all(
-        (path / "adapter" / "adapter_model.safetensors").is_file() for path in (folder / "checkpoints").iterdir()
-    )
-    return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").iterdir())
+    """Of the checkpoints that are there, each of them whole."""
+    found = sorted((folder / "checkpoints").iterdir())
+    for path in found:
+        assert (path / "adapter" / "adapter_model.safetensors").is_file()
+        assert load(path).step == int(path.name.removeprefix("step-"))
+    return [load(path).step for path in found]
 
 
-def make_checkpoints(folder: Path, model: nn.Module, *, is_main: bool = True) -> Checkpoints:
-    return Checkpoints(folder / "run", model, make_tokenizer(), is_main=is_main)
+SAID: list[str] = []
+
+
+def make_checkpoints(folder: Path, model: nn.Module, *, keep: int = 2, ranks: Any = None) -> Checkpoints:
+    SAID.clear()
+    return Checkpoints(folder / "run", model, make_tokenizer(), ranks or OneRank(), keep, SAID.append)
+
+
+def save(checkpoints: Checkpoints, step: int, best: int | None = None, **tensors: torch.Tensor) -> None:
+    checkpoints.save(TrainingState(tensors, {"made": "up"}), {"step": step, "best": {"step": best}})
+    assert checkpoints.wait()
 
 
 def test_the_weights_of_a_step_come_back(tmp_path: Path, model: Any) -> None:
     checkpoints = make_checkpoints(tmp_path, model)
     for step in (100, 12_345_678):
         mark(model, step)
-        checkpoints.save(step)
+        save(checkpoints, step, moment=torch.full((3,), float(step)))
     assert [p.name for p in sorted((tmp_path / "run" / "checkpoints").iterdir())] == [
         "step-00000100",
         "step-12345678",
     ]
     mark(model, 3)
-    checkpoints.load(100)
+    assert checkpoints.restore_weights(100)
     assert marks(model) == {100.0}
+    loaded = load_latest(tmp_path / "run", SAID.append)
+    assert loaded is not None
+    assert loaded.step == 12_345_678
+    assert loaded.state.tensors["moment"].tolist() == [12_345_678.0] * 3
+    assert loaded.state.numbers == {"made": "up"}
+    assert SAID == []
 
 
-@pytest.mark.parametrize(
-    ("saved", "best", "kept"),
-    [
-        ([], [10, 20, 30], [30]),  # only the best one
-        ([10, 20, 30], [], [10, 20, 30]),
-        ([20, 40], [10, 30, 50], [20, 40, 50]),
-        ([20], [10, 20, 30], [20, 30]),  # 20 is kept for itself, 10 is no longer the best
-        ([20], [10, 20], [20]),
-        ([10, 20], [10], [10, 20]),
-        ([], [10], [10]),
-    ],
-)
-def test_what_was_saved_stays_and_of_the_best_only_the_last(
-    tmp_path: Path, model: Any, saved: list[int], best: list[int], kept: list[int]
-) -> None:
-    """In the order of a recipe: at a step first the save that is due, then the best."""
+def test_what_is_saved_is_what_was_when_it_began(tmp_path: Path, model: Any) -> None:
+    """Training goes on while it is written."""
     checkpoints = make_checkpoints(tmp_path, model)
+    mark(model, 1)
+    checkpoints.save(TrainingState({}, {}), {"step": 1})
+    mark(model, 2)
+    checkpoints.wait()
+    assert checkpoints.restore_weights(1)
+    assert marks(model) == {1.0}
+
+
+@pytest.mark.parametrize(("keep", "best", "kept"), [(2, None, [40, 50]), (1, 20, [20, 50]), (3, 50, [30, 40, 50])])
+def test_the_newest_are_kept_and_the_best(
+    tmp_path: Path, model: Any, keep: int, best: int | None, kept: list[int]
+) -> None:
+    checkpoints = make_checkpoints(tmp_path, model, keep=keep)
     for step in (10, 20, 30, 40, 50):
         mark(model, step)
-        if step in saved:
-            checkpoints.save(step)
-        if step in best:
-            checkpoints.save_best(step)
+        save(checkpoints, step, best if best is not None and step >= best else None)
     assert steps(tmp_path / "run") == kept
     for step in kept:
-        checkpoints.load(step)
+        assert checkpoints.restore_weights(step)
         assert marks(model) == {float(step)}
 
 
-def test_the_best_may_be_saved_for_itself_later(tmp_path: Path, model: Any) -> None:
+def test_a_step_that_is_there_is_not_saved_again(tmp_path: Path, model: Any) -> None:
+    """Nothing has changed, and a kill between taking it away and putting it back would lose it."""
     checkpoints = make_checkpoints(tmp_path, model)
-    checkpoints.save_best(10)
-    checkpoints.save_best(10)
-    checkpoints.save(10)
-    checkpoints.save_best(20)
-    assert steps(tmp_path / "run") == [10, 20]
+    save(checkpoints, 7)
+    (path,) = (tmp_path / "run" / "checkpoints").iterdir()
+    before = [(file, file.stat().st_ino, file.stat().st_mtime_ns) for file in sorted(path.rglob("*"))]
+    save(checkpoints, 7)
+    assert [(file, file.stat().st_ino, file.stat().st_mtime_ns) for file in sorted(path.rglob("*"))] == before
+
+
+def test_the_former_best_stays_until_the_new_one_is_there(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_accum.checkpoint._SECONDS_BETWEEN_TRIES", ())
+    checkpoints = make_checkpoints(tmp_path, model, keep=1)
+    save(checkpoints, 10, best=10)
+    save(checkpoints, 20, best=10)
+    with monkeypatch.context() as full:
+        full.setattr("hf_accum.checkpoint.fill_folder_atomically", lambda *_: full_for_good())
+        checkpoints.save(TrainingState({}, {}), {"step": 30, "best": {"step": 30}})
+        assert not checkpoints.wait()
+    save(checkpoints, 40, best=30)
+    assert steps(tmp_path / "run") == [10, 40]
+    save(checkpoints, 50, best=50)
+    save(checkpoints, 60, best=50)
+    assert steps(tmp_path / "run") == [50, 60]
+
+
+def test_a_result_is_saved_with_patience_and_what_cannot_be_is_said(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_accum.checkpoint._SECONDS_BETWEEN_TRIES", (0.01, 0.01))
+    checkpoints = make_checkpoints(tmp_path, model)
+    tries: list[int] = []
+
+    def full_at_first(*arguments: Any) -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            full_for_good()
+        save_model(*arguments)
+
+    monkeypatch.setattr("hf_accum.checkpoint.save_model", full_at_first)
+    assert (checkpoints.export() / "adapter_model.safetensors").is_file()
+    assert len(SAID) == 2
+    monkeypatch.setattr("hf_accum.checkpoint.save_model", lambda *_: full_for_good())
+    with pytest.raises(ValueError, match=r"adapter could not be saved .*No space left on device.*: make room"):
+        checkpoints.export()
 
 
 def test_only_the_main_rank_writes(tmp_path: Path, model: Any) -> None:
-    checkpoints = make_checkpoints(tmp_path, model, is_main=False)
-    checkpoints.save(1)
-    checkpoints.save_best(2)
-    checkpoints.save_best(3)
+    class Second(OneRank):
+        index = 1
+
+    checkpoints = make_checkpoints(tmp_path, model, ranks=Second())
+    assert not checkpoints.is_main
     assert checkpoints.export() == tmp_path / "run" / "adapter"
     assert not (tmp_path / "run").exists()
 
@@ -249,7 +370,7 @@ def test_only_the_main_rank_writes(tmp_path: Path, model: Any) -> None:
 def test_the_result_stands_beside_the_checkpoints(tmp_path: Path, model: Any) -> None:
     checkpoints = make_checkpoints(tmp_path, model)
     mark(model, 1)
-    checkpoints.save(1)
+    save(checkpoints, 1)
     mark(model, 2)
     for _ in range(2):  # also in place of an earlier one
         assert checkpoints.export() == tmp_path / "run" / "adapter"
@@ -263,9 +384,169 @@ def test_full_fine_tuning_saves_models(tmp_path: Path) -> None:
     model: Any = load_classifier(save_base(tmp_path / "base", "bert")).model
     checkpoints = make_checkpoints(tmp_path, model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    checkpoints.save_best(5)
+    save(checkpoints, 5)
     assert checkpoints.export() == tmp_path / "run" / "model"
     mark(model, 9)
-    checkpoints.load(5)
+    assert checkpoints.restore_weights(5)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert [p.name for p in (tmp_path / "run" / "checkpoints" / "step-00000005").iterdir()] == ["model"]
+
+
+def test_a_model_is_restored_from_safetensors_of_its_own_folder_only(tmp_path: Path) -> None:
+    model = load_classifier(save_base(tmp_path / "base", "bert")).model
+    folder = tmp_path / "model"
+    save_model(model, make_tokenizer(), folder)
+    load_weights(model, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        load_weights(model, folder)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(OSError, match="an adapter in the place of a model"):
+        load_weights(model, folder)
+
+
+def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path: Path, model: Any) -> None:
+    save(make_checkpoints(tmp_path, model), 1)
+    names = files(tmp_path / "run" / "checkpoints" / "step-00000001")
+    assert {Path(name).suffix for name in names} <= {".json", ".safetensors", ".md", ".txt", ".jinja"}
+    assert "manifest.json" in names
+
+
+def test_a_disk_that_is_full_stops_nothing_and_is_said(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = make_checkpoints(tmp_path, model)
+    mark(model, 1)
+    save(checkpoints, 1)
+    written = checkpoint_module.write_manifest
+    failures = iter([True, True, False])
+
+    def full(folder: Path) -> None:
+        if next(failures):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written(folder)
+
+    monkeypatch.setattr(checkpoint_module, "write_manifest", full)
+    monkeypatch.setattr(checkpoint_module, "_SECONDS_BETWEEN_TRIES", (0.01, 0.01))
+    mark(model, 2)
+    checkpoints.save(TrainingState({}, {}), {"step": 2})
+    checkpoints.wait(hurry=False)
+    assert steps(tmp_path / "run") == [1, 2]
+    assert len(SAID) == 2
+    assert all("step-00000002 could not be saved (OSError" in line and "No space left" in line for line in SAID)
+    assert all("what there was before stays; tried again in" in line for line in SAID)
+    monkeypatch.setattr(checkpoint_module, "write_manifest", lambda _: full_for_good())
+    checkpoints.save(TrainingState({}, {}), {"step": 3})
+    assert not checkpoints.wait()
+    assert steps(tmp_path / "run") == [1, 2]
+    assert files(tmp_path / "run") == [
+        name for name in files(tmp_path / "run") if ".partial" not in name and ".old" not in name
+    ]
+
+
+def test_a_disk_that_is_really_full_is_no_end_either(tmp_path: Path) -> None:
+    """A limit on the size of files, which safetensors meets with an error of its own."""
+    script = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_checkpoint import *
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder = Path({str(tmp_path)!r})
+model = load_classifier(save_base(folder / "base", "bert")).model
+checkpoints = make_checkpoints(folder, model)
+save(checkpoints, 1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+checkpoints.save(TrainingState({{}}, {{}}), {{"step": 2}})
+assert not checkpoints.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert [p.name for p in (folder / "run" / "checkpoints").iterdir()] == ["step-00000001"]
+assert "could not be saved" in SAID[0], SAID
+save(checkpoints, 3)
+print("went on")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("went on\n")
+
+
+def full_for_good() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _truncated(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def _flipped(data: bytes, at: float = 0.5) -> bytes:
+    place = min(len(data) - 1, int(len(data) * at))
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(_truncated, id="truncated"),
+        pytest.param(lambda data: b"", id="empty"),
+        pytest.param(lambda data: data + b" ", id="longer"),
+        pytest.param(lambda data: _flipped(data, 0.0), id="first byte"),
+        pytest.param(_flipped, id="a byte within"),
+        pytest.param(lambda data: _flipped(data, 1.0), id="last byte"),
+        pytest.param(None, id="missing"),
+    ],
+)
+def test_any_damage_is_noticed_and_the_one_before_is_used(tmp_path: Path, model: Any, damage: Any) -> None:
+    """Of every file of a checkpoint."""
+    checkpoints = make_checkpoints(tmp_path, model)
+    for step in (1, 2):
+        save(checkpoints, step, moment=torch.zeros(3))
+    folder = tmp_path / "run" / "checkpoints" / "step-00000002"
+    for name in files(folder):
+        path = folder / name
+        data = path.read_bytes()
+        if damage is None:
+            path.unlink()
+        elif damage(data) == data:
+            continue
+        else:
+            path.write_bytes(damage(data))
+        SAID.clear()
+        loaded = load_latest(tmp_path / "run", SAID.append)
+        if name == "manifest.json" and loaded is not None and loaded.step == 2:
+            # Only a byte of white space can go unnoticed.
+            assert damage is not None
+            assert json.loads(damage(data)) == json.loads(data)
+        else:
+            assert loaded is not None
+            assert loaded.step == 1
+            assert len(SAID) == 1
+            assert "step-00000002/" in SAID[0]
+        path.write_bytes(data)
+    loaded = load_latest(tmp_path / "run", SAID.append)
+    assert loaded is not None
+    assert loaded.step == 2
+    for step in (1, 2):
+        (tmp_path / "run" / "checkpoints" / f"step-{step:08}" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"none of its 2 checkpoints can be used .*--resume never"):
+        load_latest(tmp_path / "run", SAID.append)
+
+
+def test_a_run_that_goes_on_behind_an_earlier_one_sets_the_later_ones_aside(tmp_path: Path, model: Any) -> None:
+    checkpoints = make_checkpoints(tmp_path, model, keep=1)
+    save(checkpoints, 3)
+    run = tmp_path / "run"
+    write_config(CONFIG, run)
+    save(make_checkpoints(tmp_path, model, keep=2), 6)
+    start_folder(run, CONFIG, OneRank(), load(run / "checkpoints" / "step-00000003"))
+    save(make_checkpoints(tmp_path, model, keep=1), 4)
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["abandoned-step-00000006", "step-00000004"]
+
+
+def test_a_manifest_cannot_name_what_is_outside(tmp_path: Path, model: Any) -> None:
+    save(make_checkpoints(tmp_path, model), 1)
+    folder = tmp_path / "run" / "checkpoints" / "step-00000001"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["../../secret"] = {"bytes": 1, "blake2b": ""}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(Damaged, match="outside of the folder"):
+        load(folder)

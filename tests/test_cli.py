@@ -329,10 +329,14 @@ def test_a_recipe_of_one_s_own_is_planned(
 
 
 def test_a_recipe_of_one_s_own_that_fails_to_import_keeps_its_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "broken_of_mine.py").write_text("import not_there_at_all\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    with pytest.raises(ModuleNotFoundError, match="not_there_at_all"):
-        main(["plan", "broken_of_mine"])
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "broken_of_mine", "--debug"])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert 'broken_of_mine.py", line 1' in said
+    assert said.splitlines()[-1] == "error: ModuleNotFoundError: No module named 'not_there_at_all'"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import re
 import subprocess
 import sys
@@ -14,11 +15,13 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from hf_accum.config import LoraConfig, RecipeConfig, as_dict, parse, require, run, write_config
+from hf_accum.doors import Doors
+from hf_accum.errors import Stopped
 from hf_accum.units import parse_bytes
 from recipes.clinical_classification import ClinicalClassificationConfig
 
 MULTI = "multi_label_classification"
-AT_LEAST_1 = ("effective_batch_size", "shuffle_block_size", "log_every")
+AT_LEAST_1 = ("effective_batch_size", "shuffle_block_size", "log_every", "max_nonfinite_skips")
 AT_LEAST_1_OR_NULL = ("max_steps", "num_epochs", "eval_every", "save_every", "early_stopping_patience")
 
 # What is given, the flag that is refused for it, and the rule that is said. `best_metric` and `eval_every` go
@@ -34,10 +37,23 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"full_determinism": True}, "full_determinism", "false with --micro_batch_size auto"),
     *(({"micro_batch_size": value}, "micro_batch_size", "auto, or at least 1") for value in (0, -3)),
     *(({"memory_budget": value}, "memory_budget", "auto, or bytes as 6GiB") for value in ("0", "6 apples", "-1GiB")),
+    *(({name: 10**10}, name, "at most 1,000,000,000") for name in (*AT_LEAST_1, "max_length", "micro_batch_size")),
+    *(
+        ({"best_metric": "loss", "eval_every": 5} | {name: 10**10}, name, "at most 1,000,000,000")
+        for name in AT_LEAST_1_OR_NULL
+    ),
+    *(
+        ({name: ""}, name, "left out, or not empty")
+        for name in ("model", "dataset", "output_dir", "revision", "dataset_revision")
+    ),
+    ({"code_revision": "main"}, "code_revision", "left out without --trust_remote_code"),
+    ({"learning_rate": 1e3}, "learning_rate", "at most 100"),
+    ({"max_grad_norm": 1e-300}, "max_grad_norm", "at least 1e-12"),
+    ({"weight_decay": 5000.0}, "weight_decay", "below 1 / learning_rate, which is 3333.33"),
     ({"max_length": 1}, "max_length", "at least 2"),
     *(
         ({name: value}, name, "a finite number above 0")
-        for name in ("learning_rate", "max_grad_norm")
+        for name in ("learning_rate", "max_grad_norm", "max_minutes", "rank_timeout_minutes")
         for value in (0.0, -1e-4, math.inf, math.nan)
     ),
     *(({"weight_decay": v}, "weight_decay", "a finite number, at least 0") for v in (-0.1, math.inf, math.nan)),
@@ -46,9 +62,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"early_stopping_patience": 2}, "early_stopping_patience", "null without best_metric"),
     ({"best_metric": "loss"}, "best_metric", "null without eval_every"),
     ({"lora": {"rank": -1}}, "lora.rank", "at least 0 (0: full fine-tuning)"),
-    *(({"lora": {"alpha": value}}, "lora.alpha", "above 0") for value in (0.0, -1.0, math.inf, math.nan)),
+    ({"lora": {"rank": 10**6}}, "lora.rank", "at most 65,536"),
+    *(({"lora": {"alpha": value}}, "lora.alpha", "above 0") for value in (0.0, -1.0, 1e7, math.inf, math.nan)),
     *(({"lora": {"dropout": value}}, "lora.dropout", "in [0, 1)") for value in (-0.1, 1.0, math.nan)),
     *(({"lora": {"target_modules": v}}, "lora.target_modules", "not empty") for v in ([], "")),
+    *(({"lora": {"target_modules": v}}, "lora.target_modules", "names of modules, or") for v in ("[", "((", "*")),
 ]
 TWO = {"labels": ["a", "b"]}
 REFUSED_BY_THE_RECIPE: list[tuple[dict[str, Any], str, str]] = [
@@ -80,7 +98,7 @@ def refused_value(given_values: dict[str, Any], flag: str) -> Any:
     value: Any = given_values
     for part in flag.split("."):
         value = value[part]
-    return repr(value) if flag == "label_separator" else value
+    return repr(value) if flag == "label_separator" or (value == "" and "." not in flag) else value
 
 
 def construct(config_class: type[RecipeConfig], values: dict[str, Any]) -> RecipeConfig:
@@ -179,6 +197,29 @@ def test_a_budget_may_be_a_number_in_yaml(tmp_path: Path, written: str) -> None:
     assert parse_bytes(parse_flags("--config", str(file)).memory_budget) == 6 * 2**30
 
 
+def test_a_switch_may_stand_alone() -> None:
+    config = parse_flags("--debug", "--trust_remote_code", "--allow_pickle_weights", "false", "--seed", "3")
+    assert (config.debug, config.trust_remote_code, config.allow_pickle_weights) == (True, True, False)
+    assert parse_flags("--seed", "3", "--debug").debug
+    assert not parse_flags("--debug=false", "--trust_remote_code").debug
+    assert not parse_flags("--text_column", "debug").debug
+
+
+def test_what_may_come_in_with_a_model_is_nothing_by_default() -> None:
+    assert ClinicalClassificationConfig().doors == Doors(None, False, None, False)
+    config = parse_flags(
+        "--revision", "abc", "--trust_remote_code", "--code_revision", "def", "--allow_pickle_weights"
+    )
+    assert config.doors == Doors("abc", True, "def", True)
+
+
+@pytest.mark.parametrize("value", ["a\0b", "\ud800"])
+@pytest.mark.parametrize("flag", ["model", "output_dir", "text_column", "trackers", "labels"])
+def test_texts_that_cannot_be_written_down_are_refused(flag: str, value: str) -> None:
+    with pytest.raises(ValueError, match=rf"^--{flag} '.*': has to be (UTF-8|without NUL characters)$"):
+        ClinicalClassificationConfig(**{flag: [value, "b"] if flag in ("trackers", "labels") else value})  # type: ignore[arg-type]
+
+
 def test_flags_stand_above_the_yaml_file_whatever_their_order(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("seed: 5\nmax_length: 128\nlora:\n  rank: 4\n  alpha: 8\n")
@@ -221,14 +262,25 @@ def test_a_wrong_command_line_ends_with_status_2_and_one_message(
         ("lora:\n  rank: -1\n", "error: --lora.rank -1: has to be at least 0"),
         ("batch_size: 8\n", "batch_size"),
         ("seed: one\n", '"seed"'),
+        ("", "mine.yaml: has to hold flags, as `max_steps: 100`, one a line"),
+        ("- seed\n- 1\n", "mine.yaml: has to hold flags"),
+        ("seed\n", "mine.yaml: has to hold flags"),
+        ("lora: null\n", "mine.yaml: has to have the flags of lora below it"),
+        ("lora: 4\n", "mine.yaml: has to have the flags of lora below it"),
+        ("config: mine.yaml\n", "Config file loop detected"),
+        ("seed: [\n", "Problems parsing config"),
+        ("labels: " + "[" * 5000 + "\n", "Problems parsing config"),
+        ("model: !!python/object/apply:os.getcwd []\n", "could not determine a constructor for the tag"),
+        ("model: caf\udce9\n", "mine.yaml: has to be UTF-8"),
     ],
 )
 def test_a_wrong_yaml_file_ends_with_status_2_and_one_message(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, said: str
 ) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text(text)
-    assert said in refused(capsys, "--config", str(file))
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    for arguments in (("--config", str(file)), (f"--config={file}", "--seed", "1")):
+        assert said in refused(capsys, *arguments)
 
 
 # Texts that YAML has other ideas about, and any other.
@@ -263,18 +315,19 @@ strings = st.text(st.characters(exclude_categories=["Cs", "Cc", "Co", "Cn"]), mi
     (*awkward, "a: b", "a #b", " a ", "'", '"', "\u00e9")
 )
 names = st.from_regex("[a-zA-Z./_-]+", fullmatch=True).filter(lambda name: yaml.safe_load(name) == name)
-positive = st.floats(min_value=1e-300, max_value=1e300)
+positive = st.floats(min_value=1e-300, max_value=90)
 configs = st.builds(
     ClinicalClassificationConfig,
     model=st.none() | names,
     output_dir=strings,
     seed=st.integers(),
-    max_steps=st.none() | st.integers(1),
+    max_steps=st.none() | st.integers(1, 10**9),
+    max_minutes=st.none() | positive,
     learning_rate=positive,
     dropout=st.none() | st.floats(0, 1, exclude_max=True),
     lora=st.builds(
         LoraConfig,
-        rank=st.integers(0),
+        rank=st.integers(0, 65_536),
         alpha=positive,
         target_modules=names | st.just(".*([qkv]_proj|query)") | st.lists(strings, min_size=1, max_size=3),
     ),
@@ -364,12 +417,14 @@ def test_a_user_s_mistake_while_running_is_one_message_and_status_2(
     assert capsys.readouterr().err == "error: notes.csv, row 7: field 'label': missing\n"
 
 
-def test_an_error_of_ours_keeps_its_traceback() -> None:
+def test_a_run_that_was_stopped_ends_with_a_status_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     def work() -> None:
-        raise KeyError("ours")
+        raise Stopped("stopped by SIGTERM")
 
-    with pytest.raises(KeyError):
+    with pytest.raises(SystemExit) as ended:
         run(work)
+    assert ended.value.code == os.EX_TEMPFAIL == 75
+    assert capsys.readouterr().err == ""  # the log has said it
 
 
 def test_nothing_heavy_is_imported_for_the_command_line() -> None:
@@ -416,5 +471,9 @@ def test_memory_that_runs_out_outside_of_the_micro_batches_is_said_so(capsys: py
     def broken() -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+    with pytest.raises(SystemExit) as ended:
         run(broken)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith(
+        "error: RuntimeError: mat1 and mat2 shapes cannot be multiplied (nothing"
+    )

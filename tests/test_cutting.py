@@ -1,8 +1,10 @@
 """The fastest cut: against all cuts there are; and that a cut is a cut, whatever the lengths, costs and limits."""
 
 import itertools
+import json
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -147,3 +149,50 @@ def test_exploring_tries_all_sizes_and_loses_nobody(lengths: list[int], most: in
     assert sizes[:-1] == list(itertools.islice(itertools.cycle(cycle), len(sizes)))[:-1]
     cutter.window_done()
     assert cutter.cut(examples) == cut(examples, most, UNLEARNED)
+
+
+@dataclass
+class _Time:
+    seconds: float
+
+    def read(self) -> float:
+        return self.seconds
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=60),
+    most=st.integers(1, 20),
+    failures=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 300)), max_size=4),
+    num_windows=st.integers(0, 9),
+    seed=st.integers(0, 99),
+)
+def test_a_cutter_that_was_saved_goes_on_cutting_the_same(
+    lengths: list[int], most: int, failures: list[tuple[int, int]], num_windows: int, seed: int
+) -> None:
+    """Also what it learns from then on."""
+    draw = random.Random(seed)
+    examples = examples_of(lengths)
+    cutter = Cutter(WorkingCapacity(Capacity(most)), WorkingCosts())
+    other = Cutter(WorkingCapacity(Capacity(1)), WorkingCosts(Costs(1.0, 2.0, 3.0)))
+
+    def window(cutters: Sequence[Cutter]) -> None:
+        pieces = cutters[0].cut(examples)
+        for piece in pieces:
+            time = _Time(draw.uniform(0.5, 2.0) * len(piece) * piece[0].length)
+            for one in cutters:
+                assert one.costs is not None
+                one.costs.observe(len(piece), piece[0].length, time)
+        for one in cutters:
+            one.window_done()
+
+    for _ in range(num_windows):
+        window([cutter])
+    for failure in failures:
+        cutter.capacity.out_of_memory(*failure)
+    other.restore(json.loads(json.dumps(cutter.as_json())))
+    for _ in range(70):
+        assert other.cut(examples) == cutter.cut(examples)
+        assert other.speed_at_step(1) == cutter.speed_at_step(1)
+        window([cutter, other])
+    assert other.as_json() == cutter.as_json()

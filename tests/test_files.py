@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_accum.files import fill_folder_atomically, write_atomically, write_json
+from hf_accum.files import JsonLines, fill_folder_atomically, is_leftover, write_atomically, write_json
 
 
 def fail(*_: Any, **__: Any) -> Any:
@@ -185,3 +185,73 @@ def test_what_a_killed_process_left_behind_is_no_obstacle(tmp_path: Path) -> Non
     for text in ("one", "two"):
         fill_folder_atomically(tmp_path / "adapter", write(text))
         assert content(tmp_path) == {"adapter/weights": text}
+
+
+def lines_in(file: Path) -> list[Any]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
+def test_lines_that_a_full_disk_has_no_room_for_are_kept_and_written_later(tmp_path: Path) -> None:
+    file, said = tmp_path / "metrics.jsonl", list[str]()
+    lines = JsonLines(file, said.append)
+    file.symlink_to("/dev/full")
+    lines.add([{"step": 1}])
+    lines.add([{"step": 2}, {"step": 3}])
+    assert len(said) == 1
+    assert "metrics.jsonl cannot be written" in said[0]
+    file.unlink()
+    lines.add([{"step": 4}])
+    assert [line["step"] for line in lines_in(file)] == [1, 2, 3, 4]
+    assert len(said) == 2
+    lines.add([])
+    lines.add([{"step": 5}])
+    assert [line["step"] for line in lines_in(file)] == [1, 2, 3, 4, 5]
+    assert len(said) == 2
+
+
+def test_of_a_line_that_was_half_written_nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, said = tmp_path / "metrics.jsonl", list[str]()
+    lines = JsonLines(file, said.append)
+    lines.add([{"step": 1}])
+
+    class Half:
+        def __enter__(self) -> "Half":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def writelines(self, texts: list[str]) -> None:
+            with open(file, "a") as real:
+                real.write("".join(texts)[:9])
+            raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", lambda *_, **__: Half())
+        lines.add([{"step": 2}])
+    assert file.read_text() == '{"step": 1}\n'
+    lines.add([])
+    assert [line["step"] for line in lines_in(file)] == [1, 2]
+
+
+def test_no_number_that_json_does_not_have_gets_into_a_line(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path / "lines.jsonl", print)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        lines.add([{"loss": math.nan}])
+    assert not (tmp_path / "lines.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        (".config.yaml.7.partial", True),
+        (".step-00000003.12.old", True),
+        (".hf-accum-x1", True),
+        ("config.yaml", False),
+        (".git", False),
+        ("thesis.old", False),
+    ],
+)
+def test_what_a_killed_process_left_is_told_from_the_rest(tmp_path: Path, name: str, is_one: bool) -> None:
+    assert is_leftover(tmp_path / name) == is_one

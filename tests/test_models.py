@@ -233,6 +233,32 @@ def test_a_tokenizer_without_padding_pads_with_the_end_of_text(tmp_path: Path) -
     assert model.config.pad_token_id == 3
 
 
+def test_a_tokenizer_that_pads_with_another_token_than_positions_are_counted_from_is_refused(tmp_path: Path) -> None:
+    """As RoBERTa's: the positions of all texts would be wrong."""
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = "[UNK]"
+    folder = save_base(tmp_path, "roberta", tokenizer)
+    with pytest.raises(
+        ValueError, match=r"pads with token 1, the model counts positions from its padding token 0: they"
+    ):
+        load_classifier(folder)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "biogpt"])
+def test_a_decoder_is_told_which_token_pads(tmp_path: Path, architecture: str) -> None:
+    """Whatever its config says of itself, its head has to find each text's last token."""
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = "[UNK]"
+    model = load_classifier(save_base(tmp_path, architecture, tokenizer)).model.eval()
+    assert model.config.pad_token_id == 1
+    text = torch.tensor([[2, 9, 8, 7, 3]])
+    padded = torch.tensor([[2, 9, 8, 7, 3, 1, 1]])
+    with torch.no_grad():
+        alone = model(input_ids=text, attention_mask=torch.ones_like(text)).logits
+        among = model(input_ids=padded, attention_mask=(padded != 1).long()).logits
+    torch.testing.assert_close(among, alone, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "biogpt"])
 def test_padding_changes_no_logits(tmp_path: Path, architecture: str) -> None:
     folder = save_base(tmp_path, architecture)

@@ -158,7 +158,7 @@ def test_what_was_left_out_is_counted_up_to_the_window_that_is_used() -> None:
     )
     pipeline = Pipeline(stream, Cutter(WorkingCapacity(Capacity(2))), collate, CPU)
     counted = [(pipeline.counts.num_examples, pipeline.bad_rows().total()) for _ in pipeline]
-    assert counted == [(10, 1), (20, 2), (30, 2), (37, 3)]
+    assert counted == [(10, 1), (20, 2), (30, 2), (37, 2)]  # one comes behind the last window
     assert (pipeline.counts.num_examples, pipeline.bad_rows().total()) == (37, 3)
 
 

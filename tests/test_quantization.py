@@ -316,6 +316,7 @@ def test_the_predicted_peak_is_what_real_four_bit_weights_take(tmp_path: Path, a
     check_peaks(loaded, without, 16, [(1, 16), (2, 16), (3, 7), (9, 16), (20, 5)])
 
 
+@pytest.mark.slow
 def test_the_predicted_peak_of_minilm_in_four_bits_is_what_it_takes() -> None:
     tokenizer = load_tokenizer(minilm())
     pretrained = load_model(

@@ -10,7 +10,7 @@ from launching import launch
 from thread_ranks import ThreadRanks, on_ranks
 
 from hf_accum.errors import RankFailed
-from hf_accum.ranks import OneRank, bits_float, float_bits, start_accelerator, together
+from hf_accum.ranks import OneRank, bits_float, float_bits, start_accelerator, talking, together
 
 
 @given(st.floats(allow_nan=False))
@@ -19,6 +19,23 @@ def test_a_float_survives_as_bits(number: float) -> None:
     assert -(2**63) <= bits < 2**63
     assert math.copysign(1, bits_float(bits)) == math.copysign(1, number)
     assert bits_float(bits) == number
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:6824. This is ...",
+        "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 12000ms for recv operation to complete",
+        "NCCL communicator was aborted on rank 1.",
+    ],
+)
+def test_a_rank_that_has_gone_is_told_in_plain_words(message: str) -> None:
+    plain = r"another rank has ended, or has not answered .*--rank_timeout_minutes"
+    with pytest.raises(RankFailed, match=plain) as told, talking():
+        raise RuntimeError(message)
+    assert message in str(told.value)
+    with pytest.raises(RuntimeError, match="same size"), talking():
+        raise RuntimeError("tensors of the ranks are not of the same size")
 
 
 def test_an_error_on_one_rank_is_an_error_on_all() -> None:

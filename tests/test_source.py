@@ -338,6 +338,13 @@ def test_parquet_text_that_is_not_utf8(tmp_path: Path) -> None:
     check_bad_row(open_source(str(file), "train"), 1, "text", "not UTF-8", [0, 2])
 
 
+def test_a_parquet_time_beyond_the_calendar_is_bad_alone(tmp_path: Path) -> None:
+    file = tmp_path / "rows.parquet"
+    times = pa.array([0, 2**62, 0], pa.timestamp("us"))
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "label": ["no", "yes", "no"], "seen": times}), file)
+    check_bad_row(open_source(str(file), "train"), 1, "seen", "cannot be read (", [0, 2])
+
+
 def test_rows_left_out_by_prepare_are_not_bad(tmp_path: Path) -> None:
     source = open_source(write(tmp_path, "rows.jsonl", as_jsonl([{"n": i} for i in range(6)])), "train")
     bad_rows: Counter[str] = Counter()

@@ -1,5 +1,6 @@
 """Every example exactly once an epoch, whatever the shards, ranks and windows; windows as full as can be."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -8,13 +9,14 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from thread_ranks import ThreadRanks, on_ranks
+from thread_ranks import ThreadRanks, on_ranks, run_ranks
 
+from hf_accum.agreement import share_out
 from hf_accum.errors import RankFailed
 from hf_accum.ranks import OneRank, Ranks
 from hf_accum.source import BadRow, Row, Source
-from hf_accum.stream import Split, WindowStream, share_out
-from hf_accum.window import Example, Window
+from hf_accum.stream import Split, WindowStream
+from hf_accum.window import Example, StreamState, Window
 
 ShardSizes = Sequence[int]
 SPLITS: tuple[Split, ...] = ("examples", "shards")
@@ -271,6 +273,43 @@ def test_stopping_early_ends_the_background_thread() -> None:
     assert threading.active_count() == before
 
 
+@pytest.mark.parametrize("split", SPLITS)
+@settings(max_examples=30)
+@given(
+    shard_sizes=shards,
+    num_ranks=st.integers(1, 3),
+    effective_batch_size=st.integers(1, 12),
+    asked=st.tuples(st.integers(0, 2), st.integers(1, 12)),
+)
+def test_the_ranks_stop_after_the_same_window_when_one_is_asked_to(
+    split: Split, shard_sizes: list[int], num_ranks: int, effective_batch_size: int, asked: tuple[int, int]
+) -> None:
+    """By the n-th time that the windows ask; of `shards` the first time in a pass is for no window."""
+    rank, at = asked[0] % num_ranks, asked[1]
+
+    def work(ranks: ThreadRanks) -> tuple[list[Window], int]:
+        num_asked = 0
+
+        def stopping() -> bool:
+            nonlocal num_asked
+            num_asked += 1
+            return ranks.index == rank and num_asked >= at
+
+        windows = list(
+            make_stream(source_of(shard_sizes), ranks, effective_batch_size, split=split, stopping=stopping)
+        )
+        return windows, num_asked
+
+    whole = windows_of_ranks(shard_sizes, num_ranks, effective_batch_size, split=split)
+    stopped = run_ranks(num_ranks, work)
+    num_announced = 1 if split == "shards" else 0
+    expected = min(max(1, at - num_announced), len(whole[0]))
+    for of_rank, (windows, num_asked) in zip(whole, stopped, strict=True):
+        assert [w.digest for w in windows] == [w.digest for w in of_rank[:expected]]
+        assert [w.examples for w in windows] == [w.examples for w in of_rank[:expected]]
+        assert num_asked <= max(at, 1 + num_announced)
+
+
 @given(total=st.integers(0, 50), available=st.lists(st.integers(0, 30), min_size=1, max_size=6))
 def test_shares_are_as_even_as_can_be(total: int, available: list[int]) -> None:
     shares = share_out(total, available)
@@ -291,3 +330,80 @@ def test_sizes_below_one_are_refused(flag: Literal["effective_batch_size"], valu
             ranks=OneRank(),
             **{"effective_batch_size": 1, "seed": 0, flag: value},  # type: ignore[arg-type]
         )
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@settings(max_examples=60, deadline=None)
+@given(
+    shard_sizes=shards,
+    num_ranks=st.integers(1, 3),
+    effective_batch_size=st.integers(1, 20),
+    block=st.integers(1, 40),
+    num_epochs=st.integers(1, 3),
+    num_bad=st.integers(0, 12),
+    data=st.data(),
+)
+def test_a_stream_goes_on_behind_any_window_as_if_it_had_not_stopped(
+    split: Split,
+    shard_sizes: list[int],
+    num_ranks: int,
+    effective_batch_size: int,
+    block: int,
+    num_epochs: int,
+    num_bad: int,
+    data: st.DataObject,
+) -> None:
+    """The same examples on the same ranks, the same counts: bad rows too; through JSON, as a checkpoint keeps it."""
+    everything = [f"{shard}:{row}" for shard, size in enumerate(shard_sizes) for row in range(size)]
+    bad = frozenset(data.draw(st.permutations(everything), label="bad first")[: min(num_bad, len(everything) - 1)])
+    how: dict[str, Any] = {
+        "split": split,
+        "shuffle_block_size": block,
+        "num_epochs": num_epochs,
+        "on_bad_row": "skip",
+    }
+
+    def run(ranks: ThreadRanks, states: list[Any] | None) -> tuple[list[Window], Counter[str], int]:
+        start = None if states is None else StreamState.from_json(json.loads(json.dumps(states[ranks.index])))
+        stream = make_stream(source_of(shard_sizes, bad), ranks, effective_batch_size, start=start, **how)
+        return list(stream), stream.bad_rows(), stream.counts.num_examples
+
+    whole = run_ranks(num_ranks, lambda ranks: run(ranks, None))
+    num_windows = len(whole[0][0])
+    stop = data.draw(st.integers(1, num_windows), label="stop")
+    states = [windows[stop - 1].state.as_json() for windows, _, _ in whole]
+    rest = run_ranks(num_ranks, lambda ranks: run(ranks, states))
+    for (windows, bad_rows, num_examples), (others, other_bad_rows, other_examples) in zip(whole, rest, strict=True):
+        for one, other in zip(windows[stop:], others, strict=True):
+            assert [e.id for e in one.examples] == [e.id for e in other.examples]
+            assert one.digest == other.digest
+            assert one.state == other.state
+            assert (one.epoch, one.seed, one.num_items) == (other.epoch, other.seed, other.num_items)
+        assert bad_rows == other_bad_rows
+        assert num_examples == other_examples
+    assert whole[0][1].total() == num_epochs * len(bad)
+
+
+def test_going_on_reads_no_more_than_a_block_again() -> None:
+    read: list[int] = []
+
+    def source() -> Source:
+        def rows(shard: int, start: int) -> Iterator[tuple[int, Row | BadRow]]:
+            for row in range(start, 10_000):
+                read.append(row)
+                yield row, {"value": f"{shard}:{row}"}
+
+        return Source(("file",), rows, {})
+
+    windows = make_stream(source(), OneRank(), 16, shuffle_block_size=100, prefetch_windows=1)
+    states = {window.step: window.state for window in windows}
+    for step in (10, 400):
+        read.clear()
+        stream = make_stream(source(), OneRank(), 16, shuffle_block_size=100, prefetch_windows=1, start=states[step])
+        iterator = iter(stream)
+        window = next(iterator)
+        iterator.close()  # type: ignore[attr-defined]
+        assert window.step == step + 1
+        first = (16 * step - 1) // 100 * 100  # of the block in which the window ended
+        assert min(read) in (0, first)  # 0: the stand-in, which is the first of the file
+        assert len(read) <= 400

@@ -74,6 +74,18 @@ def test_a_dataset_of_unknown_size(accelerator: Accelerator) -> None:
     assert "data " not in said
 
 
+def test_fewer_examples_than_a_window_are_one(accelerator: Accelerator) -> None:
+    said = describe(accelerator, num_train=31, num_steps=1)
+    assert "a pass has fewer examples than one window: it is one window, used with its true weight" in said
+    assert "fewer examples" not in describe(accelerator, num_train=32, num_steps=1)
+
+
+def test_labels_without_rows_are_said(accelerator: Accelerator) -> None:
+    said = describe(accelerator, labels_without_rows=["ear", "nose"])
+    assert "no row to train on has the label ear, nose\n" in said
+    assert "no row" not in describe(accelerator)
+
+
 def test_bad_rows_that_were_found_are_said(accelerator: Accelerator) -> None:
     said = describe(accelerator, bad_rows={"not UTF-8": 1200, "empty text": 1})
     assert "left out: 1,200 bad rows (not UTF-8)\nleft out: 1 bad rows (empty text)" in said

@@ -16,10 +16,10 @@ from hf_accum.source import BadRow, Row, Source, open_source
 from hf_accum.survey import Survey, is_held_out, survey
 
 
-def observe(row: Row) -> tuple[bool, tuple[str, ...]]:
+def observe(row: Row) -> tuple[bool, tuple[str, ...], object]:
     if "labels" not in row:
         raise BadRow("labels", "missing")
-    return bool(row["held_out"]), tuple(row["labels"])
+    return bool(row["held_out"]), tuple(row["labels"]), row.get("text")
 
 
 def source_of(folder: Path, shards: list[list[Any]]) -> Source:
@@ -74,6 +74,31 @@ def test_a_bad_row_on_one_rank_ends_all(tmp_path: Path) -> None:
 
 def test_an_empty_file_is_surveyed_as_nothing(tmp_path: Path) -> None:
     assert survey(source_of(tmp_path, [[]]), observe, OneRank(), "error") == Survey()
+
+
+def test_the_digest_is_of_all_content_at_its_place_on_any_number_of_ranks(tmp_path: Path) -> None:
+    def row(text: str, label: str = "a", held_out: bool = False) -> dict[str, Any]:
+        return {"held_out": held_out, "labels": [label], "text": text}
+
+    def digest(shards: list[list[Any]], num_ranks: int = 1) -> int:
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        source = source_of(folder, shards)
+        (found,) = {one.digest for one in run_ranks(num_ranks, lambda ranks: survey(source, observe, ranks, "error"))}
+        return found
+
+    rows = [[row("one"), row("two")], [row("one")], [row("three", held_out=True)]]
+    first = digest(rows)
+    assert first == digest(rows, 2) == digest(rows, 3)
+    changed = [
+        [[row("one"), row("twO")], rows[1], rows[2]],
+        [[row("two"), row("one")], rows[1], rows[2]],
+        [rows[0], rows[2], rows[1]],
+        [rows[0], rows[1], [row("three")]],
+        [rows[0][:1], [rows[0][1], *rows[1]], rows[2]],
+        [rows[0], [row("one"), row("one")], rows[2]],
+    ]
+    assert len({first, *map(digest, changed)}) == 7
 
 
 # The held-out share

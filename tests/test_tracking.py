@@ -19,10 +19,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from thread_ranks import run_ranks
 
 from hf_accum import tracking
+from hf_accum.budget import peak_memory_bytes
 from hf_accum.config import RecipeConfig
+from hf_accum.errors import NotFinite, Stopped
 from hf_accum.ranks import OneRank, Ranks
 from hf_accum.stream import StreamCounts, WindowStream
-from hf_accum.tracking import RunLog, peak_memory_bytes
+from hf_accum.tracking import RunLog
 from hf_accum.window import Example, Window
 
 CONTRACT = [
@@ -329,6 +331,26 @@ def test_trackers_get_every_step_and_evaluation(tensorboard_accelerator: Acceler
     assert "about to run\n" in said(log)
 
 
+@pytest.mark.parametrize(
+    ("step", "why", "expected"),
+    [
+        (3, Stopped("stopped by SIGTERM"), "stopped by SIGTERM after step 3: saved in {}; the same command goes on"),
+        (0, Stopped("stopped by SIGTERM"), "stopped by SIGTERM after step 0: there is nothing to save\n"),
+        (3, NotFinite("step 4: ..."), "ended by an error after step 3: saved in {}; the same command goes on"),
+    ],
+)
+def test_an_early_end_is_said_and_ends_the_trackers(
+    tensorboard_accelerator: Accelerator, tmp_path: Path, step: int, why: Exception, expected: str
+) -> None:
+    log = make_log(tensorboard_accelerator, tmp_path)
+    log.start(RecipeConfig(trackers=["tensorboard"]), "")
+    (tracker,) = tensorboard_accelerator.trackers
+    log.end_early(step, why)
+    assert expected.format(tmp_path / "checkpoints") in said(log)
+    assert tracker.tracker.all_writers is None  # closed
+    assert tensorboard_accelerator.trackers == []
+
+
 def test_the_trackers_get_the_configuration_as_single_values(
     accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -409,3 +431,33 @@ def test_peak_memory_is_that_of_the_process() -> None:
     peak = peak_memory_bytes(torch.device("cpu"))
     assert block.sum() == 2**24
     assert resident * 0.95 <= peak <= resident * 50
+
+
+def test_a_tracker_that_fails_is_left_out_and_said_once(accelerator: Accelerator, tmp_path: Path) -> None:
+    class Failing:
+        name = "mlflow"
+        num_calls = 0
+
+        def log(self, values: Any, step: int) -> None:
+            self.num_calls += 1
+            raise OSError("No space left on device")
+
+        def finish(self) -> None:
+            raise OSError("No space left on device")
+
+    class Good(Failing):
+        name = "good"
+
+        def log(self, values: Any, step: int) -> None:
+            self.num_calls += 1
+
+    failing, good = Failing(), Good()
+    accelerator.trackers = [failing, good]  # type: ignore[list-item]
+    text = io.StringIO()
+    log = RunLog(accelerator, OneRank(), tmp_path, 5, 1, console=Console(file=text, soft_wrap=True))
+    with log:
+        for step in (1, 2):
+            log.evaluation(step, {"loss": 1.0})
+        log.end_early(2, RuntimeError("x"))
+    assert (failing.num_calls, good.num_calls) == (1, 2)
+    assert text.getvalue().count("tracker mlflow failed and is left out from here on: OSError: No space") == 1

@@ -136,9 +136,14 @@ def minilm_task(labels: "LabelColumn", text_column: str, max_length: int) -> "Te
 
 
 def load_minilm(
-    task: "TextClassification", lora: LoraConfig, *, seed: int = 0, dropout: float | None = None
+    task: "TextClassification",
+    lora: LoraConfig,
+    *,
+    seed: int = 0,
+    dropout: float | None = None,
+    fused: bool = False,
 ) -> "nn.Module":
-    """MiniLM with adapters, from the very weights that a recipe's run of this seed starts from."""
+    """MiniLM with adapters (peft's, or fused), from the very weights that a recipe's run of this seed starts from."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -157,7 +162,14 @@ def load_minilm(
         dropout=dropout,
         **model_config(task.labels),
     )
-    return add_lora(pretrained.model, lora, task_type="SEQ_CLS", new_modules=pretrained.new_modules, dropout=dropout)
+    return add_lora(
+        pretrained.model,
+        lora,
+        task_type="SEQ_CLS",
+        new_modules=pretrained.new_modules,
+        dropout=dropout,
+        fused=fused,
+    )
 
 
 def evenly_spaced(rows: "Sequence[Row]", number: int) -> "list[Row]":

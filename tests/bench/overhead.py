@@ -197,24 +197,29 @@ def in_turns(works: Sequence[Callable[[], None]], num_rounds: int) -> list[list[
     return timings
 
 
-def report(ours: Sequence[Timing], by_hand: Sequence[Timing], num_windows: int) -> None:
+def report(
+    ours: Sequence[Timing],
+    others: Sequence[Timing],
+    num_windows: int,
+    names: tuple[str, str] = ("hf_accum", "by hand"),
+) -> None:
     """Print the table, the ratios, and the difference for each window."""
 
     def cells(name: str, clock: str, seconds: Sequence[float]) -> tuple[str, ...]:
         return name, clock, f"{statistics.median(seconds):.3f}", f"{min(seconds):.3f}", f"{max(seconds):.3f}"
 
-    loops = (("hf_accum", ours), ("by hand", by_hand))
+    loops = tuple(zip(names, (ours, others), strict=True))
     wall = [cells(name, "wall", [t.wall_seconds for t in timings]) for name, timings in loops]
     cpu = [cells(name, "processor", [t.cpu_seconds for t in timings]) for name, timings in loops]
     print_table(("loop", "clock", "median s", "least s", "greatest s"), [*wall, *cpu])
     for clock, pairs in (
-        ("wall clock", [(a.wall_seconds, b.wall_seconds) for a, b in zip(ours, by_hand, strict=True)]),
-        ("processor time", [(a.cpu_seconds, b.cpu_seconds) for a, b in zip(ours, by_hand, strict=True)]),
+        ("wall clock", [(a.wall_seconds, b.wall_seconds) for a, b in zip(ours, others, strict=True)]),
+        ("processor time", [(a.cpu_seconds, b.cpu_seconds) for a, b in zip(ours, others, strict=True)]),
     ):
         ratios = [a / b for a, b in pairs]
         milliseconds = statistics.median((a - b) / num_windows * 1_000 for a, b in pairs)
         print(
-            f"hf_accum / by hand, {clock}: median {statistics.median(ratios):.4f} "
+            f"{names[0]} / {names[1]}, {clock}: median {statistics.median(ratios):.4f} "
             f"({min(ratios):.4f} to {max(ratios):.4f}); median difference {milliseconds:.2f} ms a window"
         )
 

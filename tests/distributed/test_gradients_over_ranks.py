@@ -14,7 +14,7 @@ HARDEST = ["weights and smoothing", "tokens, weights and smoothing"]
 OTHERS = pytest.param([name for name in TASKS if name not in HARDEST], marks=pytest.mark.slow, id="others")
 
 
-@pytest.mark.parametrize("num_ranks", [2, 3])
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("names", [pytest.param(HARDEST, id="hardest"), OTHERS])
 def test_any_spread_over_ranks_gives_the_gradient_of_the_unsplit_batch(names: list[str], num_ranks: int) -> None:
     done = launch(str(SCRIPT), *names, num_processes=num_ranks)

@@ -215,7 +215,12 @@ def test_an_earlier_run_is_moved_aside(recipe: Recipe, tmp_path: Path) -> None:
             {"best_metric": "f1", "eval_every": 1},
             "--best_metric f1: has to be one of accuracy, loss, macro_f1",
         ),
-        ({"extra_metrics": "[no_such_metric]"}, "metric 'no_such_metric': neither shipped"),
+        ({"extra_metrics": "[no_such_metric]"}, "has to be left out without --trust_remote_code: metrics of the hub"),
+        (
+            {"extra_metrics": "[no_such_metric]", "trust_remote_code": "true"},
+            "metric 'no_such_metric': neither shipped",
+        ),
+        ({"eval_split": "train"}, "--eval_split train: has to be another one than --train_split"),
         ({"eval_fraction": 1e-9}, "150 usable examples to train on and 0 held out"),
         ({"lora.target_modules": "[no_such_layer]"}, "--lora.target_modules ['no_such_layer']: has to match"),
     ],

@@ -1,0 +1,117 @@
+"""What may come in with a model of others: which revision of it, code, pickled weights."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Doors:
+    """Closed as they are: nothing of a model runs, and its weights are read from safetensors only.
+
+    `revision` (and `code_revision`, for code of another repository) is a branch, tag or commit of the hub.
+    """
+
+    revision: str | None = None
+    trust_remote_code: bool = False
+    code_revision: str | None = None
+    allow_pickle_weights: bool = False
+
+    @property
+    def of_hub(self) -> dict[str, Any]:
+        """What transformers' `from_pretrained` takes, of configs and tokenizers too."""
+        options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        return options | ({"code_revision": self.code_revision} if self.code_revision else {})
+
+    @property
+    def of_weights(self) -> dict[str, Any]:
+        """What `from_pretrained` of a model takes besides."""
+        # None: safetensors where there are any.
+        return {"use_safetensors": None if self.allow_pickle_weights else True, "weights_only": True}
+
+
+def local(name: str) -> str:
+    """A folder by its absolute path, so that an adapter finds its base model from any folder; an id as it is."""
+    return str(Path(name).resolve()) if os.path.isdir(name) else name
+
+
+def check_model_files(name: str, doors: Doors) -> dict[str, Any]:
+    """What a model's config.json says, read as data, with all in it refused that would bring in something else.
+
+    Raises:
+        ValueError: for a revision of a local folder, an adapter in the place of a model, code of another repository
+            that no revision pins, attention kernels of the hub, or weights that are not in safetensors.
+        OSError: if there is no such config.
+    """
+    from transformers import PreTrainedConfig
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    if os.path.isdir(name) and (doors.revision or doors.code_revision):
+        flag = "revision" if doors.revision else "code_revision"
+        raise ValueError(
+            f"--{flag} {doors.revision or doors.code_revision}: has to be left out with a local folder ({name}), "
+            "which has only what is in it"
+        )
+    if find_adapter_config_file(local(name), revision=doors.revision) is not None:
+        raise ValueError(
+            f"--model {name}: is an adapter, or has one in it, made for weights of another place: give the model, "
+            "with the adapter merged into it (peft's merge_and_unload) if it is to be trained on"
+        )
+    values, _ = PreTrainedConfig.get_config_dict(local(name), revision=doors.revision)
+    if not isinstance(values, dict):
+        raise ValueError(f"--model {name}: its config.json has to be a JSON object")
+    # Otherwise weights that are not safetensors may be fetched from a pull request that a converter opens.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"
+    if doors.trust_remote_code:
+        _check_code(name, values.get("auto_map"), doors)
+    elif kernels := next((k for k in _attention_kernels(values) if "/" in k), None):
+        raise ValueError(
+            f"--model {name}: its config.json asks for attention kernels from the hub ({kernels}), which are code: "
+            "--trust_remote_code allows it"
+        )
+    weights = str(values.get("transformers_weights") or "")
+    if (
+        weights
+        and not doors.allow_pickle_weights
+        and not weights.endswith((".safetensors", ".safetensors.index.json"))
+    ):
+        raise ValueError(f"--model {name}: its weights are in {weights}, {_PICKLE_RULE}")
+    folder = Path(name)
+    if os.path.isdir(name) and not doors.allow_pickle_weights and not any(folder.glob("*.safetensors")):
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        if pickled:
+            raise ValueError(f"--model {name}: its weights are in {pickled[0]}, {_PICKLE_RULE}")
+    return values
+
+
+_PICKLE_RULE = (
+    "a pickle: has to have them in safetensors (`model.save_pretrained` writes them), or --allow_pickle_weights "
+    "reads them, as tensors only"
+)
+
+
+def _attention_kernels(values: Any) -> Iterator[str]:
+    """What a config, or one within it, asks for."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            if str(key).strip("_").startswith("attn_implementation"):
+                yield from map(str, value.values() if isinstance(value, dict) else [value])
+            else:
+                yield from _attention_kernels(value)
+    elif isinstance(values, list):
+        for value in values:
+            yield from _attention_kernels(value)
+
+
+def _check_code(name: str, auto_map: Any, doors: Doors) -> None:
+    if not isinstance(auto_map, dict) or doors.revision is None or doors.code_revision is not None:
+        return
+    references = [ref for value in auto_map.values() for ref in (value if isinstance(value, list) else [value])]
+    for reference in references:
+        if "--" in str(reference):
+            raise ValueError(
+                f"--revision {doors.revision}: does not pin the code of {name}, which is in another repository, "
+                f"{str(reference).partition('--')[0]}: give --code_revision too"
+            )

@@ -1,0 +1,50 @@
+"""Run by `accelerate launch`: the classification recipe, in which something happens on one rank in a forward.
+
+Arguments: what happens, the rank, the window in which it does (from 1), and the recipe's flags: `nothing`; `raise`,
+an error; `sleep`, for a minute; or the name of a signal, which the process sends itself. A line `training` from rank
+0 says that it has begun. Each forward takes a while longer, so that others have time to act.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import hf_accum.accumulation
+from recipes.clinical_classification import main
+
+SECONDS = float(os.environ.get("FAULTY_SECONDS", "0.05"))
+
+
+def patch(what: str, rank: int, at_window: int) -> None:
+    accumulate = hf_accum.accumulation.accumulate
+    num_windows = 0
+
+    @contextmanager
+    def with_a_fault(accelerator: Any, model: Any, micro_batch: Any) -> Iterator[None]:
+        nonlocal num_windows
+        with accumulate(accelerator, model, micro_batch):
+            if micro_batch.index == 0:
+                num_windows += 1
+                if num_windows == 2 and accelerator.process_index == 0:
+                    print("training", flush=True)
+                if num_windows == at_window and accelerator.process_index == rank:
+                    if what == "raise":
+                        raise ZeroDivisionError("made up in the forward")
+                    if what == "sleep":
+                        time.sleep(60)
+                    elif what != "nothing":
+                        os.kill(os.getpid(), getattr(signal, what))
+            time.sleep(SECONDS)
+            yield
+
+    hf_accum.accumulation.accumulate = with_a_fault
+
+
+if __name__ == "__main__":
+    what, rank, at_window, *flags = sys.argv[1:]
+    patch(what, int(rank), int(at_window))
+    main(flags)

@@ -1,0 +1,293 @@
+"""A run that is killed goes on as if it had not been: the same examples, losses and weights, to the last bit."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import launch, launched
+from run_files import metrics_of
+
+from hf_accum.checkpoint import load_latest
+
+Recipe = Callable[..., Path]
+
+SCRIPT = str(Path(__file__).with_name("faulty_recipe.py"))
+NUM_STEPS = 20
+NINE: dict[str, Any] = {"max_steps": 9, "num_epochs": 2, "save_every": 3}
+
+
+def make_flags(tiny_model: Path, notes: Path, folder: Path, **more: Any) -> list[str]:
+    """Of a run of 20 steps, with dropout, over more than two passes of its data."""
+    named = {
+        "model": tiny_model,
+        "dataset": notes,
+        "output_dir": folder,
+        "max_length": 64,
+        "micro_batch_size": 4,
+        "effective_batch_size": 16,
+        "max_steps": NUM_STEPS,
+        "num_epochs": "null",
+        "labels": "eye,heart,muscle",
+        "save_every": 3,
+        "log_every": 2,
+        "dropout": 0.1,
+        "full_determinism": "true",
+    } | more
+    return [f"--{name}={value}" for name, value in named.items()]
+
+
+def assert_same_run(run: Path, whole: Path) -> None:
+    lines, expected = metrics_of(run), metrics_of(whole)
+    assert [m["step"] for m in lines] == list(range(1, NUM_STEPS + 1))
+    for name in ("window_digest", "loss", "grad_norm", "learning_rate", "num_items", "epoch"):
+        assert [m[name] for m in lines] == [m[name] for m in expected], name
+    name = "adapter_model.safetensors"
+    assert (run / "adapter" / name).read_bytes() == (whole / "adapter" / name).read_bytes()
+    figures = [json.loads((folder / "evaluation.json").read_text()) for folder in (run, whole)]
+    assert figures[0] == figures[1]
+    left = [path for path in run.rglob("*") if path.name.endswith((".partial", ".old"))]
+    assert left == []
+
+
+def test_a_run_killed_in_a_step_goes_on_from_its_last_checkpoint(
+    tiny_model: Path, notes: Path, tmp_path: Path
+) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    done = launch("-m", "recipes.clinical_classification", *make_flags(tiny_model, notes, whole))
+    assert done.returncode == 0, done.stderr[-3000:]
+    killed = launch(SCRIPT, "SIGKILL", "0", "12", *make_flags(tiny_model, notes, run))
+    assert killed.returncode != 0
+    assert not (run / "adapter").exists()
+    done = launch("-m", "recipes.clinical_classification", *make_flags(tiny_model, notes, run))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed    after step 9, from " in done.stdout
+    assert_same_run(run, whole)
+    assert not list(tmp_path.glob("run-earlier-*"))
+
+
+def test_other_settings_are_refused_with_the_difference_or_allowed_by_name(recipe: Recipe, tmp_path: Path) -> None:
+    folder = stopped(recipe, tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        recipe(output_dir=folder, **NINE, learning_rate=0.123, seed=5)
+    assert ended.value.code == 2
+    assert metrics_of(folder)[-1]["step"] == 3
+    recipe(output_dir=folder, **NINE, learning_rate=0.123, allow_changes="learning_rate")
+    assert [m["step"] for m in metrics_of(folder)] == list(range(1, 10))
+
+
+def test_a_finished_run_is_no_run_to_go_on_with(recipe: Recipe) -> None:
+    folder = recipe(max_steps=4, save_every=2)
+    recipe(output_dir=folder, max_steps=4, save_every=2)
+    assert folder.with_name(f"{folder.name}-earlier-1").is_dir()
+
+
+def test_never_starts_anew_and_keeps_what_was(recipe: Recipe, tmp_path: Path) -> None:
+    folder = stopped(recipe, tmp_path)
+    recipe(output_dir=folder, max_steps=4, resume="never")
+    assert folder.with_name(f"{folder.name}-earlier-1").is_dir()
+    assert [m["step"] for m in metrics_of(folder)] == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_s_folder_is_gone_on_from_elsewhere(recipe: Recipe, tmp_path: Path) -> None:
+    folder = stopped(recipe, tmp_path)
+    other = recipe(**NINE, resume=folder / "checkpoints" / "step-00000003")
+    assert [m["step"] for m in metrics_of(other)] == list(range(4, 10))
+    with pytest.raises(SystemExit):
+        recipe(**NINE, resume=folder / "checkpoints")
+
+
+def test_a_folder_in_which_another_run_is_at_work_is_refused(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = stopped(recipe, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    lock = f"import fcntl, os, sys; fcntl.flock(os.open({str(folder)!r}, os.O_RDONLY), fcntl.LOCK_EX); "
+    other = subprocess.Popen(
+        [sys.executable, "-c", lock + "print('locked', flush=True); sys.stdin.read()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "locked\n"
+    for how in ({}, {"resume": "never"}):
+        with pytest.raises(SystemExit) as ended:
+            recipe(output_dir=folder, **NINE, **how)
+        assert ended.value.code == 2
+        assert "another run is at work in it" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+    other.communicate("")
+    recipe(output_dir=folder, **NINE)
+
+
+def test_other_data_under_the_same_name_is_refused_and_the_same_elsewhere_is_not(
+    recipe: Recipe, notes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = Path(shutil.copytree(notes, tmp_path / "mine"))
+    folder = stopped(recipe, tmp_path, dataset=mine)
+    file = mine / "train-1.jsonl"
+    file.write_text(file.read_text().replace("; ", ", ", 1))
+    with pytest.raises(SystemExit):
+        recipe(output_dir=folder, dataset=mine, **NINE)
+    assert "data_digest was" in capsys.readouterr().err
+    recipe(output_dir=folder, dataset=notes, **NINE)
+    assert [m["step"] for m in metrics_of(folder)] == list(range(1, 10))
+
+
+def test_on_two_ranks_and_in_other_micro_batches_it_goes_on_with_the_same_examples(
+    recipe: Recipe, tiny_model: Path, notes: Path, tmp_path: Path
+) -> None:
+    how = NINE | {"dropout": 0, "learning_rate": 0.01}
+    whole = recipe(**how)
+    run = stopped(recipe, tmp_path, dropout=0, learning_rate=0.01)
+    named = {"model": tiny_model, "dataset": notes, "output_dir": run, "max_length": 64, "micro_batch_size": 3} | how
+    flags = [f"--{name}={value}" for name, value in named.items()]
+    done = launch("-m", "recipes.clinical_classification", *flags, num_processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed    after step 3, from " in done.stdout
+    lines, expected = metrics_of(run), metrics_of(whole)
+    for name in ("step", "window_digest", "num_items", "epoch", "learning_rate"):
+        assert [m[name] for m in lines] == [m[name] for m in expected]
+    assert [m["loss"] for m in lines] == pytest.approx([m["loss"] for m in expected], rel=1e-4)
+
+
+def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_nothing_else(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hf_accum.checkpoint._SECONDS_BETWEEN_TRIES", (0.02,))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = "size=3m"
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", size, "tmpfs", disk], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("this process may not mount a disk")
+    try:
+        ballast, metrics = disk / "ballast", disk / "run" / "metrics.jsonl"
+        seen: list[str] = []
+
+        def other_program() -> None:
+            """Fills the disk after the 4th step, and makes room a second later."""
+            while not metrics.exists() or metrics.read_text().count("\n") < 4:
+                time.sleep(0.001)
+            fill(ballast)
+            time.sleep(1)
+            seen.extend(path.name for path in (disk / "run" / "checkpoints").glob("step-*"))
+            ballast.unlink()
+
+        thread = threading.Thread(target=other_program, daemon=True)
+        thread.start()
+        how = {"max_steps": 20, "num_epochs": "null", "labels": "eye,heart,muscle", "log_every": 1}
+        recipe(**how, output_dir=disk / "run", save_every=2, keep_checkpoints=1, effective_batch_size=64)
+        thread.join(20)
+        assert not ballast.exists()
+        said = capsys.readouterr().out
+        assert "could not be saved" in said
+        assert "No space left on device" in said
+        assert [m["step"] for m in metrics_of(disk / "run")] == list(range(1, 21))
+        assert (disk / "run" / "adapter" / "adapter_model.safetensors").exists()
+        loaded = load_latest(disk / "run", print)
+        assert loaded is not None
+        assert loaded.step >= 4
+        assert seen, "an earlier one is there all the time"
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def fill(file: Path) -> None:
+    """Take all the room that a disk has."""
+    with suppress(OSError), file.open("wb", buffering=0) as ballast:
+        while True:
+            ballast.write(bytes(4096))
+
+
+def test_another_order_of_the_data_starts_the_pass_anew(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Places of one order mean nothing in another: examples would be lost, and others come twice."""
+    folder = stopped(recipe, tmp_path, shuffle_block_size=40)
+    recipe(output_dir=folder, **NINE, shuffle_block_size=30, allow_changes="shuffle_block_size")
+    assert "another order than before: the pass that was begun starts anew" in capsys.readouterr().out
+    assert [m["epoch"] for m in metrics_of(folder)] == [0] * 3 + [0] * 5 + [1]
+    assert sum(m["num_examples"] for m in metrics_of(folder)[3:8]) == 136
+
+
+def test_settings_that_were_filled_in_by_the_first_run_are_no_change(recipe: Recipe, tmp_path: Path) -> None:
+    """The labels that it found: then no pass is made to find them, and nothing is known of the data's content."""
+    folder = stopped(recipe, tmp_path)
+    recipe(f"--config={folder / 'config.yaml'}", output_dir=folder, **NINE)
+    assert [m["step"] for m in metrics_of(folder)] == list(range(1, 10))
+
+
+def stopped(recipe: Recipe, tmp_path: Path, **how: Any) -> Path:
+    """An unfinished run, after step 3 of 9."""
+    folder = recipe(**NINE, **how)
+    (folder / "evaluation.json").unlink()
+    (folder / "checkpoints" / "step-00000006" / "manifest.json").unlink()  # and damaged
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:3]))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_processes", "num_kills"), [(1, 4), (2, 2)])
+def test_a_run_killed_again_and_again_ends_the_same(
+    tiny_model: Path, notes: Path, tmp_path: Path, num_processes: int, num_kills: int
+) -> None:
+    kill_and_resume(tiny_model, notes, tmp_path, num_processes, num_kills)
+
+
+@pytest.mark.by_hand
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_run_killed_fifty_times_ends_the_same(
+    tiny_model: Path, notes: Path, tmp_path: Path, num_processes: int
+) -> None:
+    kill_and_resume(tiny_model, notes, tmp_path, num_processes, 50)
+
+
+def kill_and_resume(tiny_model: Path, notes: Path, tmp_path: Path, num_processes: int, num_kills: int) -> None:
+    """SIGKILL to the whole process group at random moments, saving included; each time the same command again.
+
+    A run that comes to its end is compared with one that was not disturbed, and another one begun.
+    """
+    whole = tmp_path / "whole"
+    how = {"save_every": 1, "log_every": 1}
+    module = ("-m", "recipes.clinical_classification")
+    done = launch(*module, *make_flags(tiny_model, notes, whole, **how), num_processes=num_processes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    draw = random.Random(num_processes)
+    steps: list[int] = []
+    while len(steps) < num_kills:
+        run = tmp_path / f"run-{len(steps)}"
+        flags = make_flags(tiny_model, notes, run, **how)
+        while len(steps) < num_kills and not (run / "evaluation.json").exists():
+            with launched(SCRIPT, "nothing", "0", "0", *flags, until="training", num_processes=num_processes) as (
+                launcher,
+                _output,
+            ):
+                time.sleep(draw.uniform(0, 0.8))
+                kill_group(launcher)
+            metrics = run / "metrics.jsonl"
+            steps.append(metrics.read_text().count("\n") if metrics.exists() else 0)
+        if not (run / "evaluation.json").exists():
+            done = launch(*module, *flags, num_processes=num_processes)
+            assert done.returncode == 0, done.stderr[-3000:]
+        assert_same_run(run, whole)
+    print(f"killed {len(steps)} times, after steps {steps}")
+
+
+def kill_group(launcher: "subprocess.Popen[str]") -> None:
+    import os
+
+    os.killpg(launcher.pid, signal.SIGKILL)
+    launcher.wait(20)
