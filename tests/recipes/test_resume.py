@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from launching import launch, launched
 from run_files import metrics_of
+from safetensors.torch import load_file, save_file
 
 from hf_accum.checkpoint import load_latest
 
@@ -226,6 +227,25 @@ def test_settings_that_were_filled_in_by_the_first_run_are_no_change(recipe: Rec
     """The labels that it found: then no pass is made to find them, and nothing is known of the data's content."""
     folder = stopped(recipe, tmp_path)
     recipe(f"--config={folder / 'config.yaml'}", output_dir=folder, **NINE)
+    assert [m["step"] for m in metrics_of(folder)] == list(range(1, 10))
+
+
+def test_the_same_model_elsewhere_is_allowed_by_name_and_another_one_by_another(
+    recipe: Recipe, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = stopped(recipe, tmp_path)
+    moved, other = tmp_path / "moved", tmp_path / "other"
+    for path in (moved, other):
+        shutil.copytree(tiny_model, path)
+    tensors = load_file(other / "model.safetensors")
+    name = next(name for name in tensors if "query.weight" in name)
+    save_file({**tensors, name: tensors[name] + 1}, other / "model.safetensors", {"format": "pt"})
+    for model, allowed in ((moved, "learning_rate"), (other, "model")):
+        with pytest.raises(SystemExit):
+            recipe(output_dir=folder, **NINE, model=model, allow_changes=allowed)
+        said = capsys.readouterr().err
+        assert ("model was" if model == moved else "was trained on another base model") in said
+    recipe(output_dir=folder, **NINE, model=moved, allow_changes="model")
     assert [m["step"] for m in metrics_of(folder)] == list(range(1, 10))
 
 
