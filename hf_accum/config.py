@@ -143,7 +143,8 @@ class RecipeConfig:
     resume: str = "auto"
     """auto: an unfinished run in output_dir goes on from its newest checkpoint; never; or a checkpoint's folder."""
     allow_changes: list[str] | str = field(default_factory=list)
-    """Settings that may be others than those of the run that goes on, by name: learning_rate,..."""
+    """Settings that may be others than those of the run that goes on, by name: learning_rate,... (data_digest: the
+    data's content, base: the weights that are not trained)"""
     best_metric: str | None = None
     """The metric (or loss) by which the best checkpoint is kept and, at the end, exported; null: the last."""
     early_stopping_patience: int | None = None

@@ -16,6 +16,7 @@ from hf_accum.window import Window
 
 _NUM_NORMS, _FEWEST_NORMS = 64, 16  # whose median is the usual
 _SPIKE = 10.0
+_MOST_OVERFLOWS = 40  # of fp16, one after the other: each halves the scale, which begins at 2^16
 
 
 class GradientGuard:
@@ -25,7 +26,7 @@ class GradientGuard:
     object in a line: step, epoch, digest, norm of the gradient, each rank's summed loss, and all ranks' examples by
     their ids. Numbers that are not finite are null. After `max_skips` of them (`num_skips` were
     before a resume) `gave_up` is the error to end with.
-    Where a scaler of fp16 takes care of overflow, windows are left to it.
+    Where a scaler of fp16 takes care of overflow, windows are left to it, but for the 40th in a row.
 
     The first gradient norm above ten times the median of the last 64 (at least 16) is said, and then none before
     one below that.
@@ -51,6 +52,7 @@ class GradientGuard:
         self.gave_up: NotFinite | None = None
         self._norms: deque[float] = deque(maxlen=_NUM_NORMS)
         self._is_spike = False
+        self._num_overflows = 0
 
     def refuses(self, window: Window, grad_norm: Tensor | float | None) -> bool:
         """Whether there must be no step, as the window's loss or gradient is not finite. Waits for the device once.
@@ -61,8 +63,11 @@ class GradientGuard:
         """
         loss, norm = _numbers(window.loss_sum(), math.nan if grad_norm is None else grad_norm)
         if self.has_scaler:
-            self._look_for_spike(window.step, norm)
-            return False
+            self._num_overflows = 0 if math.isfinite(norm) else self._num_overflows + 1
+            if self._num_overflows < _MOST_OVERFLOWS:
+                self._look_for_spike(window.step, norm)
+                return False
+            self.max_skips = self.num_skips  # the scale is down to nothing: this is no overflow
         everyone = self.ranks.gather([float_bits(loss), float_bits(norm)])
         losses, norms = ([bits_float(bits) for bits in column] for column in zip(*everyone, strict=True))
         if all(map(math.isfinite, (*losses, *norms))):

@@ -41,6 +41,9 @@ class Pipeline(Generic[B]):
 
     A window's batches are there until the next window is asked for; after that they are made anew. `collate` is to
     draw no random numbers from the common generators, which the forward uses meanwhile.
+
+    An error of reading, on whichever rank, is raised; or, with `keeps_failure`, it ends the windows on all ranks
+    after the same one, and stands in `failure`: for a run that saves before it raises it.
     """
 
     def __init__(
@@ -51,12 +54,14 @@ class Pipeline(Generic[B]):
         device: torch.device,
         *,
         num_batches: int = _NUM_BATCHES,
+        keeps_failure: bool = False,
     ) -> None:
         self.windows = windows
         self.cutter = cutter
         self.collate = collate
         self.device = device
         self.num_batches = num_batches
+        self.keeps_failure = keeps_failure
         self.counts = windows.counts.copy()
         """Of all windows so far."""
         self._copying = torch.Stream(device) if device.type in _COPY_ASIDE else None
@@ -70,9 +75,9 @@ class Pipeline(Generic[B]):
                 try:
                     item = next(made, None)
                 except Exception as error:
-                    if error is not self.windows.failure:
+                    if not self.keeps_failure or error is not self.windows.failure:
                         raise
-                    item = None  # it ends like a stream that has no more
+                    item = None
                 return item, time.perf_counter() - started
 
             start, seconds = take()
@@ -91,7 +96,7 @@ class Pipeline(Generic[B]):
 
     @property
     def failure(self) -> Exception | None:
-        """What ended the windows before their time, on all ranks after the same one: data that cannot be read."""
+        """The error of reading that ended the windows."""
         return self.windows.failure
 
     def bad_rows(self) -> Counter[str]:

@@ -114,7 +114,7 @@ def find_resume(folder: Path, config: RecipeConfig, facts: Mapping[str, Any], ra
             changed = _compare(loaded, config, facts, ranks, notes.append)
         if starts_anew := bool(changed & _ORDER):
             notes.append("the examples come in another order than before: the pass that was begun starts anew")
-        return Resumed(loaded, notes, starts_anew, bool({"model", "revision"} & set(config.allow_changes)))
+        return Resumed(loaded, notes, starts_anew, "base" in config.allow_changes)
 
     # Rank 0 reads: the others may not see its disk.
     return together(ranks, lambda: find() if ranks.index == 0 else None)[0] or Resumed(None)
@@ -206,7 +206,8 @@ class RunState:
         if loaded.numbers["base"] != self._base and not resumed.base_may_differ:
             raise ValueError(
                 f"the checkpoint {loaded.path} was trained on another base model: the weights that are not trained "
-                "differ; give --model and --revision of then, or --resume never"
+                "differ; give --model and --revision of then, or --resume never; --allow_changes base goes on all "
+                "the same"
             )
         if self.ranks.index == 0:
             load_weights(self.model, loaded.path / weights_folder(self.model))

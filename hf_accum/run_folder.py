@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 from hf_accum.checkpoint import Loaded, remove_half_written, set_aside
@@ -18,6 +19,7 @@ _OF_A_RUN = {
 }
 
 
+_PATIENCE_SECONDS = 10.0  # with a run that is about to end
 _claimed: dict[tuple[int, int], int] = {}  # by device and inode; one process runs one training at a time
 
 
@@ -47,16 +49,23 @@ class FolderClaim:
         if key in _claimed:
             os.close(descriptor)
             return
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            if error.errno != errno.EWOULDBLOCK:
-                return  # a file system without locks
-            raise ValueError(
-                f"--output_dir {folder}: another run is at work in it; wait until it has ended, end it, or give "
-                "another folder"
-            ) from None
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                is_taken = error.errno == errno.EWOULDBLOCK
+                if is_taken and time.monotonic() < deadline:
+                    time.sleep(0.1)
+                    continue
+                os.close(descriptor)
+                if not is_taken:
+                    return  # a file system without locks
+                raise ValueError(
+                    f"--output_dir {folder}: another run is at work in it; wait until it has ended, end it, or give "
+                    "another folder"
+                ) from None
         _claimed[key] = descriptor
         self._mine.append(key)
 

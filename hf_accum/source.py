@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from hf_accum.dataset_files import Stamp, check_folder, check_inside, stamp_of
 from hf_accum.errors import first_line
+from hf_accum.retries import retried
 from hf_accum.row_files import BadRow, Row, opened, read_csv, read_json, read_parquet
 
 if TYPE_CHECKING:
@@ -185,7 +186,14 @@ def _of_files(
     names = tuple(os.path.relpath(file, common) for file in files)
 
     stamps = {i: {names[i]: stamp} for i, file in enumerate(files) if (stamp := stamp_of(file))}
-    return Source(names, _checked(names, lambda shard, start: read(files[shard], start), stamps), class_names)
+
+    def of_shard(shard: int, start: int) -> Iterator[tuple[int, Row | BadRow]]:
+        file = files[shard]
+        if "://" in file:
+            return retried(names[shard], lambda following: read(file, following), start)
+        return read(file, start)
+
+    return Source(names, _checked(names, of_shard, stamps), class_names)
 
 
 def _checked(names: Sequence[str], read: Read, stamps: Mapping[int, Mapping[str, Stamp]]) -> Read:

@@ -234,7 +234,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         stopping=stop.is_asked,
         start=stream_state(resumed, ranks),
     )
-    windows = Pipeline(train_stream, cutter, task.collate, accelerator.device)
+    windows = Pipeline(train_stream, cutter, task.collate, accelerator.device, keeps_failure=True)
     in_order: dict[str, Any] = {"shuffle_block_size": 1, "skip_weightless": False}
     held_out = stream(held_out=True, effective_batch_size=256 * ranks.count, **in_order)
     held_out.first_example()  # there has to be one

@@ -31,6 +31,7 @@ LAYERS = [
         "losses",
         "dataset_files",
         "row_files",
+        "retries",
         "source",
         "order",
         "ranks",

@@ -104,7 +104,8 @@ def test_what_a_killed_process_left_is_no_obstacle(tmp_path: Path, name: str) ->
     assert [path.name for path in folder.iterdir()] == ["config.yaml"]
 
 
-def test_a_folder_is_one_run_s_at_a_time(tmp_path: Path) -> None:
+def test_a_folder_is_one_run_s_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_accum.run_folder._PATIENCE_SECONDS", 0.2)
     folder = tmp_path / "mine"
     before = claim_folder(folder, OneRank())  # it is not there yet
     with run_in(folder):
@@ -136,6 +137,8 @@ from pathlib import Path
 from hf_accum.config import RecipeConfig
 from hf_accum.ranks import OneRank
 from hf_accum.run_folder import claim_folder, start_folder
+from hf_accum import run_folder
+run_folder._PATIENCE_SECONDS = 0.2
 claim = claim_folder(Path({str(folder)!r}), OneRank())
 start_folder(Path({str(folder)!r}), RecipeConfig(), OneRank(), claim=claim)
 print("begun", flush=True)

@@ -123,6 +123,19 @@ def test_overflow_is_left_to_the_scaler_of_fp16(tmp_path: Path) -> None:
     assert not (tmp_path / "nonfinite.jsonl").exists()
 
 
+def test_a_scaler_s_overflows_without_end_are_no_overflows(tmp_path: Path) -> None:
+    guard = make_guard(tmp_path / "nonfinite.jsonl", [], has_scaler=True)
+    for step in range(39):
+        assert not guard.refuses(make_window(step, 1.0), math.inf)
+    assert not guard.refuses(make_window(40, 1.0), 2.0)
+    for step in range(41, 80):
+        assert not guard.refuses(make_window(step, 1.0), math.nan)
+    assert guard.gave_up is None
+    assert guard.refuses(make_window(80, 1.0), math.nan)
+    assert guard.gave_up is not None
+    assert [line["step"] for line in lines_of(tmp_path / "nonfinite.jsonl")] == [80]
+
+
 def test_a_refused_window_leaves_no_gradient_and_no_statistics(accelerator: Accelerator, tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
     before = {name: value.clone() for name, value in model.state_dict().items()}

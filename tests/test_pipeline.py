@@ -196,7 +196,8 @@ def test_a_rank_that_leaves_ends_the_others() -> None:
     assert isinstance(second, OSError)
 
 
-def test_a_bad_row_is_raised_where_the_windows_are_used() -> None:
+@pytest.mark.parametrize("keeps_failure", [False, True])
+def test_a_bad_row_is_raised_where_the_windows_are_used_or_kept_on_request(keeps_failure: bool) -> None:
     def bad(row: Row) -> str:
         if row["value"] == "0:15":
             raise BadRow("value", "made up")
@@ -205,13 +206,15 @@ def test_a_bad_row_is_raised_where_the_windows_are_used() -> None:
     stream = WindowStream(
         source_of((40,)), bad, encode, ranks=OneRank(), effective_batch_size=10, seed=0, shuffle_block_size=1
     )
-    pipeline = Pipeline(stream, Cutter(WorkingCapacity(Capacity(2))), collate, CPU)
+    pipeline = Pipeline(stream, Cutter(WorkingCapacity(Capacity(2))), collate, CPU, keeps_failure=keeps_failure)
     seen: list[int] = []
 
     def use() -> None:
         for window in pipeline:
             check_batches(pipeline, window)
             seen.append(window.step)
+        assert pipeline.failure is not None
+        raise pipeline.failure
 
     with pytest.raises(ValueError, match=r"row 16.*made up"):
         use()

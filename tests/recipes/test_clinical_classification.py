@@ -255,7 +255,7 @@ def test_bad_rows_are_skipped_and_counted_on_request(
         assert any("left out: 1 bad rows" in line and reason in line for line in said.splitlines()), reason
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_the_readme_s_main_job_beats_the_majority_class(tmp_path: Path) -> None:
     (line,) = [line for line in (ROOT / "README.md").read_text().splitlines() if "'.[demo]' && " in line]
     command = shlex.split(line.partition(" && ")[2])

@@ -13,9 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from launching import launch, launched
 from run_files import metrics_of
+from safetensors.torch import load_file, save_file
 
 from hf_accum.checkpoint import load_latest
 
@@ -107,8 +109,9 @@ def test_a_checkpoint_s_folder_is_gone_on_from_elsewhere(recipe: Recipe, tmp_pat
 
 
 def test_a_folder_in_which_another_run_is_at_work_is_refused(
-    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("hf_accum.run_folder._PATIENCE_SECONDS", 0.2)
     folder = stopped(recipe, tmp_path)
     before = sorted(tmp_path.rglob("*"))
     lock = f"import fcntl, os, sys; fcntl.flock(os.open({str(folder)!r}, os.O_RDONLY), fcntl.LOCK_EX); "
@@ -229,6 +232,25 @@ def test_settings_that_were_filled_in_by_the_first_run_are_no_change(recipe: Rec
     assert [m["step"] for m in metrics_of(folder)] == list(range(1, 10))
 
 
+def test_the_same_model_elsewhere_is_allowed_by_name_and_another_one_by_another(
+    recipe: Recipe, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = stopped(recipe, tmp_path)
+    moved, other = tmp_path / "moved", tmp_path / "other"
+    for path in (moved, other):
+        shutil.copytree(tiny_model, path)
+    tensors = load_file(other / "model.safetensors")
+    name = next(name for name in tensors if "query.weight" in name)
+    save_file({**tensors, name: tensors[name] + 1}, other / "model.safetensors", {"format": "pt"})
+    for model, allowed in ((moved, "learning_rate"), (other, "model")):
+        with pytest.raises(SystemExit):
+            recipe(output_dir=folder, **NINE, model=model, allow_changes=allowed)
+        said = capsys.readouterr().err
+        assert ("model was" if model == moved else "was trained on another base model") in said
+    recipe(output_dir=folder, **NINE, model=moved, allow_changes="model")
+    assert [m["step"] for m in metrics_of(folder)] == list(range(1, 10))
+
+
 def stopped(recipe: Recipe, tmp_path: Path, **how: Any) -> Path:
     """An unfinished run, after step 3 of 9."""
     folder = recipe(**NINE, **how)
@@ -256,7 +278,7 @@ def test_a_run_killed_fifty_times_ends_the_same(
 
 
 def kill_and_resume(tiny_model: Path, notes: Path, tmp_path: Path, num_processes: int, num_kills: int) -> None:
-    """SIGKILL to the whole process group at random moments, saving included; each time the same command again.
+    """SIGKILL to the whole tree of processes at random moments, saving included; each time the same command again.
 
     A run that comes to its end is compared with one that was not disturbed, and another one begun.
     """
@@ -276,7 +298,7 @@ def kill_and_resume(tiny_model: Path, notes: Path, tmp_path: Path, num_processes
                 _output,
             ):
                 time.sleep(draw.uniform(0, 0.8))
-                kill_group(launcher)
+                kill_all(launcher)
             metrics = run / "metrics.jsonl"
             steps.append(metrics.read_text().count("\n") if metrics.exists() else 0)
         if not (run / "evaluation.json").exists():
@@ -286,8 +308,11 @@ def kill_and_resume(tiny_model: Path, notes: Path, tmp_path: Path, num_processes
     print(f"killed {len(steps)} times, after steps {steps}")
 
 
-def kill_group(launcher: "subprocess.Popen[str]") -> None:
-    import os
-
-    os.killpg(launcher.pid, signal.SIGKILL)
+def kill_all(launcher: "subprocess.Popen[str]") -> None:
+    """SIGKILL to the launcher and its ranks, which torchrun starts in groups of their own."""
+    everyone = [*psutil.Process(launcher.pid).children(recursive=True), psutil.Process(launcher.pid)]
+    for process in everyone:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
     launcher.wait(20)
+    psutil.wait_procs(everyone, timeout=20)
