@@ -202,8 +202,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     """The most memory in use so far: allocated on an accelerator, resident in this process on a CPU."""
     if device.type != "cpu":
         return int(torch.accelerator.memory.max_memory_allocated(device))
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return usage if sys.platform == "darwin" else usage * 1024
+    return _max_resident()
 
 
 def _reserve(kind: str, num_bytes: int) -> int:
@@ -296,5 +295,10 @@ def _reset_peak() -> None:
 def _peak_resident() -> int:
     if Path("/proc/self/status").exists():
         return _status("VmHWM")
+    return _max_resident()
+
+
+def _max_resident() -> int:
+    """The most that this process was resident with since it began."""
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage if sys.platform == "darwin" else usage * 1024

@@ -39,11 +39,11 @@ FREE = frozenset(
 """Settings that may be others when a run goes on: they change what it costs and shows, not what it trains."""
 
 _CUT_BY = ("micro_batch_size", "memory_budget", "gradient_checkpointing", "full_determinism")
+_OF_THE_DATA = ("num_train", "data_digest")
 _ORDER = {
     *("seed", "shuffle_block_size", "stream_split", "num_processes", "dataset", "dataset_revision", "train_split"),
-    *("eval_split", "eval_fraction", "group_column", "num_train", "data_digest"),
+    *("eval_split", "eval_fraction", "group_column", *_OF_THE_DATA),
 }
-_OF_THE_DATA = ("num_train", "data_digest")
 _AS_MUCH = 0.95  # of the memory there was
 
 

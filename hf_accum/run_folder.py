@@ -112,16 +112,14 @@ def start_folder(
         earlier: Path | None = None
         if claim is not None:
             claim.take(folder)  # another run may have made it meanwhile
+        check_output_dir(folder)
         goes_on = resumed is not None and resumed.path.is_relative_to(folder)
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"--output_dir {folder}: has to be a folder, it is a file")
         there = {path.name for path in folder.iterdir() if not is_leftover(path)} if folder.is_dir() else set()
         if there and not goes_on:
-            others = sorted(there - _OF_A_RUN)
-            if others or "config.yaml" not in there:
+            if others := sorted(there - _OF_A_RUN):
                 raise ValueError(
                     f"--output_dir {folder}: has to be new, empty, or an earlier run's folder; it holds "
-                    f"{', '.join(others) or 'no config.yaml'}"
+                    f"{', '.join(others)}"
                 )
             number = 1
             while (earlier := folder.with_name(f"{folder.name}-earlier-{number}")).exists():

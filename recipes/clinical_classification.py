@@ -316,14 +316,14 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
             accelerator.end_training()
             raise early
         checkpoints.wait(hurry=False)
-        exported = checkpoints.export()  # before anything else can fail
+        exported = together(ranks, checkpoints.export)[0]  # before anything else can fail
         figures = evaluate()
         log.evaluation(step, figures)
         is_best = best.update(step, figures) or best.step is None
         if not is_best and together(ranks, lambda: checkpoints.restore_weights(best.step or 0))[0]:
             log.say(f"by {best.metric} the checkpoint of step {best.step} is the best: it is the result")
             broadcast_weights(plain_model, accelerator)
-            checkpoints.export()
+            together(ranks, checkpoints.export)
             step, figures = best.step or step, evaluate()
         log.finish(step, figures, windows, exported)
         tunings = keep_costs(tuning, cutter, ranks)
