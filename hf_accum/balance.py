@@ -3,12 +3,14 @@
 The ranks wait for each other at the end of each window, so that it takes as long as its slowest rank. Which rank
 computes an example is free. Every rank knows all lengths, and works out the same assignment: longest processing time
 first, each to the rank that is done with it first (Graham, Bounds on multiprocessing timing anomalies, SIAM J. Appl.
-Math. 17, 1969), except that an example stays where it is as long as its rank has time left of an even share.
+Math. 17, 1969), except that an example stays where it is as long as its rank has time left of an even share. That
+takes an example for its share of a micro-batch; where ranks have few, they then trade by what their cuts really take.
 """
 
 import heapq
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,6 +21,14 @@ from hf_accum.window import Example
 
 _MOST_EXAMPLES = 64
 _ANY_NUMBER = (_MOST_EXAMPLES,) * len(SIZES)
+_FEW_EXAMPLES = 16  # of a rank: with more the micro-batches even out by themselves
+_EVEN = 1.03  # the slowest rank by the mean of all: what is gained beyond is not worth moving examples
+_MOST_TRADES = 4  # for each rank
+_NUM_PARTNERS = 4
+_NUM_TRIED = 6
+
+Kind = tuple[Costs, tuple[int, ...]]
+"""What ranks that take equally long have in common: `Speed.costs` and `Speed.most`."""
 
 
 def balanced(examples: Sequence[Example], counts: Sequence[int], speed: Speed, ranks: Ranks) -> tuple[Example, ...]:
@@ -87,7 +97,81 @@ def assign(
             owner = other if soonest < at_home else home
         owners[home][index] = owner
         loads[owner] += seconds[kinds[owner]][length]
+    if numbers.total() <= _FEW_EXAMPLES * len(kinds):
+        _trade(owners, lengths, kinds, seconds)
     return owners
+
+
+def _trade(
+    owners: Sequence[list[int]],
+    lengths: Sequence[Sequence[int]],
+    kinds: Sequence[Kind],
+    shares: Mapping[Kind, Mapping[int, float]],
+) -> None:
+    """Change `owners` until the cuts of all ranks take equally long, or nothing helps.
+
+    The slowest rank gives an example to one of the fastest, or swaps one with it: the trade after which the slower of
+    the two is done first, of those that by the examples' `shares` come nearest to halving what lies between them.
+    """
+    held: list[list[tuple[int, int, int]]] = [[] for _ in kinds]
+    for home, of_rank in enumerate(lengths):
+        for index, length in enumerate(of_rank):
+            held[owners[home][index]].append((-length, home, index))
+    cuts = {kind: _CutSeconds(kind) for kind in shares}
+    loads = [cuts[kind](its) for kind, its in zip(kinds, map(sorted, held), strict=True)]
+    for _ in range(_MOST_TRADES * len(kinds)):
+        slow = max(range(len(kinds)), key=loads.__getitem__)
+        if loads[slow] <= _EVEN * sum(loads) / len(loads):
+            break
+        others = (rank for rank in range(len(kinds)) if rank != slow)
+        for fast in heapq.nsmallest(_NUM_PARTNERS, others, key=loads.__getitem__):
+            of_slow, of_fast = shares[kinds[slow]], shares[kinds[fast]]
+            between = (loads[slow] - loads[fast]) / 2
+            pairs = [
+                (abs(of_slow[-given[0]] - sum(of_fast[-one[0]] for one in taken) - between), given, taken)
+                for given, taken in itertools.product(held[slow], [[], *([one] for one in held[fast])])
+            ]
+            tried = []
+            for _, given, taken in heapq.nsmallest(_NUM_TRIED, pairs):
+                left = sorted([*(one for one in held[slow] if one != given), *taken])
+                right = sorted([*(one for one in held[fast] if one not in taken), given])
+                seconds = (cuts[kinds[slow]](left), cuts[kinds[fast]](right))
+                tried.append((max(seconds), seconds, left, right))
+            worst, seconds, left, right = min(tried)
+            if worst < loads[slow]:
+                held[slow], held[fast] = left, right
+                loads[slow], loads[fast] = seconds
+                break
+        else:
+            break
+    for rank, its in enumerate(held):
+        for _, home, index in its:
+            owners[home][index] = rank
+
+
+class _CutSeconds:
+    """The least seconds in which a rank of a kind can compute examples, by dynamic programming as in `cut`."""
+
+    def __init__(self, kind: Kind) -> None:
+        self._costs, self._most = kind
+        self._of_length: dict[int, list[float]] = {}
+
+    def __call__(self, longest_first: Sequence[tuple[int, int, int]]) -> float:
+        """Of examples that begin with their negative lengths."""
+        best = [0.0, *[np.inf] * len(longest_first)]  # for the first so many examples
+        for start, (negative, _, _) in enumerate(longest_first):
+            before = best[start]
+            for end, seconds in enumerate(self._at(-negative)[: len(longest_first) - start], start + 1):
+                if before + seconds < best[end]:
+                    best[end] = before + seconds
+        return best[-1]
+
+    def _at(self, length: int) -> list[float]:
+        if length not in self._of_length:
+            fitting = max(1, self._most[min(int(np.searchsorted(SIZES, length)), len(SIZES) - 1)])
+            numbers = np.arange(1, min(fitting, _MOST_EXAMPLES) + 1)
+            self._of_length[length] = self._costs.seconds(numbers, length).tolist()
+        return self._of_length[length]
 
 
 def _least(heap: list[tuple[float, int]], loads: Sequence[float]) -> float:

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -143,13 +144,47 @@ def test_the_mean_of_costs_predicts_the_mean() -> None:
         assert mean.seconds(*size) == pytest.approx((one.seconds(*size) + other.seconds(*size)) / 2)
 
 
+def cut_seconds(lengths: Sequence[int], most: int, costs: Costs) -> float:
+    """By the cut that a rank really makes."""
+    examples = [Example(str(index), length, 1.0, {}) for index, length in enumerate(lengths)]
+    return sum(float(costs.seconds(len(piece), piece[0].length)) for piece in cut(examples, most, costs))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 600), max_size=8), min_size=2, max_size=4).filter(
+        lambda lengths: any(map(len, lengths))
+    ),
+    slowness=st.lists(st.sampled_from([1.0, 2.5]), min_size=4, max_size=4),
+    most=st.integers(1, 5),
+)
+def test_trades_only_help(lengths: list[list[int]], slowness: list[float], most: int) -> None:
+    """By the cuts that the ranks make, never slower than what the shares alone assign."""
+    costs = [Costs(0.05 * slow, 7e-4 * slow, 1e-6 * slow) for slow in slowness[: len(lengths)]]
+    fits = [(most,) * len(SIZES)] * len(lengths)
+
+    def slowest() -> float:
+        owners = assign(lengths, costs, fits)
+        held: list[list[int]] = [[] for _ in lengths]
+        for of_rank, owned in zip(lengths, owners, strict=True):
+            for length, owner in zip(of_rank, owned, strict=True):
+                held[owner].append(length)
+        return max(cut_seconds(its, most, cost) for its, cost in zip(held, costs, strict=True))
+
+    with patch("hf_accum.balance._FEW_EXAMPLES", 0):
+        by_shares = slowest()
+    assert slowest() <= by_shares * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("per_rank", [8, 16, 32])
 @pytest.mark.parametrize("num_ranks", [2, 8, 64, 512])
-def test_real_lengths_come_out_even(num_ranks: int) -> None:
-    """32 texts a rank, of lengths as the synopses have them, each rank's share cut for real."""
+def test_real_lengths_come_out_even(num_ranks: int, per_rank: int) -> None:
+    """Lengths as the synopses have them, each rank's share cut for real."""
     draw = np.random.default_rng(num_ranks)
-    lengths = [np.clip(draw.lognormal(4.5, 0.75, 32).astype(int), 10, 512).tolist() for _ in range(num_ranks)]
+    lengths = [np.clip(draw.lognormal(4.5, 0.75, per_rank).astype(int), 10, 512).tolist() for _ in range(num_ranks)]
     costs = Costs(0.05, 7e-4, 1e-6)
     owners = assign(lengths, [costs] * num_ranks)
+    assert [len(owned) for owned in owners] == [per_rank] * num_ranks
     shares: list[list[Example]] = [[] for _ in range(num_ranks)]
     before: list[list[Example]] = [[] for _ in range(num_ranks)]
     for rank, (of_rank, owned) in enumerate(zip(lengths, owners, strict=True)):
@@ -166,7 +201,7 @@ def test_real_lengths_come_out_even(num_ranks: int) -> None:
         return max(seconds) / (sum(seconds) / len(seconds))
 
     assert slowest(shares) <= 1.05
-    assert slowest(before) > 1.08
+    assert num_ranks == 2 or slowest(before) > 1.08
 
 
 @pytest.mark.parametrize("split", ["examples", "shards"])
