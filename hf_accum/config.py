@@ -102,6 +102,9 @@ class RecipeConfig:
     memory_budget: str | int = "auto"
     """Device memory per rank that the run may use, as 6GiB (on a CPU: of tensors); auto: what is free, less a
     reserve."""
+    max_probe_seconds: float | None = 5.0
+    """micro_batch_size auto tries none that computes longer where more than twice as many should fit, since it would
+    be no faster; null: the largest that fits is found all the same."""
     max_length: int = 512
     """Tokens per example; longer ones are truncated, and counted."""
     learning_rate: float = 3e-4
@@ -199,7 +202,7 @@ class RecipeConfig:
             self.num_epochs,
             "a number where max_steps is null: one of them has to end the training",
         )
-        for name in ("max_minutes", "rank_timeout_minutes"):
+        for name in ("max_minutes", "rank_timeout_minutes", "max_probe_seconds"):
             if getattr(self, name) is not None:
                 require_finite(name, getattr(self, name), 0.0, math.inf)
         require_count("max_length", self.max_length, "at least 2", least=2)

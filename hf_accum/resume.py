@@ -31,14 +31,15 @@ FREE = frozenset(
             "trackers",
             "debug",
         ),
-        *("micro_batch_size", "memory_budget", "gradient_checkpointing", "balance_ranks", "full_determinism"),
+        *("micro_batch_size", "memory_budget", "max_probe_seconds", "gradient_checkpointing", "balance_ranks"),
+        "full_determinism",
         *("eval_every", "best_metric", "early_stopping_patience", "extra_metrics", "max_minutes", "on_bad_row"),
         *("rank_timeout_minutes", "on_nonfinite", "max_nonfinite_skips", "allow_pickle_weights", "trust_remote_code"),
     }
 )
 """Settings that may be others when a run goes on: they change what it costs and shows, not what it trains."""
 
-_CUT_BY = ("micro_batch_size", "memory_budget", "gradient_checkpointing", "full_determinism")
+_CUT_BY = ("micro_batch_size", "memory_budget", "max_probe_seconds", "gradient_checkpointing", "full_determinism")
 _OF_THE_DATA = ("num_train", "data_digest")
 _ORDER = {
     *("seed", "shuffle_block_size", "stream_split", "num_processes", "dataset", "dataset_revision", "train_split"),

@@ -25,7 +25,6 @@ from hf_accum.units import format_bytes
 _MOST_PROBES = 3  # in which noise is evened out; a size that failed is bisected for as long as it takes
 _NOISE = 20  # 1 / 20 of a size
 _SHRINKS = 0.95
-_ENOUGH_SECONDS = 5.0  # what a micro-batch costs apart from its examples (launches, loop) is 1 % of it or less
 
 
 class NothingFits(OutOfMemory):
@@ -59,7 +58,7 @@ class Tuning:
     frontier: float | None = None
     """The share of the budget that shorter lengths were left with, once they were verified; None: they were not."""
     enough: int | None = None
-    """So many of the longest length compute for so long that more could not be faster: more were not tried."""
+    """So many of the longest length compute for as long as a probe may: more were not tried."""
     cache: Path | None = None
     """Where it is kept for later runs."""
 
@@ -115,7 +114,7 @@ class Tuning:
 
     def _caveat(self) -> str:
         if self.enough is not None:
-            return "; more would fit, as predicted, and be no faster"
+            return "; more would fit, as predicted, and be no faster: --max_probe_seconds null tries them"
         if self.prediction is None or self.prediction.is_traced:
             return ""
         return "; this model cannot be traced, so that the size was found by trying, for the longest length only"
@@ -128,8 +127,12 @@ def tune(
     *,
     most: int,
     known: Tuning | None = None,
+    max_probe_seconds: float | None = None,
 ) -> Tuning:
     """The largest micro-batch of each length that fits, up to `most` examples.
+
+    Where more than twice as many of the longest length should fit as compute for `max_probe_seconds`, those are taken
+    for enough (on a real device; None: the largest all the same).
 
     `known` is an earlier result for the same workload on such a device: if one probe at what it says for the limit
     of today agrees with it, that is the result.
@@ -155,7 +158,7 @@ def tune(
         prediction = predict(workload, untraced=True)
         memory.expect(prediction.training.bytes_at(most, workload.max_length))
         prober = Prober(workload, memory, device, prediction)
-        good, enough = _search(prober, most)
+        good, enough = _search(prober, most, max_probe_seconds)
     peak, longest = prober.prediction.training, workload.max_length
     if good == 0:
         raise _nothing_fits(prober)
@@ -225,7 +228,7 @@ def _verify(prober: Prober, most: int) -> int:
     return good if probe.fits and agrees and not has_room else 0
 
 
-def _search(prober: Prober, most: int) -> tuple[int, int | None]:
+def _search(prober: Prober, most: int, max_probe_seconds: float | None) -> tuple[int, int | None]:
     """The largest size of the longest length that ran; 0 if none does, or the optimizer's step needs more.
 
     And how many are enough, where more would fit.
@@ -236,7 +239,8 @@ def _search(prober: Prober, most: int) -> tuple[int, int | None]:
     if not prober.memory.is_exact:
         # What is loaded, compiled or allocated once, at the first use, comes with this one.
         good, bad = (1, bad) if prober.run(1, longest).fits else (0, 1)
-        enough = _enough(prober, most) if good else None
+        if good and max_probe_seconds is not None:
+            enough = _enough(prober, most, max_probe_seconds)
     while bad - good > 1:
         number = prober.largest(longest, most)
         if number == 0 and not prober.probes:
@@ -258,19 +262,19 @@ def _search(prober: Prober, most: int) -> tuple[int, int | None]:
     return (good if fits else 0), (enough if good == enough else None)
 
 
-def _enough(prober: Prober, most: int) -> int | None:
-    """How many examples of the longest length compute for long enough, if more than twice as many should fit.
+def _enough(prober: Prober, most: int, max_seconds: float) -> int | None:
+    """How many examples of the longest length compute for so long, if more than twice as many should fit.
 
     A power of 2, so that it is the same in most runs. None: memory is the limit, or the window.
     """
     longest = prober.workload.max_length
     fitting, seconds = prober.largest(longest, most), prober.probes[-1].seconds
-    if seconds is None or fitting * seconds <= 2 * _ENOUGH_SECONDS:
+    if seconds is None or fitting * seconds <= 2 * max_seconds:
         return None
     seconds = prober.run(1, longest).seconds  # the first one's hold what is done once
     if seconds is None:
         return None
-    number = 2 ** max(0, math.floor(math.log2(_ENOUGH_SECONDS / seconds)))
+    number = 2 ** max(0, math.floor(math.log2(max_seconds / seconds)))
     return number if fitting > 2 * number else None
 
 

@@ -69,8 +69,9 @@ def find_capacity(
         memory = open_memory(device, config.memory_budget)
 
         def remembered(checkpointing: bool) -> Tuning:
-            path = cache_path(workload, memory, device, ranks.count)
-            tuning = tune(workload, memory, device, most=share, known=_read(path))
+            longest = config.max_probe_seconds
+            path = cache_path(workload, memory, device, ranks.count, longest)
+            tuning = tune(workload, memory, device, most=share, known=_read(path), max_probe_seconds=longest)
             _write(path, tuning)
             return replace(tuning, checkpointing=checkpointing, cache=path)
 
@@ -123,11 +124,18 @@ def tuning_json(tunings: Sequence[Tuning]) -> dict[str, Any]:
 # What earlier runs found
 
 
-def cache_path(workload: Workload, memory: DeviceMemory, device: torch.device, num_ranks: int) -> Path:
+def cache_path(
+    workload: Workload,
+    memory: DeviceMemory,
+    device: torch.device,
+    num_ranks: int,
+    max_probe_seconds: float | None = None,
+) -> Path:
     """Where the result for a workload on such a device is kept: everything that it depends on is in the name."""
     from huggingface_hub.constants import HF_HOME
 
-    key = json.dumps([memory.name, _key(workload, device, num_ranks)], sort_keys=True, default=str)
+    depends_on = [memory.name, max_probe_seconds, _key(workload, device, num_ranks)]
+    key = json.dumps(depends_on, sort_keys=True, default=str)
     return Path(HF_HOME) / "hf_accum" / "tuning" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 

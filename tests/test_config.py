@@ -53,7 +53,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"max_length": 1}, "max_length", "at least 2"),
     *(
         ({name: value}, name, "a finite number above 0")
-        for name in ("learning_rate", "max_grad_norm", "max_minutes", "rank_timeout_minutes")
+        for name in ("learning_rate", "max_grad_norm", "max_minutes", "rank_timeout_minutes", "max_probe_seconds")
         for value in (0.0, -1e-4, math.inf, math.nan)
     ),
     *(({"weight_decay": v}, "weight_decay", "a finite number, at least 0") for v in (-0.1, math.inf, math.nan)),
@@ -323,6 +323,7 @@ configs = st.builds(
     seed=st.integers(),
     max_steps=st.none() | st.integers(1, 10**9),
     max_minutes=st.none() | positive,
+    max_probe_seconds=st.none() | positive,
     learning_rate=positive,
     dropout=st.none() | st.floats(0, 1, exclude_max=True),
     lora=st.builds(

@@ -342,20 +342,24 @@ def test_where_memory_is_plenty_no_more_is_run_than_computes_for_long_enough(
     work, memory = made_up(limit, needed)
     timed = MadeUpTime(memory.sizes)
     monkeypatch.setattr("hf_accum.prober.Stopwatch.on", lambda device: timed)
-    tuning = tune(work, memory, CPU, most=most)
+    tuning = tune(work, memory, CPU, most=most, max_probe_seconds=5.0)
     is_enough = found == 32
     assert tuning.largest()[32] == max(number for number, _ in memory.runs) == found
     assert tuning.enough == (32 if is_enough else None)
     assert len(memory.runs) <= 4
-    assert ("more would fit, as predicted, and be no faster" in str(tuning)) == is_enough
+    assert ("and be no faster: --max_probe_seconds null" in str(tuning)) == is_enough
+    # Without a limit it is the largest.
+    work, memory = made_up(limit, needed)
+    largest = tune(work, memory, CPU, most=most)
+    assert (largest.largest()[32], largest.enough) == (min(most, (limit - 20_000) // (700 * 32)), None)
     # A hit costs one run, of the same size; where less fits by now, that counts.
     work, memory = made_up(limit, needed)
-    again = tune(work, memory, CPU, most=most, known=tuning)
+    again = tune(work, memory, CPU, most=most, known=tuning, max_probe_seconds=5.0)
     assert (again.largest(), again.enough) == (tuning.largest(), tuning.enough)
     assert memory.runs == [(found, 32)]
     if is_enough:
         work, memory = made_up(20_000 + 700 * 32 * 20, needed)
-        less = tune(work, memory, CPU, most=most, known=tuning)
+        less = tune(work, memory, CPU, most=most, known=tuning, max_probe_seconds=5.0)
         assert (less.largest()[32], less.enough) == (20, None)
 
 

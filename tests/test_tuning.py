@@ -252,3 +252,9 @@ def test_layers_that_talk_in_the_forward_are_refused_on_several_ranks() -> None:
     find(work, "auto", micro_batch_size=5)
     outcomes = on_ranks(2, lambda ranks: find(work, "auto", ranks, micro_batch_size=5))
     assert all("layer norm is a SyncBatchNorm" in str(outcome) for outcome in outcomes)
+
+
+def test_a_run_that_may_probe_longer_does_not_take_what_one_found_that_may_not() -> None:
+    work = llama()
+    paths = {cache_path(work, open_memory(CPU, 10**9), CPU, 1, seconds) for seconds in (None, 5.0, 60.0)}
+    assert len(paths) == 3
