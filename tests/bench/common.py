@@ -174,7 +174,8 @@ def load_minilm(
 
 def evenly_spaced(rows: "Sequence[Row]", number: int) -> "list[Row]":
     """So many of the rows, from all over them."""
-    return list(rows[:: max(1, len(rows) // number)][:number])
+    number = min(number, len(rows))
+    return [rows[index * len(rows) // number] for index in range(number)]
 
 
 def encoded(task: "TextClassification", rows: "Sequence[Row]") -> "list[Example]":

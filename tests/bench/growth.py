@@ -1,12 +1,12 @@
 """How time and memory grow with the effective batch: one window of 64 up to 4,096 real synopses.
 
 MiniLM with the recipe's LoRA, train mode; the recipe's loop, after a warm-up, at most `--most` examples in one
-forward, cut by the same costs at every size. The texts of each window are spread evenly over all texts by length,
-the longest among them. Each size in a process of its own, which measures
+forward. The texts of each window are spread evenly over all texts by length, the longest among them. Each size in
+processes of its own, which measure
 
-- seconds: of the window, from its reading to the optimizer's step, and per example;
-- live bytes: the peak over the window of the tensors that operations made, the weights included;
-- resident bytes: the peak of the process (`ru_maxrss`), in a window of its own, without the counting.
+- seconds: of the window, from its reading to the optimizer's step, cut by the same learned costs at every size;
+- with micro-batches as large as allowed, so that the longest texts are in one: live bytes, the peak over the window
+  of the tensors that operations made, the weights included; resident bytes, the peak of the process (`ru_maxrss`).
 
     python tests/bench/growth.py --threads 2
 """
@@ -17,6 +17,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,8 +48,8 @@ from hf_accum.optimization import build_optimizer
 MIB = 2**20
 
 
-def measure(effective_batch_size: int, most: int, costs: Costs) -> dict[str, Any]:
-    """The figures of one size, in this process."""
+def measure(what: str, effective_batch_size: int, most: int, costs: Costs) -> dict[str, Any]:
+    """The seconds or the memory of one size, in this process."""
     accelerator = start_accelerator()
     return_freed_memory()  # as a run that finds its micro-batch by itself does
     data = load_recipe_data()
@@ -58,7 +59,8 @@ def measure(effective_batch_size: int, most: int, costs: Costs) -> dict[str, Any
     rows = [*by_length[:most], *evenly_spaced(by_length[most:], effective_batch_size - most)]
     model: Any = load_minilm(task, LoraConfig()).train()
     optimizer = build_optimizer(model, 3e-4, 0.01)
-    cutter = Cutter(WorkingCapacity(Capacity(most)), WorkingCosts(costs, is_settled=True))
+    learned = WorkingCosts(costs, is_settled=True) if what == "time" else None
+    cutter = Cutter(WorkingCapacity(Capacity(most)), learned)
 
     def one_window(rows: list[Any]) -> tuple[float, int]:
         stream = WindowStream(
@@ -76,11 +78,13 @@ def measure(effective_batch_size: int, most: int, costs: Costs) -> dict[str, Any
         return time.perf_counter() - started, tokens
 
     one_window(rows[: 2 * most])  # what is loaded and allocated once
-    seconds, tokens = one_window(rows)
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if what == "time":
+        seconds, tokens = one_window(rows)
+        return {"seconds": seconds, "tokens": tokens}
     with LiveBytes(held=tensors_of(model)) as live:
         one_window(rows)
-    return {"seconds": seconds, "tokens": tokens, "resident_bytes": resident, "live_bytes": live.peak_bytes}
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"resident_bytes": resident, "live_bytes": live.peak_bytes}
 
 
 def main() -> None:
@@ -88,12 +92,14 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--sizes", default="64,256,1024,4096", help="with commas (default: %(default)s)")
     parser.add_argument("--most", type=int, default=16, help="examples that fit (default: %(default)s)")
+    parser.add_argument("--only", choices=("time", "memory"), help="default: both")
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--costs", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     use_threads(arguments.threads)
     if arguments.size is not None:
-        print(json.dumps(measure(arguments.size, arguments.most, Costs.from_json(json.loads(arguments.costs)))))
+        costs = Costs.from_json(json.loads(arguments.costs))
+        print(json.dumps(measure(arguments.only, arguments.size, arguments.most, costs)))
         return
     print_header(arguments.threads)
     data = load_recipe_data()
@@ -101,32 +107,48 @@ def main() -> None:
     windows = [encoded(task, evenly_spaced(data.train, 128)[half::2]) for half in (0, 1)]
     cutter = learned_cutter(task, load_minilm(task, LoraConfig()).train(), windows, arguments.most)
     assert cutter.costs is not None
-    results = {}
-    for size in map(int, arguments.sizes.split(",")):
-        command = [
-            *(sys.executable, __file__, "--size", str(size), "--most", str(arguments.most)),
-            *("--threads", str(arguments.threads), "--costs", json.dumps(cutter.costs.costs.as_json())),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        results[size] = json.loads(done.stdout.splitlines()[-1])
-        print(f"  {size}: {results[size]}", flush=True)
-    first = next(iter(results.values()))
+    given = ("--most", str(arguments.most), "--threads", str(arguments.threads))
+    costs = json.dumps(cutter.costs.costs.as_json())
+    sizes = list(map(int, arguments.sizes.split(",")))
+    for what in [arguments.only] if arguments.only else ["time", "memory"]:
+        results = []
+        for size in sizes:
+            command = [sys.executable, __file__, "--size", str(size), "--only", what, "--costs", costs, *given]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            results.append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"  {size}: {results[-1]}", flush=True)
+        print()
+        (show_time if what == "time" else show_memory)(sizes, results)
+
+
+def show_time(sizes: Sequence[int], results: Sequence[Mapping[str, Any]]) -> None:
+    """The table of the seconds."""
     rows = [
         (
             f"{size:,}",
             f"{result['tokens']:,}",
             f"{result['seconds']:.2f}",
-            f"{1e6 * result['seconds'] / result['tokens']:.1f}",
+            f"{1000 * result['seconds'] / result['tokens']:.3f}",
+        )
+        for size, result in zip(sizes, results, strict=True)
+    ]
+    print_table(("effective batch", "tokens", "seconds", "ms a token"), rows)
+
+
+def show_memory(sizes: Sequence[int], results: Sequence[Mapping[str, Any]]) -> None:
+    """The table of the bytes, and of their ratios to those of the first size."""
+    first = results[0]
+    rows = [
+        (
+            f"{size:,}",
             f"{result['live_bytes'] / MIB:.1f}",
             f"{result['live_bytes'] / first['live_bytes']:.4f}",
             f"{result['resident_bytes'] / MIB:.0f}",
             f"{result['resident_bytes'] / first['resident_bytes']:.4f}",
         )
-        for size, result in results.items()
+        for size, result in zip(sizes, results, strict=True)
     ]
-    columns = ("effective batch", "tokens", "seconds", "us a token")
-    print()
-    print_table((*columns, "live MiB", "/ first", "resident MiB", "/ first"), rows)
+    print_table(("effective batch", "live MiB", "/ first", "resident MiB", "/ first"), rows)
 
 
 if __name__ == "__main__":
