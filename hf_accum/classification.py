@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hf_accum.evaluation import Metric
+from hf_accum.cutting import Cutter
+from hf_accum.evaluation import Metric, check_metrics, evaluate_model
 from hf_accum.labels import LabelColumn
 from hf_accum.losses import BinaryCrossEntropy, CrossEntropy, Objective, SquaredError
 from hf_accum.memory import Workload
+from hf_accum.ranks import Ranks
+from hf_accum.stream import WindowStream
 from hf_accum.text import pad, text_of, tokenize
 from hf_accum.window import Example
 
@@ -31,6 +34,8 @@ class TextClassification:
     objective: Objective
     tokenizer: "PreTrainedTokenizerBase"
     max_length: int
+    extra_metrics: tuple[str, ...] = ()
+    """Of the hub, by name."""
 
     def prepare(self, row: Mapping[str, Any]) -> Prepared:
         """A row's text and label.
@@ -65,8 +70,30 @@ class TextClassification:
         """Predicted class indices, probabilities of labels, or numbers."""
         return _compact(logits, self.labels)
 
-    def metric(self) -> Metric:
-        """The shipped metric of this problem."""
+    @property
+    def metrics(self) -> list[Metric]:
+        """The shipped metric of this problem, and the extra ones."""
+        return [self._metric, *(Metric(name, {}) for name in self.extra_metrics)]
+
+    def check_metrics(self, best_metric: str | None) -> None:
+        """Compute the metrics once, before the training that needs them.
+
+        Raises:
+            ValueError: as the function of the same name does.
+        """
+        num_logits = len(self.labels.names) or 1
+        each_class_once = torch.eye(max(2, num_logits))[:, :num_logits]
+        check_metrics(self.metrics, best_metric, self.compact(each_class_once))
+
+    def evaluate(
+        self, model: nn.Module, held_out: WindowStream[Prepared], *, ranks: Ranks, cutter: Cutter
+    ) -> dict[str, Any]:
+        """The loss and the metrics over all examples of a stream."""
+        how = (self.collate, self.objective, self.compact, self.metrics)
+        return evaluate_model(model, held_out, *how, ranks=ranks, cutter=cutter)
+
+    @property
+    def _metric(self) -> Metric:
         match self.labels.problem:
             case "single_label_classification":
                 return Metric("single_label", {"label_names": self.labels.names})
