@@ -15,7 +15,7 @@ from hf_accum.losses import BinaryCrossEntropy, CrossEntropy, Objective, Squared
 from hf_accum.memory import Workload
 from hf_accum.ranks import Ranks
 from hf_accum.stream import WindowStream
-from hf_accum.text import pad, text_of, tokenize
+from hf_accum.text import made_up_inputs, pad, text_of, tokenize
 from hf_accum.window import Example
 
 if TYPE_CHECKING:
@@ -129,24 +129,13 @@ def classification_workload(
     precision: str = "no",
 ) -> Workload:
     """What training and evaluating a text classifier compute, for the tracer and the tuner: no data is needed."""
-    eos_token_id = getattr(getattr(model, "config", None), "eos_token_id", None)
-    if isinstance(eos_token_id, list):
-        eos_token_id = eos_token_id[0]
 
     def batch(num_examples: int, length: int, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-        # The same operations at any size: a trace compares them one by one.
-        inputs = {
-            "input_ids": torch.zeros(num_examples, length, dtype=torch.long, device=device),
-            "attention_mask": torch.ones(num_examples, length, dtype=torch.long, device=device),
-        }
-        if eos_token_id is not None:
-            inputs["input_ids"][:, 0] = eos_token_id  # BART and T5 read the text's class there
-        if num_examples > 1 and length > 1:
-            inputs["attention_mask"][-1, -1] = 0  # padding, and so the mask that it needs
         shape = (
             (num_examples, len(labels.names)) if labels.problem == "multi_label_classification" else (num_examples,)
         )
         dtype = torch.long if labels.problem == "single_label_classification" else torch.float32
+        inputs = made_up_inputs(model, num_examples, length, device)
         return inputs, torch.zeros(shape, dtype=dtype, device=device)
 
     def loss(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:

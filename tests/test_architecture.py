@@ -63,6 +63,7 @@ LAYERS = [
         "text",
         "split_data",
         "labelled_texts",
+        "tagged_texts",
         "adapters",
         "trainable",
         "agreement",
@@ -74,7 +75,7 @@ LAYERS = [
         "stopping",
     ],
     ["accumulation", "evaluation"],
-    ["classification", "tracking", "checkpoint", "resume", "run_folder", "summary", "training", "cli"],
+    ["classification", "tagging", "tracking", "checkpoint", "resume", "run_folder", "summary", "training", "cli"],
 ]
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
 MAY_IMPORT_ACCELERATE = {"accumulation", "ranks", "tracking", "summary"}
