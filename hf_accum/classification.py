@@ -8,11 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hf_accum.evaluation import Metric
+from hf_accum.cutting import Cutter
+from hf_accum.evaluation import Metric, check_metrics, evaluate_model
 from hf_accum.labels import LabelColumn
 from hf_accum.losses import BinaryCrossEntropy, CrossEntropy, Objective, SquaredError
 from hf_accum.memory import Workload
-from hf_accum.text import pad, text_of, tokenize
+from hf_accum.ranks import Ranks
+from hf_accum.stream import WindowStream
+from hf_accum.text import made_up_inputs, pad, text_of, tokenize
 from hf_accum.window import Example
 
 if TYPE_CHECKING:
@@ -31,6 +34,8 @@ class TextClassification:
     objective: Objective
     tokenizer: "PreTrainedTokenizerBase"
     max_length: int
+    extra_metrics: tuple[str, ...] = ()
+    """Of the hub, by name."""
 
     def prepare(self, row: Mapping[str, Any]) -> Prepared:
         """A row's text and label.
@@ -65,8 +70,30 @@ class TextClassification:
         """Predicted class indices, probabilities of labels, or numbers."""
         return _compact(logits, self.labels)
 
-    def metric(self) -> Metric:
-        """The shipped metric of this problem."""
+    @property
+    def metrics(self) -> list[Metric]:
+        """The shipped metric of this problem, and the extra ones."""
+        return [self._metric, *(Metric(name, {}) for name in self.extra_metrics)]
+
+    def check_metrics(self, best_metric: str | None) -> None:
+        """Compute the metrics once, before the training that needs them.
+
+        Raises:
+            ValueError: as the function of the same name does.
+        """
+        num_logits = len(self.labels.names) or 1
+        each_class_once = torch.eye(max(2, num_logits))[:, :num_logits]
+        check_metrics(self.metrics, best_metric, self.compact(each_class_once))
+
+    def evaluate(
+        self, model: nn.Module, held_out: WindowStream[Prepared], *, ranks: Ranks, cutter: Cutter
+    ) -> dict[str, Any]:
+        """The loss and the metrics over all examples of a stream."""
+        how = (self.collate, self.objective, self.compact, self.metrics)
+        return evaluate_model(model, held_out, *how, ranks=ranks, cutter=cutter)
+
+    @property
+    def _metric(self) -> Metric:
         match self.labels.problem:
             case "single_label_classification":
                 return Metric("single_label", {"label_names": self.labels.names})
@@ -102,24 +129,13 @@ def classification_workload(
     precision: str = "no",
 ) -> Workload:
     """What training and evaluating a text classifier compute, for the tracer and the tuner: no data is needed."""
-    eos_token_id = getattr(getattr(model, "config", None), "eos_token_id", None)
-    if isinstance(eos_token_id, list):
-        eos_token_id = eos_token_id[0]
 
     def batch(num_examples: int, length: int, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-        # The same operations at any size: a trace compares them one by one.
-        inputs = {
-            "input_ids": torch.zeros(num_examples, length, dtype=torch.long, device=device),
-            "attention_mask": torch.ones(num_examples, length, dtype=torch.long, device=device),
-        }
-        if eos_token_id is not None:
-            inputs["input_ids"][:, 0] = eos_token_id  # BART and T5 read the text's class there
-        if num_examples > 1 and length > 1:
-            inputs["attention_mask"][-1, -1] = 0  # padding, and so the mask that it needs
         shape = (
             (num_examples, len(labels.names)) if labels.problem == "multi_label_classification" else (num_examples,)
         )
         dtype = torch.long if labels.problem == "single_label_classification" else torch.float32
+        inputs = made_up_inputs(model, num_examples, length, device)
         return inputs, torch.zeros(shape, dtype=dtype, device=device)
 
     def loss(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ from hf_accum.doors import Doors
 from hf_accum.ending import ending_past_threads, tell
 from hf_accum.errors import RankFailed, Stopped
 from hf_accum.host import prepare_for_limits
+from hf_accum.lora_config import LoraConfig
 from hf_accum.rules import check_texts, require, require_count, require_finite
 from hf_accum.secrecy import without_secrets
 from hf_accum.units import parse_bytes
@@ -36,34 +37,6 @@ VARIANTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraConfig:
-    """Low-rank adapters."""
-
-    rank: int = 16
-    """Rank of the adapters; 0: no adapters, all weights are trained."""
-    alpha: float = 32.0
-    """An adapter's output is multiplied by alpha / rank."""
-    dropout: float = 0.0
-    """Dropout on an adapter's input."""
-    target_modules: list[str] | str = "all-linear"
-    """Names (or one regular expression) of the modules to adapt; all-linear: every linear layer but the head."""
-
-    def __post_init__(self) -> None:
-        """Check every value."""
-        require(self.rank >= 0, "lora.rank", self.rank, "at least 0 (0: full fine-tuning)")
-        require(self.rank <= 65_536, "lora.rank", self.rank, "at most 65,536: no layer is wider")
-        require(0 < self.alpha <= 1e6, "lora.alpha", self.alpha, "above 0, and at most 1e6")
-        require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "in [0, 1)")
-        require(bool(self.target_modules), "lora.target_modules", self.target_modules, "not empty")
-        if isinstance(self.target_modules, str):
-            try:
-                re.compile(self.target_modules)
-            except (re.error, RecursionError, OverflowError) as error:
-                rule = f"names of modules, or a regular expression, which this is not ({error})"
-                require(False, "lora.target_modules", self.target_modules, rule)
-
-
-@dataclass(frozen=True, kw_only=True)
 class RecipeConfig:
     """The flags that every recipe shares."""
 
@@ -71,6 +44,15 @@ class RecipeConfig:
     """Hub id or local folder of the model; default: the recipe's embedded one."""
     dataset: str | None = None
     """Hub id, local folder or file (jsonl, csv, parquet); default: the recipe's embedded one."""
+    train_split: str = "train"
+    """Split of the dataset to train on."""
+    eval_split: str | None = None
+    """Split of the dataset to evaluate on; default: a held-out share of the training split."""
+    eval_fraction: float = 0.1
+    """The share of groups held out where there is no eval_split."""
+    group_column: str | None = None
+    """Rows with the same value here (a patient, a disease) are never on both sides of the held-out split; default:
+    the recipe's own."""
     revision: str | None = None
     """Branch, tag or commit of the hub's model repository: a commit pins what is downloaded."""
     dataset_revision: str | None = None
@@ -170,7 +152,8 @@ class RecipeConfig:
         """Check every value, before anything heavy is loaded."""
         self.split_names("trackers", "allow_changes")
         check_texts(vars(self))
-        for name in ("model", "dataset", "output_dir", "resume", "revision", "dataset_revision", "code_revision"):
+        texts = "model dataset output_dir resume revision dataset_revision code_revision train_split eval_split"
+        for name in (*texts.split(), "group_column"):
             require(getattr(self, name) != "", name, "''", "left out, or not empty")
         for name in (
             "effective_batch_size",
@@ -182,12 +165,6 @@ class RecipeConfig:
             require_count(name, getattr(self, name))
         if self.micro_batch_size != "auto":
             require_count("micro_batch_size", self.micro_batch_size, "auto, or at least 1")
-        require(
-            self.micro_batch_size != "auto" or not self.full_determinism,
-            "full_determinism",
-            self.full_determinism,
-            "false with --micro_batch_size auto, which depends on what is free: give a number",
-        )
         if self.memory_budget != "auto":
             try:
                 parse_bytes(self.memory_budget)
@@ -196,12 +173,6 @@ class RecipeConfig:
         for name in ("max_steps", "num_epochs", "eval_every", "save_every", "early_stopping_patience"):
             if getattr(self, name) is not None:
                 require_count(name, getattr(self, name), "at least 1, or null")
-        require(
-            self.max_steps is not None or self.num_epochs is not None,
-            "num_epochs",
-            self.num_epochs,
-            "a number where max_steps is null: one of them has to end the training",
-        )
         for name in ("max_minutes", "rank_timeout_minutes", "max_probe_seconds"):
             if getattr(self, name) is not None:
                 require_finite(name, getattr(self, name), 0.0, math.inf)
@@ -209,45 +180,60 @@ class RecipeConfig:
         # Beyond these nothing is learned: weights become infinite, or the gradient zero.
         require_finite("learning_rate", self.learning_rate, 0.0, 100.0)
         require_finite("max_grad_norm", self.max_grad_norm, 1e-12, math.inf)
-        require(
-            self.weight_decay >= 0 and math.isfinite(self.weight_decay),
-            "weight_decay",
-            self.weight_decay,
-            "a finite number, at least 0",
-        )
-        # A step multiplies a weight by 1 - learning_rate * weight_decay.
-        require(
-            self.weight_decay * self.learning_rate < 1,
-            "weight_decay",
-            self.weight_decay,
-            f"below 1 / learning_rate, which is {1 / self.learning_rate:g}: every step would turn the weights around",
-        )
-        require(
-            self.code_revision is None or self.trust_remote_code,
-            "code_revision",
-            self.code_revision,
-            "left out without --trust_remote_code: no code of the model is run",
-        )
-        require(0 <= self.warmup_ratio <= 1, "warmup_ratio", self.warmup_ratio, "in [0, 1]")
-        require(self.dropout is None or 0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
-        require(
-            self.quantization == "none" or self.lora.rank > 0,
-            "quantization",
-            self.quantization,
-            "none with --lora.rank 0: quantised weights cannot be trained",
-        )
-        require(
-            self.early_stopping_patience is None or self.best_metric is not None,
-            "early_stopping_patience",
-            self.early_stopping_patience,
-            "null without best_metric, which says what better is",
-        )
-        require(
-            self.best_metric is None or self.eval_every is not None,
-            "best_metric",
-            self.best_metric,
-            "null without eval_every, which says when to look",
-        )
+        decay, number = self.weight_decay, self.micro_batch_size != "auto"
+        for holds, flag, rule in (
+            (0 < self.eval_fraction < 1, "eval_fraction", "between 0 and 1"),
+            (
+                self.eval_split != self.train_split,
+                "eval_split",
+                "another one than --train_split: figures on what was learned say nothing",
+            ),
+            (
+                self.eval_split is None or self.group_column is None,
+                "group_column",
+                "left out with --eval_split, which says what is held out",
+            ),
+            (
+                number or not self.full_determinism,
+                "full_determinism",
+                "false with --micro_batch_size auto, which depends on what is free: give a number",
+            ),
+            (
+                self.max_steps is not None or self.num_epochs is not None,
+                "num_epochs",
+                "a number where max_steps is null: one of them has to end the training",
+            ),
+            (decay >= 0 and math.isfinite(decay), "weight_decay", "a finite number, at least 0"),
+            # A step multiplies a weight by 1 - learning_rate * weight_decay.
+            (
+                decay * self.learning_rate < 1,
+                "weight_decay",
+                f"below 1 / learning_rate ({1 / self.learning_rate:g}): every step would turn the weights around",
+            ),
+            (
+                self.code_revision is None or self.trust_remote_code,
+                "code_revision",
+                "left out without --trust_remote_code: no code of the model is run",
+            ),
+            (0 <= self.warmup_ratio <= 1, "warmup_ratio", "in [0, 1]"),
+            (self.dropout is None or 0 <= self.dropout < 1, "dropout", "in [0, 1)"),
+            (
+                self.quantization == "none" or self.lora.rank > 0,
+                "quantization",
+                "none with --lora.rank 0: quantised weights cannot be trained",
+            ),
+            (
+                self.early_stopping_patience is None or self.best_metric is not None,
+                "early_stopping_patience",
+                "null without best_metric, which says what better is",
+            ),
+            (
+                self.best_metric is None or self.eval_every is not None,
+                "best_metric",
+                "null without eval_every, which says when to look",
+            ),
+        ):
+            require(holds, flag, getattr(self, flag), rule)
 
     @property
     def doors(self) -> Doors:

@@ -35,7 +35,7 @@ class Metric:
     name: str
     arguments: Mapping[str, Any]
 
-    def compute(self, predictions: np.ndarray, references: np.ndarray) -> Metrics:
+    def compute(self, predictions: Any, references: Any) -> Metrics:
         """The figures, by name.
 
         Raises:
@@ -75,12 +75,45 @@ def check_metrics(metrics: Sequence[Metric], best_metric: str | None, sample: Te
     Raises:
         ValueError: if a metric is not to be had, cannot take such predictions, or has no figure `best_metric`.
     """
-    known = {"loss"}
+    figures: Metrics = {}
     for metric in metrics:
-        figures = metric.compute(sample.numpy(), sample.round().numpy())
-        known |= {name for name, value in figures.items() if not isinstance(value, Mapping)}
+        figures |= metric.compute(sample.numpy(), sample.round().numpy())
+    check_best_metric(best_metric, figures)
+
+
+def check_best_metric(best_metric: str | None, figures: Mapping[str, Any]) -> None:
+    """Refuse a `--best_metric` that is not the loss, or one of the single figures of an evaluation.
+
+    Raises:
+        ValueError: naming those that there are.
+    """
+    known = {"loss", *(name for name, value in figures.items() if not isinstance(value, Mapping))}
     if best_metric is not None and best_metric not in known:
         raise ValueError(f"--best_metric {best_metric}: has to be one of {', '.join(sorted(known))}")
+
+
+def run_over(
+    model: nn.Module, stream: WindowStream[Any], forward: Callable[[Sequence[Example], int], R], cutter: Cutter
+) -> tuple[list[R], float]:
+    """`forward(examples, length)` over all of this rank's examples of a stream, and the weight of those of all ranks.
+
+    In eval mode and without gradients; the model is left in the mode it was in. Batches are cut as micro-batches of
+    training are, smaller where one runs out of memory, which changes nothing for the training.
+
+    Raises:
+        ValueError: for a bad row.
+        OutOfMemory: if a single example does not fit.
+    """
+    cutter = replace(cutter, capacity=WorkingCapacity(cutter.capacity.tuned))
+    device = next(model.parameters()).device
+    results: list[R] = []
+    weight = 0.0
+    with keeping_modes(model), torch.inference_mode():
+        model.eval()
+        for window in stream:
+            weight += window.num_items
+            results += _in_pieces(window.examples, forward, cutter, device)
+    return results, weight
 
 
 def evaluate_model(
@@ -98,36 +131,23 @@ def evaluate_model(
 
     `collate` makes the model's inputs and the labels of some examples, padded to a length; `compact` turns logits
     into the little that the metrics need (class indices, say), which is all that the ranks exchange. The model is not
-    the data-parallel wrapper, for ranks have different numbers of batches. It is left in the mode it was in.
-
-    Batches are cut as micro-batches of training are, smaller where one runs out of memory, which changes nothing for
-    the training.
+    the data-parallel wrapper, for ranks have different numbers of batches.
 
     Raises:
-        ValueError: for a bad row.
-        OutOfMemory: if a single example does not fit.
+        ValueError, OutOfMemory: as `run_over` does.
     """
 
-    def forward(examples: Sequence[Example]) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        length = cutter.padded(max(example.length for example in examples))
+    device = next(model.parameters()).device
+
+    def forward(examples: Sequence[Example], length: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
         inputs, labels = to_device(collate(examples, length), device)
         logits = model(**inputs).logits
         return objective(logits, labels).double().cpu(), compact(logits).cpu().numpy(), labels.cpu().numpy()
 
-    cutter = replace(cutter, capacity=WorkingCapacity(cutter.capacity.tuned))
-    device = next(model.parameters()).device
-    predictions: list[np.ndarray] = []
-    references: list[np.ndarray] = []
-    losses: list[Tensor] = []
-    weight = 0.0
-    with keeping_modes(model), torch.inference_mode():
-        model.eval()
-        for window in stream:
-            weight += window.num_items
-            for loss, predicted, truth in _in_pieces(window.examples, forward, cutter, device):
-                losses.append(loss)
-                predictions.append(predicted)
-                references.append(truth)
+    results, weight = run_over(model, stream, forward, cutter)
+    losses = [loss for loss, _, _ in results]
+    predictions = [predicted for _, predicted, _ in results]
+    references = [truth for _, _, truth in results]
     mine = (
         float(torch.stack(losses).sum()) if losses else 0.0,
         np.concatenate(predictions) if predictions else None,
@@ -156,7 +176,7 @@ def evaluate_model(
 
 def _in_pieces(
     examples: Sequence[Example],
-    forward: Callable[[Sequence[Example]], R],
+    forward: Callable[[Sequence[Example], int], R],
     cutter: Cutter,
     device: torch.device,
 ) -> Iterator[R]:
@@ -166,7 +186,7 @@ def _in_pieces(
         batch = left[0]
         length = cutter.padded(batch[0].length)
         try:
-            yield forward(batch)
+            yield forward(batch, length)
         except Exception as error:
             if classify(error) is not Failure.OUT_OF_MEMORY:
                 raise

@@ -33,16 +33,28 @@ class Pretrained:
     new_modules: tuple[str, ...]
 
 
-def load_tokenizer(name: str, doors: Doors = Doors()) -> "PreTrainedTokenizerBase":  # noqa: B008 (frozen)
-    """The model's tokenizer, able to pad.
+def load_tokenizer(
+    name: str,
+    doors: Doors = Doors(),  # noqa: B008 (frozen)
+    *,
+    of_words: bool = False,
+) -> "PreTrainedTokenizerBase":
+    """The model's tokenizer, able to pad; `of_words`, to take texts that are lists of words.
 
     Raises:
-        ValueError: if there is none under that name, or one that knows no words.
+        ValueError: if there is none under that name, or one that knows no words, or cannot tell of which words its
+            tokens are.
     """
     from transformers import AutoTokenizer
 
+    # Byte-level tokenizers take a word for the start of a text without a space before it.
+    how = {"add_prefix_space": True} if of_words else {}
     with quiet_transformers():
-        tokenizer = _loaded("tokenizer", name, lambda: AutoTokenizer.from_pretrained(local(name), **doors.of_hub))
+        tokenizer = _loaded(
+            "tokenizer", name, lambda: AutoTokenizer.from_pretrained(local(name), **doors.of_hub, **how)
+        )
+    if of_words and not tokenizer.is_fast:
+        raise ValueError(f"--model {name}: has to have a fast tokenizer, which tells of which words its tokens are")
     if len(tokenizer) <= len(tokenizer.all_special_ids) + 2:  # transformers makes one of nothing at all
         raise ValueError(
             f"--model {name}: has to have the files of its tokenizer, which without them knows only "

@@ -31,12 +31,14 @@ class Source:
     """A dataset as shards of rows, read in order. `names` are what messages call the shards.
 
     `read(shard, start)` yields (row number from 0, row or why there is none), from row `start` on.
-    `class_names` holds, for columns that are typed so, the names of their classes.
+    `class_names` holds, for columns that are typed so, the names of their classes. Where rows were cut into parts,
+    the numbers are those of the parts: `parts_per_row` of them to a row, whether they are all there or not.
     """
 
     names: tuple[str, ...]
     read: Read
     class_names: Mapping[str, tuple[str, ...]]
+    parts_per_row: int = 1
 
     @property
     def num_shards(self) -> int:
@@ -67,8 +69,9 @@ def good_rows(
             prepared = prepare(row)
         except BadRow as bad:
             if on_bad_row == "error":
+                row_number = number // source.parts_per_row + 1
                 raise ValueError(
-                    f"{source.names[shard]}, row {number + 1}: {bad}; mend the row, or leave such rows out by "
+                    f"{source.names[shard]}, row {row_number}: {bad}; mend the row, or leave such rows out by "
                     "--on_bad_row skip"
                 ) from None
             reason = str(bad)
@@ -77,6 +80,33 @@ def good_rows(
             continue
         if prepared is not None:
             yield number, prepared
+
+
+def in_parts(source: Source, parts_of: Callable[[Row], Sequence[Row]], most: int) -> Source:
+    """A dataset whose rows are cut into parts, each a row of its own then: at most so many of a row.
+
+    `parts_of` raises `BadRow` for a row that cannot be cut. A place in the middle of a row is found without reading
+    the rows before it.
+    """
+
+    def read(shard: int, start: int) -> Iterator[tuple[int, Row | BadRow]]:
+        row_number, first = divmod(start, most)
+        for number, row in source.read(shard, row_number):
+            if isinstance(row, BadRow):
+                yield number * most, row
+                continue
+            try:
+                parts = parts_of(row)
+                if len(parts) > most:
+                    raise BadRow("", f"cut into {len(parts):,} parts: it has to be at most {most:,}")
+            except BadRow as bad:
+                yield number * most, bad
+                continue
+            for index, part in enumerate(parts):
+                if number > row_number or index >= first:
+                    yield number * most + index, part
+
+    return Source(source.names, read, source.class_names, most)
 
 
 def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revision: str | None = None) -> Source:

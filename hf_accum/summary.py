@@ -9,7 +9,6 @@ from torch import nn
 
 from hf_accum.adapters import count_parameters
 from hf_accum.config import RecipeConfig
-from hf_accum.errors import shortened
 from hf_accum.resume import Resumed
 from hf_accum.tuner import Tuning
 
@@ -23,7 +22,7 @@ def describe_run(
     num_train: int | None,
     num_held_out: int | None,
     bad_rows: Mapping[str, int],
-    labels_without_rows: Sequence[str] = (),
+    notes: Sequence[str] = (),
     num_steps: int,
     model: nn.Module,
     new_modules: Sequence[str],
@@ -62,9 +61,7 @@ def describe_run(
             last = f"the last window of a pass has {rest} examples and is used with its true weight"
         passes = num_steps / -(-num_train // batch)
         lines.append(f"steps      {num_steps:,}, about {passes:.2f} passes over the data; {last}")
-    if labels_without_rows:
-        names = shortened(", ".join(labels_without_rows), 200)
-        lines.append(f"note       no row to train on has the label {names}")
+    lines += [f"note       {note}" for note in notes]
     lines += [f"left out: {number:,} bad rows ({reason})" for reason, number in bad_rows.items()]
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         lines.append(

@@ -2,12 +2,13 @@
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_accum.errors import shortened, shown
 from hf_accum.source import BadRow
@@ -62,6 +63,33 @@ def tokenize(
     ]
 
 
+def count_tokens(tokenizer: "PreTrainedTokenizerBase", words: Sequence[str]) -> list[int]:
+    """How many tokens each of the words of a text has, without special tokens."""
+    with _ONE_AT_A_TIME:
+        encoded = tokenizer(list(words), is_split_into_words=True, add_special_tokens=False, verbose=False)
+    counts = Counter(encoded.word_ids())
+    return [counts[index] for index in range(len(words))]
+
+
+def tokenize_words(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[Sequence[str]], max_length: int
+) -> list[tuple[np.ndarray, dict[int, int], int]]:
+    """Token ids of each text, given as words; of its words the places of their first tokens; what was cut off."""
+    how: dict[str, Any] = {"is_split_into_words": True, "verbose": False}
+    with _ONE_AT_A_TIME:
+        whole = tokenizer([list(words) for words in texts], truncation=False, **how)
+        cut = tokenizer([list(words) for words in texts], truncation=True, max_length=max_length, **how)
+    tokens = []
+    for index, ids in enumerate(cut["input_ids"]):
+        places: dict[int, int] = {}
+        for place, word in enumerate(cut.word_ids(index)):
+            if word is not None:
+                places.setdefault(word, place)
+        num_truncated = len(whole["input_ids"][index]) - len(ids)
+        tokens.append((np.array(ids, dtype=np.int32), places, num_truncated))
+    return tokens
+
+
 def pad(examples: Sequence[Example], pad_token_id: int, length: int | None = None) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask` of examples, (num_examples, length), padded on the right.
 
@@ -74,3 +102,22 @@ def pad(examples: Sequence[Example], pad_token_id: int, length: int | None = Non
         input_ids[row, : example.length] = example.features["input_ids"]
         attention_mask[row, : example.length] = 1
     return {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)}
+
+
+def made_up_inputs(model: nn.Module, num_examples: int, length: int, device: torch.device) -> dict[str, Tensor]:
+    """A batch of no text, of the shape (num_examples, length), for the tracer and the tuner.
+
+    The same operations at any size: a trace compares them one by one.
+    """
+    eos_token_id = getattr(getattr(model, "config", None), "eos_token_id", None)
+    if isinstance(eos_token_id, list):
+        eos_token_id = eos_token_id[0]
+    inputs = {
+        "input_ids": torch.zeros(num_examples, length, dtype=torch.long, device=device),
+        "attention_mask": torch.ones(num_examples, length, dtype=torch.long, device=device),
+    }
+    if eos_token_id is not None:
+        inputs["input_ids"][:, 0] = eos_token_id  # BART and T5 read the text's class there
+    if num_examples > 1 and length > 1:
+        inputs["attention_mask"][-1, -1] = 0  # padding, and so the mask that it needs
+    return inputs

@@ -22,6 +22,7 @@ LAYERS = [
         "quantization",
         "secrecy",
         "rules",
+        "lora_config",
         "doors",
         "arguments",
         "dropout_masks",
@@ -60,8 +61,11 @@ LAYERS = [
     ],
     [
         "text",
+        "split_data",
         "labelled_texts",
+        "tagged_texts",
         "adapters",
+        "trainable",
         "agreement",
         "balance",
         "stream",
@@ -71,7 +75,7 @@ LAYERS = [
         "stopping",
     ],
     ["accumulation", "evaluation"],
-    ["classification", "tracking", "checkpoint", "resume", "run_folder", "summary", "cli"],
+    ["classification", "tagging", "tracking", "checkpoint", "resume", "run_folder", "summary", "training", "cli"],
 ]
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
 MAY_IMPORT_ACCELERATE = {"accumulation", "ranks", "tracking", "summary"}

@@ -107,7 +107,7 @@ def test_the_metric_takes_what_compact_and_batch_give(problem: Problem) -> None:
     examples = encode(task, VALUES[problem], ["w1", "w2 w3", "w4"])
     _, labels = task.collate(examples)
     logits = torch.randn(3, 1 if problem == "regression" else 3)
-    figures = task.metric().compute(task.compact(logits).numpy(), labels.numpy())
+    figures = task.metrics[0].compute(task.compact(logits).numpy(), labels.numpy())
     per_class = figures.get("per_class", {})
     assert tuple(per_class) == (() if problem == "regression" else NAMES)
 

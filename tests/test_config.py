@@ -49,7 +49,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"code_revision": "main"}, "code_revision", "left out without --trust_remote_code"),
     ({"learning_rate": 1e3}, "learning_rate", "at most 100"),
     ({"max_grad_norm": 1e-300}, "max_grad_norm", "at least 1e-12"),
-    ({"weight_decay": 5000.0}, "weight_decay", "below 1 / learning_rate, which is 3333.33"),
+    ({"weight_decay": 5000.0}, "weight_decay", "below 1 / learning_rate (3333.33"),
     ({"max_length": 1}, "max_length", "at least 2"),
     *(
         ({name: value}, name, "a finite number above 0")

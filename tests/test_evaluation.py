@@ -99,7 +99,7 @@ def evaluate_on(
         task.collate,
         task.objective,
         task.compact,
-        [task.metric()],
+        task.metrics,
         ranks=ranks,
         cutter=Cutter(WorkingCapacity(Capacity(micro_batch_size))),
     )
@@ -265,7 +265,7 @@ def evaluate_on_small_device(most: int, capacity: Capacity, rows: list[dict[str,
             task.collate,
             task.objective,
             task.compact,
-            [task.metric()],
+            task.metrics,
             ranks=OneRank(),
             cutter=Cutter(WorkingCapacity(capacity)),
         )

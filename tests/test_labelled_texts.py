@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from hf_accum.config import RecipeConfig
 from hf_accum.labelled_texts import LabelledTexts, open_labelled_texts
 from hf_accum.labels import Problem
 from hf_accum.ranks import OneRank
@@ -24,18 +25,14 @@ def opened(folder: Path, problem: Problem, targets: list[Any], text: str = "text
     return open_labelled_texts(
         str(file),
         OneRank(),
+        RecipeConfig(eval_fraction=0.3),
         text_column="text",
         label_column="label",
         group_column="text",
         problem=problem,
         label_names=(),
         label_separator="|",
-        train_split="train",
-        eval_split=None,
-        eval_fraction=0.3,
-        on_bad_row="error",
         needs_counts=False,
-        needs_size=True,
     )
 
 

@@ -80,10 +80,10 @@ def test_fewer_examples_than_a_window_are_one(accelerator: Accelerator) -> None:
     assert "fewer examples" not in describe(accelerator, num_train=32, num_steps=1)
 
 
-def test_labels_without_rows_are_said(accelerator: Accelerator) -> None:
-    said = describe(accelerator, labels_without_rows=["ear", "nose"])
-    assert "no row to train on has the label ear, nose\n" in said
-    assert "no row" not in describe(accelerator)
+def test_notes_on_the_data_are_said(accelerator: Accelerator) -> None:
+    said = describe(accelerator, notes=["no row to train on has the label ear, nose"])
+    assert "note       no row to train on has the label ear, nose\n" in said
+    assert "note" not in describe(accelerator)
 
 
 def test_bad_rows_that_were_found_are_said(accelerator: Accelerator) -> None:

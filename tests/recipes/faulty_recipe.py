@@ -1,10 +1,13 @@
-"""Run by `accelerate launch`: the classification recipe, in which something happens on one rank in a forward.
+"""Run by `accelerate launch`: a recipe, in which something happens on one rank in a forward.
+
+The recipe of text classification, or that which FAULTY_RECIPE names.
 
 Arguments: what happens, the rank, the window in which it does (from 1), and the recipe's flags: `nothing`; `raise`,
 an error; `sleep`, for a minute; or the name of a signal, which the process sends itself. A line `training` from rank
 0 says that it has begun. Each forward takes a while longer, so that others have time to act.
 """
 
+import importlib
 import os
 import signal
 import sys
@@ -14,8 +17,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import hf_accum.accumulation
-from recipes.clinical_classification import main
 
+RECIPE = os.environ.get("FAULTY_RECIPE", "clinical_classification")
 SECONDS = float(os.environ.get("FAULTY_SECONDS", "0.05"))
 
 
@@ -47,4 +50,4 @@ def patch(what: str, rank: int, at_window: int) -> None:
 if __name__ == "__main__":
     what, rank, at_window, *flags = sys.argv[1:]
     patch(what, int(rank), int(at_window))
-    main(flags)
+    importlib.import_module(f"recipes.{RECIPE}").main(flags)

@@ -1,0 +1,57 @@
+"""Every recipe on a tiny model and dataset: what tests need to know of it."""
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tiny import WORDS, save_base
+
+CLASSES = ("eye", "heart", "muscle")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe, its row in the test data, and the class by which peft alone loads its adapter."""
+
+    name: str
+    make_row: Callable[[random.Random], dict[str, Any]]
+    peft_class: str
+    num_labels: int | None
+    flags: dict[str, Any]
+    architecture: str = "bert"
+
+    def make_flags(self, folder: Path, output: Path, **more: Any) -> list[str]:
+        """The flags of a run on a tiny model and 120 rows, which are made where they are not there."""
+        model, data = folder / f"{self.name}-model", folder / f"{self.name}-data"
+        if not data.is_dir():
+            save_base(model, self.architecture)
+            draw = random.Random(0)
+            rows = [json.dumps(self.make_row(draw)) + "\n" for _ in range(120)]
+            data.mkdir()
+            for number, (start, end) in enumerate([(0, 70), (70, 78), (78, 120)]):
+                (data / f"train-{number}.jsonl").write_text("".join(rows[start:end]))
+        named = {"model": model, "dataset": data, "output_dir": output, "max_length": 16, "micro_batch_size": 4}
+        named |= {"effective_batch_size": 16, **self.flags, **more}
+        return [f"--{name}={value}" for name, value in named.items()]
+
+
+def classified(draw: random.Random) -> dict[str, Any]:
+    """A text of 2 to 20 words with a class."""
+    label = draw.randrange(3)
+    words = draw.choices(WORDS[label::3], k=draw.randint(1, 12)) + draw.choices(WORDS, k=draw.randint(1, 8))
+    return {"text": " ".join(words), "label": CLASSES[label]}
+
+
+def tagged(draw: random.Random) -> dict[str, Any]:
+    """2 to 40 words with tags: longer texts are cut into parts."""
+    words = draw.choices(WORDS, k=draw.randint(2, 40))
+    return {"tokens": words, "tags": ["B-sign" if WORDS.index(word) % 3 == 0 else "O" for word in words]}
+
+
+RECIPES = (
+    Recipe("clinical_classification", classified, "AutoPeftModelForSequenceClassification", 3, {}),
+    Recipe("clinical_ner", tagged, "AutoPeftModelForTokenClassification", 3, {"overlap": 4}),
+)

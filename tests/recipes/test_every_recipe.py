@@ -1,0 +1,124 @@
+"""What every recipe promises: its flags, its shape, the same run however windows are cut, and after a kill."""
+
+import ast
+import importlib
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from every_recipe import RECIPES, Recipe
+from launching import launch
+from run_files import metrics_of
+from safetensors.torch import load_file
+
+from hf_accum.config import RecipeConfig
+
+ROOT = Path(__file__).parents[2]
+FAULTY = str(Path(__file__).with_name("faulty_recipe.py"))
+Run = Callable[..., Path]
+for_each = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+
+
+@pytest.fixture
+def run_here(tmp_path: Path, accelerator: object) -> Run:
+    """Run a recipe in this process; returns the run's folder."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    runs = iter(range(100))
+
+    def run(recipe: Recipe, **more: Any) -> Path:
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+        output = tmp_path / f"run-{next(runs)}"
+        importlib.import_module(f"recipes.{recipe.name}").main(recipe.make_flags(tmp_path, output, **more))
+        return output
+
+    return run
+
+
+def assert_same_run(runs: list[Path]) -> None:
+    """The same examples at each step, the same losses, adapters that differ by rounding."""
+    first, *others = [(metrics_of(run), load_file(run / "adapter" / "adapter_model.safetensors")) for run in runs]
+    for lines, weights in others:
+        for name in ("step", "epoch", "window_digest", "num_examples", "num_items", "num_tokens", "learning_rate"):
+            assert [line[name] for line in lines] == [line[name] for line in first[0]], name
+        for name in ("loss", "grad_norm"):
+            expected = pytest.approx([line[name] for line in first[0]], rel=1e-4)
+            assert [line[name] for line in lines] == expected, name
+        assert weights.keys() == first[1].keys()
+        for name, weight in weights.items():
+            torch.testing.assert_close(weight, first[1][name], rtol=1e-2, atol=1e-4)
+
+
+def test_all_recipes_are_here() -> None:
+    there = {path.stem for path in (ROOT / "recipes").glob("*.py")} - {"__init__"}
+    assert there == {recipe.name for recipe in RECIPES}
+
+
+@for_each
+def test_it_has_the_shared_flags_and_the_same_shape(recipe: Recipe) -> None:
+    """One class of flags, `train` with the loop in it, `workload` for plans, and a command line."""
+    module = importlib.import_module(f"recipes.{recipe.name}")
+    (config_class,) = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, RecipeConfig) and value is not RecipeConfig
+    ]
+    own = {field.name: field.type for field in fields(config_class)}
+    for field in fields(RecipeConfig):
+        assert own[field.name] == field.type, field.name
+    for name in ("train", "workload", "main"):
+        assert callable(getattr(module, name))
+    tree = ast.parse(Path(str(module.__file__)).read_text())
+    (train,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "train"]
+    calls = {ast.unparse(node.func) for node in ast.walk(train) if isinstance(node, ast.Call)}
+    for part in ("accelerator.backward", "accelerator.clip_grad_norm_", "optimizer.step", "training.step_done"):
+        assert part in calls, f"the loop of {recipe.name} is not in its `train`: no {part}"
+
+
+@for_each
+def test_it_trains_the_same_however_windows_are_cut(recipe: Recipe, run_here: Run, tmp_path: Path) -> None:
+    how = {"dropout": 0, "max_steps": 5, "num_epochs": 2, "learning_rate": 0.01}
+    runs = [run_here(recipe, **how, micro_batch_size=size) for size in (1, 3, 16)]
+    runs.append(run_here(recipe, **how, micro_batch_size="auto", memory_budget="1GiB"))
+    output = tmp_path / "two-processes"
+    flags = recipe.make_flags(tmp_path, output, **how, micro_batch_size=3)
+    done = launch("-m", f"recipes.{recipe.name}", *flags, num_processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "ranks      2 on cpu" in done.stdout
+    assert_same_run([*runs, output])
+
+
+@for_each
+def test_its_adapter_is_loaded_by_peft_alone(recipe: Recipe, run_here: Run) -> None:
+    adapter = str(run_here(recipe, max_steps=1) / "adapter")
+    how = {} if recipe.num_labels is None else {"num_labels": recipe.num_labels}
+    model = getattr(peft, recipe.peft_class).from_pretrained(adapter, **how)
+    saved = load_file(Path(adapter) / "adapter_model.safetensors")
+    loaded = peft.get_peft_model_state_dict(model)
+    assert saved.keys() == loaded.keys()
+    for name, weight in saved.items():
+        assert torch.equal(weight, loaded[name]), name
+
+
+@pytest.mark.slow
+@for_each
+def test_it_goes_on_after_a_kill_as_if_nothing_had_been(recipe: Recipe, tmp_path: Path) -> None:
+    how = {"max_steps": 9, "num_epochs": "null", "save_every": 3, "dropout": 0.1, "full_determinism": "true"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    module = ("-m", f"recipes.{recipe.name}")
+    done = launch(*module, *recipe.make_flags(tmp_path, whole, **how))
+    assert done.returncode == 0, done.stderr[-3000:]
+    flags = recipe.make_flags(tmp_path, killed, **how)
+    assert launch(FAULTY, "SIGKILL", "0", "6", *flags, FAULTY_RECIPE=recipe.name).returncode != 0
+    done = launch(*module, *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed    after step 3, from " in done.stdout
+    for name in ("window_digest", "loss", "grad_norm"):
+        assert [line[name] for line in metrics_of(killed)] == [line[name] for line in metrics_of(whole)], name
+    name = "adapter/adapter_model.safetensors"
+    assert (killed / name).read_bytes() == (whole / name).read_bytes()
