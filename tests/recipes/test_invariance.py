@@ -1,7 +1,6 @@
 """How a window is executed changes nothing: micro-batch size and ranks give the same run."""
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,8 +10,6 @@ from run_files import logits_of, metrics_of
 
 from hf_accum.survey import is_held_out
 from recipes.embedded.synopses import clinical_synopses
-
-TEXTS = ["muscle weakness; hypotonia", "cataract", "arrhythmia; " * 12, "ptosis; myopathy; murmur"]
 
 
 def assert_same_run(runs: list[Path], num_labels: int, texts: list[str], max_length: int) -> None:
@@ -28,26 +25,6 @@ def assert_same_run(runs: list[Path], num_labels: int, texts: list[str], max_len
             assert [m[name] for m in other] == pytest.approx([m[name] for m in first], rel=1e-4)
         difference = (logits_of(run, texts, num_labels, max_length) - reference).abs().max()
         assert float(difference) <= 1e-3
-
-
-def test_a_tiny_model_trains_the_same_however_its_windows_are_cut(
-    recipe: Callable[..., Path], tiny_model: Path, notes: Path, tmp_path: Path
-) -> None:
-    how = {"dropout": 0, "max_steps": 6, "num_epochs": 2, "effective_batch_size": 25, "learning_rate": 0.01}
-    runs = [recipe(**how, micro_batch_size=size) for size in (1, 3, 25)]
-    runs.append(recipe(**how, micro_batch_size=3, gradient_checkpointing="true"))
-    folder = tmp_path / "two-processes"
-    flags = [f"--{name}={value}" for name, value in how.items()]
-    done = launch(
-        *("-m", "recipes.clinical_classification", f"--model={tiny_model}", f"--dataset={notes}"),
-        *("--max_length=64", f"--output_dir={folder}", "--micro_batch_size=3", *flags),
-        num_processes=2,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "ranks      2 on cpu" in done.stdout
-    assert_same_run([*runs, folder], num_labels=3, texts=TEXTS, max_length=64)
-    # 136 to train on: the short last window of the pass is there, and whole.
-    assert [m["num_examples"] for m in metrics_of(folder)] == [25, 25, 25, 25, 25, 11]
 
 
 @pytest.mark.slow
