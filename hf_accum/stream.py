@@ -55,6 +55,9 @@ class WindowStream(Generic[T]):
     `encode` turns a list of (id, prepared row) into examples, in a background thread. One small collective per
     window agrees on its weight, its counts and the end of the data.
 
+    With `draw`, what is random in an example (what is masked, how an image is turned) is drawn anew in each pass:
+    `draw(example, epoch)` gives the one to use.
+
     With `balance`, which gives the predicted times of micro-batches on this rank at a step, the examples of a window
     are evened out over the ranks.
 
@@ -85,6 +88,7 @@ class WindowStream(Generic[T]):
         on_bad_row: Literal["error", "skip"] = "error",
         prefetch_windows: int = 4,
         skip_weightless: bool = True,
+        draw: Callable[[Example, int], Example] | None = None,
         balance: Callable[[int], Speed] | None = None,
         stopping: Callable[[], bool] | None = None,
         start: StreamState | None = None,
@@ -105,6 +109,7 @@ class WindowStream(Generic[T]):
         self.on_bad_row: Literal["error", "skip"] = on_bad_row
         self.prefetch_windows = prefetch_windows
         self.skip_weightless = skip_weightless
+        self.draw = draw
         self.balance = balance if ranks.count > 1 else None
         self.stopping = stopping
         self.start = start or StreamState()
@@ -225,7 +230,7 @@ class WindowStream(Generic[T]):
 
     def _common_piece(self, epoch: int, window: list[tuple[str, T]], bad_rows: Counter[str], place: Place) -> _Piece:
         mine = window[self.ranks.index :: self.ranks.count]
-        examples = tuple(self.encode(mine)) if mine else ()
+        examples = self._encoded(mine, epoch) if mine else ()
         return _Piece(epoch, examples, bad_rows, (place,), window_size=len(window))
 
     # Shards of one's own
@@ -276,7 +281,7 @@ class WindowStream(Generic[T]):
                 for start in range(block.skipped, len(block.items), _ENCODE_CHUNK):
                     chunk = block.items[start : start + _ENCODE_CHUNK]
                     places = [block.after(taken) for taken in range(start + 1, start + len(chunk) + 1)]
-                    yield _Piece(epoch, tuple(self.encode(chunk)), _taken(bad_rows), places)
+                    yield _Piece(epoch, self._encoded(chunk, epoch), _taken(bad_rows), places)
             yield _Piece(epoch, (), _taken(bad_rows), (), ends_epoch=True)
 
     # Reading
@@ -300,8 +305,12 @@ class WindowStream(Generic[T]):
         in_file_order = Order(self.source, self.prepare, self.seed, 1, self.on_bad_row)
         for block in in_file_order.blocks(0):
             if block.items:
-                return self.encode(block.items)[0]
+                return self._encoded(block.items[:1], epoch=0)[0]
         raise ValueError(_EMPTY)
+
+    def _encoded(self, rows: Sequence[tuple[str, T]], epoch: int) -> tuple[Example, ...]:
+        examples = self.encode(rows)
+        return tuple(examples if self.draw is None else [self.draw(example, epoch) for example in examples])
 
     def _agree(
         self,

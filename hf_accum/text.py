@@ -45,15 +45,19 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
 
 
 def tokenize(
-    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int | None, *, special: bool = True
 ) -> list[tuple[np.ndarray, int]]:
-    """Token ids of each text, at most `max_length` of them, and how many tokens that cut off."""
+    """Token ids of each text, at most `max_length` of them (None: all), and how many tokens that cut off.
+
+    With the `special` tokens of the tokenizer, or without.
+    """
+    how: dict[str, Any] = {"add_special_tokens": special, "verbose": False}
     with _ONE_AT_A_TIME:
-        whole = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
-        long = [index for index, ids in enumerate(whole) if len(ids) > max_length]
+        whole = tokenizer(list(texts), truncation=False, **how)["input_ids"]
+        long = [index for index, ids in enumerate(whole) if max_length is not None and len(ids) > max_length]
         cut: list[list[int]] = []
         if long:
-            cut = tokenizer([texts[i] for i in long], truncation=True, max_length=max_length)["input_ids"]
+            cut = tokenizer([texts[i] for i in long], truncation=True, max_length=max_length, **how)["input_ids"]
     kept: list[Sequence[int]] = list(whole)
     for index, ids in zip(long, cut, strict=True):
         kept[index] = ids

@@ -109,7 +109,8 @@ class Training:
     `accumulate` sums the gradients, and a copy of them would stand in its buckets.
 
     `work` is what is computed with the model, on examples that are made up; `workload` is the recipe's own function,
-    which builds that from flags without weights, to say what would fit where nothing does.
+    which builds that from flags without weights, to say what would fit where nothing does. `draw` draws what is
+    random in an example, in a pass over the data; None: in a held-out one.
 
     Raises:
         ValueError: if nothing fits, or the checkpoint, the held-out data or the folder cannot be used.
@@ -125,11 +126,13 @@ class Training:
         tokenizer: "PreTrainedTokenizerBase",
         work: Workload,
         workload: Callable[[C, str], Workload],
+        draw: Callable[[Example, int | None], Example] | None = None,
     ) -> None:
         self._run = run
         self._config = config
         self._task = task
         self._data = data
+        self._draw = draw
         accelerator, ranks = run.accelerator, run.ranks
         self._tunings = find_capacity(
             config,
@@ -290,7 +293,7 @@ class Training:
         return self._task.evaluate(self._plain_model, self._held_out, ranks=self._run.ranks, cutter=self.cutter)
 
     def _stream(self, held_out: bool, **how: Any) -> WindowStream[Any]:
-        data, task, config = self._data, self._task, self._config
+        data, task, config, draw = self._data, self._task, self._config, self._draw
         return WindowStream(
             data.eval_source if held_out else data.source,
             lambda row: task.prepare(row) if data.is_held_out(row, held_out) == held_out else None,
@@ -299,5 +302,6 @@ class Training:
             seed=config.seed,
             split=config.stream_split,
             on_bad_row=config.on_bad_row,
+            draw=None if draw is None else lambda example, epoch: draw(example, None if held_out else epoch),
             **how,
         )

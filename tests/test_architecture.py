@@ -64,6 +64,7 @@ LAYERS = [
         "split_data",
         "labelled_texts",
         "tagged_texts",
+        "plain_texts",
         "adapters",
         "trainable",
         "agreement",
@@ -75,7 +76,19 @@ LAYERS = [
         "stopping",
     ],
     ["accumulation", "evaluation"],
-    ["classification", "tagging", "tracking", "checkpoint", "resume", "run_folder", "summary", "training", "cli"],
+    [
+        "classification",
+        "tagging",
+        "language",
+        "masking",
+        "tracking",
+        "checkpoint",
+        "resume",
+        "run_folder",
+        "summary",
+        "training",
+        "cli",
+    ],
 ]
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
 MAY_IMPORT_ACCELERATE = {"accumulation", "ranks", "tracking", "summary"}

@@ -1,0 +1,184 @@
+"""The loss of a language model in chunks, so that the logits of a large vocabulary never stand in memory whole.
+
+The model stops before its output layer; the loss takes the layer's inputs, multiplies a chunk of them at a time, and
+keeps nothing of a chunk for the backward, which multiplies it again. The sum over chunks is the sum over tokens.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
+
+from hf_accum.memory import Workload
+from hf_accum.text import made_up_inputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_TOLERANCE = 1e-3  # of logits, by their largest: an output layer that is all there is agrees to rounding
+
+
+class Targets(NamedTuple):
+    """Tokens to predict, (num_targets,) each: where, in a flattened (num_examples, length), and which."""
+
+    positions: Tensor
+    tokens: Tensor
+
+
+def stop_before_output_layer(model: nn.Module) -> nn.Linear:
+    """Have a language model give the inputs of its output layer for its logits; returns the layer.
+
+    Raises:
+        ValueError: if the model has no output layer, or one that is not all that makes logits of its inputs.
+    """
+    layer = output_layer(model)
+    device = layer.weight.device
+    if device.type != "meta":
+        with torch.inference_mode(), _not_training(model):
+            inputs = made_up_inputs(model, 1, 4, device)
+            expected = model(**inputs).logits
+            layer.forward = _as_it_is
+            found = F.linear(model(**inputs).logits.to(layer.weight), layer.weight, layer.bias)
+        if not torch.allclose(found, expected, rtol=0, atol=_TOLERANCE * float(expected.abs().max())):
+            del layer.forward
+            raise ValueError(
+                f"{type(model).__name__} does more than multiply by its output layer to make logits: its loss cannot "
+                "be computed in chunks"
+            )
+    layer.forward = _as_it_is
+    return layer
+
+
+def output_layer(model: nn.Module) -> nn.Linear:
+    """The layer of a language model that makes logits.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    if not isinstance(layer, nn.Linear):
+        raise ValueError(f"{type(model).__name__} has no linear output layer: it is no language model")
+    return layer
+
+
+@contextmanager
+def with_output_layer(model: nn.Module) -> Iterator[None]:
+    """The model gives logits inside: to generate text."""
+    layer = output_layer(model)
+    stopped = layer.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if stopped is not None:
+            layer.forward = stopped
+
+
+def _as_it_is(hidden: Tensor) -> Tensor:
+    return hidden
+
+
+@contextmanager
+def _not_training(model: nn.Module) -> Iterator[None]:
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkedCrossEntropy:
+    """Cross-entropy over the vocabulary, one item per target; `chunk_size` targets at a time.
+
+    `hidden` are the inputs of the output `layer`, (num_examples, length, width). `precision` is accelerate's: in it
+    the layer multiplies; the rest is in float32.
+    """
+
+    layer: nn.Linear
+    chunk_size: int = 1024
+    precision: str = "no"
+
+    def __post_init__(self) -> None:
+        if self.chunk_size < 1:
+            raise ValueError(f"chunk size {self.chunk_size}: has to be at least 1")
+
+    def __call__(self, hidden: Tensor, targets: Targets) -> Tensor:
+        """The summed cross-entropy."""
+        losses = [
+            checkpoint(self._loss, of_chunk, tokens, use_reentrant=False, preserve_rng_state=False)
+            for of_chunk, tokens in self._chunks(hidden, targets)
+        ]
+        return torch.stack(losses).sum()  # type: ignore[arg-type]
+
+    def judge(self, hidden: Tensor, targets: Targets) -> tuple[float, int]:
+        """The summed cross-entropy, and for how many targets the most likely token is the right one."""
+        loss, num_right = 0.0, 0
+        for of_chunk, tokens in self._chunks(hidden, targets):
+            logits = self._logits(of_chunk)
+            loss += float(F.cross_entropy(logits, tokens, reduction="sum"))
+            num_right += int((logits.argmax(-1) == tokens).sum())
+        return loss, num_right
+
+    def _chunks(self, hidden: Tensor, targets: Targets) -> Iterator[tuple[Tensor, Tensor]]:
+        of_targets = hidden.reshape(-1, hidden.shape[-1]).index_select(0, targets.positions)
+        return zip(of_targets.split(self.chunk_size), targets.tokens.split(self.chunk_size), strict=True)
+
+    def _loss(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        return F.cross_entropy(self._logits(hidden), tokens, reduction="sum")
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        weight, bias = self.layer.weight, self.layer.bias
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        if dtype is None:
+            logits = F.linear(hidden.to(weight.dtype), weight, bias)
+        else:
+            with torch.autocast(hidden.device.type, dtype):
+                logits = F.linear(hidden, weight, bias)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def perplexity(loss: float) -> float:
+    """Of a mean loss in nats; infinite where a float cannot hold it."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def language_workload(
+    model: "PreTrainedModel | nn.Module",
+    optimizer: Callable[[nn.Module], Optimizer],
+    *,
+    chunk_size: int,
+    max_length: int,
+    share: float = 1.0,
+    precision: str = "no",
+) -> Workload:
+    """What training and evaluating a language model compute, for the tracer and the tuner: no data is needed.
+
+    `share` of the tokens are targets.
+    """
+
+    def run(model: nn.Module, num_examples: int, length: int, device: torch.device) -> tuple[Any, Tensor, Targets]:
+        objective = ChunkedCrossEntropy(output_layer(model), chunk_size, precision)
+        hidden = model(**made_up_inputs(model, num_examples, length, device)).logits
+        positions = torch.arange(max(1, math.ceil(share * num_examples * length)), device=device)
+        return objective, hidden, Targets(positions, torch.zeros_like(positions))
+
+    def loss(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
+        objective, hidden, targets = run(model, num_examples, length, device)
+        return objective(hidden, targets)
+
+    def predict(model: nn.Module, num_examples: int, length: int, device: torch.device) -> list[Tensor]:
+        objective, hidden, targets = run(model, num_examples, length, device)
+        return [objective._loss(of_chunk, tokens) for of_chunk, tokens in objective._chunks(hidden, targets)]
+
+    return Workload(model, optimizer, loss, predict, max_length, precision=precision)
