@@ -27,8 +27,8 @@ def is_close(found: float | None, expected: float | None) -> bool:
     return found == expected if found is None or expected is None else math.isclose(found, expected, abs_tol=1e-6)
 
 
-def test_three_metrics_are_shipped() -> None:
-    assert shipped_metrics() == ["multi_label", "regression", "single_label"]
+def test_four_metrics_are_shipped() -> None:
+    assert shipped_metrics() == ["entities", "multi_label", "regression", "single_label"]
 
 
 # One label
@@ -138,7 +138,7 @@ def test_regression_figures(pairs: list[tuple[int, int]]) -> None:
 def test_a_metric_that_is_not_to_be_had_says_which_are() -> None:
     with pytest.raises(
         ValueError,
-        match=r"metric 'no_such_metric': neither shipped \(multi_label, regression, single_label\) nor .* hub",
+        match=r"metric 'no_such_metric': neither shipped \(entities, multi_label, .*, single_label\) nor .* hub",
     ):
         Metric("no_such_metric", {}).compute(np.zeros(2), np.zeros(2))
 

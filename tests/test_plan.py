@@ -373,7 +373,9 @@ def test_what_would_fit_is_what_a_trace_of_that_configuration_says(
             assert for_one > budget
 
 
-@pytest.mark.parametrize("checkpointing", ["auto", True, False])
+@pytest.mark.parametrize(
+    "checkpointing", ["auto", *(pytest.param(value, marks=pytest.mark.by_hand) for value in (True, False))]
+)
 @pytest.mark.parametrize(
     ("rank", "more"),
     [

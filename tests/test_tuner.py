@@ -156,8 +156,15 @@ def check_against_brute_force(work: Workload, budget: int, most: int, lengths: I
     "factors",
     [pytest.param((3.1,), id="one budget"), pytest.param((1.0, 1.7, 5.0), id="more", marks=pytest.mark.by_hand)],
 )
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    ("lora", "checkpointing"),
+    [
+        pytest.param(True, True, id="lora-checkpointed"),
+        pytest.param(False, False, id="full-kept"),
+        pytest.param(True, False, id="lora-kept", marks=pytest.mark.by_hand),
+        pytest.param(False, True, id="full-checkpointed", marks=pytest.mark.by_hand),
+    ],
+)
 @pytest.mark.parametrize("architecture", TINY)
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")  # peft, of GPT-2's layers
 def test_brute_force_finds_no_other_size(

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from hf_accum.memory import Workload
 from hf_accum.optimization import build_optimizer
 from hf_accum.ranks import OneRank, Ranks
 from hf_accum.tuner import Tuning
-from hf_accum.tuning import cache_path, cutter_of, find_capacity, keep_costs, tuning_json
+from hf_accum.tuning import _read, cache_path, cutter_of, find_capacity, keep_costs, tuning_json
 
 
 @pytest.fixture(autouse=True)
@@ -147,35 +148,39 @@ def test_everything_that_matters_is_in_the_key() -> None:
     assert cache_path(slower, memory, CPU, 1) in paths  # as is the learning rate, which takes no bytes
 
 
-@pytest.mark.parametrize(
-    ("where", "value"),
-    [
-        (("slope",), 0),
-        (("slope",), "NaN"),
-        (("offset_bytes",), "Infinity"),
-        (("limit_bytes",), "Infinity"),
-        (("frontier",), -1),
-        (("costs", "token"), -1),
-        (("prediction", "fixed", "weights"), "x"),
-        (("prediction", "fixed", "weights"), -5),
-        (("prediction", "state_shapes"), [[[8, 8], "nn"]]),
-        (("prediction", "state_shapes"), [[[-8], "float32"]]),
-        (("prediction", "training", "moments"), []),
-        (("prediction",), None),
-    ],
-)
-def test_a_broken_entry_is_found_anew(cache: Path, where: tuple[str, ...], value: object) -> None:
+BROKEN: list[tuple[tuple[str, ...], object]] = [
+    (("slope",), 0),
+    (("slope",), math.nan),
+    (("offset_bytes",), math.inf),
+    (("limit_bytes",), math.inf),
+    (("frontier",), -1),
+    (("costs", "token"), -1),
+    (("prediction", "fixed", "weights"), "x"),
+    (("prediction", "fixed", "weights"), -5),
+    (("prediction", "state_shapes"), [[[8, 8], "nn"]]),
+    (("prediction", "state_shapes"), [[[-8], "float32"]]),
+    (("prediction", "training", "moments"), []),
+    (("prediction",), None),
+]
+
+
+def test_a_broken_entry_is_found_anew(cache: Path) -> None:
     (first,) = find(llama(), 4 * peak_of_two())
     (path,) = cache.iterdir()
-    entry = json.loads(path.read_text())
-    inner = entry
-    for name in where[:-1]:
-        inner = inner[name]
-    inner[where[-1]] = float(value) if value in ("NaN", "Infinity") else value  # type: ignore[arg-type]
-    path.write_text(json.dumps(entry))
+    whole = path.read_text()
+    assert _read(path) is not None
+    for where, value in BROKEN:
+        entry = json.loads(whole)
+        inner = entry
+        for name in where[:-1]:
+            inner = inner[name]
+        inner[where[-1]] = value
+        path.write_text(json.dumps(entry))
+        assert _read(path) is None, (where, value)
     (again,) = find(llama(), 4 * peak_of_two())
     assert not again.from_cache
     assert again.largest() == first.largest()
+    assert _read(path) is not None
 
 
 def test_a_budget_beside_a_number_is_said_to_limit_nothing_on_a_cpu() -> None:

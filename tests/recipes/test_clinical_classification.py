@@ -142,7 +142,7 @@ def test_shards_use_every_example_once_on_two_processes(tiny_model: Path, notes:
         done = launch(
             *("-m", "recipes.clinical_classification", f"--model={tiny_model}", f"--dataset={notes}"),
             *("--stream_split=shards", "--max_length=64", "--effective_batch_size=25", "--num_epochs=2"),
-            *("--trackers=tensorboard", f"--output_dir={folder}"),
+            *("--micro_batch_size=8", "--trackers=tensorboard", f"--output_dir={folder}"),
             num_processes=num_processes,
         )
         assert done.returncode == 0, done.stderr[-3000:]

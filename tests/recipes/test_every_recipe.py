@@ -107,7 +107,7 @@ def test_its_adapter_is_loaded_by_peft_alone(recipe: Recipe, run_here: Run) -> N
 
 
 @pytest.mark.slow
-@for_each
+@pytest.mark.parametrize("recipe", RECIPES[1:], ids=lambda recipe: recipe.name)  # the first: in test_resume
 def test_it_goes_on_after_a_kill_as_if_nothing_had_been(recipe: Recipe, tmp_path: Path) -> None:
     how = {"max_steps": 9, "num_epochs": "null", "save_every": 3, "dropout": 0.1, "full_determinism": "true"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
