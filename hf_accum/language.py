@@ -80,8 +80,8 @@ def with_output_layer(model: nn.Module) -> Iterator[None]:
             layer.forward = stopped
 
 
-def _as_it_is(hidden: Tensor) -> Tensor:
-    return hidden
+def _as_it_is(input: Tensor) -> Tensor:
+    return input
 
 
 @contextmanager
@@ -112,12 +112,15 @@ class ChunkedCrossEntropy:
 
     def __call__(self, hidden: Tensor, targets: Targets) -> Tensor:
         """The summed cross-entropy."""
-        losses = [
-            checkpoint(self._loss, of_chunk, tokens, use_reentrant=False, preserve_rng_state=False)
-            for of_chunk, tokens in self._chunks(hidden, targets)
-        ]
-        return torch.stack(losses).sum()  # type: ignore[arg-type]
+        return torch.stack([self.of_chunk(*of_chunk) for of_chunk in self._chunks(hidden, targets)]).sum()
 
+    def of_chunk(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Of the inputs of the layer for some targets, (num_targets, width), and their tokens: the summed loss."""
+        loss = checkpoint(self._loss, hidden, tokens, use_reentrant=False, preserve_rng_state=False)
+        assert isinstance(loss, Tensor)
+        return loss
+
+    @torch.no_grad()
     def judge(self, hidden: Tensor, targets: Targets) -> tuple[float, int]:
         """The summed cross-entropy, and for how many targets the most likely token is the right one."""
         loss, num_right = 0.0, 0
@@ -164,21 +167,24 @@ def language_workload(
 ) -> Workload:
     """What training and evaluating a language model compute, for the tracer and the tuner: no data is needed.
 
-    `share` of the tokens are targets.
+    `share` of the tokens are targets. One chunk of `chunk_size` is computed: as many operations at any size, as a
+    trace needs, and the most memory that chunks take, which come one after the other.
     """
 
-    def run(model: nn.Module, num_examples: int, length: int, device: torch.device) -> tuple[Any, Tensor, Targets]:
-        objective = ChunkedCrossEntropy(output_layer(model), chunk_size, precision)
+    def one_chunk(model: nn.Module, num_examples: int, length: int, device: torch.device) -> tuple[Any, ...]:
         hidden = model(**made_up_inputs(model, num_examples, length, device)).logits
-        positions = torch.arange(max(1, math.ceil(share * num_examples * length)), device=device)
-        return objective, hidden, Targets(positions, torch.zeros_like(positions))
+        positions = torch.zeros(math.ceil(share * num_examples * length), dtype=torch.long, device=device)
+        of_targets = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)
+        tokens = torch.zeros(chunk_size, dtype=torch.long, device=device)
+        objective = ChunkedCrossEntropy(output_layer(model), chunk_size, precision)
+        return objective, of_targets, of_targets[:1].expand(chunk_size, -1).contiguous(), tokens
 
     def loss(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
-        objective, hidden, targets = run(model, num_examples, length, device)
-        return objective(hidden, targets)
+        objective, of_targets, of_chunk, tokens = one_chunk(model, num_examples, length, device)
+        return objective.of_chunk(of_chunk, tokens) + 0.0 * of_targets.sum()
 
-    def predict(model: nn.Module, num_examples: int, length: int, device: torch.device) -> list[Tensor]:
-        objective, hidden, targets = run(model, num_examples, length, device)
-        return [objective._loss(of_chunk, tokens) for of_chunk, tokens in objective._chunks(hidden, targets)]
+    def predict(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
+        objective, _, of_chunk, tokens = one_chunk(model, num_examples, length, device)
+        return objective.of_chunk(of_chunk, tokens)
 
     return Workload(model, optimizer, loss, predict, max_length, precision=precision)

@@ -31,7 +31,7 @@ class MedicalMlmConfig(RecipeConfig):
     """Column with the text."""
     mlm_probability: float = 0.15
     """The share of tokens that are hidden and have to be guessed."""
-    loss_chunk_size: int = 1024
+    loss_chunk_size: int = 512
     """Tokens whose logits stand in memory at once."""
     max_length: int = 512
     """Tokens in one forward; longer texts are cut into consecutive parts."""

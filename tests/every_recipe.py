@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tiny import WORDS, save_base
+from tiny import WORDS, make_tokenizer, save_base
 
 CLASSES = ("eye", "heart", "muscle")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe, its row in the test data, and the class by which peft alone loads its adapter."""
+    """A recipe, its row in the test data, the class by which peft alone loads its adapter (None: it has none)."""
 
     name: str
     make_row: Callable[[random.Random], dict[str, Any]]
-    peft_class: str
+    peft_class: str | None
     num_labels: int | None
     flags: dict[str, Any]
     architecture: str = "bert"
@@ -27,7 +27,7 @@ class Recipe:
         """The flags of a run on a tiny model and 120 rows, which are made where they are not there."""
         model, data = folder / f"{self.name}-model", folder / f"{self.name}-data"
         if not data.is_dir():
-            save_base(model, self.architecture)
+            save_base(model, self.architecture, make_tokenizer(mask_token=True))
             draw = random.Random(0)
             rows = [json.dumps(self.make_row(draw)) + "\n" for _ in range(120)]
             data.mkdir()
@@ -53,5 +53,6 @@ def tagged(draw: random.Random) -> dict[str, Any]:
 
 RECIPES = (
     Recipe("clinical_classification", classified, "AutoPeftModelForSequenceClassification", 3, {}),
+    Recipe("medical_mlm", classified, None, None, {"mlm_probability": 0.3}),
     Recipe("clinical_ner", tagged, "AutoPeftModelForTokenClassification", 3, {"overlap": 4}),
 )

@@ -68,8 +68,10 @@ HEADS = {
 }
 
 
-def make_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerBase:
-    """One token a word, [CLS] before and [SEP] after."""
+def make_tokenizer(words: Sequence[str] = WORDS, *, mask_token: bool = False) -> PreTrainedTokenizerBase:
+    """One token a word, [CLS] before and [SEP] after; in the place of the last word a token for what is masked."""
+    if mask_token:
+        words = (*words[:-1], "[MASK]")
     vocabulary = {word: index for index, word in enumerate((*_SPECIAL, *words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     cast(Any, tokenizer).pre_tokenizer = pre_tokenizers.Whitespace()
@@ -77,7 +79,12 @@ def make_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerBase:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        **({"mask_token": "[MASK]"} if mask_token else {}),
     )
 
 

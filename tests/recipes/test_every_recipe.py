@@ -40,9 +40,15 @@ def run_here(tmp_path: Path, accelerator: object) -> Run:
     return run
 
 
+def weights_of(run: Path) -> Path:
+    """The file of a run's result: an adapter, or a whole model."""
+    adapter = run / "adapter" / "adapter_model.safetensors"
+    return adapter if adapter.exists() else run / "model" / "model.safetensors"
+
+
 def assert_same_run(runs: list[Path]) -> None:
     """The same examples at each step, the same losses, adapters that differ by rounding."""
-    first, *others = [(metrics_of(run), load_file(run / "adapter" / "adapter_model.safetensors")) for run in runs]
+    first, *others = [(metrics_of(run), load_file(weights_of(run))) for run in runs]
     for lines, weights in others:
         for name in ("step", "epoch", "window_digest", "num_examples", "num_items", "num_tokens", "learning_rate"):
             assert [line[name] for line in lines] == [line[name] for line in first[0]], name
@@ -51,6 +57,8 @@ def assert_same_run(runs: list[Path]) -> None:
             assert [line[name] for line in lines] == expected, name
         assert weights.keys() == first[1].keys()
         for name, weight in weights.items():
+            if name.endswith("key.bias"):
+                continue  # it moves all scores of a query alike: its gradient is rounding, of which Adam makes steps
             torch.testing.assert_close(weight, first[1][name], rtol=1e-2, atol=1e-4)
 
 
@@ -96,6 +104,8 @@ def test_it_trains_the_same_however_windows_are_cut(recipe: Recipe, run_here: Ru
 
 @for_each
 def test_its_adapter_is_loaded_by_peft_alone(recipe: Recipe, run_here: Run) -> None:
+    if recipe.peft_class is None:
+        pytest.skip("trains all weights")
     adapter = str(run_here(recipe, max_steps=1) / "adapter")
     how = {} if recipe.num_labels is None else {"num_labels": recipe.num_labels}
     model = getattr(peft, recipe.peft_class).from_pretrained(adapter, **how)
@@ -121,5 +131,4 @@ def test_it_goes_on_after_a_kill_as_if_nothing_had_been(recipe: Recipe, tmp_path
     assert "resumed    after step 3, from " in done.stdout
     for name in ("window_digest", "loss", "grad_norm"):
         assert [line[name] for line in metrics_of(killed)] == [line[name] for line in metrics_of(whole)], name
-    name = "adapter/adapter_model.safetensors"
-    assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    assert weights_of(killed).read_bytes() == weights_of(whole).read_bytes()
