@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from hf_accum.cutting import Cutter
 from hf_accum.evaluation import Metric, check_metrics, evaluate_model
-from hf_accum.labels import LabelColumn
+from hf_accum.labels import LabelColumn, named_labels
 from hf_accum.losses import BinaryCrossEntropy, CrossEntropy, Objective, SquaredError
 from hf_accum.memory import Workload
 from hf_accum.ranks import Ranks
@@ -112,11 +112,7 @@ def model_config(labels: LabelColumn) -> dict[str, Any]:
     names = labels.names
     if not names:
         return {"problem_type": labels.problem, "num_labels": 1}
-    return {
-        "problem_type": labels.problem,
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: index for index, name in enumerate(names)},
-    }
+    return {"problem_type": labels.problem, **named_labels(names)}
 
 
 def classification_workload(

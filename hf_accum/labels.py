@@ -1,7 +1,7 @@
 """Labels of a classification or regression task: their names, and a row's value as numbers."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -111,6 +111,11 @@ class LabelColumn:
             return int(key)
         known = ", ".join(self.names[:20]) + (", ..." if len(self.names) > 20 else "")
         raise BadRow(self.column, f"label {shown(key)} is out of range: it is none of {known}")
+
+
+def named_labels(names: Sequence[str]) -> dict[str, Any]:
+    """What a model's config has to say about labels: their names, in order."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
 def sorted_names(keys: Iterable[str], column: str) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Token classification: parts of texts to examples, examples to a batch, tags of words to entities."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ class EntityTagging:
             labels = np.full(len(ids), IGNORE, dtype=np.int64)
             counted = [(place, word) for word, place in places.items() if part.first <= word < part.last]
             for place, word in counted:
-                labels[place] = self._index(part.tags[word])
+                labels[place] = self.labels.index(part.tags[word])
             weight = self.objective.weight(torch.from_numpy(labels))
             features = {"input_ids": ids, "labels": labels, "part": part, "counted": counted}
             examples.append(Example(example_id, len(ids), weight, features, num_truncated))
@@ -122,9 +122,6 @@ class EntityTagging:
         shard, number = map(int, example.id.split(":"))
         return shard, number, tuple(tags.values()), part.tags[part.first : part.last]
 
-    def _index(self, tag: str) -> int:
-        return self.labels.index(tag)
-
 
 _METRIC = Metric("entities", {})
 
@@ -147,8 +144,3 @@ def tagging_workload(
         return model(**made_up_inputs(model, num_examples, length, device)).logits.argmax(-1)
 
     return Workload(model, optimizer, loss, predict, max_length, precision=precision)
-
-
-def tagging_config(labels: Sequence[str]) -> Mapping[str, Any]:
-    """What a model's config has to say about tags."""
-    return {"id2label": dict(enumerate(labels)), "label2id": {name: index for index, name in enumerate(labels)}}

@@ -82,15 +82,22 @@ def tokenize_words(
     how: dict[str, Any] = {"is_split_into_words": True, "verbose": False}
     with _ONE_AT_A_TIME:
         whole = tokenizer([list(words) for words in texts], truncation=False, **how)
-        cut = tokenizer([list(words) for words in texts], truncation=True, max_length=max_length, **how)
+        long = [index for index, ids in enumerate(whole["input_ids"]) if len(ids) > max_length]
+        cut = (
+            tokenizer([list(texts[i]) for i in long], truncation=True, max_length=max_length, **how)
+            if long
+            else whole
+        )
+    cut_at = {index: place for place, index in enumerate(long)}
     tokens = []
-    for index, ids in enumerate(cut["input_ids"]):
+    for index, all_ids in enumerate(whole["input_ids"]):
+        encoded, row = (cut, cut_at[index]) if index in cut_at else (whole, index)
+        ids = encoded["input_ids"][row]
         places: dict[int, int] = {}
-        for place, word in enumerate(cut.word_ids(index)):
+        for place, word in enumerate(encoded.word_ids(row)):
             if word is not None:
                 places.setdefault(word, place)
-        num_truncated = len(whole["input_ids"][index]) - len(ids)
-        tokens.append((np.array(ids, dtype=np.int32), places, num_truncated))
+        tokens.append((np.array(ids, dtype=np.int32), places, len(all_ids) - len(ids)))
     return tokens
 
 

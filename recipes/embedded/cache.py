@@ -1,0 +1,29 @@
+"""Datasets that are made of packages: written once into the user's cache, and from there streamed like any other."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from hf_accum.files import fill_folder_atomically
+
+_NUM_FILES = 4
+
+
+def cached_dataset(name: str, read_rows: Callable[[], Iterable[Mapping[str, object]]], row_group_size: int) -> str:
+    """The folder of a dataset in Parquet files, which are made of the rows where it is not there yet."""
+    from huggingface_hub.constants import HF_HOME
+
+    folder = Path(HF_HOME) / "hf_accum" / name
+
+    def write(partial: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows = list(read_rows())
+        for index in range(_NUM_FILES):
+            table = pa.Table.from_pylist(rows[index::_NUM_FILES])
+            file = partial / f"train-{index:05}-of-{_NUM_FILES:05}.parquet"
+            pq.write_table(table, file, row_group_size=row_group_size)
+
+    if not folder.is_dir():
+        fill_folder_atomically(folder, write)
+    return str(folder)
