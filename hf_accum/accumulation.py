@@ -32,7 +32,10 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
 
     Ranks may run different numbers of micro-batches, each at least one. If memory runs out inside, the gradients
     of the window are dropped, running statistics (of BatchNorm) are as before it, the error goes no further, and
-    `window.micro_batches` starts the window anew; the other ranks, which know nothing of it, wait at the sum.
+    `window.micro_batches` starts the window anew; the other ranks, which know nothing of it, wait at the sum, or start
+    anew too where the micro-batch has them told.
+
+    A rehearsal runs without a graph, leaves running statistics as they were, and is not counted by accelerate.
 
     Raises:
         ValueError: if the model has layers that talk to the other ranks in the forward (SyncBatchNorm).
@@ -44,7 +47,8 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
         accelerator.gradient_accumulation_steps = micro_batch.count
         accelerator.step = 0
         refuse_layers_that_talk(model, accelerator.num_processes)
-        micro_batch.statistics_before += [(s, s.clone()) for s in _running_statistics(model)]
+        if not micro_batch.statistics_before:
+            micro_batch.statistics_before += [(s, s.clone()) for s in _running_statistics(model)]
     if isinstance(model, DistributedDataParallel):
         # Its first forward would give all ranks the buffers of the first: a second time if memory runs out in it.
         model.require_forward_param_sync = False
@@ -53,8 +57,12 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
     try:
         # Without DistributedDataParallel's own exchange in the last backward: a backward that runs out of memory
         # half way through an exchange cannot be taken back, and leaves the other ranks waiting.
-        with accelerator.accumulate(model), accelerator.no_sync(model):
-            yield
+        if micro_batch.is_rehearsal:
+            with torch.no_grad():
+                yield
+        else:
+            with accelerator.accumulate(model), accelerator.no_sync(model):
+                yield
     except Exception as error:
         failure = classify(error)
         if failure is Failure.OTHER or (failure is Failure.AMBIGUOUS and not micro_batch.retry_ambiguous):
@@ -62,13 +70,22 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
         micro_batch.out_of_memory = first_line(error)
         micro_batch.is_ambiguous = failure is Failure.AMBIGUOUS
         release(error, accelerator.device)
+    is_last = micro_batch.index == micro_batch.count - 1
+    came_through = micro_batch.out_of_memory is None
+    if micro_batch.tell is not None and (is_last or not came_through):
+        if not micro_batch.tell(came_through) and came_through:
+            micro_batch.out_of_memory = "on another rank"
+            micro_batch.failed_elsewhere = True
     if micro_batch.out_of_memory is not None:
         forget(model, micro_batch)
+        return
+    if micro_batch.is_rehearsal:
+        if is_last:
+            forget(model, micro_batch)
         return
     if stopwatch is not None:
         stopwatch.stop()
         micro_batch.timing = stopwatch
-    is_last = micro_batch.index == micro_batch.count - 1
     if accelerator.sync_gradients != is_last:
         raise RuntimeError(
             f"micro-batch {micro_batch.index + 1} of {micro_batch.count} did not match accelerate's own count: "

@@ -19,7 +19,7 @@ from hf_accum.oom import Failure, classify, release
 from hf_accum.pipeline import to_device
 from hf_accum.ranks import Ranks, together
 from hf_accum.stream import WindowStream
-from hf_accum.window import Example
+from hf_accum.window import Example, inputs_of
 
 Metrics = dict[str, Any]
 R = TypeVar("R")
@@ -112,7 +112,7 @@ def run_over(
         model.eval()
         for window in stream:
             weight += window.num_items
-            results += _in_pieces(window.examples, forward, cutter, device)
+            results += _in_pieces(inputs_of(window.examples), forward, cutter, device)
     return results, weight
 
 

@@ -41,7 +41,8 @@ class Workload:
     there) and returns the summed loss, which is then run backward. `predict`, of the same arguments, is the
     forward of evaluation. `optimizer(model)` makes the optimizer that training will use. `max_length` is the
     longest length that training allows; `lengths_vary` is False where all examples have it (images of one size).
-    `precision` is accelerate's: no, bf16 or fp16.
+    `precision` is accelerate's: no, bf16 or fp16. Where examples go through the model in several parts (the texts of
+    a pair), `num_parts` says in how many: what is called an example here is a part of one.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class Workload:
     max_length: int
     lengths_vary: bool = True
     precision: str = "no"
+    num_parts: int = 1
 
     def autocast(self, device: torch.device) -> Any:
         """The context of a forward."""

@@ -55,6 +55,7 @@ def find_capacity(
     share = config.effective_batch_size
     if config.stream_split == "examples":
         share = -(-share // ranks.count)
+    share *= workload.num_parts
 
     def mine() -> Tuning:
         size = config.micro_batch_size

@@ -12,8 +12,9 @@ rank, and the gradients of the ranks are summed, so each micro-batch's summed lo
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +24,7 @@ from hf_accum.costs import Timing
 from hf_accum.cutting import Cutter
 from hf_accum.errors import OutOfMemory
 from hf_accum.order import START, Place
+from hf_accum.ranks import Ranks
 from hf_accum.seeding import derive_seed
 
 
@@ -31,7 +33,8 @@ class Example:
     """One example, ready for a batch.
 
     `length` is in tokens, `weight` that of its items, `features` what its batch is made of.
-    `num_truncated_tokens` were cut off to keep to the longest length allowed.
+    `num_truncated_tokens` were cut off to keep to the longest length allowed. Of a pair of texts, each of which goes
+    through the model by itself, the texts are the `parts`, and its `length` is the sum of theirs.
     """
 
     id: str
@@ -39,6 +42,12 @@ class Example:
     weight: float
     features: Mapping[str, Any]
     num_truncated_tokens: int = 0
+    parts: "tuple[Example, ...]" = ()
+
+
+def inputs_of(examples: Iterable[Example]) -> list[Example]:
+    """What goes through the model for examples: their parts, or they themselves."""
+    return [part for example in examples for part in example.parts or (example,)]
 
 
 @dataclass(eq=False)
@@ -53,6 +62,10 @@ class MicroBatch:
     Where memory ran out, `accumulate` says so in `out_of_memory`, and the window starts anew in smaller pieces.
     `retry_ambiguous` is False once an error was tried again that only might have been one of memory.
     `statistics_before` are the running statistics of the model's layers, each with its value before the window.
+
+    A rehearsal is a forward without a graph, with the random numbers of the real one that comes later. Ranks that need
+    each other's results `tell` at the end of each pass whether they came through, and learn whether all did: None
+    where they do not.
     """
 
     examples: tuple[Example, ...]
@@ -64,8 +77,12 @@ class MicroBatch:
     batch: Any = None
     retry_ambiguous: bool = True
     statistics_before: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)
+    is_rehearsal: bool = False
+    tell: Callable[[bool], bool] | None = field(default=None, repr=False)
     out_of_memory: str | None = field(default=None, init=False)
     is_ambiguous: bool = field(default=False, init=False)
+    failed_elsewhere: bool = field(default=False, init=False)
+    """It is another rank that ran out of memory."""
     timing: Timing | None = field(default=None, init=False, repr=False)
     """Of its forward and backward, once they are queued."""
 
@@ -178,11 +195,16 @@ class Window:
         """From which a stream goes on behind this window."""
         return StreamState(self.step, self.place, self.counts)
 
-    def micro_batches(self, cutter: Cutter | WorkingCapacity | int) -> Iterator[MicroBatch]:
+    def micro_batches(
+        self, cutter: Cutter | WorkingCapacity | int, rehearse: Ranks | None = None
+    ) -> Iterator[MicroBatch]:
         """This rank's micro-batches, of similar length, each at most as large as the capacity for its length.
 
         If memory runs out in one, `accumulate` drops the gradients of the window and the micro-batches start
         again from the first, over the same examples, in pieces that the corrected capacity allows.
+
+        With `rehearse` all of them come as rehearsals before they come for real, on all the ranks together: if one of
+        these runs out of memory, all start again. A collective at the end of each pass.
 
         Raises:
             OutOfMemory: if a single example does not fit, tried twice.
@@ -195,16 +217,19 @@ class Window:
         tried_alone: set[str] = set()
         while True:
             failed = None
-            for micro_batch in self._attempt(cutter, retry_ambiguous):
+            for micro_batch in self._attempt(cutter, retry_ambiguous, rehearse):
                 yield micro_batch
                 if micro_batch.out_of_memory is not None:
                     failed = micro_batch
                     break
-                if cutter.costs is not None and micro_batch.timing is not None and not micro_batch.stand_in:
+                counts = not micro_batch.stand_in and not micro_batch.is_rehearsal
+                if cutter.costs is not None and micro_batch.timing is not None and counts:
                     cutter.costs.observe(len(micro_batch.examples), micro_batch.length, micro_batch.timing)
             if failed is None:
                 cutter.window_done()
                 return
+            if failed.failed_elsewhere:
+                continue
             num_examples, length = len(failed.examples), failed.length
             if num_examples == 1 and failed.examples[0].id in tried_alone:
                 raise OutOfMemory(
@@ -224,9 +249,9 @@ class Window:
     def cut(self, cutter: Cutter) -> Cut:
         """This rank's examples in the pieces of a forward each; at least one, for a rank without examples too."""
         version = cutter.version  # before the cut: if it changes meanwhile, the cut is an old one
-        return Cut(cutter.cut(self.examples) or [(self.stand_in,)], cutter, version)
+        return Cut(cutter.cut(inputs_of(self.examples)) or [tuple(inputs_of([self.stand_in]))], cutter, version)
 
-    def _attempt(self, cutter: Cutter, retry_ambiguous: bool) -> Iterator[MicroBatch]:
+    def _attempt(self, cutter: Cutter, retry_ambiguous: bool, rehearse: Ranks | None) -> Iterator[MicroBatch]:
         ahead, self.made_ahead = self.made_ahead, None
         if ahead is not None and not ahead.cut.is_that_of(cutter):
             ahead = None
@@ -240,9 +265,26 @@ class Window:
         self._losses.clear()
         scale = len(pieces) / self.num_items if self.examples else 0.0
         self.statistics_before = statistics = []
-        for index, (piece, length, made) in enumerate(zip(pieces, lengths, batches, strict=True)):
-            seed = derive_seed(self.seed, "micro-batch", self.rank, index)
-            yield MicroBatch(piece, index, len(pieces), scale, seed, length, made, retry_ambiguous, statistics)
+        if rehearse is None:
+            passes: list[tuple[bool, Iterable[Any]]] = [(False, batches)]
+        else:
+            passes = [(True, kept := list(batches)), (False, kept)]
+        for is_rehearsal, made in passes:
+            for index, (piece, length, batch) in enumerate(zip(pieces, lengths, made, strict=True)):
+                seed = derive_seed(self.seed, "micro-batch", self.rank, index)
+                yield MicroBatch(
+                    piece,
+                    index,
+                    len(pieces),
+                    scale,
+                    seed,
+                    length,
+                    batch,
+                    retry_ambiguous,
+                    statistics,
+                    is_rehearsal,
+                    None if rehearse is None else partial(_tell, rehearse),
+                )
 
     def record(self, loss: Tensor) -> None:
         """Take note of a micro-batch's summed loss, without waiting for the device."""
@@ -252,3 +294,7 @@ class Window:
     def loss_sum(self) -> Tensor | float:
         """This rank's part of the window's summed loss, on the device."""
         return sum(self._losses[1:], start=self._losses[0]) if self._losses else 0.0
+
+
+def _tell(ranks: Ranks, came_through: bool) -> bool:
+    return all(said == [1] for said in ranks.gather([int(came_through)]))

@@ -51,8 +51,15 @@ def tagged(draw: random.Random) -> dict[str, Any]:
     return {"tokens": words, "tags": ["B-sign" if WORDS.index(word) % 3 == 0 else "O" for word in words]}
 
 
+def paired(draw: random.Random) -> dict[str, Any]:
+    """A query of 1 to 4 words of a document of 2 to 16."""
+    words = draw.choices(WORDS, k=draw.randint(2, 16))
+    return {"term": " ".join(draw.choices(words, k=draw.randint(1, 4))), "definition": " ".join(words)}
+
+
 RECIPES = (
     Recipe("clinical_classification", classified, "AutoPeftModelForSequenceClassification", 3, {}),
     Recipe("medical_mlm", classified, None, None, {"mlm_probability": 0.3}),
     Recipe("clinical_ner", tagged, "AutoPeftModelForTokenClassification", 3, {"overlap": 4}),
+    Recipe("term_retrieval", paired, "AutoPeftModelForFeatureExtraction", None, {}),
 )

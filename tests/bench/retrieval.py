@@ -1,0 +1,202 @@
+"""What negatives from the whole window are worth: windows of 256 pairs at the memory of 16, and accumulated 16s.
+
+Clinical terms and their definitions (the default of `recipes.term_retrieval`), MiniLM with the recipe's LoRA, the same
+pairs in the same order, the same optimizer steps and learning rates. Each contender computes at most 32 texts (16
+pairs) with a graph at once:
+
+- whole window: this project's loop, each pair told from all 255 others;
+- accumulated: the usual loop, the mean of 16 losses of 16 pairs, each told from 15 others;
+- batch of 256: all 512 texts in two forwards of plain torch, for its memory.
+
+Before them, on the same held-out terms: TF-IDF, and MiniLM as it comes.
+
+    python tests/bench/retrieval.py --threads 2
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from common import argument_parser, print_header, print_table, use_threads
+from sklearn.feature_extraction.text import TfidfVectorizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import AutoModel, get_scheduler
+from transformers.utils import logging as transformers_logging
+
+from hf_accum import Pipeline, WindowStream, accumulate, ranks_of, start_accelerator
+from hf_accum.capacity import Capacity, WorkingCapacity
+from hf_accum.contrastive import InBatchNegatives, RepresentationCache
+from hf_accum.cutting import Cutter
+from hf_accum.memory import LiveBytes
+from hf_accum.models import load_tokenizer
+from hf_accum.optimization import build_optimizer
+from hf_accum.ranks import OneRank
+from hf_accum.retrieval import TextRetrieval
+from hf_accum.trainable import load_trainable
+from hf_accum.units import format_bytes
+from hf_accum.window import Example, Window
+from recipes.embedded.models import minilm
+from recipes.term_retrieval import TermRetrievalConfig, open_data
+
+CPU = torch.device("cpu")
+WINDOW, AT_ONCE = 256, 16  # pairs
+
+
+class Bench:
+    """The data, and runs over it."""
+
+    def __init__(self, num_steps: int) -> None:
+        self.config = TermRetrievalConfig(num_epochs=None, max_steps=num_steps)
+        self.num_steps = num_steps
+        self.data = open_data(self.config, OneRank())
+        self.tokenizer = load_tokenizer(minilm())
+        self.objective = InBatchNegatives(self.config.temperature)
+        columns = self.config.query_column, self.config.document_column
+        self.task = TextRetrieval(*columns, self.tokenizer, self.objective, self.config.max_length)
+        self.accelerator = start_accelerator()
+        self.ranks = ranks_of(self.accelerator)
+        self.cutter = Cutter(WorkingCapacity(Capacity(2 * AT_ONCE)))
+
+    def model(self) -> nn.Module:
+        """As the recipe's run of seed 0 starts."""
+        how: dict[str, Any] = {"task_type": "FEATURE_EXTRACTION", "precision": "no", "device": CPU}
+        return load_trainable(AutoModel, minilm(), self.tokenizer, self.config, **how).model
+
+    def stream(self, held_out: bool) -> WindowStream[Any]:
+        """Windows to train on, or the held-out ones."""
+
+        def prepare(row: dict[str, Any]) -> Any:
+            return self.task.prepare(row) if self.data.is_held_out(row, held_out) == held_out else None
+
+        how: dict[str, Any] = {"num_epochs": 1, "shuffle_block_size": 1} if held_out else {"num_epochs": None}
+        return WindowStream(
+            self.data.source,
+            prepare,
+            self.task.encode,
+            ranks=self.ranks,
+            effective_batch_size=WINDOW,
+            seed=0,
+            **how,
+        )
+
+    def evaluate(self, model: nn.Module) -> dict[str, Any]:
+        """On the held-out terms."""
+        return self.task.evaluate(model, self.stream(held_out=True), ranks=self.ranks, cutter=self.cutter)
+
+    def tf_idf(self) -> dict[str, Any]:
+        """The figures of a plain index, computed as for vectors of a model."""
+        texts: dict[str, str] = {}
+        encoded = []
+        for _, row in (pair for shard in range(self.data.source.num_shards) for pair in self.data.source.read(shard, 0)):
+            assert isinstance(row, dict)
+            if self.data.is_held_out(row, False):
+                pair = self.task.prepare(row)
+                (example,) = self.task.encode([(str(len(encoded)), pair)])
+                for part, text in zip(example.parts, pair, strict=True):
+                    texts[part.id] = text
+                    encoded.append((part.id, part.features.get("key")))
+        vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)).fit(texts.values())
+        vectors = vectorizer.transform(texts.values()).toarray().astype(np.float32)
+        return self.task._judge([(text_id, key, vector) for (text_id, key), vector in zip(encoded, vectors, strict=True)])
+
+    def train(self, contender: str, learning_rate: float) -> tuple[dict[str, Any], float, int]:
+        """The figures after training; seconds; the most live bytes over a window beyond those before it."""
+        model = self.model()
+        optimizer = build_optimizer(model, learning_rate, self.config.weight_decay)
+        scheduler = get_scheduler("linear", optimizer, round(0.1 * self.num_steps), self.num_steps)
+        step = {"whole window": self.whole_window, "accumulated": self.accumulated, "batch of 256": self.at_once}
+        seconds, peak_bytes = 0.0, 0
+        windows = Pipeline(self.stream(held_out=False), self.cutter, self.task.collate, CPU)
+        for window in windows:
+            started = time.perf_counter()
+            if window.step == 2:  # the optimizer's state is there; counting takes time: not a step that is timed
+                with LiveBytes() as live:
+                    step[contender](model, window)
+                    self.update(model, optimizer, scheduler)
+                peak_bytes = live.peak_bytes
+            else:
+                step[contender](model, window)
+                self.update(model, optimizer, scheduler)
+                seconds += time.perf_counter() - started
+            if window.step == (2 if contender == "batch of 256" else self.num_steps):
+                break
+        return self.evaluate(model), seconds / max(1, window.step - 1), peak_bytes
+
+    def update(self, model: nn.Module, optimizer: Optimizer, scheduler: Any) -> None:
+        """The step of the optimizer."""
+        self.accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+
+    def whole_window(self, model: nn.Module, window: Window) -> None:
+        """The loop of the recipe."""
+        cache = RepresentationCache(window, self.objective, self.ranks)
+        for micro_batch in window.micro_batches(self.cutter, rehearse=self.ranks):
+            with accumulate(self.accelerator, model, micro_batch):
+                if micro_batch.is_rehearsal:
+                    cache.keep(micro_batch, self.task.vectors(model, micro_batch.batch))
+                else:
+                    gradient = cache.gradient(micro_batch)
+                    vectors = self.task.vectors(model, micro_batch.batch)
+                    self.accelerator.backward((vectors * gradient).sum() * micro_batch.scale)
+
+    def accumulated(self, model: nn.Module, window: Window) -> None:
+        """The mean of the losses of small batches, each told from its own pairs."""
+        for start in range(0, WINDOW, AT_ONCE):
+            self.plain_loss(model, window.examples[start : start + AT_ONCE]).div(WINDOW // AT_ONCE).backward()
+
+    def at_once(self, model: nn.Module, window: Window) -> None:
+        """One batch."""
+        self.plain_loss(model, window.examples).backward()
+
+    def plain_loss(self, model: nn.Module, pairs: Sequence[Example]) -> Tensor:
+        """As sentence-transformers' MultipleNegativesRankingLoss, by torch alone: queries and documents apart."""
+        queries, documents = (
+            F.normalize(self.task.vectors(model, self.task.collate([pair.parts[side] for pair in pairs])), dim=-1)
+            for side in (0, 1)
+        )
+        keys = torch.tensor([pair.parts[1].features["key"] for pair in pairs])
+        same = (keys[:, None] == keys[None, :]) & ~torch.eye(len(pairs), dtype=torch.bool)
+        scores = (queries @ documents.T / self.config.temperature).masked_fill(same, -torch.inf)
+        return F.cross_entropy(scores, torch.arange(len(pairs)))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--num_steps", type=int, default=60, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--learning_rates", type=float, nargs="+", default=[3e-4, 1e-3], help="each tried by both")
+    arguments = parser.parse_args()
+    use_threads(arguments.threads)
+    print_header(arguments.threads)
+    transformers_logging.set_verbosity_error()
+    bench = Bench(arguments.num_steps)
+    rows = []
+
+    def row(name: str, figures: dict[str, Any], seconds: float | None = None, peak: int | None = None) -> None:
+        shares = [f"{figures[key]:.3f}" for key in ("recall_at_1", "recall_at_10", "mrr")]
+        rows.append(
+            [name, *shares, "" if seconds is None else f"{seconds:.2f}", "" if peak is None else format_bytes(peak)]
+        )
+        print(*rows[-1], flush=True)
+
+    row("TF-IDF", bench.tf_idf())
+    figures = bench.evaluate(bench.model())
+    print(f"{figures['num_examples']} held-out terms, {figures['num_documents']} definitions")
+    row("MiniLM as it comes", figures)
+    for learning_rate in arguments.learning_rates:
+        for contender in ("accumulated", "whole window"):
+            row(f"{contender}, {learning_rate:g}", *bench.train(contender, learning_rate))
+    _, seconds, peak = bench.train("batch of 256", arguments.learning_rates[0])
+    rows.append(["batch of 256", "", "", "", f"{seconds:.2f}", format_bytes(peak)])
+    print()
+    print_table(("", "recall@1", "recall@10", "MRR", "seconds a window", "live bytes of a window"), rows)
+
+
+if __name__ == "__main__":
+    main()
