@@ -247,6 +247,8 @@ def _search(prober: Prober, most: int, max_probe_seconds: float | None) -> tuple
         number = prober.largest(longest, most)
         if number == 0 and not prober.probes:
             number = 1  # as predicted it does not fit; what it measures is said
+        if enough is not None and good >= enough and not _is_plenty(prober, most):
+            enough = None  # as what ran since says
         if enough is not None:
             number = min(number, enough)
         if prober.probes and prober.probes[-1].measured_bytes is None and number >= bad:
@@ -272,14 +274,19 @@ def _enough(prober: Prober, most: int, max_seconds: float) -> int | None:
     """
     longest = prober.workload.max_length
     seconds = prober.probes[-1].seconds
-    of_window = prober.prediction.training.bytes_at(most, longest)
-    if seconds is None or most * seconds <= 2 * max_seconds or prober.budget_bytes() < _PLENTY * of_window:
+    if seconds is None or most * seconds <= 2 * max_seconds or not _is_plenty(prober, most):
         return None
     seconds = prober.run(1, longest).seconds  # the first one's hold what is done once
     if seconds is None:
         return None
     number = max(2 ** max(0, math.floor(math.log2(max_seconds / seconds))), -(-most // 4))
     return number if most > 2 * number else None
+
+
+def _is_plenty(prober: Prober, most: int) -> bool:
+    """Whether memory is, by what was measured so far: for more than a window of the longest length."""
+    of_window = prober.prediction.training.bytes_at(most, prober.workload.max_length)
+    return prober.budget_bytes() >= _PLENTY * of_window
 
 
 def _verify_frontier(capacity: Capacity, prober: Prober, longest: int) -> Capacity:

@@ -337,7 +337,7 @@ class MadeUpTime:
         (10**9, 65, 32, True),  # 3.2 s, the power of 2 below 5 s
         (10**9, 64, 64, False),  # not twice as many: up to all of the window
         (10**9, 300, 75, True),  # a quarter of the window
-        (20_000 + 700 * 32 * 60, 300, 60, False),  # as much as fits, where that is not all
+        (20_000 + 700 * 32 * 60, 100, 60, False),  # as much as fits, where that is not all
         (20_000 + 700 * 32 * 90, 65, 65, False),  # memory for less than a window and a half
     ],
 )
