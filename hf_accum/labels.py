@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hf_accum.errors import shortened, shown
-from hf_accum.source import BadRow
+from hf_accum.errors import shown
+from hf_accum.row_files import BadRow, value_of
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
@@ -67,11 +67,7 @@ class LabelColumn:
                 return [1.0 if index in present else 0.0 for index in range(len(self.names))]
 
     def _value(self, row: Mapping[str, Any]) -> Any:
-        if self.column not in row:
-            raise BadRow(
-                self.column, f"no such column; the row has {shortened(', '.join(map(str, row)), 300) or 'none'}"
-            )
-        value = row[self.column]
+        value = value_of(row, self.column)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             raise BadRow(self.column, "no label (null or NaN)")
         return value

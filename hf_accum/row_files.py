@@ -9,7 +9,7 @@ from typing import Any
 
 import fsspec
 
-from hf_accum.errors import first_line
+from hf_accum.errors import first_line, shortened
 
 Row = Mapping[str, Any]
 
@@ -21,6 +21,17 @@ class BadRow(ValueError):
         super().__init__(f"field {field!r}: {reason}" if field else reason)
         self.field = field
         self.reason = reason
+
+
+def value_of(row: Mapping[str, Any], column: str) -> Any:
+    """A row's value in a column.
+
+    Raises:
+        BadRow: if there is no such column.
+    """
+    if column not in row:
+        raise BadRow(column, f"no such column; the row has {shortened(', '.join(map(str, row)), 300) or 'none'}")
+    return row[column]
 
 
 def opened(file: str, mode: str, **how: Any) -> AbstractContextManager[Any]:

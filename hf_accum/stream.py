@@ -55,8 +55,7 @@ class WindowStream(Generic[T]):
     `encode` turns a list of (id, prepared row) into examples, in a background thread. One small collective per
     window agrees on its weight, its counts and the end of the data.
 
-    With `draw`, what is random in an example (what is masked, how an image is turned) is drawn anew in each pass:
-    `draw(example, epoch)` gives the one to use.
+    `draw(example, epoch)` draws what is random in an example (what is masked, say) anew in each pass.
 
     With `balance`, which gives the predicted times of micro-batches on this rank at a step, the examples of a window
     are evened out over the ranks.

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from hf_accum.config import RecipeConfig
 from hf_accum.errors import shortened, shown
 from hf_accum.ranks import Ranks
-from hf_accum.source import BadRow, Row, in_parts
+from hf_accum.row_files import BadRow, value_of
+from hf_accum.source import Row, in_parts
 from hf_accum.split_data import Observed, SplitData, open_split
 from hf_accum.text import count_tokens
 
@@ -50,9 +51,7 @@ class TagColumns:
         return words, [self._tag(tag) for tag in tags]
 
     def _list(self, row: Row, column: str) -> list[Any]:
-        if column not in row:
-            raise BadRow(column, f"no such column; the row has {shortened(', '.join(map(str, row)), 300) or 'none'}")
-        value = row[column]
+        value = value_of(row, column)
         if not isinstance(value, list | tuple):
             raise BadRow(column, f"{shown(value)} is a {type(value).__name__}, not a list")
         if not value:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_accum.errors import shortened, shown
-from hf_accum.source import BadRow
+from hf_accum.errors import shown
+from hf_accum.row_files import BadRow, value_of
 from hf_accum.window import Example
 
 if TYPE_CHECKING:
@@ -28,9 +28,7 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
     Raises:
         BadRow: if there is no such column, or no text in it.
     """
-    if column not in row:
-        raise BadRow(column, f"no such column; the row has {shortened(', '.join(map(str, row)), 300) or 'none'}")
-    text = row[column]
+    text = value_of(row, column)
     if text is None or (isinstance(text, float) and math.isnan(text)):
         raise BadRow(column, "no text (null or NaN)")
     if not isinstance(text, str):

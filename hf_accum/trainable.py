@@ -1,5 +1,6 @@
 """The model of a recipe as its flags ask for it: loaded or without weights, with adapters."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +66,7 @@ def load_trainable(
         device=device,
         **config_values,
     )
-    how: dict[str, Any] = {"dropout": config.dropout, "fused": config.fast_kernels}
-    model = add_lora(pretrained.model, config.lora, task_type=task_type, new_modules=pretrained.new_modules, **how)
+    model = _with_adapters(pretrained.model, config, task_type, pretrained.new_modules)
     model.to(device)
     return Trainable(model, pretrained.model, pretrained.new_modules)
 
@@ -88,8 +88,20 @@ def without_weights(
         quantization=config.quantization,
         **config_values,
     )
-    how: dict[str, Any] = {"dropout": config.dropout, "fused": config.fast_kernels}
-    model = add_lora(base, config.lora, task_type=task_type, **how)
+    model = _with_adapters(base, config, task_type)
     if config.gradient_checkpointing is True:
         checkpoint_activations(base)
     return model
+
+
+def _with_adapters(
+    base: "PreTrainedModel", config: RecipeConfig, task_type: str, new_modules: Sequence[str] = ()
+) -> nn.Module:
+    return add_lora(
+        base,
+        config.lora,
+        task_type=task_type,
+        new_modules=new_modules,
+        dropout=config.dropout,
+        fused=config.fast_kernels,
+    )

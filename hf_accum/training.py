@@ -28,6 +28,7 @@ from hf_accum.stream import WindowStream
 from hf_accum.summary import describe_run
 from hf_accum.tracking import RunLog
 from hf_accum.trainable import Trainable
+from hf_accum.tuner import Tuning
 from hf_accum.tuning import cutter_of, find_capacity, keep_costs, tuning_json
 from hf_accum.window import Example, Window
 
@@ -180,8 +181,7 @@ class Training:
         self._held_out.first_example()  # there has to be one
 
         earlier = start_folder(run.folder, config, ranks, run.resumed.loaded, run.claim)
-        if ranks.index == 0:
-            write_json(run.folder / "tuning.json", tuning_json(self._tunings))
+        self._write_tuning(self._tunings)
         self._log = RunLog(accelerator, ranks, run.folder, self.num_steps, config.log_every, run.resumed.step)
         self._description = describe_run(
             config,
@@ -275,9 +275,7 @@ class Training:
             together(ranks, checkpoints.export)
             step, figures = best.step or step, self._evaluate()
         self._log.finish(step, figures, self._pipeline, exported)
-        tunings = keep_costs(self._tuning, self.cutter, ranks)
-        if ranks.index == 0:
-            write_json(run.folder / "tuning.json", tuning_json(tunings))
+        self._write_tuning(keep_costs(self._tuning, self.cutter, ranks))
         self._contexts.close()
         run.accelerator.end_training()
         return figures
@@ -288,6 +286,10 @@ class Training:
 
     def _save(self) -> None:
         self._state.save(self._progress, self._checkpoints, self.guard.num_skips)
+
+    def _write_tuning(self, tunings: Sequence[Tuning]) -> None:
+        if self._run.ranks.index == 0:
+            write_json(self._run.folder / "tuning.json", tuning_json(tunings))
 
     def _evaluate(self) -> Mapping[str, Any]:
         return self._task.evaluate(self._plain_model, self._held_out, ranks=self._run.ranks, cutter=self.cutter)

@@ -24,6 +24,7 @@ from hf_accum.units import format_bytes
 
 _MOST_PROBES = 3  # in which noise is evened out; a size that failed is bisected for as long as it takes
 _NOISE = 20  # 1 / 20 of a size
+_PLENTY = 1.5  # times what a window of the longest length takes
 _SHRINKS = 0.95
 
 
@@ -131,8 +132,9 @@ def tune(
 ) -> Tuning:
     """The largest micro-batch of each length that fits, up to `most` examples.
 
-    Where more than twice as many of the longest length should fit as compute for `max_probe_seconds`, those are taken
-    for enough (on a real device; None: the largest all the same).
+    Where memory is plenty (a window of the longest length should fit, and half of one beside it), as many as compute
+    for `max_probe_seconds`, or a quarter of the window, are taken for enough (on a real device; None: the largest all
+    the same).
 
     `known` is an earlier result for the same workload on such a device: if one probe at what it says for the limit
     of today agrees with it, that is the result.
@@ -245,8 +247,10 @@ def _search(prober: Prober, most: int, max_probe_seconds: float | None) -> tuple
         number = prober.largest(longest, most)
         if number == 0 and not prober.probes:
             number = 1  # as predicted it does not fit; what it measures is said
-        if enough is not None and number > 2 * enough:
-            number = enough
+        if enough is not None and good >= enough and not _is_plenty(prober, most):
+            enough = None  # as what ran since says
+        if enough is not None:
+            number = min(number, enough)
         if prober.probes and prober.probes[-1].measured_bytes is None and number >= bad:
             number = (good + bad) // 2  # the line is wrong about the size that failed
         number = min(number, bad - 1)
@@ -263,19 +267,26 @@ def _search(prober: Prober, most: int, max_probe_seconds: float | None) -> tuple
 
 
 def _enough(prober: Prober, most: int, max_seconds: float) -> int | None:
-    """How many examples of the longest length compute for so long, if more than twice as many should fit.
+    """How many examples of the longest length compute for so long, where a window of them takes more than twice that.
 
-    A power of 2, so that it is the same in most runs. None: memory is the limit, or the window.
+    A power of 2, so that it is the same in most runs, but no less than a quarter of the window, whatever the clock says
+    of a device that is busy with other things. None: memory is not plenty, or the window not so large.
     """
     longest = prober.workload.max_length
-    fitting, seconds = prober.largest(longest, most), prober.probes[-1].seconds
-    if seconds is None or fitting * seconds <= 2 * max_seconds:
+    seconds = prober.probes[-1].seconds
+    if seconds is None or most * seconds <= 2 * max_seconds or not _is_plenty(prober, most):
         return None
     seconds = prober.run(1, longest).seconds  # the first one's hold what is done once
     if seconds is None:
         return None
-    number = 2 ** max(0, math.floor(math.log2(max_seconds / seconds)))
-    return number if fitting > 2 * number else None
+    number = max(2 ** max(0, math.floor(math.log2(max_seconds / seconds))), -(-most // 4))
+    return number if most > 2 * number else None
+
+
+def _is_plenty(prober: Prober, most: int) -> bool:
+    """Whether memory is, by what was measured so far: for more than a window of the longest length."""
+    of_window = prober.prediction.training.bytes_at(most, prober.workload.max_length)
+    return prober.budget_bytes() >= _PLENTY * of_window
 
 
 def _verify_frontier(capacity: Capacity, prober: Prober, longest: int) -> Capacity:

@@ -27,7 +27,7 @@ from hf_accum.prediction import Prediction
 from hf_accum.ranks import Ranks, refuse_layers_that_talk, together
 from hf_accum.tuner import NothingFits, Tuning, tune
 
-_FORMAT = 3
+_FORMAT = 4
 _OF_NO_BYTES = frozenset({"lr", "betas", "eps", "weight_decay", "momentum_decay", "alpha"})
 
 

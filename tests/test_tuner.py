@@ -332,16 +332,17 @@ class MadeUpTime:
 
 
 @pytest.mark.parametrize(
-    ("limit", "most", "found"),
+    ("limit", "most", "found", "is_enough"),
     [
-        (10**9, 300, 32),  # 3.2 s, the power of 2 below 5 s
-        (10**9, 64, 64),  # not twice as many: up to all of the window
-        (10**9, 65, 32),
-        (20_000 + 700 * 32 * 60, 300, 60),  # as much as fits, if that is not twice as much
+        (10**9, 65, 32, True),  # 3.2 s, the power of 2 below 5 s
+        (10**9, 64, 64, False),  # not twice as many: up to all of the window
+        (10**9, 300, 75, True),  # a quarter of the window
+        (20_000 + 700 * 32 * 60, 100, 60, False),  # as much as fits, where that is not all
+        (20_000 + 700 * 32 * 90, 65, 65, False),  # memory for less than a window and a half
     ],
 )
 def test_where_memory_is_plenty_no_more_is_run_than_computes_for_long_enough(
-    limit: int, most: int, found: int, monkeypatch: pytest.MonkeyPatch
+    limit: int, most: int, found: int, is_enough: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def needed(num_examples: int, length: int) -> float:
         return 20_000 + 700 * num_examples * length
@@ -350,9 +351,8 @@ def test_where_memory_is_plenty_no_more_is_run_than_computes_for_long_enough(
     timed = MadeUpTime(memory.sizes)
     monkeypatch.setattr("hf_accum.prober.Stopwatch.on", lambda device: timed)
     tuning = tune(work, memory, CPU, most=most, max_probe_seconds=5.0)
-    is_enough = found == 32
     assert tuning.largest()[32] == max(number for number, _ in memory.runs) == found
-    assert tuning.enough == (32 if is_enough else None)
+    assert tuning.enough == (found if is_enough else None)
     assert len(memory.runs) <= 4
     assert ("and be no faster: --max_probe_seconds null" in str(tuning)) == is_enough
     # Without a limit it is the largest.

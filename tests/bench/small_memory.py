@@ -2,7 +2,7 @@
 
 For each limit: the recipe with `--micro_batch_size auto` on its own data, 20 steps at effective batch 64; the
 largest fixed micro-batch with which it gets through texts that are all of the longest length, by bisection, without
-one window having to be replayed; and a capacity that is deliberately wrong, which has to give the losses of an
+one window having to be replayed (cut as large as allowed, not as is fastest, which may be smaller); and a capacity that is deliberately wrong, which has to give the losses of an
 unlimited run.
 
     python tests/bench/small_memory.py --limits 2,3,4
@@ -13,17 +13,27 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from common import argument_parser, print_header, print_table
 
 GIB = 2**30
+AS_LARGE_AS_ALLOWED = """
+from dataclasses import replace
+import hf_accum.training as training
+cutter_of = training.cutter_of
+training.cutter_of = lambda *of, **how: replace(cutter_of(*of, **how), costs=None)
+from recipes.clinical_classification import main
+main()
+"""
 ROOT = Path(__file__).parent.parent.parent
 
 
-def recipe(folder: Path, limit_gib: float | None, *flags: str) -> dict[str, Any] | None:
+def recipe(
+    folder: Path, limit_gib: float | None, *flags: str, program: Sequence[str] = ("-m", "recipes.clinical_classification")
+) -> dict[str, Any] | None:
     """Run the recipe under a limit; its steps and its tuning, or None if it did not end well."""
 
     def limited() -> None:
@@ -31,7 +41,7 @@ def recipe(folder: Path, limit_gib: float | None, *flags: str) -> dict[str, Any]
             most = round(limit_gib * GIB)
             resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
-    command = [sys.executable, "-m", "recipes.clinical_classification", f"--output_dir={folder}", *flags]
+    command = [sys.executable, *program, f"--output_dir={folder}", *flags]
     done = subprocess.run(command, preexec_fn=limited, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         print(f"  ended with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}", flush=True)
@@ -71,7 +81,9 @@ def main() -> None:
             def fits(size: int, limit: float = limit) -> bool:
                 print(f"{limit:g} GiB: {size}", flush=True)
                 texts = (f"--dataset={scratch / 'long.jsonl'}", f"--micro_batch_size={size}", "--max_steps=3")
-                run = recipe(scratch / f"fixed-{limit:g}-{size}", limit, *shared, *texts, "--shuffle_block_size=1")
+                flags = (*shared, *texts, "--shuffle_block_size=1")
+                folder = scratch / f"fixed-{limit:g}-{size}"
+                run = recipe(folder, limit, *flags, program=("-c", AS_LARGE_AS_ALLOWED))
                 return run is not None and run["replays"] == 0
 
             true = largest(fits, 64)

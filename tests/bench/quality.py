@@ -1,0 +1,191 @@
+"""What the recipes' results are worth: simple baselines, and the models before training, on the same held-out data.
+
+- clinical_ner: a dictionary of the entities in the texts to train on (the longest first, each with its most frequent
+  type), and MiniLM with a head that knows nothing yet;
+- medical_mlm: the frequencies of the tokens in the texts to train on, and MiniLM as it comes.
+
+The figures of the recipes themselves are those of their own runs (recipes/README.md has the commands).
+
+    python tests/bench/quality.py clinical_ner --threads 2
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from common import argument_parser, print_header, print_table, use_threads
+from transformers import AutoModelForMaskedLM, AutoModelForTokenClassification
+from transformers.utils import logging as transformers_logging
+
+from hf_accum import WindowStream
+from hf_accum.capacity import Capacity, WorkingCapacity
+from hf_accum.cutting import Cutter
+from hf_accum.evaluation import Metric
+from hf_accum.labels import named_labels
+from hf_accum.language import ChunkedCrossEntropy, perplexity, stop_before_output_layer
+from hf_accum.losses import CrossEntropy
+from hf_accum.masking import MaskedTexts
+from hf_accum.models import load_tokenizer
+from hf_accum.ranks import OneRank
+from hf_accum.source import Row
+from hf_accum.split_data import SplitData
+from hf_accum.tagged_texts import labels_of
+from hf_accum.tagging import EntityTagging
+from hf_accum.trainable import load_trainable
+from hf_accum.training import Task
+from recipes import clinical_ner, medical_mlm
+from recipes.embedded.models import minilm
+
+CPU = torch.device("cpu")
+Words = tuple[str, ...]
+
+
+def rows_of(data: SplitData, held_out: bool) -> Iterator[tuple[str, Row]]:
+    """The rows of one side of the split, with their ids."""
+    for shard in range(data.source.num_shards):
+        for number, row in data.source.read(shard, 0):
+            assert isinstance(row, Mapping)
+            if data.is_held_out(row, False) == held_out:
+                yield f"{shard}:{number}", row
+
+
+def held_out_stream(data: SplitData, task: Task[Any], draw: Any = None) -> WindowStream[Any]:
+    """The held-out data, as a recipe evaluates on it."""
+    return WindowStream(
+        data.eval_source,
+        lambda row: task.prepare(row) if data.is_held_out(row, True) else None,
+        task.encode,
+        ranks=OneRank(),
+        effective_batch_size=256,
+        seed=0,
+        shuffle_block_size=1,
+        skip_weightless=False,
+        draw=draw,
+    )
+
+
+def cutter() -> Cutter:
+    """Forwards of 64."""
+    return Cutter(WorkingCapacity(Capacity(64)))
+
+
+class Dictionary:
+    """The entities of texts to train on, each with the type that it has most often."""
+
+    def __init__(self, texts: Sequence[tuple[Words, Words]]) -> None:
+        types: dict[Words, Counter[str]] = defaultdict(Counter)
+        for words, tags in texts:
+            for start, end, name in entities_of(tags):
+                types[lower(words[start:end])][name] += 1
+        self.types = {words: counts.most_common(1)[0][0] for words, counts in types.items()}
+        self.longest = max(map(len, self.types))
+
+    def tag(self, words: Words) -> list[str]:
+        """From left to right, the longest entity at each place."""
+        tags = ["O"] * len(words)
+        start = 0
+        while start < len(words):
+            lengths = range(min(self.longest, len(words) - start), 0, -1)
+            length = next((n for n in lengths if lower(words[start : start + n]) in self.types), 0)
+            if length:
+                name = self.types[lower(words[start : start + length])]
+                tags[start : start + length] = [f"B-{name}", *[f"I-{name}"] * (length - 1)]
+            start += max(1, length)
+        return tags
+
+
+def lower(words: Words) -> Words:
+    """In small letters."""
+    return tuple(word.lower() for word in words)
+
+
+def entities_of(tags: Words) -> Iterator[tuple[int, int, str]]:
+    """Start, end and type of each entity."""
+    start = None
+    for place, tag in enumerate((*tags, "O")):
+        if start is not None and not tag.startswith("I-"):
+            yield start, place, tags[start][2:]
+            start = None
+        if tag.startswith("B-"):
+            start = place
+
+
+def of_clinical_ner() -> list[list[str]]:
+    """Entity F1, overall and by type."""
+    config = clinical_ner.ClinicalNerConfig()
+    tokenizer = load_tokenizer(minilm(), of_words=True)
+    data = clinical_ner.open_data(config, OneRank(), tokenizer)
+    train, held_out = (
+        [tuple(map(tuple, data.columns.read(row))) for _, row in rows_of(data, side)] for side in (False, True)
+    )
+    dictionary = Dictionary(train)
+    metric = Metric("entities", {})
+    predicted = [dictionary.tag(words) for words, _ in held_out]
+    figures = {"dictionary of the training texts": metric.compute(predicted, [list(tags) for _, tags in held_out])}
+    labels = labels_of(data.types)
+    how: dict[str, Any] = {"task_type": "TOKEN_CLS", "precision": "no", "device": CPU, **named_labels(labels)}
+    model = load_trainable(AutoModelForTokenClassification, minilm(), tokenizer, config, **how).model
+    task = EntityTagging(data.columns, labels, CrossEntropy(), tokenizer, config.max_length)
+    stream = held_out_stream(data, task)
+    figures["MiniLM before training"] = task.evaluate(model, stream, ranks=OneRank(), cutter=cutter())
+    print(f"{len(train):,} parts of texts to train on, {len(held_out):,} held out")
+    names = [name for name, value in figures["dictionary of the training texts"].items() if isinstance(value, float)]
+    return [["", *names], *([who, *(f"{its[name]:.3f}" for name in names)] for who, its in figures.items())]
+
+
+def of_medical_mlm() -> list[list[str]]:
+    """Loss, perplexity and accuracy of masked tokens."""
+    config = medical_mlm.MedicalMlmConfig()
+    tokenizer = load_tokenizer(minilm())
+    data = medical_mlm.open_data(config, OneRank(), tokenizer)
+    how: dict[str, Any] = {"task_type": "MASKED_LM", "precision": "no", "device": CPU}
+    trainable = load_trainable(AutoModelForMaskedLM, minilm(), tokenizer, config, **how)
+    layer = stop_before_output_layer(trainable.base)
+    task = MaskedTexts(tokenizer, ChunkedCrossEntropy(layer, config.loss_chunk_size), config.seed)
+
+    def draw(example: Any, _: int) -> Any:
+        return task.draw(example, None)
+
+    counts = Counter(token for _, row in rows_of(data, False) for token in task.prepare(row).tolist())
+    number = sum(counts.values()) + len(tokenizer)  # each token once more than it was seen
+    (most_frequent, _), *_ = counts.most_common(1)
+    hidden = [
+        token
+        for example_id, row in rows_of(data, True)
+        for token in draw(task.encode([(example_id, task.prepare(row))])[0], 0).features["tokens"].tolist()
+    ]
+    loss = -sum(math.log((counts[token] + 1) / number) for token in hidden) / len(hidden)
+    accuracy = sum(token == most_frequent for token in hidden) / len(hidden)
+    stream = held_out_stream(data, task, draw)
+    before = task.evaluate(trainable.model, stream, ranks=OneRank(), cutter=cutter())
+    assert before["num_tokens"] == len(hidden)
+    print(f"{len(hidden):,} held-out tokens are hidden")
+    return [
+        ["", "loss", "perplexity", "accuracy"],
+        ["token frequencies", f"{loss:.3f}", f"{perplexity(loss):.1f}", f"{accuracy:.3f}"],
+        [
+            "MiniLM before training",
+            f"{before['loss']:.3f}",
+            f"{before['perplexity']:.1f}",
+            f"{before['masked_accuracy']:.3f}",
+        ],
+    ]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("recipe", choices=("clinical_ner", "medical_mlm"))
+    arguments = parser.parse_args()
+    use_threads(arguments.threads)
+    print_header(arguments.threads)
+    transformers_logging.set_verbosity_error()
+    columns, *rows = {"clinical_ner": of_clinical_ner, "medical_mlm": of_medical_mlm}[arguments.recipe]()
+    print()
+    print_table(columns, rows)
+
+
+if __name__ == "__main__":
+    main()
