@@ -32,8 +32,8 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
 
     Ranks may run different numbers of micro-batches, each at least one. If memory runs out inside, the gradients
     of the window are dropped, running statistics (of BatchNorm) are as before it, the error goes no further, and
-    `window.micro_batches` starts the window anew; the other ranks, which know nothing of it, wait at the sum, or start
-    anew too where the micro-batch has them told.
+    `window.micro_batches` starts the window anew; the other ranks, which know nothing of it, wait at the sum, or
+    start anew too where the micro-batch has them told.
 
     A rehearsal runs without a graph, leaves running statistics as they were, and is not counted by accelerate.
 
@@ -73,7 +73,8 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
     is_last = micro_batch.index == micro_batch.count - 1
     came_through = micro_batch.out_of_memory is None
     if micro_batch.tell is not None and (is_last or not came_through):
-        if not micro_batch.tell(came_through) and came_through:
+        all_did = micro_batch.tell(came_through)
+        if came_through and not all_did:
             micro_batch.out_of_memory = "on another rank"
             micro_batch.failed_elsewhere = True
     if micro_batch.out_of_memory is not None:

@@ -28,7 +28,7 @@ Pair = tuple[str, str]
 """A query and its document."""
 _RECALLS = (1, 5, 10)
 _QUERY, _DOCUMENT = ":query", ":document"
-_Encoded = tuple[str, int | None, np.ndarray]
+Encoded = tuple[str, int | None, np.ndarray]
 """Of a text: its id, the key of a document, its vector."""
 
 
@@ -103,7 +103,7 @@ class TextRetrieval:
         """
         device = next(model.parameters()).device
 
-        def forward(texts: Sequence[Example], length: int) -> list[_Encoded]:
+        def forward(texts: Sequence[Example], length: int) -> list[Encoded]:
             vectors = self.vectors(model, to_device(self.collate(texts, length), device))
             kept = vectors if vectors.dtype == torch.float64 else vectors.float()
             keys = [text.features.get("key") for text in texts]
@@ -112,14 +112,16 @@ class TextRetrieval:
         results, _ = run_over(model, held_out, forward, cutter)
         everyone = ranks.gather_objects(results)
         encoded = [text for of_rank in everyone for of_batch in of_rank for text in of_batch]
-        figures = together(ranks, lambda: self._judge(encoded) if ranks.index == 0 else None)[0]
+        figures = together(ranks, lambda: self.judge(encoded) if ranks.index == 0 else None)[0]
         assert figures is not None
         return figures
 
-    def _judge(self, encoded: Sequence["_Encoded"]) -> dict[str, Any]:
-        """The figures of all held-out texts, in whatever order."""
+    def judge(self, encoded: Sequence["Encoded"]) -> dict[str, Any]:
+        """The figures of `evaluate`, of the vectors of all texts, in whatever order."""
         by_id = sorted(encoded, key=lambda text: text[0])
-        documents_of = {text_id.removesuffix(_DOCUMENT): (key, vector) for text_id, key, vector in by_id if key is not None}
+        documents_of = {
+            text_id.removesuffix(_DOCUMENT): (key, vector) for text_id, key, vector in by_id if key is not None
+        }
         places: dict[int, int] = {}
         unique = []
         for key, vector in documents_of.values():

@@ -63,9 +63,9 @@ class MicroBatch:
     `retry_ambiguous` is False once an error was tried again that only might have been one of memory.
     `statistics_before` are the running statistics of the model's layers, each with its value before the window.
 
-    A rehearsal is a forward without a graph, with the random numbers of the real one that comes later. Ranks that need
-    each other's results `tell` at the end of each pass whether they came through, and learn whether all did: None
-    where they do not.
+    A rehearsal is a forward without a graph, with the random numbers of the real one that comes later. Ranks that
+    need each other's results `tell` at the end of each pass whether they came through, and learn whether all did:
+    None where they do not.
     """
 
     examples: tuple[Example, ...]

@@ -1,4 +1,4 @@
-"""Train an encoder of sentences to find the text that belongs to another: a term's definition, an abstract by its title.
+"""Train an encoder of sentences to find the text that belongs to another: a term's definition, a title's abstract.
 
 By default MiniLM learns to find the definitions of clinical terms by their names and synonyms. One's own pairs of
 texts and model go by flags:

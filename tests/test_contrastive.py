@@ -1,5 +1,7 @@
 """In-batch negatives over a whole window: the gradient of the one big batch, however the window is cut."""
 
+from typing import Any
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -88,8 +90,10 @@ def test_documents_of_one_key_are_no_negatives_of_each_other() -> None:
     assert shared[1] == apart[1]
 
 
-@pytest.mark.parametrize(("how", "message"), [({"temperature": 0}, "temperature 0"), ({"chunk_size": 0}, "chunk size 0")])
-def test_values_that_make_no_sense_are_refused(how: dict[str, int], message: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "message"), [({"temperature": 0}, "temperature 0"), ({"chunk_size": 0}, "chunk size 0")]
+)
+def test_values_that_make_no_sense_are_refused(how: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         InBatchNegatives(**how)
 

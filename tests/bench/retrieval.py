@@ -1,7 +1,7 @@
 """What negatives from the whole window are worth: windows of 256 pairs at the memory of 16, and accumulated 16s.
 
-Clinical terms and their definitions (the default of `recipes.term_retrieval`), MiniLM with the recipe's LoRA, the same
-pairs in the same order, the same optimizer steps and learning rates. Each contender computes at most 32 texts (16
+Clinical terms and their definitions (the default of `recipes.term_retrieval`), MiniLM with the recipe's LoRA, the
+same pairs in the same order, the same optimizer steps and learning rates. Each contender computes at most 32 texts (16
 pairs) with a graph at once:
 
 - whole window: this project's loop, each pair told from all 255 others;
@@ -14,7 +14,7 @@ Before them, on the same held-out terms: TF-IDF, and MiniLM as it comes.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from hf_accum.models import load_tokenizer
 from hf_accum.optimization import build_optimizer
 from hf_accum.ranks import OneRank
 from hf_accum.retrieval import TextRetrieval
+from hf_accum.source import Row
 from hf_accum.trainable import load_trainable
 from hf_accum.units import format_bytes
 from hf_accum.window import Example, Window
@@ -69,7 +70,7 @@ class Bench:
     def stream(self, held_out: bool) -> WindowStream[Any]:
         """Windows to train on, or the held-out ones."""
 
-        def prepare(row: dict[str, Any]) -> Any:
+        def prepare(row: Row) -> Any:
             return self.task.prepare(row) if self.data.is_held_out(row, held_out) == held_out else None
 
         how: dict[str, Any] = {"num_epochs": 1, "shuffle_block_size": 1} if held_out else {"num_epochs": None}
@@ -91,17 +92,20 @@ class Bench:
         """The figures of a plain index, computed as for vectors of a model."""
         texts: dict[str, str] = {}
         encoded = []
-        for _, row in (pair for shard in range(self.data.source.num_shards) for pair in self.data.source.read(shard, 0)):
-            assert isinstance(row, dict)
-            if self.data.is_held_out(row, False):
+        for shard in range(self.data.source.num_shards):
+            for _, row in self.data.source.read(shard, 0):
+                assert isinstance(row, Mapping)
+                if not self.data.is_held_out(row, False):
+                    continue
                 pair = self.task.prepare(row)
                 (example,) = self.task.encode([(str(len(encoded)), pair)])
                 for part, text in zip(example.parts, pair, strict=True):
                     texts[part.id] = text
                     encoded.append((part.id, part.features.get("key")))
         vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)).fit(texts.values())
-        vectors = vectorizer.transform(texts.values()).toarray().astype(np.float32)
-        return self.task._judge([(text_id, key, vector) for (text_id, key), vector in zip(encoded, vectors, strict=True)])
+        weights: Any = vectorizer.transform(texts.values())
+        vectors = weights.toarray().astype(np.float32)
+        return self.task.judge([(*text, vector) for text, vector in zip(encoded, vectors, strict=True)])
 
     def train(self, contender: str, learning_rate: float) -> tuple[dict[str, Any], float, int]:
         """The figures after training; seconds; the most live bytes over a window beyond those before it."""
@@ -110,8 +114,8 @@ class Bench:
         scheduler = get_scheduler("linear", optimizer, round(0.1 * self.num_steps), self.num_steps)
         step = {"whole window": self.whole_window, "accumulated": self.accumulated, "batch of 256": self.at_once}
         seconds, peak_bytes = 0.0, 0
-        windows = Pipeline(self.stream(held_out=False), self.cutter, self.task.collate, CPU)
-        for window in windows:
+        num_timed = 0
+        for window in Pipeline(self.stream(held_out=False), self.cutter, self.task.collate, CPU):
             started = time.perf_counter()
             if window.step == 2:  # the optimizer's state is there; counting takes time: not a step that is timed
                 with LiveBytes() as live:
@@ -122,9 +126,10 @@ class Bench:
                 step[contender](model, window)
                 self.update(model, optimizer, scheduler)
                 seconds += time.perf_counter() - started
+                num_timed += 1
             if window.step == (2 if contender == "batch of 256" else self.num_steps):
                 break
-        return self.evaluate(model), seconds / max(1, window.step - 1), peak_bytes
+        return self.evaluate(model), seconds / num_timed, peak_bytes
 
     def update(self, model: nn.Module, optimizer: Optimizer, scheduler: Any) -> None:
         """The step of the optimizer."""

@@ -32,7 +32,10 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def recipe(
-    folder: Path, limit_gib: float | None, *flags: str, program: Sequence[str] = ("-m", "recipes.clinical_classification")
+    folder: Path,
+    limit_gib: float | None,
+    *flags: str,
+    program: Sequence[str] = ("-m", "recipes.clinical_classification"),
 ) -> dict[str, Any] | None:
     """Run the recipe under a limit; its steps and its tuning, or None if it did not end well."""
 
