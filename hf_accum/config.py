@@ -85,8 +85,8 @@ class RecipeConfig:
     """Device memory per rank that the run may use, as 6GiB (on a CPU: of tensors); auto: what is free, less a
     reserve."""
     max_probe_seconds: float | None = 5.0
-    """micro_batch_size auto tries none that computes longer where memory is plenty (one and a half times what a window
-    takes), but for a quarter of a window, since it would be no faster; null: the largest is found all the same."""
+    """micro_batch_size auto tries none that computes longer where memory is plenty (one and a half times what a
+    window takes), but for a quarter of a window: it would be no faster; null: the largest is found all the same."""
     max_length: int = 512
     """Tokens per example; longer ones are truncated, and counted."""
     learning_rate: float = 3e-4

@@ -269,8 +269,8 @@ def _search(prober: Prober, most: int, max_probe_seconds: float | None) -> tuple
 def _enough(prober: Prober, most: int, max_seconds: float) -> int | None:
     """How many examples of the longest length compute for so long, where a window of them takes more than twice that.
 
-    A power of 2, so that it is the same in most runs, but no less than a quarter of the window, whatever the clock says
-    of a device that is busy with other things. None: memory is not plenty, or the window not so large.
+    A power of 2, so that it is the same in most runs, but no less than a quarter of the window, whatever the clock
+    says of a device that is busy with other things. None: memory is not plenty, or the window not so large.
     """
     longest = prober.workload.max_length
     seconds = prober.probes[-1].seconds

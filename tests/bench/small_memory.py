@@ -2,8 +2,8 @@
 
 For each limit: the recipe with `--micro_batch_size auto` on its own data, 20 steps at effective batch 64; the
 largest fixed micro-batch with which it gets through texts that are all of the longest length, by bisection, without
-one window having to be replayed (cut as large as allowed, not as is fastest, which may be smaller); and a capacity that is deliberately wrong, which has to give the losses of an
-unlimited run.
+one window having to be replayed (cut as large as allowed, not as is fastest, which may be smaller); and a capacity
+that is deliberately wrong, which has to give the losses of an unlimited run.
 
     python tests/bench/small_memory.py --limits 2,3,4
 """
@@ -20,6 +20,7 @@ from typing import Any
 from common import argument_parser, print_header, print_table
 
 GIB = 2**30
+RECIPE = ("-m", "recipes.clinical_classification")
 AS_LARGE_AS_ALLOWED = """
 from dataclasses import replace
 import hf_accum.training as training
@@ -32,10 +33,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def recipe(
-    folder: Path,
-    limit_gib: float | None,
-    *flags: str,
-    program: Sequence[str] = ("-m", "recipes.clinical_classification"),
+    folder: Path, limit_gib: float | None, *flags: str, program: Sequence[str] = RECIPE
 ) -> dict[str, Any] | None:
     """Run the recipe under a limit; its steps and its tuning, or None if it did not end well."""
 
