@@ -92,9 +92,7 @@ def test_the_figures_are_those_of_each_query_among_all_documents(size: int) -> N
 
 def test_an_unknown_best_metric_is_refused() -> None:
     check_retrieval_metric("mrr")
-    with pytest.raises(
-        ValueError, match="--best_metric f1: has to be one of loss, mrr, recall_at_1, recall_at_10"
-    ):
+    with pytest.raises(ValueError, match="--best_metric f1: has to be one of loss, mrr, recall_at_1, recall_at_10"):
         check_retrieval_metric("f1")
 
 
