@@ -43,15 +43,15 @@ def convert_gguf(file: Path, folder: Path) -> None:
     if find_spec("gguf") is None:
         raise ValueError('the embedded default of --model is read by gguf: `pip install "hf-accum[recipes]"`')
     with quiet_transformers():
-        how = {"gguf_file": file.name, "local_files_only": True}
-        read = AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **how)
+        where, how = str(file.parent), {"gguf_file": file.name}
+        read = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **how)
         config = type(read.config).from_dict(read.config.to_dict())
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         model = type(read)(config)  # what was read is marked as quantised, and is not to be saved
         model.load_state_dict(read.state_dict())
         model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(str(file.parent), **how).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(where, **how).save_pretrained(folder)
 
 
 def package_folder(module: str, package: str, flag: str, extra: str = "demo", install: str | None = None) -> Path:
