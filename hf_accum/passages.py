@@ -61,7 +61,7 @@ def frame_of(tokenizer: "PreTrainedTokenizerBase") -> Frame:
     """
     frame = Frame.of(tokenizer)
     end = tokenizer.eos_token_id
-    return frame if end is None else Frame(frame.before, (int(end),))
+    return Frame(frame.before, (end,)) if isinstance(end, int) else frame
 
 
 class WholeTexts:

@@ -66,7 +66,8 @@ def generate(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", passage: Pa
     device = next(model.parameters()).device
     tokens, start, end = passage.tokens, *_places(passage, num_new_tokens)
     known: Any = getattr(model, "generation_config", None)
-    ends = {tokenizer.eos_token_id, *np.atleast_1d(getattr(known, "eos_token_id", None) or [])} - {None}
+    end: Any = tokenizer.eos_token_id
+    ends = {end, *np.atleast_1d(getattr(known, "eos_token_id", None) or [])} - {None}
     how = GenerationConfig(
         max_new_tokens=num_new_tokens,
         do_sample=False,

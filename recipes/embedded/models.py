@@ -45,10 +45,9 @@ def convert_gguf(file: Path, folder: Path) -> None:
     with quiet_transformers():
         where, how = str(file.parent), {"gguf_file": file.name}
         read = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **how)
-        config = type(read.config).from_dict(read.config.to_dict())
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        model = type(read)(config)  # what was read is marked as quantised, and is not to be saved
+        values = read.config.to_dict()
+        values.pop("quantization_config", None)  # what was read is marked as quantised, and is not to be saved
+        model = type(read)(type(read.config).from_dict(values))
         model.load_state_dict(read.state_dict())
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(where, **how).save_pretrained(folder)

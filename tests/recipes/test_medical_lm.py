@@ -112,9 +112,9 @@ def test_the_token_that_pads_is_trained_where_it_stands_in_texts(tmp_path: Path)
     tokenizer = load_tokenizer(folder)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     model = load_model(AutoModelForCausalLM, folder, tokenizer, max_length=64).model
-    stored = AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight
+    stored: Any = AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings()
     embeddings: Any = model.get_input_embeddings()
-    assert torch.equal(embeddings.weight, stored)
+    assert torch.equal(embeddings.weight, stored.weight)
     model(input_ids=torch.tensor([[tokenizer.eos_token_id, 20, 21]])).logits[0, -1].max().backward()
     assert embeddings.weight.grad[tokenizer.eos_token_id].abs().max() > 0
 
@@ -149,7 +149,10 @@ def test_a_prompt_without_place_for_an_answer_is_a_bad_row(
     with pytest.raises(SystemExit):
         run(**how)
     said = " ".join(capsys.readouterr().err.split())
-    assert "pairs.jsonl, row 8: field 'a': the 51 tokens before the answer leave no place for it: --max_length 40" in said
+    assert (
+        "pairs.jsonl, row 8: field 'a': the 51 tokens before the answer leave no place for it: --max_length 40"
+        in said
+    )
     folder = run(**how, on_bad_row="skip")
     assert "left out: 1 bad rows" in capsys.readouterr().out
     assert not (folder / "samples.jsonl").exists()
@@ -183,7 +186,7 @@ def test_the_embedded_model_is_one_that_writes_and_has_a_chat_template(
     reader = PromptsAndResponses(tokenizer, "q", "a", 128)
     _, (passage,) = reader.read({"q": "What is the capital of France?", "a": "The capital of France is Paris."})
     assert tokenizer.decode(passage.tokens[passage.is_target]) == "The capital of France is Paris.<|im_end|>"
-    assert tokenizer.decode(passage.tokens[~passage.is_target]).endswith("<|im_start|>assistant\n")
+    assert str(tokenizer.decode(passage.tokens[~passage.is_target])).endswith("<|im_start|>assistant\n")
     model: Any = load_model(AutoModelForCausalLM, folder, tokenizer, max_length=128).model
     tokens = torch.from_numpy(passage.tokens.astype("int64"))
     labels = tokens.where(torch.from_numpy(passage.is_target.copy()), -100)
