@@ -25,7 +25,7 @@ Metrics = dict[str, Any]
 R = TypeVar("R")
 _SHIPPED = Path(__file__).parent / "metrics"
 # Of the shipped metrics and evaluate's own; for any other figure higher is better.
-LOWER_IS_BETTER = frozenset({"loss", "mse", "mae", "mape", "smape", "mase", "brier_score"})
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae", "mape", "smape", "mase", "brier_score"})
 
 
 @dataclass(frozen=True)

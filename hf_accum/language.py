@@ -148,14 +148,6 @@ class ChunkedCrossEntropy:
         return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def perplexity(loss: float) -> float:
-    """Of a mean loss in nats; infinite where a float cannot hold it."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf
-
-
 def language_workload(
     model: "PreTrainedModel | nn.Module",
     optimizer: Callable[[nn.Module], Optimizer],

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_accum.cutting import Cutter
-from hf_accum.evaluation import check_best_metric, run_over
-from hf_accum.language import ChunkedCrossEntropy, Targets, perplexity
-from hf_accum.pipeline import to_device
+from hf_accum.language import ChunkedCrossEntropy, Targets
+from hf_accum.perplexity import evaluate_tokens
 from hf_accum.plain_texts import Frame, tokens_of
 from hf_accum.ranks import Ranks
 from hf_accum.seeding import derive_seed
@@ -23,6 +22,8 @@ from hf_accum.window import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+ACCURACY = "masked_accuracy"
 
 
 @dataclass(frozen=True)
@@ -84,32 +85,10 @@ class MaskedTexts:
         self, model: nn.Module, held_out: WindowStream[Any], *, ranks: Ranks, cutter: Cutter
     ) -> dict[str, Any]:
         """The mean loss of hidden tokens, its exponential, and the share that is guessed right. A collective."""
-        device = next(model.parameters()).device
-
-        def forward(examples: Sequence[Example], length: int) -> tuple[int, float, int]:
-            inputs, targets = to_device(self.collate(examples, length), device)
-            return len(examples), *self.objective.judge(model(**inputs).logits, targets)
-
-        results, weight = run_over(model, held_out, forward, cutter)
-        everyone = [of_batch for of_rank in ranks.gather_objects(results) for of_batch in of_rank]
-        loss = sum(loss for _, loss, _ in everyone) / weight
-        return {
-            "num_examples": sum(number for number, _, _ in everyone),
-            "num_tokens": int(weight),
-            "loss": loss,
-            "perplexity": perplexity(loss),
-            "masked_accuracy": sum(right for _, _, right in everyone) / weight,
-        }
+        return evaluate_tokens(
+            model, held_out, self.collate, self.objective, accuracy=ACCURACY, ranks=ranks, cutter=cutter
+        )
 
     @cached_property
     def _frame(self) -> Frame:
         return Frame.of(self.tokenizer)
-
-
-def check_masked_metric(best_metric: str | None) -> None:
-    """Refuse a `--best_metric` that an evaluation of masked texts has no figure of.
-
-    Raises:
-        ValueError: naming those that it has.
-    """
-    check_best_metric(best_metric, {"perplexity": 0.0, "masked_accuracy": 0.0})

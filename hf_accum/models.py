@@ -287,6 +287,8 @@ def _check_tokenizer(model: "PreTrainedModel", name: str, tokenizer: "PreTrained
             f"{', '.join(map(str, counted_from))}: they do not belong together"
         )
     model.config.pad_token_id = padding  # heads of decoders look for the last token that is none
+    if padding == tokenizer.eos_token_id and not counted_from and isinstance(embeddings, nn.Embedding):
+        embeddings.padding_idx = None  # the token stands in texts too: its embedding is trained as any other
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:

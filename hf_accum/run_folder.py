@@ -15,7 +15,7 @@ from hf_accum.tracking import TRACKERS_PROJECT
 
 _OF_A_RUN = {
     *("config.yaml", "tuning.json", "metrics.jsonl", "evaluation.json", "checkpoints", "adapter", "model"),
-    *("nonfinite.jsonl", TRACKERS_PROJECT),
+    *("nonfinite.jsonl", "samples.jsonl", TRACKERS_PROJECT),
 }
 
 

@@ -65,6 +65,16 @@ def tokenize(
     ]
 
 
+def tokenize_with_places(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids of a text, without the special ones around it, and at which character each starts."""
+    with _ONE_AT_A_TIME:
+        encoded = tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+        )
+    starts = [start for start, _ in encoded["offset_mapping"]]
+    return np.array(encoded["input_ids"], dtype=np.int32), np.array(starts, dtype=np.int64)
+
+
 def count_tokens(tokenizer: "PreTrainedTokenizerBase", words: Sequence[str]) -> list[int]:
     """How many tokens each of the words of a text has, without special tokens."""
     with _ONE_AT_A_TIME:

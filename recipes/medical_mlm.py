@@ -53,8 +53,9 @@ def train(config: MedicalMlmConfig) -> Mapping[str, Any]:
 
     from hf_accum.accumulation import accumulate, forget
     from hf_accum.language import ChunkedCrossEntropy, stop_before_output_layer
-    from hf_accum.masking import MaskedTexts, check_masked_metric
+    from hf_accum.masking import ACCURACY, MaskedTexts
     from hf_accum.models import load_tokenizer
+    from hf_accum.perplexity import check_token_metric
     from hf_accum.trainable import load_trainable
     from hf_accum.training import StartedRun, Training
     from recipes.embedded.models import minilm
@@ -66,7 +67,7 @@ def train(config: MedicalMlmConfig) -> Mapping[str, Any]:
     tokenizer = load_tokenizer(model_name, config.doors)
     if tokenizer.mask_token_id is None:
         raise ValueError(f"--model {model_name}: has to have a token for what is hidden; its tokenizer has none")
-    check_masked_metric(config.best_metric)
+    check_token_metric(config.best_metric, ACCURACY)
 
     # The data is read once before any weight is loaded: its size, its bad rows.
     data = open_data(config, run.ranks, tokenizer)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny import WORDS, make_tokenizer, save_base
+from transformers import AutoModel, AutoModelForCausalLM
 
 CLASSES = ("eye", "heart", "muscle")
 
@@ -22,12 +23,13 @@ class Recipe:
     num_labels: int | None
     flags: dict[str, Any]
     architecture: str = "bert"
+    auto_class: Any = AutoModel
 
     def make_flags(self, folder: Path, output: Path, **more: Any) -> list[str]:
         """The flags of a run on a tiny model and 120 rows, which are made where they are not there."""
         model, data = folder / f"{self.name}-model", folder / f"{self.name}-data"
         if not data.is_dir():
-            save_base(model, self.architecture, make_tokenizer(mask_token=True))
+            save_base(model, self.architecture, make_tokenizer(mask_token=True), self.auto_class)
             draw = random.Random(0)
             rows = [json.dumps(self.make_row(draw)) + "\n" for _ in range(120)]
             data.mkdir()
@@ -57,9 +59,28 @@ def paired(draw: random.Random) -> dict[str, Any]:
     return {"term": " ".join(draw.choices(words, k=draw.randint(1, 4))), "definition": " ".join(words)}
 
 
+def answered(draw: random.Random) -> dict[str, Any]:
+    """A question of 1 to 6 words with an answer of 1 to 20: some are longer than what a model reads."""
+    first = draw.randrange(20)
+    answer = [WORDS[(first + index) % 20] for index in range(draw.randint(1, 20))]
+    return {
+        "question": " ".join([*draw.choices(WORDS, k=draw.randint(0, 5)), WORDS[first]]),
+        "answer": " ".join(answer),
+    }
+
+
 RECIPES = (
     Recipe("clinical_classification", classified, "AutoPeftModelForSequenceClassification", 3, {}),
     Recipe("medical_mlm", classified, None, None, {"mlm_probability": 0.3}),
+    Recipe(
+        "medical_lm",
+        answered,
+        "AutoPeftModelForCausalLM",
+        None,
+        {"prompt_column": "question", "response_column": "answer", "num_samples": 1},
+        "llama",
+        AutoModelForCausalLM,
+    ),
     Recipe("clinical_ner", tagged, "AutoPeftModelForTokenClassification", 3, {"overlap": 4}),
     Recipe("term_retrieval", paired, "AutoPeftModelForFeatureExtraction", None, {}),
 )

@@ -14,7 +14,6 @@ from hf_accum.language import (
     Targets,
     language_workload,
     output_layer,
-    perplexity,
     stop_before_output_layer,
     with_output_layer,
 )
@@ -106,11 +105,6 @@ def test_no_target_is_no_loss() -> None:
     assert loss.item() == 0
     assert hidden.grad is not None
     assert not hidden.grad.any()
-
-
-def test_perplexity() -> None:
-    assert perplexity(0.0) == 1.0
-    assert perplexity(1e6) == float("inf")
 
 
 @pytest.mark.parametrize(("auto_class", "name"), [MODELS[0], MODELS[6]], ids=["bert", "llama"])

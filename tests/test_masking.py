@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from hf_accum.config import RecipeConfig
 from hf_accum.language import ChunkedCrossEntropy
-from hf_accum.masking import MaskedTexts, check_masked_metric
+from hf_accum.masking import MaskedTexts
 from hf_accum.plain_texts import Frame, open_plain_texts, tokens_of
 from hf_accum.ranks import OneRank
 from hf_accum.split_data import SplitData
@@ -113,9 +113,3 @@ def test_the_special_tokens_are_the_tokenizer_s() -> None:
 def test_a_length_without_place_for_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--max_length 2: has to leave place for text"):
         opened(tmp_path, ["w1 w2"], 2)
-
-
-def test_an_unknown_best_metric_is_refused() -> None:
-    check_masked_metric("perplexity")
-    with pytest.raises(ValueError, match="--best_metric f1: has to be one of loss, masked_accuracy, perplexity"):
-        check_masked_metric("f1")

@@ -88,10 +88,14 @@ def make_tokenizer(words: Sequence[str] = WORDS, *, mask_token: bool = False) ->
     )
 
 
-def save_base(folder: Path, architecture: str, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
-    """Save a random base model (no head) and its tokenizer; returns the folder as a `--model` flag has it."""
+def save_base(
+    folder: Path, architecture: str, tokenizer: PreTrainedTokenizerBase | None = None, auto_class: Any = AutoModel
+) -> str:
+    """Save a random base model (no head, unless the class has one) and its tokenizer; returns the folder as a
+    `--model` flag has it.
+    """
     torch.manual_seed(0)
-    AutoModel.from_config(CONFIGS[architecture]).save_pretrained(folder)
+    auto_class.from_config(CONFIGS[architecture]).save_pretrained(folder)
     (tokenizer or make_tokenizer()).save_pretrained(str(folder))
     return str(folder)
 

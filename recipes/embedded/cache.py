@@ -1,4 +1,4 @@
-"""Datasets that are made of packages: written once into the user's cache, and from there streamed like any other."""
+"""What is made of packages: written once into the user's cache, and from there read like any other."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -8,11 +8,18 @@ from hf_accum.files import fill_folder_atomically
 _NUM_FILES = 4
 
 
-def cached_dataset(name: str, read_rows: Callable[[], Iterable[Mapping[str, object]]], row_group_size: int) -> str:
-    """The folder of a dataset in Parquet files, which are made of the rows where it is not there yet."""
+def cached_folder(name: str, write: Callable[[Path], None]) -> str:
+    """The folder of that name in the cache, which `write` fills where it is not there yet."""
     from huggingface_hub.constants import HF_HOME
 
     folder = Path(HF_HOME) / "hf_accum" / name
+    if not folder.is_dir():
+        fill_folder_atomically(folder, write)
+    return str(folder)
+
+
+def cached_dataset(name: str, read_rows: Callable[[], Iterable[Mapping[str, object]]], row_group_size: int) -> str:
+    """The folder of a dataset in Parquet files, which are made of the rows where it is not there yet."""
 
     def write(partial: Path) -> None:
         import pyarrow as pa
@@ -24,6 +31,4 @@ def cached_dataset(name: str, read_rows: Callable[[], Iterable[Mapping[str, obje
             file = partial / f"train-{index:05}-of-{_NUM_FILES:05}.parquet"
             pq.write_table(table, file, row_group_size=row_group_size)
 
-    if not folder.is_dir():
-        fill_folder_atomically(folder, write)
-    return str(folder)
+    return cached_folder(name, write)

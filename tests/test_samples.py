@@ -1,0 +1,105 @@
+"""Samples: greedy, by the model as it is, without a trace."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import CONFIGS, WORDS, make_tokenizer
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from hf_accum.adapters import add_lora
+from hf_accum.config import LoraConfig
+from hf_accum.language import stop_before_output_layer, with_output_layer
+from hf_accum.passages import Passage
+from hf_accum.samples import Samples, generate
+
+TOKENIZER = make_tokenizer()
+
+
+def make_model(architecture: str = "llama", rank: int = 2) -> nn.Module:
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(CONFIGS[architecture])
+    model = add_lora(base, LoraConfig(rank=rank), task_type="CAUSAL_LM", dropout=0.5)
+    stop_before_output_layer(base)
+    return model.train()
+
+
+def passage_of(num_read: int, num_predicted: int) -> Passage:
+    tokens = np.arange(4, 4 + num_read + num_predicted, dtype=np.int32)
+    return Passage(tokens, np.arange(len(tokens)) >= num_read)
+
+
+def by_hand(model: Any, tokens: np.ndarray, number: int) -> list[int]:
+    """The whole text anew for each token, without a cache."""
+    ids = tokens.tolist()
+    model.eval()
+    with torch.inference_mode(), with_output_layer(model):
+        for _ in range(number):
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] == 3:  # the config's end of a text
+                break
+    model.train()
+    return ids[len(tokens) :]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "biogpt"])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_most_likely_tokens_follow_the_prompt(architecture: str, rank: int) -> None:
+    model, passage = make_model(architecture, rank), passage_of(5, 4)
+    sample = generate(model, TOKENIZER, passage, 6)
+    assert sample.prompt == TOKENIZER.decode(passage.tokens[:5])
+    assert sample.reference == " ".join(WORDS[5:9])
+    expected = by_hand(model, passage.tokens[:5], 6)
+    assert sample.generated == TOKENIZER.decode(expected, skip_special_tokens=True)
+
+
+def test_a_text_is_gone_on_with_from_its_middle() -> None:
+    for num_special in (1, 2):
+        sample = generate(make_model(), TOKENIZER, passage_of(num_special, 12 - num_special), 3)
+        assert sample.prompt == " ".join(WORDS[:6])
+        assert sample.reference == " ".join(WORDS[6:9])
+
+
+def test_only_the_first_answer_is_the_reference() -> None:
+    passage = passage_of(3, 6)
+    passage.is_target[5:8] = False
+    assert generate(make_model(), TOKENIZER, passage, 3).reference == " ".join(WORDS[3:5])
+
+
+def test_nothing_is_left_of_it() -> None:
+    """Random numbers, modes, gradients, the place where the model stops: as before."""
+    model = make_model()
+    model.get_submodule("base_model.model.model.layers.0").eval()
+    modes = [module.training for module in model.modules()]
+    random.seed(1)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[union-attr]
+    generate(model, TOKENIZER, passage_of(5, 4), 6)
+    assert [module.training for module in model.modules()] == modes
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[:2]  # type: ignore[union-attr]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert model(input_ids=torch.tensor([[5, 6]])).logits.shape[-1] == 16  # the width, not the vocabulary
+    assert model(input_ids=torch.tensor([[5, 6]])).logits.requires_grad
+
+
+def test_samples_are_said_and_kept(tmp_path: Path) -> None:
+    said: list[str] = []
+    samples = Samples([passage_of(5, 4), passage_of(2, 3)], TOKENIZER, 4, tmp_path, said.append)
+    for when in ("before", "after", "after"):
+        samples.show(make_model(), when)
+    assert said[0] == "sample 1, before the training"
+    assert said[1] == f"  prompt:    {' '.join(WORDS[:5])}"
+    assert said[3] == f"  reference: {' '.join(WORDS[5:9])}"
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [(line["when"], line["number"]) for line in lines] == [
+        ("before", 1),
+        ("before", 2),
+        ("after", 1),
+        ("after", 2),
+    ]
+    assert lines[0]["reference"] == " ".join(WORDS[5:9])
