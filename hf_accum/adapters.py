@@ -42,8 +42,8 @@ def add_lora(
 
     Adapters sit on the modules of `lora.target_modules`, which have to exist; `new_modules`, and a classifier's
     head also where it is not new, are trained whole and saved with the adapter. Everything trained is in float32.
-    `task_type` is peft's, as SEQ_CLS; None for a model of images, of which it has no type. `dropout` overrides that of
-    the adapters; `fused` ones compute the same in fewer operations.
+    `task_type` is peft's, as SEQ_CLS; None for a model of images, of which it has no type. `dropout` overrides
+    that of the adapters; `fused` ones compute the same in fewer operations.
 
     Raises:
         ValueError: if no module of the model is a target.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny import WORDS, make_tokenizer, save_base
+from tiny_vision import SIDE, save_images, save_vision_model
 
 CLASSES = ("eye", "heart", "muscle")
 
@@ -17,25 +18,41 @@ class Recipe:
     """A recipe, its row in the test data, the class by which peft alone loads its adapter (None: it has none)."""
 
     name: str
-    make_row: Callable[[random.Random], dict[str, Any]]
+    make_row: Callable[[random.Random], dict[str, Any]] | None
+    """None: of a recipe of images."""
     peft_class: str | None
     num_labels: int | None
     flags: dict[str, Any]
     architecture: str = "bert"
+    has_checkpointing: bool = True
+    """Whether its model can compute activations again."""
+
+    @property
+    def id(self) -> str:
+        """By which tests tell it from the others."""
+        return "-".join([self.name, *([self.flags["task"]] if "task" in self.flags else [])])
 
     def make_flags(self, folder: Path, output: Path, **more: Any) -> list[str]:
         """The flags of a run on a tiny model and 120 rows, which are made where they are not there."""
         model, data = folder / f"{self.name}-model", folder / f"{self.name}-data"
         if not data.is_dir():
-            save_base(model, self.architecture, make_tokenizer(mask_token=True))
-            draw = random.Random(0)
-            rows = [json.dumps(self.make_row(draw)) + "\n" for _ in range(120)]
-            data.mkdir()
-            for number, (start, end) in enumerate([(0, 70), (70, 78), (78, 120)]):
-                (data / f"train-{number}.jsonl").write_text("".join(rows[start:end]))
-        named = {"model": model, "dataset": data, "output_dir": output, "max_length": 16, "micro_batch_size": 4}
+            self._save(model, data)
+        named = {"model": model, "dataset": data, "output_dir": output, "micro_batch_size": 4}
+        named |= {"resolution": SIDE} if self.make_row is None else {"max_length": 16}
         named |= {"effective_batch_size": 16, **self.flags, **more}
         return [f"--{name}={value}" for name, value in named.items()]
+
+    def _save(self, model: Path, data: Path) -> None:
+        if self.make_row is None:
+            save_vision_model(model)
+            save_images(data)
+            return
+        save_base(model, self.architecture, make_tokenizer(mask_token=True))
+        draw = random.Random(0)
+        rows = [json.dumps(self.make_row(draw)) + "\n" for _ in range(120)]
+        data.mkdir()
+        for number, (start, end) in enumerate([(0, 70), (70, 78), (78, 120)]):
+            (data / f"train-{number}.jsonl").write_text("".join(rows[start:end]))
 
 
 def classified(draw: random.Random) -> dict[str, Any]:
@@ -55,4 +72,6 @@ RECIPES = (
     Recipe("clinical_classification", classified, "AutoPeftModelForSequenceClassification", 3, {}),
     Recipe("medical_mlm", classified, None, None, {"mlm_probability": 0.3}),
     Recipe("clinical_ner", tagged, "AutoPeftModelForTokenClassification", 3, {"overlap": 4}),
+    Recipe("driving_images", None, "AutoPeftModel", 3, {"task": "classification"}, has_checkpointing=False),
+    Recipe("driving_images", None, "AutoPeftModel", 4, {"task": "segmentation"}, has_checkpointing=False),
 )
