@@ -67,7 +67,7 @@ class SemanticSegmenter(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor) -> Segmentation:
         """Logits of each pixel."""
-        states = self.encoder(pixel_values, output_hidden_states=True, return_dict=True).hidden_states
+        states = _maps_of(self.encoder, pixel_values)
         logits = self.head([states[place] for place in self._places])
         whole = F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
         return Segmentation(whole.movedim(1, -1))
@@ -101,15 +101,21 @@ def _config_of(name: str, how: dict[str, Any]) -> tuple[PreTrainedConfig, dict[s
     return config, dict(unused)
 
 
+def _maps_of(encoder: nn.Module, images: Tensor) -> list[Tensor]:
+    """All that an encoder gives between its layers, and at its end."""
+    given = encoder(images, output_hidden_states=True, return_dict=True)
+    return [*given.hidden_states, given.last_hidden_state]
+
+
 def _shapes_of_maps(encoder: nn.Module) -> dict[int, int]:
     """Of the last map of each size, from the largest that is used on: its place, and its channels."""
     name = type(encoder).__name__
     try:
         images = torch.zeros(1, 3, _PROBED, _PROBED, device="meta")
-        states = encoder(images, output_hidden_states=True, return_dict=True).hidden_states
+        states = _maps_of(encoder, images)
     except Exception as error:
         raise ValueError(f"--task segmentation: {name} gives no feature maps ({error})") from error
-    if states is None or any(state.ndim != 4 for state in states):
+    if any(state.ndim != 4 for state in states):
         raise ValueError(
             f"--task segmentation: needs a model with feature maps (a convolutional one, say), which {name} has not"
         )
