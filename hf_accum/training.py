@@ -180,7 +180,9 @@ class Training:
         earlier = start_folder(run.folder, config, ranks, run.resumed.loaded, run.claim)
         if ranks.index == 0:
             write_json(run.folder / "tuning.json", tuning_json(self._tunings))
-        self._log = RunLog(accelerator, ranks, run.folder, self.num_steps, config.log_every, run.resumed.step)
+        unit = self._tuning.lengths.unit
+        how_often = (self.num_steps, config.log_every, run.resumed.step)
+        self._log = RunLog(accelerator, ranks, run.folder, *how_often, unit=unit)
         self._description = describe_run(
             config,
             num_train=data.num_train,

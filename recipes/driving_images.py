@@ -44,7 +44,8 @@ class DrivingImagesConfig(RecipeConfig):
     ignore_index: int = 255
     """The number in masks of pixels that have no class."""
     resolution: int = 1024
-    """Pixels a side to which each image is scaled, a multiple of 32: memory and time go with its square."""
+    """Pixels a side to which each image is scaled, a multiple of 32: memory and time go with its square. Messages and
+    metrics count patches of 16 x 16 pixels where they count tokens of texts."""
     max_image_pixels: int = _MOST_PIXELS
     """Images of more pixels are bad rows: a small file can fill the memory."""
     augment: bool = True

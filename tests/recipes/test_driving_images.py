@@ -214,7 +214,7 @@ def test_what_cannot_be_is_said_before_the_training(
     said = refused(capsys, tmp_path, label_column="class")
     assert "has no column 'class': it has image, mask, label" in said
     said = refused(capsys, tmp_path, micro_batch_size="auto", memory_budget="1MiB", resolution=256)
-    assert "not even one example of 256 patches of 16 x 16 pixels fits" in said
+    assert "not even one example of 256 patches fits" in said
     assert "--resolution 128" in said
     assert "max_length" not in said
 
@@ -223,5 +223,6 @@ def test_a_plan_is_for_one_resolution(tmp_path: Path, capsys: pytest.CaptureFixt
     save_vision_model(tmp_path)
     command(["plan", "driving_images", "--model", str(tmp_path), "--resolution", "64", "--variants", "full,lora"])
     said = capsys.readouterr().out
-    assert "16 patches of 16 x 16 pixels" in said
+    assert "driving_images for" in said
+    assert "16 patches" in said
     assert "4096+" in said
