@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ class Recipe:
     architecture: str = "bert"
     has_checkpointing: bool = True
     """Whether its model can compute activations again."""
+    is_second_task: bool = False
+    """Of a recipe that is in the list already."""
 
     @property
     def id(self) -> str:
@@ -68,10 +70,11 @@ def tagged(draw: random.Random) -> dict[str, Any]:
     return {"tokens": words, "tags": ["B-sign" if WORDS.index(word) % 3 == 0 else "O" for word in words]}
 
 
+_IMAGES = Recipe("driving_images", None, "AutoPeftModel", 3, {"task": "classification"}, has_checkpointing=False)
 RECIPES = (
     Recipe("clinical_classification", classified, "AutoPeftModelForSequenceClassification", 3, {}),
     Recipe("medical_mlm", classified, None, None, {"mlm_probability": 0.3}),
     Recipe("clinical_ner", tagged, "AutoPeftModelForTokenClassification", 3, {"overlap": 4}),
-    Recipe("driving_images", None, "AutoPeftModel", 3, {"task": "classification"}, has_checkpointing=False),
-    Recipe("driving_images", None, "AutoPeftModel", 4, {"task": "segmentation"}, has_checkpointing=False),
+    _IMAGES,
+    replace(_IMAGES, num_labels=4, flags={"task": "segmentation"}, is_second_task=True),
 )

@@ -21,6 +21,10 @@ ROOT = Path(__file__).parents[2]
 FAULTY = str(Path(__file__).with_name("faulty_recipe.py"))
 Run = Callable[..., Path]
 for_each = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.id)
+for_each_once = pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(r, id=r.id, marks=[pytest.mark.slow] if r.is_second_task else []) for r in RECIPES],
+)
 
 
 @pytest.fixture
@@ -88,7 +92,7 @@ def test_it_has_the_shared_flags_and_the_same_shape(recipe: Recipe) -> None:
         assert part in calls, f"the loop of {recipe.name} is not in its `train`: no {part}"
 
 
-@for_each
+@for_each_once
 def test_it_trains_the_same_however_windows_are_cut(recipe: Recipe, run_here: Run, tmp_path: Path) -> None:
     how = {"dropout": 0, "max_steps": 5, "num_epochs": 2, "learning_rate": 0.01}
     runs = [run_here(recipe, **how, micro_batch_size=size) for size in (1, 16)]
@@ -109,6 +113,8 @@ def test_its_adapter_is_loaded_by_peft_alone(recipe: Recipe, run_here: Run) -> N
         pytest.skip("trains all weights")
     adapter = str(run_here(recipe, max_steps=1) / "adapter")
     how = {} if recipe.num_labels is None else {"num_labels": recipe.num_labels}
+    if recipe.is_second_task:  # its model is of ours
+        how["import_allowlist"] = ["hf_accum.segmenter"]
     model = getattr(peft, recipe.peft_class).from_pretrained(adapter, **how)
     saved = load_file(Path(adapter) / "adapter_model.safetensors")
     loaded = peft.get_peft_model_state_dict(model)
