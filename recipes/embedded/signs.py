@@ -97,10 +97,10 @@ def _place(
     alpha = small.getchannel("A")
     colours = ImageEnhance.Brightness(small.convert("RGB")).enhance(random.uniform(0.65, 1.1))
     margin = side // 16
-    place = tuple(int(random.integers(margin, side - margin - width)) for _ in range(2))
+    left, top = (int(random.integers(margin, side - margin - width)) for _ in range(2))
     blur = ImageFilter.GaussianBlur(random.uniform(0.2, 0.7) * side / _SIDE)
-    image.paste(colours.filter(blur), place, alpha.filter(blur))
-    mask.paste(number, place, alpha.point(lambda value: 255 if value > 127 else 0))
+    image.paste(colours.filter(blur), (left, top), alpha.filter(blur))
+    mask.paste(number, (left, top), Image.fromarray(np.where(np.asarray(alpha) > 127, 255, 0).astype(np.uint8)))
 
 
 def _sign(label: str, random: np.random.Generator) -> Image.Image:

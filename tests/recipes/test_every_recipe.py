@@ -112,7 +112,7 @@ def test_its_adapter_is_loaded_by_peft_alone(recipe: Recipe, run_here: Run) -> N
     if recipe.peft_class is None:
         pytest.skip("trains all weights")
     adapter = str(run_here(recipe, max_steps=1) / "adapter")
-    how = {} if recipe.num_labels is None else {"num_labels": recipe.num_labels}
+    how: dict[str, Any] = {} if recipe.num_labels is None else {"num_labels": recipe.num_labels}
     if recipe.is_second_task:  # its model is of ours
         how["import_allowlist"] = ["hf_accum.segmenter"]
     model = getattr(peft, recipe.peft_class).from_pretrained(adapter, **how)
