@@ -56,7 +56,7 @@ def add_lora(
     heads = _head_of(model, task_type)
     targets = lora.target_modules
     if targets == LINEAR_AND_CONV:
-        targets = linear_and_conv(model, [*new_modules, *heads])
+        targets = linear_and_conv(model, [*new_modules, *heads], lora.rank)
     peft_config = PeftLoraConfig(
         task_type=task_type,
         r=lora.rank,
@@ -92,17 +92,30 @@ def _head_of(model: "PreTrainedModel", task_type: str | None) -> list[str]:
     return head_modules(model) if task_type in ("SEQ_CLS", "TOKEN_CLS", None) else []
 
 
-def linear_and_conv(model: nn.Module, heads: Sequence[str]) -> list[str]:
-    """The names of all linear layers and convolutions over all channels that are in none of the heads.
+def linear_and_conv(model: nn.Module, heads: Sequence[str], rank: int) -> list[str]:
+    """The names of linear layers and convolutions over all channels that are in none of the heads.
 
-    An adapter of a convolution by groups (a depthwise one) would need a rank that they divide.
+    Only of those with more weights than their adapter of that rank has. An adapter of a convolution by groups (a
+    depthwise one) would need a rank that they divide.
+
+    Raises:
+        ValueError: if there is none.
     """
-    return [
-        name
-        for name, module in model.named_modules()
-        if (isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1))
-        and not any(name == head or name.startswith(f"{head}.") for head in heads)
-    ]
+    names = []
+    for name, module in model.named_modules():
+        is_conv = isinstance(module, nn.Conv2d) and module.groups == 1
+        if any(name == head or name.startswith(f"{head}.") for head in heads):
+            continue
+        if is_conv or isinstance(module, nn.Linear):
+            num_outputs, num_inputs = module.weight.shape[0], module.weight[0].numel()
+            if num_outputs * num_inputs > rank * (num_outputs + num_inputs):
+                names.append(name)
+    if not names:
+        raise ValueError(
+            f"--lora.rank {rank}: no layer of {type(model).__name__} has more weights than an adapter of that rank; "
+            "a smaller one, or 0 to train all weights"
+        )
+    return names
 
 
 def checkpoint_activations(model: "PreTrainedModel") -> None:

@@ -20,7 +20,8 @@ class LoraConfig:
     """Dropout on an adapter's input."""
     target_modules: list[str] | str = "all-linear"
     """Names (or one regular expression) of the modules to adapt; all-linear: every linear layer but the head;
-    all-linear-and-conv: of models of images, and every convolution that is not by groups."""
+    all-linear-and-conv: of models of images, convolutions too, if they are not by groups, of those that have more
+    weights than their adapter."""
 
     def __post_init__(self) -> None:
         """Check every value."""

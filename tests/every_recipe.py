@@ -40,7 +40,7 @@ class Recipe:
         if not data.is_dir():
             self._save(model, data)
         named = {"model": model, "dataset": data, "output_dir": output, "micro_batch_size": 4}
-        named |= {"resolution": SIDE} if self.make_row is None else {"max_length": 16}
+        named |= {"resolution": SIDE, "lora.rank": 2} if self.make_row is None else {"max_length": 16}
         named |= {"effective_batch_size": 16, **self.flags, **more}
         return [f"--{name}={value}" for name, value in named.items()]
 

@@ -42,7 +42,7 @@ def task_of(name: str, folder: Path) -> Any:
     return ImageClassification(Pictures("image"), labels, CrossEntropy(), inputs, AUGMENTER)
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("name", ["classification", "segmentation"])
 @pytest.mark.parametrize("micro_batch_size", [1, 3])
 def test_the_gradient_is_that_of_the_unsplit_batch(
@@ -106,7 +106,7 @@ def run(folder: Path, *flags: str, **named: Any) -> Path:
     if not data.is_dir():
         save_images(data, (40, 20))
     defaults = {"model": model, "dataset": data, "output_dir": folder / "run", "resolution": SIDE}
-    defaults |= {"max_steps": 2, "micro_batch_size": 4, "resume": "never"} | named
+    defaults |= {"max_steps": 2, "micro_batch_size": 4, "resume": "never", "lora.rank": 2} | named
     main([*flags, *(f"--{name}={value}" for name, value in defaults.items())])
     return Path(str(defaults["output_dir"]))
 
@@ -182,6 +182,10 @@ def test_bad_images_are_named_or_left_out_and_counted(
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert sum(line["num_examples"] for line in lines) / 2 + evaluation["num_examples"] == 40 - 1
     assert set(evaluation["per_class"]) == set(CLASSES)
+    adapted = json.loads((output / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    kinds = {name.rpartition(".")[2] for name in adapted}
+    assert {"expand_conv", "project_conv", "top_conv"} <= kinds
+    assert not kinds & {"depthwise_conv", "classifier"}
 
 
 @pytest.mark.filterwarnings("ignore:You are using a model of type")
@@ -211,6 +215,10 @@ def test_what_cannot_be_is_said_before_the_training(
     assert "resolution 100: has to be a multiple of 32" in refused(capsys, tmp_path, resolution=100)
     said = refused(capsys, tmp_path, gradient_checkpointing="true")
     assert "--gradient_checkpointing true: EfficientNetForImageClassification has no support for it" in said
+    assert (
+        "--lora.rank 64: no layer of EfficientNetForImageClassification has more weights than an adapter"
+        in refused(capsys, tmp_path, **{"lora.rank": 64})
+    )
     said = refused(capsys, tmp_path, label_column="class")
     assert "has no column 'class': it has image, mask, label" in said
     said = refused(capsys, tmp_path, micro_batch_size="auto", memory_budget="1MiB", resolution=256)
@@ -221,7 +229,8 @@ def test_what_cannot_be_is_said_before_the_training(
 
 def test_a_plan_is_for_one_resolution(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_vision_model(tmp_path)
-    command(["plan", "driving_images", "--model", str(tmp_path), "--resolution", "64", "--variants", "full,lora"])
+    flags = ["--model", str(tmp_path), "--resolution", "64", "--lora.rank", "2", "--variants", "full,lora"]
+    command(["plan", "driving_images", *flags])
     said = capsys.readouterr().out
     assert "driving_images for" in said
     assert "16 patches" in said
