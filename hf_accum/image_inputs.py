@@ -85,10 +85,10 @@ class ImageInputs:
             )
         resample = getattr(processor, "resample", None)
         values: dict[str, Any] = {"do_resize": True, "size": {"height": resolution, "width": resolution}}
+        if hasattr(processor, "do_center_crop"):
+            values["do_center_crop"] = False
         for name, value in values.items():
             setattr(processor, name, value)
-        if hasattr(processor, "do_center_crop"):
-            processor.do_center_crop = False
         as_float = [part[:, 0, 0].astype(np.float32) for part in (scale, shift)]
         return ImageInputs(resolution, *as_float, _BILINEAR if resample is None else int(resample), most_pixels)
 
