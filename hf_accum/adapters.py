@@ -4,18 +4,26 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from hf_accum.config import LoraConfig
 from hf_accum.files import fill_folder_atomically
+from hf_accum.lora_config import LINEAR_AND_CONV, LoraConfig
 from hf_accum.models import quiet_transformers
 from hf_accum.quantization import head_modules
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
+
+
+class Processor(Protocol):
+    """What makes a model's inputs: a tokenizer, or an image processor."""
+
+    def save_pretrained(self, save_directory: str, /) -> object:
+        """Write its files into a folder."""
+        ...
 
 
 _SETS = ("target_modules", "modules_to_save", "exclude_modules")
@@ -25,7 +33,7 @@ def add_lora(
     model: "PreTrainedModel",
     lora: LoraConfig,
     *,
-    task_type: str,
+    task_type: str | None,
     new_modules: Sequence[str] = (),
     dropout: float | None = None,
     fused: bool = True,
@@ -34,8 +42,8 @@ def add_lora(
 
     Adapters sit on the modules of `lora.target_modules`, which have to exist; `new_modules`, and a classifier's
     head also where it is not new, are trained whole and saved with the adapter. Everything trained is in float32.
-    `task_type` is peft's, as SEQ_CLS. `dropout` overrides that of the adapters; `fused` ones compute the
-    same in fewer operations.
+    `task_type` is peft's, as SEQ_CLS; None for a model of images, of which it has no type. `dropout` overrides
+    that of the adapters; `fused` ones compute the same in fewer operations.
 
     Raises:
         ValueError: if no module of the model is a target.
@@ -45,14 +53,17 @@ def add_lora(
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
+    heads = _head_of(model, task_type)
     targets = lora.target_modules
+    if targets == LINEAR_AND_CONV:
+        targets = linear_and_conv(model, [*new_modules, *heads], lora.rank)
     peft_config = PeftLoraConfig(
         task_type=task_type,
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout if dropout is None else dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
-        modules_to_save=list(dict.fromkeys([*new_modules, *_head_of(model, task_type)])) or None,
+        modules_to_save=list(dict.fromkeys([*new_modules, *heads])) or None,
     )
     with warnings.catch_warnings():
         # peft 0.21 asks transformers 5 by a name that is deprecated.
@@ -60,9 +71,10 @@ def add_lora(
         try:
             adapted = get_peft_model(model, peft_config)
         except ValueError as error:
-            linear = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+            kinds = (nn.Linear, nn.Conv2d)
+            linear = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, kinds)}
             raise ValueError(
-                f"--lora.target_modules {targets}: has to match modules of {type(model).__name__}, as "
+                f"--lora.target_modules {lora.target_modules}: has to match modules of {type(model).__name__}, as "
                 f"{', '.join(sorted(linear))} ({error})"
             ) from error
     for parameter in adapted.parameters():
@@ -75,9 +87,35 @@ def add_lora(
     return adapted
 
 
-def _head_of(model: "PreTrainedModel", task_type: str) -> list[str]:
+def _head_of(model: "PreTrainedModel", task_type: str | None) -> list[str]:
     """A classifier's modules beside its backbone; of other tasks (a language model's head) none."""
-    return head_modules(model) if task_type in ("SEQ_CLS", "TOKEN_CLS") else []
+    return head_modules(model) if task_type in ("SEQ_CLS", "TOKEN_CLS", None) else []
+
+
+def linear_and_conv(model: nn.Module, heads: Sequence[str], rank: int) -> list[str]:
+    """The names of linear layers and convolutions over all channels that are in none of the heads.
+
+    Only of those with more weights than their adapter of that rank has. An adapter of a convolution by groups (a
+    depthwise one) would need a rank that they divide.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    names = []
+    for name, module in model.named_modules():
+        is_conv = isinstance(module, nn.Conv2d) and module.groups == 1
+        if any(name == head or name.startswith(f"{head}.") for head in heads):
+            continue
+        if is_conv or isinstance(module, nn.Linear):
+            num_outputs, num_inputs = module.weight.shape[0], module.weight[0].numel()
+            if num_outputs * num_inputs > rank * (num_outputs + num_inputs):
+                names.append(name)
+    if not names:
+        raise ValueError(
+            f"--lora.rank {rank}: no layer of {type(model).__name__} has more weights than an adapter of that rank; "
+            "a smaller one, or 0 to train all weights"
+        )
+    return names
 
 
 def checkpoint_activations(model: "PreTrainedModel") -> None:
@@ -102,17 +140,17 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
 
-def save_model(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Save an adapter (with the head), or a whole model, and its tokenizer: the folder is there whole or not.
+def save_model(model: nn.Module, processor: Processor, folder: Path) -> None:
+    """Save an adapter (with the head), or a whole model, and what makes its inputs: the folder is there whole or not.
 
     `model` is the one that transformers or peft made, not a wrapper of it.
     """
-    fill_folder_atomically(folder, lambda partial: write_model(model, tokenizer, partial))
+    fill_folder_atomically(folder, lambda partial: write_model(model, processor, partial))
 
 
 def write_model(
     model: nn.Module,
-    tokenizer: "PreTrainedTokenizerBase",
+    processor: Processor,
     folder: Path,
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
@@ -124,7 +162,7 @@ def write_model(
         how["save_embedding_layers"] = False
     with quiet_transformers():
         model.save_pretrained(str(folder), **how)  # type: ignore[operator]
-        tokenizer.save_pretrained(str(folder))
+        processor.save_pretrained(str(folder))
     if isinstance(model, PeftModel):
         _put_in_order(folder / "adapter_config.json")
 

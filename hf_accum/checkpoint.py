@@ -8,20 +8,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from hf_accum.adapters import load_weights, save_model, weights_folder, weights_of, write_model
+from hf_accum.adapters import Processor, load_weights, save_model, weights_folder, weights_of, write_model
 from hf_accum.errors import first_line
 from hf_accum.evaluation import LOWER_IS_BETTER
 from hf_accum.files import fill_folder_atomically, is_leftover
 from hf_accum.manifest import Damaged, check_manifest, write_manifest
 from hf_accum.ranks import Ranks
 from hf_accum.training_state import TrainingState
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _STATE, _TENSORS = "state.json", "training_state.safetensors"
 _PREFIX = "step-"
@@ -89,14 +86,14 @@ class Checkpoints:
         self,
         folder: Path,
         model: nn.Module,
-        tokenizer: "PreTrainedTokenizerBase",
+        processor: Processor,
         ranks: Ranks,
         keep: int,
         say: Callable[[str], None],
     ) -> None:
         self.folder = folder
         self.model = model
-        self.tokenizer = tokenizer
+        self.processor = processor
         self.is_main = ranks.index == 0
         self.keep = keep
         self.say = say
@@ -158,7 +155,7 @@ class Checkpoints:
         path = self.folder / weights_folder(self.model)
         for pause in (*_SECONDS_BETWEEN_TRIES, None) if self.is_main else ():
             try:
-                save_model(self.model, self.tokenizer, path)
+                save_model(self.model, self.processor, path)
                 break
             except Exception as error:
                 if pause is None:
@@ -196,7 +193,7 @@ class Checkpoints:
 
         of_weights = folder / weights_folder(self.model)
         of_weights.mkdir()
-        write_model(self.model, self.tokenizer, of_weights, weights)
+        write_model(self.model, self.processor, of_weights, weights)
         save_file(dict(state.tensors), folder / _TENSORS)
         text = json.dumps({**numbers, "training": state.numbers}, indent=1)
         (folder / _STATE).write_text(text + "\n", encoding="utf-8")

@@ -87,8 +87,10 @@ def _show(
     from hf_accum.plan import plan
 
     console = Console(soft_wrap=True)
-    console.print(f"planning {recipe} for {config.model or 'its embedded model'}, up to {config.max_length} tokens")
     found, impossible = plan(module.workload, config, variants)
+    longest, lengths = found[0].max_length, found[0].lengths
+    up_to = "up to " if lengths.vary else ""
+    console.print(f"planning {recipe} for {config.model or 'its embedded model'}, {up_to}{longest} {lengths.unit}")
     for flag, value in _overridden(config).items():
         console.print(f"{flag} {value} says nothing here: each way of training has its own (--variants chooses)")
     for why in impossible:
@@ -143,8 +145,9 @@ def _frontiers(variants: "Sequence[Variant]", budgets: Sequence[int]) -> "Table"
 
     from hf_accum.plan import MOST_SHOWN, lengths_of
 
-    lengths = lengths_of(variants[0].max_length)
-    title = "largest micro-batch: examples of so many tokens"
+    unit = variants[0].lengths.unit
+    lengths = lengths_of(variants[0].max_length, variants[0].lengths.vary)
+    title = f"largest micro-batch: examples of so many {unit}"
     table = Table("memory", "training", *map(str, lengths), title=title, title_justify="left")
     for budget in budgets:
         for index, variant in enumerate(variants):
@@ -162,7 +165,7 @@ def _parts(variants: "Sequence[Variant]") -> "Table":
     from rich.table import Table
 
     length = variants[0].max_length
-    title = f"where the bytes go: one example of {length} tokens"
+    title = f"where the bytes go: one example of {length} {variants[0].lengths.unit}"
     table = Table("", *(variant.name for variant in variants), title=title, title_justify="left")
     parts = [variant.parts(1, length) for variant in variants]
     for part in parts[0]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from hf_accum.capacity import WorkingCapacity
 from hf_accum.costs import SIZES, UNLEARNED, Costs, Speed, WorkingCosts
+from hf_accum.units import TOKENS, Lengths
 
 
 class Sized(Protocol):
@@ -42,6 +43,8 @@ class Cutter:
     max_length: int | None = None
     device: str = ""
     """Its kind: what it is called."""
+    lengths: Lengths = TOKENS
+    """For messages."""
 
     @property
     def version(self) -> tuple[int, int]:

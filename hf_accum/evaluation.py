@@ -192,8 +192,8 @@ def _in_pieces(
                 raise
             if len(batch) == 1:
                 raise OutOfMemory(
-                    f"evaluation: a single example of {length} tokens does not fit into memory "
-                    f"({first_line(error)}); a smaller --max_length needs less"
+                    f"evaluation: a single example of {length} {cutter.lengths.unit} does not fit into memory "
+                    f"({first_line(error)}); a smaller --{cutter.lengths.flag} needs less"
                 ) from error
             release(error, device)
             cutter.capacity.out_of_memory(len(batch), length)

@@ -1,21 +1,22 @@
-"""LoRA's linear layers in three matrix products forward and five backward, with no other pass over the activations.
+"""LoRA's linear layers in three matrix products forward and five backward, and its convolutions in one convolution.
 
 peft computes `base(x) + B(A(x)) * scaling` by layers: a product, and a pass over memory for the scaling, for the sum
 and for either gradient, each an operation to launch. Here the sum and the scaling are part of the products (as BLAS's
-gemm has them, and as Unsloth's LoRA kernels do it). The result is the same to the last digits that the order of
-floating-point additions allows.
+gemm has them, and as Unsloth's LoRA kernels do it). Of a convolution the weights are few and the activations many:
+there the product of the adapter's two factors is added to the weights. The result is the same to the last digits that
+the order of floating-point additions allows.
 """
 
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import Linear
+from peft.tuners.lora.layer import Conv2d, Linear
 from torch import Tensor, nn
 from torch.autograd import Function
 
 
 def fuse_lora(model: nn.Module) -> int:
-    """Have a model's LoRA layers on plain linear layers compute so; returns their number.
+    """Have a model's LoRA layers on plain linear layers and convolutions compute so; returns their number.
 
     Others (on quantised weights, DoRA) stay as they are, as do these in an autocast, when merged, switched off, with
     dropout on the adapter's input or with several adapters.
@@ -25,7 +26,17 @@ def fuse_lora(model: nn.Module) -> int:
     ]
     for layer in layers:
         layer.__class__ = FusedLoraLinear
-    return len(layers)
+    convolutions = [
+        layer for layer in model.modules() if type(layer) is Conv2d and _is_over_all_channels(layer.get_base_layer())
+    ]
+    for layer in convolutions:
+        layer.__class__ = FusedLoraConv2d
+    return len(layers) + len(convolutions)
+
+
+def _is_over_all_channels(layer: nn.Module) -> bool:
+    is_plain = type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros"
+    return is_plain and layer.dilation == (1, 1)  # as peft takes them all to be
 
 
 class _FusedLinear(Function):
@@ -70,7 +81,21 @@ class FusedLoraLinear(Linear):
         return _FusedLinear.apply(x, base.weight, base.bias, a.weight, b.weight, self.scaling[name])
 
 
-def _is_usual(layer: Linear, x: Tensor) -> bool:
+class FusedLoraConv2d(Conv2d):
+    """A LoRA layer of peft on a convolution over all channels, whose usual forward is one convolution."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As peft's."""
+        if args or kwargs or not _is_usual(self, x):
+            return super().forward(x, *args, **kwargs)
+        (name,) = self.active_adapters
+        base: Any = self.get_base_layer()
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight  # (rank, in, height, width), (out, rank, 1, 1)
+        added = (b.flatten(1) @ a.flatten(1)).view_as(base.weight)
+        return base._conv_forward(x, torch.add(base.weight, added, alpha=self.scaling[name]), base.bias)
+
+
+def _is_usual(layer: Linear | Conv2d, x: Tensor) -> bool:
     names = layer.active_adapters
     if len(names) != 1 or layer.disable_adapters or layer.merged or torch.is_autocast_enabled(x.device.type):
         return False
@@ -80,7 +105,7 @@ def _is_usual(layer: Linear, x: Tensor) -> bool:
         name in layer.lora_A
         and name not in layer.lora_variant
         and isinstance(layer.lora_dropout[name], nn.Identity)
-        and not layer.fan_in_fan_out
+        and not getattr(layer, "fan_in_fan_out", False)
         and layer.lora_B[name].bias is None
         and not base.weight.requires_grad
         and (base.bias is None or not base.bias.requires_grad)

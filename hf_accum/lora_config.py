@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from hf_accum.rules import require
 
+LINEAR_AND_CONV = "all-linear-and-conv"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
@@ -17,7 +19,9 @@ class LoraConfig:
     dropout: float = 0.0
     """Dropout on an adapter's input."""
     target_modules: list[str] | str = "all-linear"
-    """Names (or one regular expression) of the modules to adapt; all-linear: every linear layer but the head."""
+    """Names (or one regular expression) of the modules to adapt; all-linear: every linear layer but the head;
+    all-linear-and-conv: of models of images, convolutions too, if they are not by groups, of those that have more
+    weights than their adapter."""
 
     def __post_init__(self) -> None:
         """Check every value."""

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_iter
 
 from hf_accum.errors import first_line
 from hf_accum.seeding import keeping_random_state
+from hf_accum.units import TOKENS, Lengths
 
 Loss = Callable[[nn.Module, int, int, torch.device], Tensor]
 Predict = Callable[[nn.Module, int, int, torch.device], object]
@@ -40,7 +41,7 @@ class Workload:
     `loss(model, num_examples, length, device)` runs a forward on the worst case (all labels active, padding
     there) and returns the summed loss, which is then run backward. `predict`, of the same arguments, is the
     forward of evaluation. `optimizer(model)` makes the optimizer that training will use. `max_length` is the
-    longest length that training allows; `lengths_vary` is False where all examples have it (images of one size).
+    longest length that training allows; `lengths` say what it is counted in, and whether all examples have it.
     `precision` is accelerate's: no, bf16 or fp16. Where examples go through the model in several parts (the texts of
     a pair), `num_parts` says in how many: what is called an example here is a part of one.
     """
@@ -50,7 +51,7 @@ class Workload:
     loss: Loss
     predict: Predict
     max_length: int
-    lengths_vary: bool = True
+    lengths: Lengths = TOKENS
     precision: str = "no"
     num_parts: int = 1
 

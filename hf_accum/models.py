@@ -70,7 +70,7 @@ def load_tokenizer(
 def load_model(
     auto_class: Any,
     name: str,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: "PreTrainedTokenizerBase | None",
     *,
     max_length: int,
     dropout: float | None = None,
@@ -78,20 +78,22 @@ def load_model(
     quantization: str = "none",
     precision: str = "no",
     device: torch.device | str = "cpu",
+    replace_head: bool = False,
     **config_values: Any,
 ) -> Pretrained:
     """Load `name` by a transformers Auto class, in float32, with `config_values` (labels, say) in its config.
 
     `dropout` overrides every dropout probability of the model. With `quantization` nf4 all linear layers but the
     head's have 4-bit weights, on the device at once, multiplied in accelerate's `precision`. What may come in with
-    it the `doors` say.
+    it the `doors` say. A model of images has no tokenizer. With `replace_head` weights that do not fit are left out
+    (a head for other labels), and are new.
 
     Raises:
-        ValueError: if there is no such model, if its weights do not fit (a head for other labels), if
+        ValueError: if there is no such model, if its weights do not fit (unless they are replaced), if
             `max_length` is more than it has positions for, or if the tokenizer is that of another model.
     """
     config, said = _config(name, doors, config_values)
-    if config.pad_token_id is None:
+    if tokenizer is not None and config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     if dropout is not None:
         _set_config_dropout(config, dropout)
@@ -118,23 +120,28 @@ def load_model(
                 **options,
             ),
         )
-    if info["mismatched_keys"]:
+    missing = set(info["missing_keys"])
+    if replace_head:
+        missing |= {weight for weight, _, _ in info["mismatched_keys"]}
+    elif info["mismatched_keys"]:
         weight, stored, wanted = min(info["mismatched_keys"], key=lambda mismatch: mismatch[0])
         raise ValueError(
             f"model {name!r}: its weights do not fit: {weight} is {tuple(stored)} there, and has to be "
             f"{tuple(wanted)}; if it is a classifier of other labels, give the model that it was made from"
+            + ("" if tokenizer is not None else ", or a new head by --ignore_mismatched_sizes")
         )
     if quantization != "none":
         keep_weights_trainable_through(model)
     if dropout is not None:
         set_dropout(model, dropout)
-    new_modules = _modules_of(model, info["missing_keys"])
+    new_modules = _modules_of(model, missing)
     if "" in new_modules:
         raise ValueError(f"model {name!r}: none of its weights fits {type(model).__name__}")
     if not set(head_modules(model)) & set(new_modules):
         _check_labels(name, said.get("id2label"), config_values.get("id2label"))
     _check_positions(model, name, max_length)
-    _check_tokenizer(model, name, tokenizer)
+    if tokenizer is not None:
+        _check_tokenizer(model, name, tokenizer)
     return Pretrained(model.train(), new_modules)
 
 
@@ -156,7 +163,7 @@ def build_without_weights(
             positions for.
     """
     config, _ = _config(name, doors, config_values)
-    if config.pad_token_id is None:
+    if getattr(config, "pad_token_id", 0) is None:
         config.pad_token_id = 0
     if dropout is not None:
         _set_config_dropout(config, dropout)

@@ -8,7 +8,7 @@ from hf_accum.capacity import halved
 from hf_accum.config import VARIANTS, RecipeConfig
 from hf_accum.memory import CannotTrace, Workload
 from hf_accum.prediction import Prediction, predict
-from hf_accum.units import format_bytes
+from hf_accum.units import TOKENS, Lengths, format_bytes
 
 C = TypeVar("C", bound=RecipeConfig)
 Build = Callable[[C], Workload]
@@ -22,6 +22,7 @@ class Variant:
     name: str
     prediction: Prediction
     max_length: int
+    lengths: Lengths = TOKENS
 
     @property
     def floor_bytes(self) -> int:
@@ -78,7 +79,7 @@ def plan(build: Build[C], config: C, variants: Collection[str]) -> tuple[list[Va
         if key not in variants:
             continue
         try:
-            found.append(Variant(name, predict(build(replace(config, **changes[key]))), config.max_length))
+            found.append(_variant(name, build(replace(config, **changes[key]))))
         except (ValueError, CannotTrace) as error:
             impossible.setdefault(str(error), []).append(name)
     if not found:
@@ -86,9 +87,13 @@ def plan(build: Build[C], config: C, variants: Collection[str]) -> tuple[list[Va
     return found, [f"{', '.join(names)}: {why}" for why, names in impossible.items()]
 
 
-def lengths_of(max_length: int) -> list[int]:
-    """The lengths that a plan shows: the longest, and halves of it down to 32."""
-    return halved(max_length, 32)
+def _variant(name: str, work: Workload) -> Variant:
+    return Variant(name, predict(work), work.max_length, work.lengths)
+
+
+def lengths_of(max_length: int, vary: bool = True) -> list[int]:
+    """The lengths that a plan shows: the longest and, where they vary, halves of it down to 32."""
+    return halved(max_length, 32) if vary else [max_length]
 
 
 def what_would_fit(build: Build[C], config: C, budget_bytes: float) -> list[str]:
@@ -99,7 +104,7 @@ def what_would_fit(build: Build[C], config: C, budget_bytes: float) -> list[str]
 
     def variant_of(name: str, changed: C) -> Variant | None:
         try:
-            return Variant(name, predict(build(changed)), changed.max_length)
+            return _variant(name, build(changed))
         except (ValueError, CannotTrace):
             return None  # this model cannot do that
 
@@ -111,14 +116,14 @@ def what_would_fit(build: Build[C], config: C, budget_bytes: float) -> list[str]
     if base is None:
         return []
     ways: list[tuple[bool, str]] = []
-    for flags, changed in _less_memory(config).items():
+    for flags, changed in _less_memory(config, base.lengths.flag).items():
         variant = variant_of(flags, changed)
         if variant is None:
             continue
-        needed = variant.needed_bytes(1, changed.max_length)
-        if needed >= base.needed_bytes(1, config.max_length):
+        needed = variant.needed_bytes(1, variant.max_length)
+        if needed >= base.needed_bytes(1, base.max_length):
             continue
-        number = variant.largest(changed.max_length, budget_bytes, config.effective_batch_size)
+        number = variant.largest(variant.max_length, budget_bytes, config.effective_batch_size)
         if number:
             example = "example" if number == 1 else "examples"
             ways.append((True, f"{flags}: {number} {example} at once ({format_bytes(needed)} for one)"))
@@ -127,8 +132,8 @@ def what_would_fit(build: Build[C], config: C, budget_bytes: float) -> list[str]
     return [text for _, text in sorted(ways, key=lambda way: not way[0])]
 
 
-def _less_memory(config: C) -> dict[str, C]:
-    """Changes that save memory, by the flags that make them."""
+def _less_memory(config: C, length_flag: str = "max_length") -> dict[str, C]:
+    """Changes that save memory, by the flags that make them; `length_flag` is that of the length of examples."""
     changes: dict[str, C] = {}
     if config.gradient_checkpointing is not True:
         changes["--gradient_checkpointing true"] = replace(config, gradient_checkpointing=True)
@@ -140,8 +145,9 @@ def _less_memory(config: C) -> dict[str, C]:
         changes["--quantization nf4"] = replace(config, quantization="nf4")
     if config.dropout != 0:
         changes["--dropout 0"] = replace(config, dropout=0.0)
-    length = config.max_length // 2
-    while length >= 32 and length >= config.max_length // 4:
-        changes[f"--max_length {length}"] = replace(config, max_length=length)
+    longest: int = getattr(config, length_flag)
+    length = longest // 2
+    while length >= 32 and length >= longest // 4:
+        changes[f"--{length_flag} {length}"] = replace(config, **{length_flag: length})
         length //= 2
     return changes

@@ -24,7 +24,7 @@ def draw(variants: Sequence[Variant], budgets: Sequence[int], path: Path) -> Non
             if fitting:
                 style = {"drawstyle": "steps-post", "color": f"C{index}", "label": format_bytes(budget)}
                 panel.plot(*zip(*fitting, strict=True), **style)
-        panel.set(title=variant.name, xlabel="tokens of an example", xscale="log", yscale="log")
+        panel.set(title=variant.name, xlabel=f"{variant.lengths.unit} of an example", xscale="log", yscale="log")
         panel.set_xticks([2**power for power in range(4, 21) if shortest <= 2**power <= variant.max_length])
         panel.xaxis.set_major_formatter("{x:.0f}")
         panel.yaxis.set_major_formatter("{x:.0f}")

@@ -42,7 +42,7 @@ def predict(workload: Workload, *, untraced: bool = False) -> Prediction:
     """
     longest = workload.max_length
     lengths = dict.fromkeys(
-        [longest, max(1, longest // 2), max(1, longest // 4)] if workload.lengths_vary else [longest]
+        [longest, max(1, longest // 2), max(1, longest // 4)] if workload.lengths.vary else [longest]
     )
     tracer = Tracer(workload)
     try:

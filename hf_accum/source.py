@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from hf_accum.dataset_files import Stamp, check_folder, check_inside, stamp_of
 from hf_accum.errors import first_line
+from hf_accum.image_folder import open_image_folder
 from hf_accum.retries import retried
 from hf_accum.row_files import BadRow, Row, opened, read_csv, read_json, read_parquet
 
@@ -122,6 +123,7 @@ def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revisi
     from datasets import load_dataset, load_dataset_builder
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
     from datasets.packaged_modules.csv.csv import Csv
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
     from datasets.packaged_modules.json.json import Json
     from datasets.packaged_modules.parquet.parquet import Parquet
 
@@ -163,6 +165,9 @@ def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revisi
         case Parquet():
             class_names = _parquet_class_names(dataset, files, columns) | class_names
             return _of_files(files, lambda f, start: read_parquet(f, start, columns), class_names)
+        case ImageFolder():
+            images = open_image_folder(dataset, files)
+            return Source(images.names, images.read, class_names)
         case _:
             try:
                 stream = load_dataset(path, data_files=data_files, revision=revision, split=split, streaming=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from hf_accum.adapters import count_parameters
+from hf_accum.batch_norm import has_frozen_statistics
 from hf_accum.config import RecipeConfig
 from hf_accum.resume import Resumed
 from hf_accum.tuner import Tuning
@@ -63,7 +64,13 @@ def describe_run(
         lines.append(f"steps      {num_steps:,}, about {passes:.2f} passes over the data; {last}")
     lines += [f"note       {note}" for note in notes]
     lines += [f"left out: {number:,} bad rows ({reason})" for reason, number in bad_rows.items()]
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+    of_batches = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if of_batches and has_frozen_statistics(model):
+        lines.append(
+            f"note       {len(of_batches)} BatchNorm layers keep the statistics that they came with: the gradient "
+            "does not depend on the cut"
+        )
+    elif of_batches:
         lines.append(
             "note       this model has BatchNorm layers, which see the micro-batch: its gradient depends on the cut"
         )

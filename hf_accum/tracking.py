@@ -93,6 +93,7 @@ class RunLog:
         log_every: int,
         first_step: int = 0,
         *,
+        unit: str = "tokens",
         console: Console | None = None,
     ) -> None:
         self.accelerator = accelerator
@@ -101,6 +102,7 @@ class RunLog:
         self.num_steps = num_steps
         self.first_step = first_step
         self.log_every = log_every
+        self.unit = unit
         self.console = console or Console(soft_wrap=True)
         self._lines = JsonLines(folder / "metrics.jsonl", self.say)
         self._pending: list[_Pending] = []
@@ -275,7 +277,7 @@ class RunLog:
         waited = sum(line.data_wait_share * line.step_seconds for line in lines) / seconds
         figures = (
             f"loss {_short(last.loss)}  grad norm {_short(last.grad_norm)}  lr {last.learning_rate:.2e}  "
-            f"{tokens / seconds:,.0f} tokens/s  padding {1 - tokens / padded:.1%}  "
+            f"{tokens / seconds:,.0f} {self.unit}/s  padding {1 - tokens / padded:.1%}  "
             f"waiting for data {waited:.1%}  memory {last.peak_memory_bytes / 2**30:.2f} GiB"
         )
         if self._display is not None:

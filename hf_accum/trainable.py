@@ -38,17 +38,19 @@ class Trainable:
 def load_trainable(
     auto_class: Any,
     name: str,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: "PreTrainedTokenizerBase | None",
     config: RecipeConfig,
     *,
-    task_type: str,
+    task_type: str | None,
     precision: str,
     device: torch.device,
+    replace_head: bool = False,
     **config_values: Any,
 ) -> Trainable:
     """Load `name` by a transformers Auto class, with `config_values` in its config, and put adapters on.
 
-    `task_type` is peft's, as SEQ_CLS. What is new (a head, the adapters) is the same for the same seed.
+    `task_type` is peft's, as SEQ_CLS; of models of images it has none. What is new (a head, the adapters) is the same
+    for the same seed. With `replace_head` a head for other labels is new too.
 
     Raises:
         ValueError: as `load_model` and `add_lora` do.
@@ -64,6 +66,7 @@ def load_trainable(
         quantization=config.quantization,
         precision=precision,
         device=device,
+        replace_head=replace_head,
         **config_values,
     )
     model = _with_adapters(pretrained.model, config, task_type, pretrained.new_modules)
@@ -72,7 +75,7 @@ def load_trainable(
 
 
 def without_weights(
-    auto_class: Any, name: str, config: RecipeConfig, *, task_type: str, **config_values: Any
+    auto_class: Any, name: str, config: RecipeConfig, *, task_type: str | None, **config_values: Any
 ) -> nn.Module:
     """The same model on `meta`, from its config alone, checkpointed where the flags say so: for a plan.
 

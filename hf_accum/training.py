@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from hf_accum.adapters import Processor
 from hf_accum.checkpoint import BestCheckpoint, Checkpoints
 from hf_accum.config import RecipeConfig
 from hf_accum.cutting import Cutter
@@ -31,9 +32,6 @@ from hf_accum.trainable import Trainable
 from hf_accum.tuner import Tuning
 from hf_accum.tuning import cutter_of, find_capacity, keep_costs, tuning_json
 from hf_accum.window import Example, Window
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 C = TypeVar("C", bound=RecipeConfig)
 T = TypeVar("T")
@@ -124,7 +122,7 @@ class Training:
         data: SplitData,
         task: Task[Any],
         trainable: Trainable,
-        tokenizer: "PreTrainedTokenizerBase",
+        processor: Processor,
         work: Workload,
         workload: Callable[[C, str], Workload],
         draw: Callable[[Example, int | None], Example] | None = None,
@@ -182,7 +180,9 @@ class Training:
 
         earlier = start_folder(run.folder, config, ranks, run.resumed.loaded, run.claim)
         self._write_tuning(self._tunings)
-        self._log = RunLog(accelerator, ranks, run.folder, self.num_steps, config.log_every, run.resumed.step)
+        unit = self._tuning.lengths.unit
+        how_often = (self.num_steps, config.log_every, run.resumed.step)
+        self._log = RunLog(accelerator, ranks, run.folder, *how_often, unit=unit)
         self._description = describe_run(
             config,
             num_train=data.num_train,
@@ -198,7 +198,7 @@ class Training:
             resumed=run.resumed,
         )
         self._checkpoints = Checkpoints(
-            run.folder, trainable.model, tokenizer, ranks, config.keep_checkpoints, self._log.say
+            run.folder, trainable.model, processor, ranks, config.keep_checkpoints, self._log.say
         )
         self.guard = GradientGuard(
             ranks,

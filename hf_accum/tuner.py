@@ -20,7 +20,7 @@ from hf_accum.errors import OutOfMemory
 from hf_accum.memory import Workload
 from hf_accum.prediction import Prediction, predict
 from hf_accum.prober import Probe, Prober
-from hf_accum.units import format_bytes
+from hf_accum.units import TOKENS, Lengths, format_bytes
 
 _MOST_PROBES = 3  # in which noise is evened out; a size that failed is bisected for as long as it takes
 _NOISE = 20  # 1 / 20 of a size
@@ -62,15 +62,19 @@ class Tuning:
     """So many of the longest length compute for as long as a probe may: more were not tried."""
     cache: Path | None = None
     """Where it is kept for later runs."""
+    lengths: Lengths = TOKENS
 
     @staticmethod
-    def as_given(size: int, max_length: int, checkpointing: bool = False) -> "Tuning":
+    def as_given(size: int, max_length: int, checkpointing: bool = False, lengths: Lengths = TOKENS) -> "Tuning":
         """A number that the user gave: nothing was measured."""
-        return Tuning(Capacity(size), "", 0, max_length, (), 1.0, 0.0, 0.0, checkpointing=checkpointing)
+        none: tuple[Probe, ...] = ()
+        how = {"checkpointing": checkpointing, "lengths": lengths}
+        return Tuning(Capacity(size), "", 0, max_length, none, 1.0, 0.0, 0.0, **how)
 
     def largest(self) -> dict[int, int]:
-        """The largest micro-batch for lengths from the longest down, halved each time."""
-        return {length: self.capacity.num_examples(length) for length in halved(self.max_length, 8)}
+        """The largest micro-batch for lengths from the longest down, halved each time, where they vary."""
+        lengths = halved(self.max_length, 8) if self.lengths.vary else [self.max_length]
+        return {length: self.capacity.num_examples(length) for length in lengths}
 
     def as_json(self) -> dict[str, Any]:
         """For tuning.json."""
@@ -98,7 +102,7 @@ class Tuning:
             return f"at most {self.capacity.most} examples at once on each rank, as given{ignored}"
         largest = self.largest()
         shortest = min(length for length, number in largest.items())
-        up_to = [f"{largest[self.max_length]} of {self.max_length} tokens"]
+        up_to = [f"{largest[self.max_length]} of {self.max_length} {self.lengths.unit}"]
         capped = [length for length, number in largest.items() if number == self.capacity.most]
         if capped and capped[0] != self.max_length:
             up_to.append(f"{self.capacity.most} (all of a window) of {capped[0]}")
@@ -172,7 +176,7 @@ def tune(
     frontier = known.frontier if from_cache and known is not None else None
     if frontier is not None:
         capacity = replace(capacity, budget_bytes=budget * frontier)
-    elif good < most and enough is None:
+    elif good < most and enough is None and workload.lengths.vary:
         capacity = _verify_frontier(capacity, prober, longest)
         frontier = capacity.budget_bytes / budget
     return Tuning(
@@ -190,23 +194,25 @@ def tune(
         settled=from_cache and known is not None and known.settled,
         frontier=frontier,
         enough=enough,
+        lengths=workload.lengths,
     )
 
 
 def _nothing_fits(prober: Prober) -> NothingFits:
-    longest, limit, budget = prober.workload.max_length, prober.memory.limit_bytes, prober.budget_bytes()
+    longest, unit = prober.workload.max_length, prober.workload.lengths.unit
+    limit, budget = prober.memory.limit_bytes, prober.budget_bytes()
     one = prober.prediction.needed_bytes(1, longest)
     needed = prober.measured(one)
     if needed > limit:
         return NothingFits(
-            f"not even one example of {longest} tokens fits: it needs {format_bytes(needed)} on "
+            f"not even one example of {longest} {unit} fits: it needs {format_bytes(needed)} on "
             f"{prober.memory.name}, {format_bytes(needed - limit)} more than the {format_bytes(limit)} that the run "
             "may use",
             budget,
         )
     return NothingFits(
-        f"not even one example of {longest} tokens fits: it ran out of memory on {prober.memory.name}, though it was "
-        f"predicted to need {format_bytes(needed)} of the {format_bytes(limit)} that the run may use",
+        f"not even one example of {longest} {unit} fits: it ran out of memory on {prober.memory.name}, though it "
+        f"was predicted to need {format_bytes(needed)} of the {format_bytes(limit)} that the run may use",
         min(budget, one - 1),
     )
 

@@ -62,7 +62,8 @@ def find_capacity(
         if size != "auto":
             if config.gradient_checkpointing is True:
                 checkpoint()
-            given = Tuning.as_given(size, workload.max_length, config.gradient_checkpointing is True)
+            is_checkpointed = config.gradient_checkpointing is True
+            given = Tuning.as_given(size, workload.max_length, is_checkpointed, workload.lengths)
             if config.memory_budget == "auto":
                 return given
             memory = open_memory(device, config.memory_budget)  # which limits an accelerator
@@ -104,7 +105,8 @@ def cutter_of(tuning: Tuning, device: torch.device, *, learns: bool = True) -> C
     costs = WorkingCosts(tuning.costs, is_settled=tuning.settled) if learns else WorkingCosts(is_settled=True)
     # Tensor cores work on eights.
     multiple_of = 1 if device.type == "cpu" else 8
-    return Cutter(WorkingCapacity(tuning.capacity), costs, multiple_of, tuning.max_length, device_name(device))
+    name = device_name(device)
+    return Cutter(WorkingCapacity(tuning.capacity), costs, multiple_of, tuning.max_length, name, tuning.lengths)
 
 
 def keep_costs(tuning: Tuning, cutter: Cutter, ranks: Ranks) -> list[Tuning]:

@@ -1,7 +1,8 @@
-"""Bytes as people write them."""
+"""Bytes as people write them, and what the length of an example is counted in."""
 
 import math
 import re
+from dataclasses import dataclass
 from fractions import Fraction
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4} | {
@@ -10,6 +11,18 @@ _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4} | {
     "gi": 1024**3,
     "ti": 1024**4,
 }
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What the length of an example is counted in, which flag limits it, and whether examples differ in it."""
+
+    unit: str = "tokens"
+    flag: str = "max_length"
+    vary: bool = True
+
+
+TOKENS = Lengths()
 
 
 def parse_bytes(text: str | int) -> int:

@@ -32,7 +32,7 @@ from hf_accum.seeding import derive_seed
 class Example:
     """One example, ready for a batch.
 
-    `length` is in tokens, `weight` that of its items, `features` what its batch is made of.
+    `length` is in tokens (of an image in patches), `weight` that of its items, `features` what its batch is made of.
     `num_truncated_tokens` were cut off to keep to the longest length allowed. Of a pair of texts, each of which goes
     through the model by itself, the texts are the `parts`, and its `length` is the sum of theirs.
     """
@@ -233,8 +233,9 @@ class Window:
             num_examples, length = len(failed.examples), failed.length
             if num_examples == 1 and failed.examples[0].id in tried_alone:
                 raise OutOfMemory(
-                    f"a single example of {length} tokens does not fit into memory ({failed.out_of_memory}); "
-                    "--gradient_checkpointing true, a smaller --max_length or --lora.rank, or another model need less"
+                    f"a single example of {length} {cutter.lengths.unit} does not fit into memory "
+                    f"({failed.out_of_memory}); --gradient_checkpointing true, a smaller --{cutter.lengths.flag} or "
+                    "--lora.rank, or another model need less"
                 )
             if num_examples == 1:
                 tried_alone.add(failed.examples[0].id)
@@ -242,8 +243,9 @@ class Window:
             cutter.capacity.out_of_memory(num_examples, length)
             self.num_oom_replays += 1
             self.last_replay = (
-                f"memory ran out at {num_examples} examples of {length} tokens ({failed.out_of_memory}): the window "
-                f"starts anew, with at most {cutter.capacity.num_examples(length)} of that length at once"
+                f"memory ran out at {num_examples} examples of {length} {cutter.lengths.unit} "
+                f"({failed.out_of_memory}): the window starts anew, with at most "
+                f"{cutter.capacity.num_examples(length)} of that length at once"
             )
 
     def cut(self, cutter: Cutter) -> Cut:

@@ -3,11 +3,12 @@
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tiny import WORDS, make_tokenizer, save_base
+from tiny_vision import SIDE, save_images, save_vision_model
 from transformers import AutoModel, AutoModelForCausalLM
 
 CLASSES = ("eye", "heart", "muscle")
@@ -18,26 +19,44 @@ class Recipe:
     """A recipe, its row in the test data, the class by which peft alone loads its adapter (None: it has none)."""
 
     name: str
-    make_row: Callable[[random.Random], dict[str, Any]]
+    make_row: Callable[[random.Random], dict[str, Any]] | None
+    """None: of a recipe of images."""
     peft_class: str | None
     num_labels: int | None
     flags: dict[str, Any]
     architecture: str = "bert"
     auto_class: Any = AutoModel
+    has_checkpointing: bool = True
+    """Whether its model can compute activations again."""
+    is_second_task: bool = False
+    """Of a recipe that is in the list already."""
+
+    @property
+    def id(self) -> str:
+        """By which tests tell it from the others."""
+        return "-".join([self.name, *([self.flags["task"]] if "task" in self.flags else [])])
 
     def make_flags(self, folder: Path, output: Path, **more: Any) -> list[str]:
         """The flags of a run on a tiny model and 120 rows, which are made where they are not there."""
         model, data = folder / f"{self.name}-model", folder / f"{self.name}-data"
         if not data.is_dir():
-            save_base(model, self.architecture, make_tokenizer(mask_token=True), self.auto_class)
-            draw = random.Random(0)
-            rows = [json.dumps(self.make_row(draw)) + "\n" for _ in range(120)]
-            data.mkdir()
-            for number, (start, end) in enumerate([(0, 70), (70, 78), (78, 120)]):
-                (data / f"train-{number}.jsonl").write_text("".join(rows[start:end]))
-        named = {"model": model, "dataset": data, "output_dir": output, "max_length": 16, "micro_batch_size": 4}
+            self._save(model, data)
+        named = {"model": model, "dataset": data, "output_dir": output, "micro_batch_size": 4}
+        named |= {"resolution": SIDE, "lora.rank": 2} if self.make_row is None else {"max_length": 16}
         named |= {"effective_batch_size": 16, **self.flags, **more}
         return [f"--{name}={value}" for name, value in named.items()]
+
+    def _save(self, model: Path, data: Path) -> None:
+        if self.make_row is None:
+            save_vision_model(model)
+            save_images(data)
+            return
+        save_base(model, self.architecture, make_tokenizer(mask_token=True), self.auto_class)
+        draw = random.Random(0)
+        rows = [json.dumps(self.make_row(draw)) + "\n" for _ in range(120)]
+        data.mkdir()
+        for number, (start, end) in enumerate([(0, 70), (70, 78), (78, 120)]):
+            (data / f"train-{number}.jsonl").write_text("".join(rows[start:end]))
 
 
 def classified(draw: random.Random) -> dict[str, Any]:
@@ -69,6 +88,7 @@ def answered(draw: random.Random) -> dict[str, Any]:
     }
 
 
+_IMAGES = Recipe("driving_images", None, "AutoPeftModel", 3, {"task": "classification"}, has_checkpointing=False)
 RECIPES = (
     Recipe("clinical_classification", classified, "AutoPeftModelForSequenceClassification", 3, {}),
     Recipe("medical_mlm", classified, None, None, {"mlm_probability": 0.3}),
@@ -83,4 +103,6 @@ RECIPES = (
     ),
     Recipe("clinical_ner", tagged, "AutoPeftModelForTokenClassification", 3, {"overlap": 4}),
     Recipe("term_retrieval", paired, "AutoPeftModelForFeatureExtraction", None, {}),
+    _IMAGES,
+    replace(_IMAGES, num_labels=4, flags={"task": "segmentation"}, is_second_task=True),
 )

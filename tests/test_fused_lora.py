@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
 from torch import nn
 
-from hf_accum.fused_lora import FusedLoraLinear, fuse_lora
+from hf_accum.fused_lora import FusedLoraConv2d, FusedLoraLinear, fuse_lora
 
 
 class Net(nn.Module):
@@ -124,3 +124,36 @@ def test_other_layers_stay_as_they_are_and_saving_knows_no_difference(tmp_path: 
     peft_s.save_pretrained(tmp_path / "theirs")
     for name in ("adapter_model.safetensors",):
         assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
+
+
+class ConvNet(nn.Module):
+    """Convolutions of one pixel and of several, with a stride, and one by groups, which stays as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 1, padding="same", bias=False)
+        self.second = nn.Conv2d(6, 4, (3, 5), stride=2, padding=1)
+        self.third = nn.Conv2d(4, 4, 3, groups=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(number, 3, height, width) -> (number, 4, ...)."""
+        return self.third(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+@pytest.mark.parametrize("how", [{}, {"lora_dropout": 0.5}, {"use_dora": True}], ids=str)
+@pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups")
+def test_convolutions_compute_the_same(how: dict[str, Any]) -> None:
+    def adapted_convolutions() -> Any:
+        torch.manual_seed(0)
+        targets = ["first", "second", "third"]
+        model = get_peft_model(ConvNet(), LoraConfig(r=2, lora_alpha=7, target_modules=targets, **how)).double()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter)
+        return model
+
+    ours, peft_s = adapted_convolutions(), adapted_convolutions()
+    assert fuse_lora(ours) == 2
+    assert sum(isinstance(module, FusedLoraConv2d) for module in ours.modules()) == 2
+    check_same(ours, peft_s, torch.randn(2, 3, 11, 12, dtype=torch.float64))
+    assert ours.state_dict().keys() == peft_s.state_dict().keys()

@@ -22,6 +22,7 @@ from hf_accum.config import LoraConfig
 from hf_accum.losses import CrossEntropy
 from hf_accum.memory import CannotTrace, LiveBytes, Tracer, Workload, sum_bytes
 from hf_accum.prediction import Prediction, predict
+from hf_accum.units import Lengths
 
 CPU = torch.device("cpu")
 MAX_LENGTH = 32
@@ -211,7 +212,7 @@ def make_workload(case: Case) -> Workload:
     def predicted(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
         return model(**inputs(num_examples, length, device)).logits.argmax(-1)
 
-    return Workload(model, make_optimizer, loss, predicted, MAX_LENGTH, not is_image, case.precision)
+    return Workload(model, make_optimizer, loss, predicted, MAX_LENGTH, Lengths(vary=not is_image), case.precision)
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:

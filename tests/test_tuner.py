@@ -23,6 +23,7 @@ from hf_accum.memory import Workload
 from hf_accum.optimization import build_optimizer
 from hf_accum.prediction import predict
 from hf_accum.tuner import NothingFits, Tuning, tune
+from hf_accum.units import Lengths
 from recipes.embedded.models import minilm
 
 CPU = torch.device("cpu")
@@ -132,7 +133,7 @@ def make_workload(architecture: str, *, lora: bool, checkpointing: bool, max_len
     def optimizer(model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(model, 1e-3, 0.01)
 
-    return Workload(model, optimizer, loss, forward, max_length, lengths_vary=not is_image)
+    return Workload(model, optimizer, loss, forward, max_length, lengths=Lengths(vary=not is_image))
 
 
 def check_against_brute_force(work: Workload, budget: int, most: int, lengths: Iterable[int]) -> None:
@@ -173,7 +174,7 @@ def test_brute_force_finds_no_other_size(
     work = make_workload(architecture, lora=lora, checkpointing=checkpointing)
     one = peak_of_training(work, 2, 512)
     for factor in factors:
-        lengths = (64, 160, 512) if work.lengths_vary else (512,)
+        lengths = (64, 160, 512) if work.lengths.vary else (512,)
         check_against_brute_force(work, round(one * factor), 48, lengths)
 
 

@@ -20,7 +20,11 @@ from hf_accum.config import RecipeConfig
 ROOT = Path(__file__).parents[2]
 FAULTY = str(Path(__file__).with_name("faulty_recipe.py"))
 Run = Callable[..., Path]
-for_each = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+for_each = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.id)
+for_each_once = pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(r, id=r.id, marks=[pytest.mark.slow] if r.is_second_task else []) for r in RECIPES],
+)
 
 
 @pytest.fixture
@@ -88,11 +92,12 @@ def test_it_has_the_shared_flags_and_the_same_shape(recipe: Recipe) -> None:
         assert part in calls, f"the loop of {recipe.name} is not in its `train`: no {part}"
 
 
-@for_each
+@for_each_once
 def test_it_trains_the_same_however_windows_are_cut(recipe: Recipe, run_here: Run, tmp_path: Path) -> None:
     how = {"dropout": 0, "max_steps": 5, "num_epochs": 2, "learning_rate": 0.01}
     runs = [run_here(recipe, **how, micro_batch_size=size) for size in (1, 16)]
-    runs.append(run_here(recipe, **how, micro_batch_size=3, gradient_checkpointing="true"))
+    checkpointing = str(recipe.has_checkpointing).lower()
+    runs.append(run_here(recipe, **how, micro_batch_size=3, gradient_checkpointing=checkpointing))
     runs.append(run_here(recipe, **how, micro_batch_size="auto", memory_budget="1GiB"))
     output = tmp_path / "two-processes"
     flags = recipe.make_flags(tmp_path, output, **how, micro_batch_size=3)
@@ -107,7 +112,9 @@ def test_its_adapter_is_loaded_by_peft_alone(recipe: Recipe, run_here: Run) -> N
     if recipe.peft_class is None:
         pytest.skip("trains all weights")
     adapter = str(run_here(recipe, max_steps=1) / "adapter")
-    how = {} if recipe.num_labels is None else {"num_labels": recipe.num_labels}
+    how: dict[str, Any] = {} if recipe.num_labels is None else {"num_labels": recipe.num_labels}
+    if recipe.is_second_task:  # its model is of ours
+        how["import_allowlist"] = ["hf_accum.segmenter"]
     model = getattr(peft, recipe.peft_class).from_pretrained(adapter, **how)
     saved = load_file(Path(adapter) / "adapter_model.safetensors")
     loaded = peft.get_peft_model_state_dict(model)
@@ -117,7 +124,7 @@ def test_its_adapter_is_loaded_by_peft_alone(recipe: Recipe, run_here: Run) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES[1:], ids=lambda recipe: recipe.name)  # the first: in test_resume
+@pytest.mark.parametrize("recipe", RECIPES[1:], ids=lambda recipe: recipe.id)  # the first: in test_resume
 def test_it_goes_on_after_a_kill_as_if_nothing_had_been(recipe: Recipe, tmp_path: Path) -> None:
     how = {"max_steps": 9, "num_epochs": "null", "save_every": 3, "dropout": 0.1, "full_determinism": "true"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -1,0 +1,59 @@
+"""BatchNorm with the statistics that a model came with, in training too.
+
+Statistics of a micro-batch depend on how the window is cut, and are noise where it is small; with those of the
+pre-training each example is computed by itself. The layers' weights and biases are trained as any others.
+"""
+
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _Frozen:
+    """A BatchNorm layer that stays in eval mode."""
+
+    def train(self: Any, mode: bool = True) -> Any:
+        """As any other module, but for the mode."""
+        return nn.Module.train(self, False)
+
+
+class FrozenBatchNorm1d(_Frozen, nn.BatchNorm1d):
+    """`nn.BatchNorm1d` in eval mode."""
+
+
+class FrozenBatchNorm2d(_Frozen, nn.BatchNorm2d):
+    """`nn.BatchNorm2d` in eval mode."""
+
+
+class FrozenBatchNorm3d(_Frozen, nn.BatchNorm3d):
+    """`nn.BatchNorm3d` in eval mode."""
+
+
+_KINDS: dict[type, type] = {
+    nn.BatchNorm1d: FrozenBatchNorm1d,
+    nn.BatchNorm2d: FrozenBatchNorm2d,
+    nn.BatchNorm3d: FrozenBatchNorm3d,
+}
+
+
+def freeze_statistics(model: nn.Module) -> int:
+    """Have a model's BatchNorm layers use and keep their running statistics, in whichever mode; returns their number.
+
+    Raises:
+        ValueError: for one without such statistics, or of another kind (synchronised over ranks, say).
+    """
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    for name, layer in layers:
+        if isinstance(layer, _Frozen):
+            continue
+        if type(layer) not in _KINDS or layer.running_mean is None:
+            raise ValueError(f"{name}, a {type(layer).__name__}, has no statistics of its own that could be frozen")
+        layer.__class__ = _KINDS[type(layer)]
+        layer.eval()
+    return len(layers)
+
+
+def has_frozen_statistics(model: nn.Module) -> bool:
+    """Whether no BatchNorm layer of a model sees the micro-batch."""
+    return all(isinstance(module, _Frozen) for module in model.modules() if isinstance(module, _BatchNorm))

@@ -1,0 +1,202 @@
+"""A dataset of images with a class or a mask each: opened, and read once for what has to be known before training."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from hf_accum.config import RecipeConfig
+from hf_accum.errors import shortened
+from hf_accum.image_folder import ImageFile
+from hf_accum.images import MOST_PIXELS, Picture, open_image, open_mask, picture_of
+from hf_accum.labels import LabelColumn, sorted_names
+from hf_accum.ranks import Ranks
+from hf_accum.row_files import BadRow, Row
+from hf_accum.split_data import Observed, SplitData, open_split
+
+_SMALL = (32, 32)  # to which a JPEG is decoded where it only has to be seen whether it can be
+_MOST_CLASSES = 256
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The images in a column. `bad` are those that cannot be used, by their keys, as one pass over all has found."""
+
+    column: str
+    root: Path | None = None
+    most_pixels: int = MOST_PIXELS
+    bad: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def of(self, row: Row) -> Picture:
+        """That of a row, not decoded.
+
+        Raises:
+            BadRow: if there is none, or it is known to be bad.
+        """
+        picture = picture_of(row, self.column, self.root)
+        if self.bad and (reason := self.bad.get(picture.key)) is not None:
+            raise BadRow(self.column, reason)
+        return picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData(SplitData):
+    """The dataset. Without a column of groups each image is one."""
+
+    pictures: Pictures
+
+    def is_held_out(self, row: Row, of_eval_source: bool) -> bool:
+        """Whether a row is not to train on."""
+        if self.eval_fraction is not None and self.group_column == self.pictures.column:
+            row = {self.group_column: picture_of(row, self.pictures.column, self.pictures.root).key}
+        return super().is_held_out(row, of_eval_source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages(ImageData):
+    """Images with a class each."""
+
+    labels: LabelColumn
+
+    @property
+    def notes(self) -> list[str]:
+        """Labels that no row to train on has, as far as they were counted."""
+        without = [name for name in self.labels.names if name not in self.label_counts] if self.label_counts else []
+        return [f"no row to train on has the label {shortened(', '.join(without), 200)}"] if without else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedImages(ImageData):
+    """Images with a mask each, whose pixels are numbers of classes; `ignore_index` is the number of none."""
+
+    masks: Pictures
+    names: tuple[str, ...]
+    ignore_index: int
+
+
+def open_labelled_images(
+    dataset: str,
+    ranks: Ranks,
+    config: RecipeConfig,
+    *,
+    image_column: str,
+    label_column: str,
+    label_names: tuple[str, ...],
+    most_pixels: int = MOST_PIXELS,
+) -> LabelledImages:
+    """Open the dataset, and read it once, each image too, unless nothing has to be known of it.
+
+    Raises:
+        ValueError: for a dataset, column or row that cannot be used.
+    """
+    opened, images = _opened(dataset, config, image_column, [label_column], most_pixels)
+    class_names = opened.source.class_names.get(label_column, ())
+    names = label_names or class_names
+    labels = LabelColumn(label_column, "single_label_classification", names, "", bool(class_names))
+    data = LabelledImages(labels=labels, pictures=images, **vars(opened))
+    if not _needs_pass(config, names):
+        return data
+    bad: dict[str, str] = {}
+
+    def observe(row: Row) -> Observed:
+        keys, picture = labels.keys(row), images.of(row)
+        _noting(bad, picture, lambda: open_image(picture, most_pixels, _SMALL))
+        return keys, (_digest(picture), keys)
+
+    data = data.surveyed(observe, ranks, config.on_bad_row)
+    names = names or sorted_names([*data.label_counts, *data.held_out_label_counts], label_column)
+    pictures = replace(images, bad=_of_all_ranks(bad, ranks))
+    return replace(data, labels=replace(labels, names=names), pictures=pictures)
+
+
+def open_masked_images(
+    dataset: str,
+    ranks: Ranks,
+    config: RecipeConfig,
+    *,
+    image_column: str,
+    mask_column: str,
+    label_names: tuple[str, ...],
+    ignore_index: int,
+    most_pixels: int = MOST_PIXELS,
+) -> MaskedImages:
+    """Open the dataset, and read it once, each image and mask too, unless nothing has to be known of it.
+
+    Raises:
+        ValueError: for a dataset, column or row that cannot be used.
+    """
+    opened, images = _opened(dataset, config, image_column, [mask_column], most_pixels)
+    masks = replace(images, column=mask_column)
+    data = MaskedImages(pictures=images, masks=masks, names=label_names, ignore_index=ignore_index, **vars(opened))
+    if not _needs_pass(config, label_names):
+        return data
+    bad: dict[str, str] = {}
+    bad_masks: dict[str, str] = {}
+    most = len(label_names) or _MOST_CLASSES
+
+    def observe(row: Row) -> Observed:
+        picture, mask = images.of(row), masks.of(row)
+        image = _noting(bad, picture, lambda: open_image(picture, most_pixels))
+
+        def numbers() -> list[int]:
+            opened = open_mask(mask, most_pixels)
+            if opened.size != image.size:
+                raise BadRow(mask_column, f"{opened.size} pixels, and the image has {image.size}")
+            found = [number for number in np.unique(np.asarray(opened)).tolist() if number != ignore_index]
+            if found and not 0 <= found[0] <= found[-1] < most:
+                known = f"of the {most} classes" if label_names else f"from 0 to {most - 1}"
+                raise BadRow(mask_column, f"has the number {found[-1] if found[0] >= 0 else found[0]}, none {known}")
+            return found
+
+        keys = tuple(map(str, _noting(bad_masks, mask, numbers)))
+        return keys, (_digest(picture), _digest(mask))
+
+    data = data.surveyed(observe, ranks, config.on_bad_row)
+    highest = max(map(int, [*data.label_counts, *data.held_out_label_counts]), default=0)
+    if not label_names and highest < 1:
+        raise ValueError(f"column {mask_column!r}: its masks have no class but 0; there have to be at least 2")
+    return replace(
+        data,
+        names=label_names or tuple(map(str, range(highest + 1))),
+        pictures=replace(images, bad=_of_all_ranks(bad, ranks)),
+        masks=replace(masks, bad=_of_all_ranks(bad_masks, ranks)),
+    )
+
+
+def _opened(
+    dataset: str, config: RecipeConfig, image_column: str, columns: list[str], most_pixels: int
+) -> tuple[SplitData, Pictures]:
+    group_column = config.group_column or image_column
+    opened = open_split(dataset, [image_column, *columns], config, group_column=group_column)
+    root = Path(dataset) if os.path.isdir(dataset) else Path(dataset).parent if os.path.isfile(dataset) else None
+    return opened, Pictures(image_column, root, most_pixels)
+
+
+def _needs_pass(config: RecipeConfig, names: tuple[str, ...]) -> bool:
+    """Only a pass tells the names, the number of examples, and which images cannot be decoded."""
+    return not names or config.num_epochs is not None or config.on_bad_row == "skip"
+
+
+def _noting(bad: dict[str, str], picture: Picture, look: Callable[[], T]) -> T:
+    """What `look` finds; where that is a bad image, it is noted by its key."""
+    try:
+        return look()
+    except BadRow as error:
+        bad[picture.key] = error.reason
+        raise
+
+
+def _of_all_ranks(bad: dict[str, str], ranks: Ranks) -> dict[str, str]:
+    return {key: reason for of_rank in ranks.gather_objects(bad) for key, reason in of_rank.items()}
+
+
+def _digest(picture: Picture) -> str:
+    """Of an image's content."""
+    if isinstance(picture.stored, ImageFile):
+        return blake2b(picture.read(), digest_size=16).hexdigest()
+    return picture.key

@@ -1,0 +1,162 @@
+"""Images of rows: found, judged by their headers, decoded."""
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from hf_accum.errors import first_line, shortened, shown
+from hf_accum.image_folder import ImageFile
+from hf_accum.row_files import BadRow
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""Those that are read. Some others that Pillow knows run a program."""
+
+MOST_PIXELS = 89_478_485
+"""Of an image, as Pillow has it: more are taken for a bomb, which fills the memory from a small file."""
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as it is stored, in bytes or in a file: it is not decoded yet. `column` is where it stood."""
+
+    column: str
+    stored: bytes | ImageFile = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        """By which it is known: the name of its file, or a digest of its bytes."""
+        if isinstance(self.stored, ImageFile):
+            return self.stored.name
+        return blake2b(self.stored, digest_size=16).hexdigest()
+
+    def read(self) -> bytes:
+        """Its bytes.
+
+        Raises:
+            BadRow: if there are none.
+            ValueError: if its file was changed since.
+        """
+        try:
+            content = self.stored if isinstance(self.stored, bytes) else self.stored.read()
+        except OSError as error:
+            raise BadRow(self.column, f"{self.name}cannot be read ({first_line(error)})") from error
+        if not content:
+            raise BadRow(self.column, f"{self.name}is empty")
+        return content
+
+    @property
+    def name(self) -> str:
+        """For messages; empty where it has no file."""
+        return f"{self.stored.name} " if isinstance(self.stored, ImageFile) else ""
+
+
+def picture_of(row: Mapping[str, Any], column: str, root: Path | None = None) -> Picture:
+    """The image in a column: bytes, a dictionary with `bytes` (as `datasets` has it), or the path of a file.
+
+    A path is relative to `root`, the dataset's folder, and does not lead out of it.
+
+    Raises:
+        BadRow: if there is no such column, no image in it, or a path that is not allowed.
+    """
+    if column not in row:
+        raise BadRow(column, f"no such column; the row has {shortened(', '.join(map(str, row)), 300) or 'none'}")
+    value = row[column]
+    path = None
+    if isinstance(value, dict):
+        value, path = value.get("bytes"), value.get("path")
+    elif isinstance(value, str):
+        value, path = None, value
+    if isinstance(value, bytes | ImageFile):
+        return Picture(column, value)
+    if value is None and isinstance(path, str) and path:
+        return Picture(column, _inside(path, column, root))
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise BadRow(column, "no image (null)")
+    raise BadRow(column, f"{shown(value)} is a {type(value).__name__}, neither an image nor the path of one")
+
+
+def _inside(path: str, column: str, root: Path | None) -> ImageFile:
+    if root is None:
+        raise BadRow(column, f"{shown(path)} is a path: images of this dataset have to be in it, as bytes")
+    try:
+        whole = (root / path).resolve()
+        if not whole.is_relative_to(root.resolve()):
+            raise BadRow(column, f"{shown(path)} leads out of the dataset's folder")
+        if not whole.is_file():
+            raise BadRow(column, f"{shown(path)}: there is no such file in the dataset's folder")
+    except (OSError, ValueError) as error:  # too long a name, a null character
+        if isinstance(error, BadRow):
+            raise
+        raise BadRow(column, f"{shown(path)} is no path ({first_line(error)})") from error
+    return ImageFile(path, str(whole))
+
+
+def open_image(picture: Picture, most_pixels: int = MOST_PIXELS, near: Size | None = None) -> Image.Image:
+    """An image, decoded, as it is meant to be seen (turned as EXIF says).
+
+    `near`: a JPEG may be decoded to a smaller size, which is no less than that.
+
+    Raises:
+        BadRow: if it is of another format, damaged, or has too many pixels.
+    """
+    content = picture.read()
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > most_pixels:
+                raise BadRow(
+                    picture.column,
+                    f"{picture.name}has {width:,} x {height:,} pixels, more than the {most_pixels:,} of "
+                    "--max_image_pixels: a decompression bomb?",
+                )
+            if near is not None:
+                image.draft("RGB", near)
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except (BadRow, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadRow(picture.column, f"{picture.name}has too many pixels ({first_line(error)})") from error
+    except UnidentifiedImageError:
+        raise BadRow(
+            picture.column, f"{picture.name}is damaged, or no image of {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        ) from None
+    except Exception as error:  # files of others can be wrong in any way
+        raise BadRow(picture.column, f"{picture.name}cannot be decoded ({first_line(error)})") from error
+
+
+def open_rgb(picture: Picture, most_pixels: int = MOST_PIXELS, near: Size | None = None) -> Image.Image:
+    """An image in three colours, as `open_image` opens it; what is transparent is black.
+
+    Raises:
+        BadRow: as `open_image` does.
+    """
+    image = open_image(picture, most_pixels, near)
+    if image.mode in ("P", "PA", "LA", "RGBA"):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    elif image.mode.startswith("I"):  # 16 bits
+        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def open_mask(picture: Picture, most_pixels: int = MOST_PIXELS) -> Image.Image:
+    """A mask: an image of one channel, whose values are numbers of classes.
+
+    Raises:
+        BadRow: if it has several, and as `open_image` does.
+    """
+    image = open_image(picture, most_pixels)
+    if image.mode not in ("1", "L", "P", "I", "I;16"):
+        raise BadRow(picture.column, f"{picture.name}is a mask in {image.mode}: it has to have one channel")
+    return Image.fromarray(np.asarray(image).astype(np.int32))

@@ -1,0 +1,145 @@
+"""Semantic segmentation: a class for each pixel of an image, and how well they are found."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_accum.augmentation import UNCHANGED, Augmentation, Augmenter
+from hf_accum.cutting import Cutter
+from hf_accum.evaluation import check_best_metric, run_over
+from hf_accum.image_classification import pixel_values
+from hf_accum.image_data import Pictures
+from hf_accum.image_inputs import ImageInputs, num_patches
+from hf_accum.images import Picture, open_mask
+from hf_accum.losses import IGNORE, Objective
+from hf_accum.pipeline import to_device
+from hf_accum.ranks import Ranks
+from hf_accum.stream import WindowStream
+from hf_accum.window import Example
+
+
+@dataclass(frozen=True)
+class SemanticSegmentation:
+    """One class for each pixel, but for those of `ignore_index`: an item is a pixel that has one.
+
+    Images and masks stay as they are stored until a batch is made of them.
+    """
+
+    pictures: Pictures
+    masks: Pictures
+    names: Sequence[str]
+    ignore_index: int
+    objective: Objective
+    inputs: ImageInputs
+    augmenter: Augmenter | None
+
+    def prepare(self, row: Mapping[str, Any]) -> tuple[Picture, Picture]:
+        """A row's image and its mask, neither decoded.
+
+        Raises:
+            BadRow: if either is missing or cannot be used.
+        """
+        return self.pictures.of(row), self.masks.of(row)
+
+    def encode(self, rows: Sequence[tuple[str, tuple[Picture, Picture]]]) -> list[Example]:
+        """Examples of (id, (image, mask)) rows, which weigh nothing before `draw`."""
+        length = num_patches(self.inputs.resolution)
+        return [
+            Example(example_id, length, 0.0, {"picture": picture, "mask": mask})
+            for example_id, (picture, mask) in rows
+        ]
+
+    def draw(self, example: Example, epoch: int | None) -> Example:
+        """Draw how an image is augmented in a pass (a held-out one, None, is not), and weigh what is left of it."""
+        changed = UNCHANGED
+        if epoch is not None and self.augmenter is not None:
+            changed = self.augmenter.draw(epoch, example.id)
+        weight = self.objective.weight(self._labels(example.features["mask"], changed))
+        return replace(example, weight=weight, features={**example.features, "augmentation": changed})
+
+    def collate(self, examples: Sequence[Example], length: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """The model's inputs, (num_examples, 3, resolution, resolution), and the classes of pixels, on the CPU.
+
+        Raises:
+            ValueError: for an image that cannot be decoded.
+        """
+        labels = [self._labels(e.features["mask"], e.features["augmentation"]) for e in examples]
+        return {"pixel_values": pixel_values(self.inputs, examples)}, torch.stack(labels)
+
+    @staticmethod
+    def compact(logits: Tensor) -> Tensor:
+        """Predicted classes of pixels."""
+        return logits.argmax(-1)
+
+    @staticmethod
+    def check_metrics(best_metric: str | None) -> None:
+        """Refuse a `--best_metric` that an evaluation has no figure of.
+
+        Raises:
+            ValueError: naming those that it has.
+        """
+        check_best_metric(best_metric, figures_of(np.eye(2, dtype=np.int64), ("no", "yes")))
+
+    def evaluate(
+        self, model: nn.Module, held_out: WindowStream[Any], *, ranks: Ranks, cutter: Cutter
+    ) -> dict[str, Any]:
+        """The mean loss of labelled pixels, and the figures of `figures_of`. A collective."""
+        device = next(model.parameters()).device
+
+        def forward(examples: Sequence[Example], length: int) -> tuple[int, float, np.ndarray]:
+            inputs, labels = to_device(self.collate(examples, length), device)
+            logits = model(**inputs).logits
+            counts = confusion(self.compact(logits), labels, len(self.names))
+            return len(examples), float(self.objective(logits, labels)), counts.cpu().numpy()
+
+        results, weight = run_over(model, held_out, forward, cutter)
+        everyone = [of_batch for of_rank in ranks.gather_objects(results) for of_batch in of_rank]
+        return {
+            "num_examples": sum(number for number, _, _ in everyone),
+            "loss": sum(loss for _, loss, _ in everyone) / weight,
+            **figures_of(sum(counts for _, _, counts in everyone), self.names),
+        }
+
+    def _labels(self, mask: Picture, augmentation: Augmentation) -> Tensor:
+        """The classes of an image's pixels, (resolution, resolution)."""
+        opened = open_mask(mask, self.masks.most_pixels)
+        labels = torch.from_numpy(np.array(augmentation.mask(opened, self.inputs.resolution), dtype=np.int64))
+        return labels.masked_fill_(labels == self.ignore_index, IGNORE)
+
+
+def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """How many pixels of each class (rows) were taken for each class (columns); of those with a label."""
+    kept = labels != IGNORE
+    pairs = labels[kept] * num_classes + predicted[kept]
+    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def figures_of(counts: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """Of a confusion matrix: mean IoU (over the classes that occur), mean and overall accuracy, and a table by class.
+
+    The intersection over union of a class: pixels that are of it and were taken for it, by those that are or were
+    (Everingham et al., The PASCAL Visual Object Classes Challenge, 2015, section 4.4).
+    """
+    right, truth, taken = np.diag(counts).astype(float), counts.sum(axis=1), counts.sum(axis=0)
+    union = truth + taken - right
+    ious = [float(r / u) if u else None for r, u in zip(right, union, strict=True)]
+    accuracies = [float(r / t) if t else None for r, t in zip(right, truth, strict=True)]
+    return {
+        "num_pixels": int(counts.sum()),
+        "mean_iou": _mean(ious),
+        "mean_accuracy": _mean(accuracies),
+        "overall_accuracy": float(right.sum() / max(1, counts.sum())),
+        "per_class": {
+            name: {"iou": iou, "accuracy": accuracy, "support": float(support)}
+            for name, iou, accuracy, support in zip(names, ious, accuracies, truth, strict=True)
+        },
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else 0.0

@@ -1,0 +1,266 @@
+"""Fine-tune a vision model on high-resolution images: a class for each image, or one for each of its pixels.
+
+By default EfficientNet-Lite0 with LoRA learns to tell road signs that are small in large images; the signs are drawn,
+into real photographs. One's own model and data, a folder with a folder of images for each class, go by flags:
+
+    accelerate launch -m recipes.driving_images --model google/vit-base-patch16-224 --ignore_mismatched_sizes \
+        --dataset signs/ --resolution 224
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from hf_accum.config import LoraConfig, RecipeConfig, parse, require, run
+
+# Everything heavy is imported by `train`: help and a wrong flag need no torch.
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hf_accum.image_classification import ImageClassification
+    from hf_accum.image_data import LabelledImages, MaskedImages
+    from hf_accum.image_inputs import ImageInputs
+    from hf_accum.memory import Workload
+    from hf_accum.ranks import Ranks
+    from hf_accum.segmentation import SemanticSegmentation
+
+_MOST_PIXELS = 89_478_485  # as Pillow has it
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrivingImagesConfig(RecipeConfig):
+    """The flags of this recipe, and those that every recipe shares."""
+
+    task: Literal["classification", "segmentation"] = "classification"
+    """A class for each image, or for each pixel of it."""
+    image_column: str = "image"
+    """Column with the image: its bytes, or its path in the dataset's folder."""
+    label_column: str = "label"
+    """Column with the class of an image; of a folder without metadata.jsonl it is the name of the image's folder."""
+    mask_column: str = "mask"
+    """Column with the mask: an image whose pixels are the numbers of classes."""
+    labels: list[str] | str = field(default_factory=list)
+    """Names of the classes, in order (a list, or with commas between); default: those in the data, sorted."""
+    ignore_index: int = 255
+    """The number in masks of pixels that have no class."""
+    resolution: int = 1024
+    """Pixels a side to which each image is scaled, a multiple of 32: memory and time go with its square. Messages and
+    metrics count patches of 16 x 16 pixels where they count tokens of texts."""
+    max_image_pixels: int = _MOST_PIXELS
+    """Images of more pixels are bad rows: a small file can fill the memory."""
+    augment: bool = True
+    """Change images at random in each pass, by (seed, pass, image): the flags below say how far."""
+    crop_scale: float = 0.9
+    """The least share of an image's area that is kept; 1: all of it."""
+    horizontal_flip: bool = False
+    """Turn half of the images around: not where left and right mean something, as on road signs."""
+    color_jitter: float = 0.2
+    """Light, contrast and colours change by factors of up to 1 +- this."""
+    batch_norm: Literal["frozen", "micro_batch"] = "frozen"
+    """Statistics of BatchNorm layers: those that the model came with, or of each micro-batch, by which the gradient
+    then depends on the cut (and not with LoRA, since an adapter holds none)."""
+    ignore_mismatched_sizes: bool = False
+    """Put a new head in the place of one for other classes."""
+    max_length: int = RecipeConfig.max_length
+    """Says nothing here: --resolution does."""
+    effective_batch_size: int = 16
+    """Images per optimizer step, all ranks together."""
+    shuffle_block_size: int = 1_000
+    """Images that are shuffled, and held in memory as they are stored, together; 1: in file order."""
+    learning_rate: float = 1e-3
+    """The highest learning rate of the schedule."""
+    lora: LoraConfig = field(default_factory=lambda: LoraConfig(target_modules="all-linear-and-conv"))
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        super().__post_init__()
+        self.split_names("labels")
+        for name in ("image_column", "label_column", "mask_column"):
+            require(getattr(self, name) != "", name, "''", "not empty")
+        for holds, flag, rule in (
+            (len(set(self.labels)) == len(self.labels), "labels", "all different"),
+            (len(self.labels) != 1, "labels", "at least 2 names"),
+            (len(self.labels) <= 256 or self.task == "classification", "labels", "at most 256 names"),
+            (32 <= self.resolution <= 16_384, "resolution", "from 32 to 16,384"),
+            (self.resolution % 32 == 0, "resolution", "a multiple of 32"),
+            (0 < self.max_image_pixels <= _MOST_PIXELS, "max_image_pixels", f"from 1 to {_MOST_PIXELS:,}"),
+            (0 < self.crop_scale <= 1, "crop_scale", "above 0, and at most 1"),
+            (0 <= self.color_jitter < 1, "color_jitter", "in [0, 1)"),
+            (
+                self.batch_norm == "frozen" or self.lora.rank == 0,
+                "batch_norm",
+                "frozen with LoRA: an adapter holds no statistics (--lora.rank 0 trains the whole model)",
+            ),
+            (
+                self.max_length == RecipeConfig.max_length,
+                "max_length",
+                "left out: images have one size, --resolution",
+            ),
+        ):
+            require(holds, flag, getattr(self, flag), rule)
+
+
+def train(config: DrivingImagesConfig) -> Mapping[str, Any]:
+    """Run the recipe; returns the final evaluation."""
+    from hf_accum.accumulation import accumulate, forget
+    from hf_accum.batch_norm import freeze_statistics
+    from hf_accum.image_inputs import ImageInputs, load_image_processor
+    from hf_accum.labels import named_labels
+    from hf_accum.ranks import together
+    from hf_accum.trainable import load_trainable
+    from hf_accum.training import StartedRun, Training
+    from recipes.embedded.efficientnet import efficientnet_lite0
+
+    # What is wrong with the launch, the folder or the model is said before the data is read.
+    run = StartedRun(config)
+    model_name = config.model or together(run.ranks, efficientnet_lite0)[run.ranks.index]
+    workload(config)
+    processor = load_image_processor(model_name, config.doors)
+    inputs = ImageInputs.of(processor, config.resolution, config.max_image_pixels)
+
+    # The data is read once before any weight is loaded: its classes, its size, its bad images.
+    data = open_data(config, run.ranks)
+    task = task_of(config, data, inputs)
+    objective = task.objective
+    run.find_resume(config, data)
+    task.check_metrics(config.best_metric)
+
+    trainable = load_trainable(
+        auto_class(config),
+        model_name,
+        None,
+        config,
+        task_type=None,
+        precision=run.precision,
+        device=run.device,
+        replace_head=config.ignore_mismatched_sizes,
+        **named_labels(names_of(data)),
+    )
+    if config.batch_norm == "frozen":
+        freeze_statistics(trainable.model)
+    work = work_of(trainable.model, config, run.precision)
+    with Training(run, config, data, task, trainable, processor, work, workload, task.draw) as training:
+        accelerator, model, cutter, guard = run.accelerator, training.model, training.cutter, training.guard
+        optimizer, scheduler = training.optimizer, training.scheduler
+        for window in training.windows:  # the images of one optimizer step
+            for micro_batch in window.micro_batches(cutter):
+                with accumulate(accelerator, model, micro_batch):
+                    images, labels = micro_batch.batch  # decoded and augmented ahead of the device
+                    loss = objective(model(**images).logits, labels)  # summed over images or pixels, in float32
+                    window.record(loss)
+                    accelerator.backward(loss * micro_batch.scale)
+            grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            learning_rate = scheduler.get_last_lr()[0]
+            if guard.refuses(window, grad_norm):  # the loss or the gradient is not finite
+                forget(model, window)
+                if guard.gave_up:
+                    break
+            else:
+                optimizer.step()
+                if not accelerator.optimizer_step_was_skipped:  # as fp16's scaler does on overflow
+                    scheduler.step()
+            optimizer.zero_grad()
+            training.step_done(window, grad_norm, learning_rate)
+        return training.finish()
+
+
+def workload(config: DrivingImagesConfig, precision: str = "no") -> "Workload":
+    """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
+    from hf_accum.batch_norm import freeze_statistics
+    from hf_accum.labels import named_labels
+    from hf_accum.trainable import without_weights
+    from recipes.embedded.efficientnet import efficientnet_lite0
+
+    model = without_weights(
+        auto_class(config),
+        config.model or efficientnet_lite0(),
+        config,
+        task_type=None,
+        **named_labels(tuple(config.labels) or ("no", "yes")),
+    )
+    if config.batch_norm == "frozen":
+        freeze_statistics(model)
+    return work_of(model, config, precision)
+
+
+def work_of(model: "nn.Module", config: DrivingImagesConfig, precision: str) -> "Workload":
+    """What is computed with a model, on images that are made up."""
+    from hf_accum.image_classification import ImageClassification, image_workload
+    from hf_accum.losses import CrossEntropy
+    from hf_accum.optimization import build_optimizer
+    from hf_accum.segmentation import SemanticSegmentation
+
+    task = SemanticSegmentation if config.task == "segmentation" else ImageClassification
+    return image_workload(
+        model,
+        lambda model: build_optimizer(model, config.learning_rate, config.weight_decay),
+        objective=CrossEntropy(),
+        compact=task.compact,
+        resolution=config.resolution,
+        of_pixels=config.task == "segmentation",
+        precision=precision,
+    )
+
+
+def auto_class(config: DrivingImagesConfig) -> Any:
+    """By which the model of a task is loaded."""
+    from transformers import AutoModelForImageClassification
+
+    from hf_accum.segmenter import SemanticSegmenter
+
+    return SemanticSegmenter if config.task == "segmentation" else AutoModelForImageClassification
+
+
+def open_data(config: DrivingImagesConfig, ranks: "Ranks") -> "LabelledImages | MaskedImages":
+    """The dataset of the flags, or the embedded one."""
+    from hf_accum.image_data import open_labelled_images, open_masked_images
+    from hf_accum.ranks import together
+    from recipes.embedded.signs import CLASSES, road_signs
+
+    dataset, names = config.dataset, tuple(config.labels)
+    if dataset is None:
+        dataset = together(ranks, road_signs)[ranks.index]
+        if config.task == "segmentation":
+            names = names or ("background", *CLASSES)
+    how: dict[str, Any] = {"image_column": config.image_column, "label_names": names}
+    how["most_pixels"] = config.max_image_pixels
+    if config.task == "segmentation":
+        of_masks = {"mask_column": config.mask_column, "ignore_index": config.ignore_index}
+        return open_masked_images(dataset, ranks, config, **how, **of_masks)
+    return open_labelled_images(dataset, ranks, config, **how, label_column=config.label_column)
+
+
+def names_of(data: "LabelledImages | MaskedImages") -> tuple[str, ...]:
+    """The names of the classes, in order."""
+    from hf_accum.image_data import MaskedImages
+
+    return data.names if isinstance(data, MaskedImages) else data.labels.names
+
+
+def task_of(
+    config: DrivingImagesConfig, data: "LabelledImages | MaskedImages", inputs: "ImageInputs"
+) -> "ImageClassification | SemanticSegmentation":
+    """What is made of the images."""
+    from hf_accum.augmentation import Augmenter
+    from hf_accum.image_classification import ImageClassification
+    from hf_accum.image_data import MaskedImages
+    from hf_accum.losses import CrossEntropy
+    from hf_accum.segmentation import SemanticSegmentation
+
+    augmenter = None
+    if config.augment:
+        augmenter = Augmenter(config.seed, config.crop_scale, config.horizontal_flip, config.color_jitter)
+    if isinstance(data, MaskedImages):
+        how = (CrossEntropy(), inputs, augmenter)
+        return SemanticSegmentation(data.pictures, data.masks, data.names, data.ignore_index, *how)
+    return ImageClassification(data.pictures, data.labels, CrossEntropy(), inputs, augmenter)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    config = parse(DrivingImagesConfig, __doc__ or "", arguments)
+    run(lambda: train(config), config)
+
+
+if __name__ == "__main__":
+    main()

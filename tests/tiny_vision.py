@@ -1,0 +1,85 @@
+"""A tiny vision model with BatchNorm and images small enough to train on in milliseconds."""
+
+import io
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from torch import nn
+from transformers import EfficientNetConfig, EfficientNetImageProcessorPil, EfficientNetModel
+
+SIDE = 32
+COLOURS = {"blue": (20, 40, 200), "green": (20, 180, 60), "red": (200, 30, 30)}
+CLASSES = tuple(COLOURS)
+_SCALE = 0.05  # of the usual widths
+
+TINY: dict[str, Any] = {
+    "width_coefficient": _SCALE,
+    "depth_coefficient": 1.0,
+    "depth_divisor": 4,
+    "kernel_sizes": [3, 3, 5],
+    "in_channels": [32, 80, 160],
+    "out_channels": [80, 160, 320],
+    "strides": [1, 2, 2],
+    "num_block_repeats": [1, 2, 1],
+    "expand_ratios": [1, 2, 2],
+    "hidden_dim": 64,
+    "image_size": SIDE,
+    "initializer_range": 0.3,
+}
+
+
+def save_vision_model(folder: Path) -> None:
+    """A random EfficientNet without a head, whose BatchNorm layers have statistics of their own."""
+    torch.manual_seed(0)
+    model = EfficientNetModel(EfficientNetConfig(**TINY))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    model.save_pretrained(str(folder))
+    processor = EfficientNetImageProcessorPil(
+        size={"height": SIDE, "width": SIDE}, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4], include_top=False
+    )
+    processor.save_pretrained(str(folder))
+
+
+def stored(image: Image.Image, format_name: str = "PNG") -> bytes:
+    """The bytes of an image's file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format_name)
+    return buffer.getvalue()
+
+
+def draw_row(draw: random.Random) -> dict[str, Any]:
+    """A grey image with a square of its class's colour, and a mask of it with a border that counts for nothing."""
+    label = draw.choice(CLASSES)
+    width, height = draw.randint(30, 50), draw.randint(30, 50)
+    image = Image.new("RGB", (width, height), (draw.randint(60, 180),) * 3)
+    mask = Image.new("L", image.size, 0)
+    left, top, side = draw.randint(2, 14), draw.randint(2, 14), draw.randint(8, 14)
+    box = (left, top, left + side, top + side)
+    ImageDraw.Draw(image).rectangle(box, fill=COLOURS[label])
+    ImageDraw.Draw(mask).rectangle(box, fill=1 + CLASSES.index(label), outline=255)
+    return {
+        "image": {"bytes": stored(image), "path": None},
+        "mask": {"bytes": stored(mask), "path": None},
+        "label": label,
+    }
+
+
+def save_images(folder: Path, sizes: tuple[int, ...] = (70, 8, 42)) -> None:
+    """Parquet files of so many rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    draw = random.Random(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, size in enumerate(sizes):
+        rows = [draw_row(draw) for _ in range(size)]
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"train-{number}.parquet")
