@@ -1,8 +1,8 @@
 """What negatives from the whole window are worth: windows of 256 pairs at the memory of 16, and accumulated 16s.
 
 Clinical terms and their definitions (the default of `recipes.term_retrieval`), MiniLM with the recipe's LoRA, the
-same pairs in the same order, the same optimizer steps and learning rates. Each contender computes at most 32 texts (16
-pairs) with a graph at once:
+same pairs in the same order, the same optimizer steps and learning rates. Each contender computes at most 32 texts
+(16 pairs) with a graph at once:
 
 - whole window: this project's loop, each pair told from all 255 others;
 - accumulated: the usual loop, the mean of 16 losses of 16 pairs, each told from 15 others;
