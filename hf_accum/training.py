@@ -211,9 +211,11 @@ class Training:
         self._contexts = ExitStack()
 
     def __enter__(self) -> "Training":
-        """Start the display, listen to signals, and say what the run will do."""
-        self._contexts.enter_context(self._log)
+        """Listen to signals, start the display, and say what the run will do."""
+        # The display is closed first: a signal meanwhile, as torchrun's where another rank has failed, would end this
+        # process by default, before it has said what it fails of.
         self._contexts.enter_context(self._run.stop)
+        self._contexts.enter_context(self._log)
         self._log.start(self._config, self._description)
         return self
 

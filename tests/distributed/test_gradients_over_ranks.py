@@ -11,11 +11,18 @@ SCRIPT = Path(__file__).with_name("gradients_over_ranks.py")
 
 
 HARDEST = ["weights and smoothing", "tokens, weights and smoothing"]
-OTHERS = pytest.param([name for name in TASKS if name not in HARDEST], marks=pytest.mark.slow, id="others")
+OTHERS = [name for name in TASKS if name not in HARDEST]
 
 
-@pytest.mark.parametrize("num_ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("names", [pytest.param(HARDEST, id="hardest"), OTHERS])
+@pytest.mark.parametrize(
+    ("names", "num_ranks"),
+    [
+        pytest.param(HARDEST, 2, id="hardest-2"),
+        pytest.param(HARDEST, 3, id="hardest-3", marks=pytest.mark.slow),
+        pytest.param(OTHERS, 2, id="others-2", marks=pytest.mark.slow),
+        pytest.param(OTHERS, 3, id="others-3", marks=pytest.mark.by_hand),
+    ],
+)
 def test_any_spread_over_ranks_gives_the_gradient_of_the_unsplit_batch(names: list[str], num_ranks: int) -> None:
     done = launch(str(SCRIPT), *names, num_processes=num_ranks)
     assert done.returncode == 0, done.stderr[-3000:]
