@@ -103,10 +103,9 @@ def linear_and_conv(model: nn.Module, heads: Sequence[str], rank: int) -> list[s
     """
     names = []
     for name, module in model.named_modules():
-        is_conv = isinstance(module, nn.Conv2d) and module.groups == 1
         if any(name == head or name.startswith(f"{head}.") for head in heads):
             continue
-        if is_conv or isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
             num_outputs, num_inputs = module.weight.shape[0], module.weight[0].numel()
             if num_outputs * num_inputs > rank * (num_outputs + num_inputs):
                 names.append(name)

@@ -90,7 +90,8 @@ class FusedLoraConv2d(Conv2d):
             return super().forward(x, *args, **kwargs)
         (name,) = self.active_adapters
         base: Any = self.get_base_layer()
-        a, b = self.lora_A[name].weight, self.lora_B[name].weight  # (rank, in, height, width), (out, rank, 1, 1)
+        a: Any = self.lora_A[name].weight  # (rank, in, height, width)
+        b: Any = self.lora_B[name].weight  # (out, rank, 1, 1)
         added = (b.flatten(1) @ a.flatten(1)).view_as(base.weight)
         return base._conv_forward(x, torch.add(base.weight, added, alpha=self.scaling[name]), base.bias)
 

@@ -83,11 +83,11 @@ class TextRetrieval:
             examples.append(Example(example_id, length, 1.0, {}, query[1] + of_document[1], parts))
         return examples
 
-    def collate(self, texts: Sequence[Example], length: int | None = None) -> dict[str, Tensor]:
+    def collate(self, examples: Sequence[Example], length: int | None = None) -> dict[str, Tensor]:
         """The model's inputs, (num_texts, length) each, on the CPU; as `pad` does."""
         pad_token_id = self.tokenizer.pad_token_id
         assert isinstance(pad_token_id, int)
-        return pad(texts, pad_token_id, length)
+        return pad(examples, pad_token_id, length)
 
     def vectors(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """As `encode_texts` does."""

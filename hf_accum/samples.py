@@ -66,14 +66,14 @@ def generate(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", passage: Pa
     device = next(model.parameters()).device
     tokens, start, end = passage.tokens, *_places(passage, num_new_tokens)
     known: Any = getattr(model, "generation_config", None)
-    end: Any = tokenizer.eos_token_id
-    ends = {end, *np.atleast_1d(getattr(known, "eos_token_id", None) or [])} - {None}
+    ending: Any = tokenizer.eos_token_id  # a text
+    endings = {ending, *np.atleast_1d(getattr(known, "eos_token_id", None) or [])} - {None}
     how = GenerationConfig(
         max_new_tokens=num_new_tokens,
         do_sample=False,
         num_beams=1,
         use_cache=True,
-        eos_token_id=sorted(map(int, ends)) or None,
+        eos_token_id=sorted(map(int, endings)) or None,
         pad_token_id=tokenizer.pad_token_id,
     )
     prompt = torch.from_numpy(tokens[:start].astype(np.int64))[None].to(device)

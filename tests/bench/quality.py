@@ -24,10 +24,11 @@ from hf_accum.capacity import Capacity, WorkingCapacity
 from hf_accum.cutting import Cutter
 from hf_accum.evaluation import Metric
 from hf_accum.labels import named_labels
-from hf_accum.language import ChunkedCrossEntropy, perplexity, stop_before_output_layer
+from hf_accum.language import ChunkedCrossEntropy, stop_before_output_layer
 from hf_accum.losses import CrossEntropy
 from hf_accum.masking import MaskedTexts
 from hf_accum.models import load_tokenizer
+from hf_accum.perplexity import perplexity
 from hf_accum.ranks import OneRank
 from hf_accum.source import Row
 from hf_accum.split_data import SplitData
@@ -39,7 +40,7 @@ from recipes import clinical_ner, medical_mlm
 from recipes.embedded.models import minilm
 
 CPU = torch.device("cpu")
-Words = tuple[str, ...]
+Words = Sequence[str]
 
 
 def rows_of(data: SplitData, held_out: bool) -> Iterator[tuple[str, Row]]:
@@ -75,7 +76,7 @@ class Dictionary:
     """The entities of texts to train on, each with the type that it has most often."""
 
     def __init__(self, texts: Sequence[tuple[Words, Words]]) -> None:
-        types: dict[Words, Counter[str]] = defaultdict(Counter)
+        types: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
         for words, tags in texts:
             for start, end, name in entities_of(tags):
                 types[lower(words[start:end])][name] += 1
@@ -96,7 +97,7 @@ class Dictionary:
         return tags
 
 
-def lower(words: Words) -> Words:
+def lower(words: Words) -> tuple[str, ...]:
     """In small letters."""
     return tuple(word.lower() for word in words)
 
@@ -104,7 +105,7 @@ def lower(words: Words) -> Words:
 def entities_of(tags: Words) -> Iterator[tuple[int, int, str]]:
     """Start, end and type of each entity."""
     start = None
-    for place, tag in enumerate((*tags, "O")):
+    for place, tag in enumerate([*tags, "O"]):
         if start is not None and not tag.startswith("I-"):
             yield start, place, tags[start][2:]
             start = None
@@ -117,13 +118,11 @@ def of_clinical_ner() -> list[list[str]]:
     config = clinical_ner.ClinicalNerConfig()
     tokenizer = load_tokenizer(minilm(), of_words=True)
     data = clinical_ner.open_data(config, OneRank(), tokenizer)
-    train, held_out = (
-        [tuple(map(tuple, data.columns.read(row))) for _, row in rows_of(data, side)] for side in (False, True)
-    )
+    train, held_out = ([data.columns.read(row) for _, row in rows_of(data, side)] for side in (False, True))
     dictionary = Dictionary(train)
     metric = Metric("entities", {})
     predicted = [dictionary.tag(words) for words, _ in held_out]
-    figures = {"dictionary of the training texts": metric.compute(predicted, [list(tags) for _, tags in held_out])}
+    figures = {"dictionary of the training texts": metric.compute(predicted, [tags for _, tags in held_out])}
     labels = labels_of(data.types)
     how: dict[str, Any] = {"task_type": "TOKEN_CLS", "precision": "no", "device": CPU, **named_labels(labels)}
     model = load_trainable(AutoModelForTokenClassification, minilm(), tokenizer, config, **how).model
