@@ -2,8 +2,10 @@
 
 Real clinical synopses, MiniLM with the recipe's LoRA, dropout as in its config, train mode, the same optimizer steps
 of 64 examples, the same cap of memory: as many tokens in one forward as `--micro_batch_size` of the longest texts
-have. In turns, each after warm-up rounds; medians. Models, tokenised texts and the Trainer itself are made before the
-clock starts; this project's loop reads, tokenises and cuts while it runs.
+have. In turns, each after warm-up rounds; each neighbour's run stands between two of hf_accum's, and its time is
+divided by the mean of those two: a machine whose speed drifts within minutes does not decide the ratio. Medians.
+Models, tokenised texts and the Trainer itself are made before the clock starts; this project's loop reads, tokenises
+and cuts while it runs.
 
 - plain: accelerate's `accumulate` over a DataLoader of micro-batches, padded to their longest;
 - Trainer: transformers', the same micro-batches, the accumulation steps that make 64;
@@ -214,6 +216,12 @@ class Contenders:
             yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.zeros(size, dtype=torch.long)
 
 
+def quiet(run: Run) -> float:
+    """The seconds of a run that the garbage of those before does not slow."""
+    gc.collect()
+    return run()
+
+
 def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__)
@@ -246,22 +254,36 @@ def main() -> None:
     size = min(ideals, key=lambda size: ideals[size]())
     runs[f"ideal ({size} at once)"] = ideals[size]
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    ratios: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(arguments.num_rounds):
-        for name, run in runs.items():
-            gc.collect()
-            seconds[name].append(run())
+        before = quiet(runs["hf_accum"])
+        seconds["hf_accum"].append(before)
+        for name, run in list(runs.items())[1:]:
+            seconds[name].append(quiet(run))
+            after = quiet(runs["hf_accum"])
+            seconds["hf_accum"].append(after)
+            ratios[name].append(2 * seconds[name][-1] / (before + after))
+            before = after
     tokens = sum(e.length for e in contenders.examples)
     print(
         f"{len(contenders.examples)} texts, {tokens:,} tokens, {contenders.padded_tokens / tokens:.3f} padded / real"
     )
     print(f"the first round of hf_accum, before it had learned anything: {first:.2f} s")
     print(f"costs: {contenders.cutter.costs.costs if contenders.cutter.costs else None}\n")
-    own = statistics.median(seconds["hf_accum"])
-    rows = [
-        (name, f"{statistics.median(s):.2f}", f"{min(s):.2f}", f"{max(s):.2f}", f"{statistics.median(s) / own:.2f}")
-        for name, s in seconds.items()
-    ]
-    print_table(("loop", "median s", "least s", "greatest s", "median / hf_accum's"), rows)
+    rows = []
+    for name, measured in seconds.items():
+        beside = ratios[name] or [1.0]
+        rows.append(
+            (
+                name,
+                f"{statistics.median(measured):.2f}",
+                f"{min(measured):.2f}",
+                f"{max(measured):.2f}",
+                f"{statistics.median(beside):.2f}",
+                " ".join(f"{ratio:.2f}" for ratio in beside),
+            )
+        )
+    print_table(("loop", "median s", "least s", "greatest s", "by hf_accum beside it, median", "each round"), rows)
 
 
 if __name__ == "__main__":
