@@ -87,10 +87,10 @@ def _show(
     from hf_accum.plan import plan
 
     console = Console(soft_wrap=True)
+    console.print(f"planning {recipe} for {config.model or 'its embedded model'}")
     found, impossible = plan(module.workload, config, variants)
     longest, lengths = found[0].max_length, found[0].lengths
-    up_to = "up to " if lengths.vary else ""
-    console.print(f"planning {recipe} for {config.model or 'its embedded model'}, {up_to}{longest} {lengths.unit}")
+    console.print(f"examples of {'up to ' if lengths.vary else ''}{longest} {lengths.unit}")
     for flag, value in _overridden(config).items():
         console.print(f"{flag} {value} says nothing here: each way of training has its own (--variants chooses)")
     for why in impossible:

@@ -1,5 +1,6 @@
 """Four-bit weights (QLoRA) by bitsandbytes: loading them, and laying them out without weights."""
 
+import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,10 @@ from torch import nn
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
+
+# On some CPUs it tells of an operation that it could not download, each time that peft imports it; with or without
+# quantisation. It is not used here (see `keep_weights_trainable_through`).
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def quantization_config(quantization: str, keep: Sequence[str], precision: str = "no") -> "BitsAndBytesConfig | None":

@@ -114,7 +114,9 @@ def test_the_tables_have_the_numbers_of_the_plan(model: str, capsys: pytest.Capt
     output = capsys.readouterr().out
     check_tables(output, model, budgets)
     assert {"-", f"{MOST}+"} < {cell for row in rows_of(output) for cell in row}
-    assert output.startswith(f"planning clinical_classification for {model}, up to {MAX_LENGTH} tokens\n")
+    assert output.startswith(
+        f"planning clinical_classification for {model}\nexamples of up to {MAX_LENGTH} tokens\n"
+    )
     assert re.search(r"memory +┃ training +┃ 64 +┃ 32 +┃", output)
     assert "These numbers are predicted: bytes of tensors" in output
 
@@ -323,7 +325,8 @@ def test_a_recipe_of_one_s_own_is_planned(
     arguments[1] = name
     main(arguments)
     output = capsys.readouterr().out
-    assert output.startswith(f"planning {name} for {model}, up to {MAX_LENGTH} tokens\n")
+    assert output.startswith(f"planning {name} for {model}\n")
+    assert f"\nexamples of up to {MAX_LENGTH} tokens\n" in output
     assert output.count("rank 16 times 3\n") == 2
     check_tables(output, model, ("64MiB", "1GiB"))
 

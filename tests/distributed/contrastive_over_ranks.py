@@ -17,7 +17,7 @@ from window_cases import largest_relative_difference
 from hf_accum import ranks_of, start_accelerator
 
 HUNG = 60  # seconds in one window
-EVERY = 61
+EVERY = 167
 
 
 class FailingAlone(Failing):
@@ -46,7 +46,7 @@ def main() -> None:
 
     for number in (2, 7, 12):
         for how in ("evenly", "all on the last rank", "at random"):
-            for size in range(1, 2 * number, 3):
+            for size in range(1, 2 * number, 5):
                 one(f"{number} pairs {how}, micro-batches of {size}", how, number, size)
     counting = FailingAlone()
     one("counted", "at random", 7, 4, counting)
