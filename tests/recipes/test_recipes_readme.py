@@ -29,7 +29,7 @@ def test_every_recipe_has_a_row_without_gaps() -> None:
         assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", row[-1]), row[-1]
 
 
-def test_the_recipe_in_60_lines_runs_goes_on_and_is_planned(
+def test_the_recipe_in_60_lines_runs_and_is_planned(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
