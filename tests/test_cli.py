@@ -114,9 +114,7 @@ def test_the_tables_have_the_numbers_of_the_plan(model: str, capsys: pytest.Capt
     output = capsys.readouterr().out
     check_tables(output, model, budgets)
     assert {"-", f"{MOST}+"} < {cell for row in rows_of(output) for cell in row}
-    assert output.startswith(
-        f"planning clinical_classification for {model}\nexamples of up to {MAX_LENGTH} tokens\n"
-    )
+    assert output.startswith(f"planning clinical_classification for {model}\nexamples of up to {MAX_LENGTH} tokens\n")
     assert re.search(r"memory +┃ training +┃ 64 +┃ 32 +┃", output)
     assert "These numbers are predicted: bytes of tensors" in output
 

@@ -23,17 +23,15 @@ from typing import Any
 
 import torch
 from common import argument_parser, print_header, print_table, use_threads
+from held_out import evaluate, rows_of
 from transformers import AutoModelForCausalLM
 
-from hf_accum.capacity import Capacity, WorkingCapacity
 from hf_accum.causal import ACCURACY, CausalTexts
 from hf_accum.config import parse
-from hf_accum.cutting import Cutter
 from hf_accum.language import ChunkedCrossEntropy, stop_before_output_layer
 from hf_accum.models import load_tokenizer
 from hf_accum.passages import Passage, PassageData
 from hf_accum.ranks import OneRank
-from hf_accum.stream import WindowStream
 from hf_accum.trainable import load_trainable
 from recipes.embedded.models import smollm2
 from recipes.medical_lm import MedicalLmConfig, open_data
@@ -82,16 +80,7 @@ def untrained(config: MedicalLmConfig, data: PassageData, tokenizer: Any) -> dic
     how: dict[str, Any] = {"task_type": "CAUSAL_LM", "precision": "no", "device": cpu}
     model = load_trainable(AutoModelForCausalLM, smollm2(), tokenizer, config, **how)
     task = CausalTexts(ChunkedCrossEntropy(stop_before_output_layer(model.base)), tokenizer.pad_token_id)
-    stream = WindowStream(
-        data.eval_source,
-        lambda row: task.prepare(row) if data.is_held_out(row, True) else None,
-        task.encode,
-        ranks=OneRank(),
-        effective_batch_size=256,
-        seed=0,
-        shuffle_block_size=1,
-    )
-    return task.evaluate(model.model, stream, ranks=OneRank(), cutter=Cutter(WorkingCapacity(Capacity(8))))
+    return evaluate(model.model, task, data, 8)
 
 
 def main() -> None:
@@ -105,11 +94,7 @@ def main() -> None:
     tokenizer: Any = load_tokenizer(smollm2())
     data = open_data(config, OneRank(), tokenizer)
     task = CausalTexts(ChunkedCrossEntropy(torch.nn.Linear(1, 1)), tokenizer.pad_token_id)
-    passages: dict[bool, list[Passage]] = {False: [], True: []}
-    for shard in range(data.source.num_shards):
-        for _, row in data.source.read(shard, 0):
-            assert isinstance(row, dict)
-            passages[data.is_held_out(row, False)].append(task.prepare(row))
+    passages = {side: [task.prepare(row) for _, row in rows_of(data, side)] for side in (False, True)}
     counted, held_out = Bigrams(pairs_of(passages[False]), len(tokenizer)), list(pairs_of(passages[True]))
     rows = []
     for name, chance in (

@@ -11,17 +11,15 @@ The figures of the recipes themselves are those of their own runs (recipes/READM
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from common import argument_parser, print_header, print_table, use_threads
+from held_out import evaluate, rows_of
 from transformers import AutoModelForMaskedLM, AutoModelForTokenClassification
 from transformers.utils import logging as transformers_logging
 
-from hf_accum import WindowStream
-from hf_accum.capacity import Capacity, WorkingCapacity
-from hf_accum.cutting import Cutter
 from hf_accum.evaluation import Metric
 from hf_accum.labels import named_labels
 from hf_accum.language import ChunkedCrossEntropy, stop_before_output_layer
@@ -30,46 +28,14 @@ from hf_accum.masking import MaskedTexts
 from hf_accum.models import load_tokenizer
 from hf_accum.perplexity import perplexity
 from hf_accum.ranks import OneRank
-from hf_accum.source import Row
-from hf_accum.split_data import SplitData
 from hf_accum.tagged_texts import labels_of
 from hf_accum.tagging import EntityTagging
 from hf_accum.trainable import load_trainable
-from hf_accum.training import Task
 from recipes import clinical_ner, medical_mlm
 from recipes.embedded.models import minilm
 
 CPU = torch.device("cpu")
 Words = Sequence[str]
-
-
-def rows_of(data: SplitData, held_out: bool) -> Iterator[tuple[str, Row]]:
-    """The rows of one side of the split, with their ids."""
-    for shard in range(data.source.num_shards):
-        for number, row in data.source.read(shard, 0):
-            assert isinstance(row, Mapping)
-            if data.is_held_out(row, False) == held_out:
-                yield f"{shard}:{number}", row
-
-
-def held_out_stream(data: SplitData, task: Task[Any], draw: Any = None) -> WindowStream[Any]:
-    """The held-out data, as a recipe evaluates on it."""
-    return WindowStream(
-        data.eval_source,
-        lambda row: task.prepare(row) if data.is_held_out(row, True) else None,
-        task.encode,
-        ranks=OneRank(),
-        effective_batch_size=256,
-        seed=0,
-        shuffle_block_size=1,
-        skip_weightless=False,
-        draw=draw,
-    )
-
-
-def cutter() -> Cutter:
-    """Forwards of 64."""
-    return Cutter(WorkingCapacity(Capacity(64)))
 
 
 class Dictionary:
@@ -127,8 +93,7 @@ def of_clinical_ner() -> list[list[str]]:
     how: dict[str, Any] = {"task_type": "TOKEN_CLS", "precision": "no", "device": CPU, **named_labels(labels)}
     model = load_trainable(AutoModelForTokenClassification, minilm(), tokenizer, config, **how).model
     task = EntityTagging(data.columns, labels, CrossEntropy(), tokenizer, config.max_length)
-    stream = held_out_stream(data, task)
-    figures["MiniLM before training"] = task.evaluate(model, stream, ranks=OneRank(), cutter=cutter())
+    figures["MiniLM before training"] = evaluate(model, task, data, 64)
     print(f"{len(train):,} parts of texts to train on, {len(held_out):,} held out")
     names = [name for name, value in figures["dictionary of the training texts"].items() if isinstance(value, float)]
     return [["", *names], *([who, *(f"{its[name]:.3f}" for name in names)] for who, its in figures.items())]
@@ -157,8 +122,7 @@ def of_medical_mlm() -> list[list[str]]:
     ]
     loss = -sum(math.log((counts[token] + 1) / number) for token in hidden) / len(hidden)
     accuracy = sum(token == most_frequent for token in hidden) / len(hidden)
-    stream = held_out_stream(data, task, draw)
-    before = task.evaluate(trainable.model, stream, ranks=OneRank(), cutter=cutter())
+    before = evaluate(trainable.model, task, data, 64, draw)
     assert before["num_tokens"] == len(hidden)
     print(f"{len(hidden):,} held-out tokens are hidden")
     return [
