@@ -198,7 +198,7 @@ def quick_release() -> Iterator[None]:
         pytest.param(
             *("tokens, weights and smoothing", make_shallow, (7, 5, 3), [2, 1], 400),
             id="tokens",
-            marks=pytest.mark.slow,
+            marks=pytest.mark.by_hand,
         ),
         pytest.param(
             *("weights and smoothing", make_checkpointed, LENGTHS, [2, 2, 1], 400),

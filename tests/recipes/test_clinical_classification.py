@@ -134,6 +134,7 @@ def test_a_split_of_its_own_to_evaluate_on(recipe: Recipe, notes: Path, tmp_path
     assert [m["num_examples"] for m in metrics_of(done)] == [30, 30, 30, 10]
 
 
+@pytest.mark.slow
 def test_shards_use_every_example_once_on_two_processes(tiny_model: Path, notes: Path, tmp_path: Path) -> None:
     """Three files of 90, 10 and 50 rows on two ranks: windows stay full to the end."""
     digests = []

@@ -21,9 +21,20 @@ ROOT = Path(__file__).parents[2]
 FAULTY = str(Path(__file__).with_name("faulty_recipe.py"))
 Run = Callable[..., Path]
 for_each = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.id)
-for_each_once = pytest.mark.parametrize(
+FIRST = RECIPES[0]  # whose own tests go further: test_invariance, test_resume
+for_each_cut = pytest.mark.parametrize(
     "recipe",
-    [pytest.param(r, id=r.id, marks=[pytest.mark.slow] if r.is_second_task else []) for r in RECIPES],
+    [pytest.param(r, id=r.id, marks=[pytest.mark.slow] if r is FIRST or r.is_second_task else []) for r in RECIPES],
+)
+# All of them by hand: they go through the same code. The slow ones are those that differ most from the first.
+DIFFERENT = ("term_retrieval", "driving_images-classification")
+for_each_killed = pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(r, id=r.id, marks=pytest.mark.slow if r.id in DIFFERENT else pytest.mark.by_hand)
+        for r in RECIPES
+        if r is not FIRST
+    ],
 )
 
 
@@ -92,7 +103,7 @@ def test_it_has_the_shared_flags_and_the_same_shape(recipe: Recipe) -> None:
         assert part in calls, f"the loop of {recipe.name} is not in its `train`: no {part}"
 
 
-@for_each_once
+@for_each_cut
 def test_it_trains_the_same_however_windows_are_cut(recipe: Recipe, run_here: Run, tmp_path: Path) -> None:
     how = {"dropout": 0, "max_steps": 5, "num_epochs": 2, "learning_rate": 0.01}
     runs = [run_here(recipe, **how, micro_batch_size=size) for size in (1, 16)]
@@ -123,8 +134,7 @@ def test_its_adapter_is_loaded_by_peft_alone(recipe: Recipe, run_here: Run) -> N
         assert torch.equal(weight, loaded[name]), name
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES[1:], ids=lambda recipe: recipe.id)  # the first: in test_resume
+@for_each_killed
 def test_it_goes_on_after_a_kill_as_if_nothing_had_been(recipe: Recipe, tmp_path: Path) -> None:
     how = {"max_steps": 9, "num_epochs": "null", "save_every": 3, "dropout": 0.1, "full_determinism": "true"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
