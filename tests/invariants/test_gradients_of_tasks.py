@@ -1,0 +1,103 @@
+"""Tagging and masked texts as their recipes train them: the gradient of the window, from texts to micro-batches.
+
+The oracle reads the texts one by one, without padding, and adds up torch's own losses of what counts.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import CONFIGS, WORDS, make_tokenizer
+from torch import Tensor
+from transformers import AutoModelForMaskedLM, AutoModelForTokenClassification
+from window_cases import largest_relative_difference, make_window
+
+from hf_accum import accumulate
+from hf_accum.language import ChunkedCrossEntropy, stop_before_output_layer, with_output_layer
+from hf_accum.losses import IGNORE, CrossEntropy
+from hf_accum.masking import MaskedTexts
+from hf_accum.plain_texts import Frame
+from hf_accum.tagged_texts import Part, TagColumns, labels_of
+from hf_accum.tagging import EntityTagging
+from hf_accum.window import Example
+
+any_cut = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+cut = given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=9),
+    micro_batch_size=st.integers(1, 9),
+    seed=st.integers(0, 2**32 - 1),
+)
+
+
+def assert_gradient(
+    accelerator: Accelerator, model: Any, task: Any, examples: Sequence[Example], size: int, summed: Tensor
+) -> None:
+    """That of the window, in micro-batches of so many, is the gradient of the `summed` loss by all that counts."""
+    num_items = sum(example.weight for example in examples)
+    named = dict(model.named_parameters())
+    gradients = torch.autograd.grad(summed / num_items, list(named.values()), allow_unused=True)
+    reference = {name: g for name, g in zip(named, gradients, strict=True) if g is not None}
+    window = make_window(examples, examples[0], whole=examples)
+    for micro_batch in window.micro_batches(size):
+        with accumulate(accelerator, model, micro_batch):
+            inputs, targets = task.collate(micro_batch.examples, micro_batch.length)
+            loss = task.objective(model(**inputs).logits, targets)
+            window.record(loss)
+            accelerator.backward(loss * micro_batch.scale)
+    assert largest_relative_difference(model, reference) <= 1e-12
+    assert float(window.loss_sum()) == pytest.approx(summed.item(), rel=1e-12)
+
+
+@any_cut
+@cut
+def test_entities(accelerator: Accelerator, lengths: list[int], micro_batch_size: int, seed: int) -> None:
+    draw = random.Random(seed)
+    labels = labels_of(("drug", "sign"))
+    torch.manual_seed(0)
+    model: Any = AutoModelForTokenClassification.from_config(CONFIGS["bert"]).double().eval()
+    model.classifier, model.num_labels = torch.nn.Linear(model.config.hidden_size, len(labels)).double(), len(labels)
+    task = EntityTagging(TagColumns("tokens", "tags"), labels, CrossEntropy(), make_tokenizer(), 64)
+    parts = []
+    for length in lengths:
+        first = draw.randrange(length)  # words before it are read, and count in another part
+        tags = tuple(draw.choices(labels, k=length))
+        parts.append(Part(tuple(draw.choices(WORDS, k=length)), tags, first, draw.randint(first + 1, length)))
+    examples = task.encode([(f"0:{index}", part) for index, part in enumerate(parts)])
+    assert sum(example.weight for example in examples) == sum(part.last - part.first for part in parts)
+    losses = []
+    for example in examples:
+        ids = torch.from_numpy(np.asarray(example.features["input_ids"], dtype=np.int64))[None]
+        targets = torch.from_numpy(np.asarray(example.features["labels"], dtype=np.int64))
+        logits = model(input_ids=ids).logits[0]
+        losses.append(F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum"))
+    assert_gradient(accelerator, model, task, examples, micro_batch_size, torch.stack(losses).sum())
+
+
+@any_cut
+@cut
+def test_hidden_tokens(accelerator: Accelerator, lengths: list[int], micro_batch_size: int, seed: int) -> None:
+    torch.manual_seed(0)
+    model: Any = AutoModelForMaskedLM.from_config(CONFIGS["bert"]).double().eval()
+    tokenizer = make_tokenizer(mask_token=True)
+    objective = ChunkedCrossEntropy(stop_before_output_layer(model), chunk_size=3)
+    task = MaskedTexts(tokenizer, objective, seed, 0.4)
+    random_ids = np.random.default_rng(seed)
+    texts = [random_ids.integers(4, len(tokenizer), size=length).astype(np.int32) for length in lengths]
+    examples = [task.draw(example, 0) for example in task.encode([(f"0:{i}", text) for i, text in enumerate(texts)])]
+    num_before = len(Frame.of(tokenizer).before)
+    losses = []
+    with with_output_layer(model):
+        for text, example in zip(texts, examples, strict=True):
+            ids = torch.from_numpy(example.features["input_ids"].astype(np.int64))
+            places = torch.from_numpy(example.features["places"])
+            right = torch.from_numpy(text.astype(np.int64))[places - num_before]
+            logits = model(input_ids=ids[None]).logits[0, places]
+            losses.append(F.cross_entropy(logits, right, reduction="sum"))
+    assert_gradient(accelerator, model, task, examples, micro_batch_size, torch.stack(losses).sum())
