@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 _MOST_PARTS = 65_536  # of one text
 _MOST_NAMED = 5
 _SAME_TEXT = "text of the row"
-_PLACE, _TOKENS, _IS_TARGET, _NUM_TRUNCATED = "place", "tokens", "is target", "tokens cut off"
+# Columns of a row that is a passage, by names that a dataset's own column, by which it is split, will not have.
+_PLACE, _TOKENS, _IS_TARGET, _NUM_TRUNCATED = "place of a row", "tokens of it", "which are targets", "tokens cut off"
 
 
 @dataclass(frozen=True)
@@ -159,14 +160,13 @@ def open_passages(
     def parts_of(row: Row) -> Sequence[Row]:
         key, passages = reader.read(row)
         group = {group_column: row.get(group_column)} if group_column else {_SAME_TEXT: key}
-        of_row = {_PLACE: row[_PLACE], **group}
         return [
-            of_row | {_TOKENS: p.tokens.tobytes(), _IS_TARGET: p.is_target.tobytes(), _NUM_TRUNCATED: p.num_truncated}
+            group | {_TOKENS: p.tokens.tobytes(), _IS_TARGET: p.is_target.tobytes(), _NUM_TRUNCATED: p.num_truncated}
             for p in passages
         ]
 
     def of_passages(source: Source) -> Source:
-        return in_parts(_with_places(source), parts_of, reader.most_parts)
+        return _with_places(in_parts(source, parts_of, reader.most_parts), reader.most_parts)
 
     data = PassageData(
         max_length=config.max_length,
@@ -200,12 +200,12 @@ def passage_of(row: Row) -> Passage:
     return Passage(tokens, is_target, row[_NUM_TRUNCATED])
 
 
-def _with_places(source: Source) -> Source:
-    """Rows that know where they stand."""
+def _with_places(parts: Source, most_parts: int) -> Source:
+    """Passages that know in which row of the dataset they stand; at most so many are of one."""
 
     def read(shard: int, start: int) -> Iterator[tuple[int, Row | BadRow]]:
-        for number, row in source.read(shard, start):
-            place = {_PLACE: f"{source.names[shard]} row {number + 1}"}
-            yield number, row if isinstance(row, BadRow) else {**row, **place}
+        for number, part in parts.read(shard, start):
+            place = {_PLACE: f"{parts.names[shard]} row {number // most_parts + 1}"}
+            yield number, part if isinstance(part, BadRow) else {**part, **place}
 
-    return replace(source, read=read)
+    return replace(parts, read=read)

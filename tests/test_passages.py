@@ -96,8 +96,9 @@ def test_equal_prompts_are_on_one_side(tmp_path: Path) -> None:
     assert set.union(*sides.values()) == {True, False}
 
 
-def test_a_group_column_splits(tmp_path: Path) -> None:
-    rows = [{"text": f"{WORDS[index]} {WORDS[0]}", "patient": index // 4} for index in range(40)]
-    data = opened(tmp_path, rows, WholeTexts(make_tokenizer(), "text", 12), group_column="patient")
+@pytest.mark.parametrize(("text", "group"), [("text", "patient"), ("place", "tokens")])
+def test_a_group_column_splits(tmp_path: Path, text: str, group: str) -> None:
+    rows = [{text: f"{WORDS[index // 4]} {WORDS[0]} {WORDS[index % 4]}", group: index // 4} for index in range(40)]
+    data = opened(tmp_path, rows, WholeTexts(make_tokenizer(), text, 12), group_column=group)
     sides = [data.is_held_out(row, False) for _, row in data.source.read(0, 0) if isinstance(row, dict)]
     assert all(len(set(sides[start : start + 4])) == 1 for start in range(0, 40, 4))
