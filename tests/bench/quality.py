@@ -1,5 +1,6 @@
 """What the recipes' results are worth: simple baselines, and the models before training, on the same held-out data.
 
+- clinical_classification: MiniLM with a head that knows nothing yet (simple baselines are in `main_job.py`);
 - clinical_ner: a dictionary of the entities in the texts to train on (the longest first, each with its most frequent
   type), and MiniLM with a head that knows nothing yet;
 - medical_mlm: the frequencies of the tokens in the texts to train on, and MiniLM as it comes.
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from common import argument_parser, print_header, print_table, use_threads
+from common import argument_parser, load_minilm, minilm_task, print_header, print_table, use_threads
 from held_out import evaluate, rows_of
 from transformers import AutoModelForMaskedLM, AutoModelForTokenClassification
 from transformers.utils import logging as transformers_logging
@@ -31,7 +32,7 @@ from hf_accum.ranks import OneRank
 from hf_accum.tagged_texts import labels_of
 from hf_accum.tagging import EntityTagging
 from hf_accum.trainable import load_trainable
-from recipes import clinical_ner, medical_mlm
+from recipes import clinical_classification, clinical_ner, medical_mlm
 from recipes.embedded.models import minilm
 
 CPU = torch.device("cpu")
@@ -77,6 +78,16 @@ def entities_of(tags: Words) -> Iterator[tuple[int, int, str]]:
             start = None
         if tag.startswith("B-"):
             start = place
+
+
+def of_clinical_classification() -> list[list[str]]:
+    """Accuracy and macro-F1."""
+    config = clinical_classification.ClinicalClassificationConfig()
+    data = clinical_classification.open_data(config, OneRank())
+    task = minilm_task(data.labels, config.text_column, config.max_length)
+    before = evaluate(load_minilm(task, config.lora, seed=config.seed), task, data, 64)
+    names = ["accuracy", "macro_f1", "loss"]
+    return [["", *names], ["MiniLM before training", *(f"{before[name]:.3f}" for name in names)]]
 
 
 def of_clinical_ner() -> list[list[str]]:
@@ -137,15 +148,22 @@ def of_medical_mlm() -> list[list[str]]:
     ]
 
 
+RECIPES = {
+    "clinical_classification": of_clinical_classification,
+    "clinical_ner": of_clinical_ner,
+    "medical_mlm": of_medical_mlm,
+}
+
+
 def main() -> None:
     """The command line."""
     parser = argument_parser(__doc__)
-    parser.add_argument("recipe", choices=("clinical_ner", "medical_mlm"))
+    parser.add_argument("recipe", choices=tuple(RECIPES))
     arguments = parser.parse_args()
     use_threads(arguments.threads)
     print_header(arguments.threads)
     transformers_logging.set_verbosity_error()
-    columns, *rows = {"clinical_ner": of_clinical_ner, "medical_mlm": of_medical_mlm}[arguments.recipe]()
+    columns, *rows = RECIPES[arguments.recipe]()
     print()
     print_table(columns, rows)
 
