@@ -4,7 +4,7 @@ By default EfficientNet-Lite0 with LoRA learns to tell road signs that are small
 into real photographs. One's own model and data, a folder with a folder of images for each class, go by flags:
 
     accelerate launch -m recipes.driving_images --model google/vit-base-patch16-224 --ignore_mismatched_sizes \
-        --dataset signs/ --resolution 224
+        --lora.alpha 32 --dataset signs/ --resolution 224
 """
 
 from collections.abc import Mapping

@@ -10,6 +10,7 @@ before what is known. The column `photograph` names them, for a split by photogr
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
@@ -44,7 +45,7 @@ def road_signs() -> str:
     return cached_dataset(f"road-signs-v{_VERSION}", lambda: draw_signs(photographs, _NUM_IMAGES), row_group_size=40)
 
 
-def draw_signs(photographs: list[Path], num_images: int, side: int = _SIDE) -> Iterator[dict[str, object]]:
+def draw_signs(photographs: list[Path], num_images: int, side: int = _SIDE) -> Iterator[dict[str, Any]]:
     """The rows; classes in turn. With another `side` all of an image is so much smaller."""
     opened = [Image.open(path).convert("RGB") for path in photographs]
     for index in range(num_images):
@@ -54,7 +55,7 @@ def draw_signs(photographs: list[Path], num_images: int, side: int = _SIDE) -> I
         image = _background(opened[which], side, random)
         mask = Image.new("L", image.size)
         _place(_sign(label, random), CLASSES.index(label) + 1, image, mask, random)
-        row: dict[str, object] = {"image": _stored(image, "JPEG"), "mask": _stored(mask, "PNG")}
+        row: dict[str, Any] = {"image": _stored(image, "JPEG"), "mask": _stored(mask, "PNG")}
         yield row | {"label": label, "photograph": photographs[which].stem}
 
 
