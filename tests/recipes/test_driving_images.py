@@ -141,7 +141,7 @@ def test_full_fine_tuning_keeps_the_statistics_and_says_so(
         "width": SIDE,
     }
     (line, *_) = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    assert line["num_tokens"] == line["num_padded_tokens"] == 16 * (SIDE // 16) ** 2
+    assert line["num_tokens"] == line["num_padded_tokens"] == 8 * (SIDE // 16) ** 2
 
 
 def test_statistics_of_the_micro_batch_are_a_flag_and_said(
@@ -252,6 +252,6 @@ def test_drawn_signs_are_where_their_masks_say_and_the_same_each_time(tmp_path: 
         rows, columns = np.nonzero(mask)
         for places in (rows, columns):  # 77 to 102 of 1,024 pixels, askew
             assert 0.06 * 512 <= np.ptp(places) <= 0.12 * 512
-        colourful = np.ptp(pixels.astype(int), axis=2) > 60
-        assert (colourful & (mask > 0)).sum() > 0.95 * colourful.sum() > 0.1 * (mask > 0).sum()
+        colourful = np.ptp(pixels.astype(int), axis=2) > 60  # JPEG lets it run over the edge by a pixel
+        assert (colourful & (mask > 0)).sum() > 0.8 * colourful.sum() > 0.1 * (mask > 0).sum()
         assert row["photograph"] == "grey"
