@@ -7,6 +7,7 @@ responses are large, a new head starts near zero, so that at first each class is
 """
 
 from pathlib import Path
+from typing import Any
 
 from hf_accum.files import fill_folder_atomically
 from recipes.embedded.models import package_folder
@@ -62,7 +63,8 @@ def convert(weights: Path, folder: Path) -> None:
     for (name, tensor), (their_name, values) in zip(ours.items(), theirs.items(), strict=True):  # in one order
         assert tensor.shape == values.shape, (name, their_name)
         tensor.copy_(values)
-    for block in model.encoder.blocks:
+    blocks: Any = model.encoder.blocks
+    for block in blocks:
         for layer in (block.squeeze_excite.reduce, block.squeeze_excite.expand):
             torch.nn.init.zeros_(layer.weight)
             torch.nn.init.zeros_(layer.bias)

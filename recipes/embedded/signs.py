@@ -2,9 +2,9 @@
 
 Each image is a square part of a photograph of `scikit-image` or `scikit-learn`, 1,024 pixels a side, with one sign of
 77 to 102 pixels: a shape, a colour and a symbol, seen askew, in some light, slightly blurred. Two symbols share each
-shape and colour. Scaled to 224 pixels a sign is 17 to 22 pixels wide: harder to tell, not impossible. All of it comes from one
-seed. There are only eleven photographs, and each is behind many signs: held-out images show new signs in new places,
-before what is known. The column `photograph` names them, for a split by photographs (`--group_column`).
+shape and colour. Scaled to 224 pixels a sign is 17 to 22 pixels wide: harder to tell, not impossible. All of it comes
+from one seed. There are only eleven photographs, and each is behind many signs: held-out images show new signs in new
+places, before what is known. The column `photograph` names them, for a split by photographs (`--group_column`).
 """
 
 import io
