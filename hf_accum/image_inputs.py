@@ -89,8 +89,9 @@ class ImageInputs:
             values["do_center_crop"] = False
         for name, value in values.items():
             setattr(processor, name, value)
-        as_float = [part[:, 0, 0].astype(np.float32) for part in (scale, shift)]
-        return ImageInputs(resolution, *as_float, _BILINEAR if resample is None else int(resample), most_pixels)
+        of_colours, and_shift = (part[:, 0, 0].astype(np.float32) for part in (scale, shift))
+        how = {"resample": _BILINEAR if resample is None else int(resample), "most_pixels": most_pixels}
+        return ImageInputs(resolution, of_colours, and_shift, **how)
 
     def pixel_values(self, pictures: Sequence[Picture], augmentations: Sequence[Augmentation]) -> Tensor:
         """Decoded, augmented, normalised.

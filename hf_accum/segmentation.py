@@ -98,10 +98,11 @@ class SemanticSegmentation:
 
         results, weight = run_over(model, held_out, forward, cutter)
         everyone = [of_batch for of_rank in ranks.gather_objects(results) for of_batch in of_rank]
+        counts = np.sum([counts for _, _, counts in everyone], axis=0)
         return {
             "num_examples": sum(number for number, _, _ in everyone),
             "loss": sum(loss for _, loss, _ in everyone) / weight,
-            **figures_of(sum(counts for _, _, counts in everyone), self.names),
+            **figures_of(counts, self.names),
         }
 
     def _labels(self, mask: Picture, augmentation: Augmentation) -> Tensor:

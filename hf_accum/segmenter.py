@@ -97,7 +97,7 @@ def _config_of(name: str, how: dict[str, Any]) -> tuple[PreTrainedConfig, dict[s
     """The config that was given, or that of the model, with the values of it among the arguments."""
     if how.get("config") is not None:
         return how["config"], {key: value for key, value in how.items() if key != "config"}
-    config, unused = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **how)
+    config, unused = cast(Any, AutoConfig.from_pretrained(name, return_unused_kwargs=True, **how))
     return config, dict(unused)
 
 

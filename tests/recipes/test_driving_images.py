@@ -1,5 +1,6 @@
 """Images: exact whatever the cut, bad images left out or named, statistics kept, any vision model."""
 
+import io
 import json
 import random
 from pathlib import Path
@@ -28,6 +29,7 @@ from hf_accum.losses import IGNORE, CrossEntropy
 from hf_accum.segmentation import SemanticSegmentation
 from hf_accum.trainable import load_trainable
 from recipes.driving_images import DrivingImagesConfig, auto_class, main
+from recipes.embedded import signs
 
 NAMES = ("background", *CLASSES)
 AUGMENTER = Augmenter(0, 0.5, True, 0.3)
@@ -139,7 +141,7 @@ def test_full_fine_tuning_keeps_the_statistics_and_says_so(
         "width": SIDE,
     }
     (line, *_) = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    assert line["num_tokens"] == line["num_padded_tokens"] == 16 * (SIDE // 16) ** 2
+    assert line["num_tokens"] == line["num_padded_tokens"] == 8 * (SIDE // 16) ** 2
 
 
 def test_statistics_of_the_micro_batch_are_a_flag_and_said(
@@ -235,3 +237,21 @@ def test_a_plan_is_for_one_resolution(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "driving_images for" in said
     assert "16 patches" in said
     assert "4096+" in said
+
+
+def test_drawn_signs_are_where_their_masks_say_and_the_same_each_time(tmp_path: Path) -> None:
+    photograph = tmp_path / "grey.png"
+    Image.new("RGB", (300, 240), (90, 90, 90)).save(photograph)
+    first, again = (list(signs.draw_signs([photograph], 8, side=512)) for _ in range(2))
+    assert first == again
+    assert {row["label"] for row in first} == set(signs.CLASSES)
+    for row in first:
+        pixels, mask = (np.asarray(Image.open(io.BytesIO(row[name]["bytes"]))) for name in ("image", "mask"))
+        number = 1 + signs.CLASSES.index(row["label"])
+        assert set(np.unique(mask)) == {0, number}
+        rows, columns = np.nonzero(mask)
+        for places in (rows, columns):  # 77 to 102 of 1,024 pixels, askew
+            assert 0.06 * 512 <= np.ptp(places) <= 0.12 * 512
+        colourful = np.ptp(pixels.astype(int), axis=2) > 60  # JPEG lets it run over the edge by a pixel
+        assert (colourful & (mask > 0)).sum() > 0.8 * colourful.sum() > 0.1 * (mask > 0).sum()
+        assert row["photograph"] == "grey"
