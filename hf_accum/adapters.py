@@ -42,8 +42,8 @@ def add_lora(
 
     Adapters sit on the modules of `lora.target_modules`, which have to exist; `new_modules`, and a classifier's
     head also where it is not new, are trained whole and saved with the adapter. Everything trained is in float32.
-    `task_type` is peft's, as SEQ_CLS; None for a model of images, of which it has no type. `dropout` overrides
-    that of the adapters; `fused` ones compute the same in fewer operations.
+    `task_type` is peft's, as SEQ_CLS, or MASKED_LM, of which it has no type, as of models of images (None). `dropout`
+    overrides that of the adapters; `fused` ones compute the same in fewer operations.
 
     Raises:
         ValueError: if no module of the model is a target.
@@ -51,14 +51,14 @@ def add_lora(
     if lora.rank == 0:
         return model
     from peft import LoraConfig as PeftLoraConfig
-    from peft import get_peft_model
+    from peft import TaskType, get_peft_model
 
     heads = _head_of(model, task_type)
     targets = lora.target_modules
     if targets == LINEAR_AND_CONV:
         targets = linear_and_conv(model, [*new_modules, *heads], lora.rank)
     peft_config = PeftLoraConfig(
-        task_type=task_type,
+        task_type=task_type if task_type in set(TaskType) else None,
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout if dropout is None else dropout,

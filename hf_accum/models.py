@@ -13,6 +13,7 @@ from hf_accum.ending import is_of_ours
 from hf_accum.errors import first_line
 from hf_accum.oom import Failure, classify
 from hf_accum.quantization import (
+    check_quantized,
     head_modules,
     keep_weights_trainable_through,
     quantization_config,
@@ -131,6 +132,7 @@ def load_model(
             + ("" if tokenizer is not None else ", or a new head by --ignore_mismatched_sizes")
         )
     if quantization != "none":
+        check_quantized(model)
         keep_weights_trainable_through(model)
     if dropout is not None:
         set_dropout(model, dropout)

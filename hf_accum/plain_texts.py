@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_accum.config import RecipeConfig
+from hf_accum.errors import shown
 from hf_accum.ranks import Ranks
-from hf_accum.source import Row, in_parts
+from hf_accum.source import BadRow, Row, in_parts
 from hf_accum.split_data import Observed, SplitData, open_split
 from hf_accum.text import text_of, tokenize
 
@@ -75,6 +76,8 @@ def open_plain_texts(
     def parts_of(row: Row) -> Sequence[Row]:
         text = text_of(row, text_column)
         ((tokens, _),) = tokenize(tokenizer, [text], max_length=None, special=False)
+        if not len(tokens):
+            raise BadRow(text_column, f"{shown(text)} has no token: the tokenizer leaves nothing of it")
         of_row = {group: row.get(group)}
         return [of_row | {_TOKENS: tokens[i : i + most].tobytes()} for i in range(0, len(tokens), most)]
 

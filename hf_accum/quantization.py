@@ -40,7 +40,12 @@ def quantization_config(quantization: str, keep: Sequence[str], precision: str =
 
 
 def head_modules(model: "PreTrainedModel") -> list[str]:
-    """The modules beside a model's backbone: the task's head, which is trained and stays unquantised."""
+    """The modules beside a model's backbone: the task's head, which is trained and stays unquantised.
+
+    A model that is a backbone (an encoder) has none.
+    """
+    if model.base_model is model:
+        return []
     beside = (item for item in model.named_children() if item[0] != model.base_model_prefix)
     return [name for name, module in beside if any(True for _ in module.parameters())]
 
@@ -67,8 +72,24 @@ def quantize_without_weights(model: "PreTrainedModel", config: "BitsAndBytesConf
             packed = torch.empty((-(-shape.numel() // 2), 1), dtype=torch.uint8, device="meta")
             make: Any = bnb.nn.Params4bit
             module.weight = make(packed, quant_state=state, blocksize=blocksize, bnb_quantized=True, module=module)
+    check_quantized(model)
     keep_weights_trainable_through(model)
     setattr(model, "is_loaded_in_4bit", True)  # noqa: B010 (what peft knows it by; no parameter)
+
+
+def check_quantized(model: nn.Module) -> None:
+    """Refuse a model that was to be quantised, and of which no layer is.
+
+    Raises:
+        ValueError: naming it.
+    """
+    import bitsandbytes as bnb
+
+    if not any(isinstance(module, bnb.nn.Linear4bit) for module in model.modules()):
+        raise ValueError(
+            f"--quantization nf4: {type(model).__name__} has no linear layer beside its head, and only such layers "
+            "can have 4-bit weights; leave the flag out"
+        )
 
 
 def keep_weights_trainable_through(model: nn.Module) -> None:

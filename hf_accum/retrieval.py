@@ -136,7 +136,7 @@ class TextRetrieval:
         for chunk in torch.arange(len(queries)).split(self.objective.chunk_size):
             scores = self.objective.scores(queries[chunk], documents)
             own = scores.gather(1, right[chunk, None])
-            ranks_of_right.append((scores >= own).sum(1))
+            ranks_of_right.append(len(documents) - (scores < own).sum(1))  # last where a score is not a number
             loss += float(self.objective(queries[chunk], right[chunk], documents, keys).sum())
         found_at = torch.cat(ranks_of_right).double()
         figures: dict[str, Any] = {

@@ -251,7 +251,7 @@ class Window:
     def cut(self, cutter: Cutter) -> Cut:
         """This rank's examples in the pieces of a forward each; at least one, for a rank without examples too."""
         version = cutter.version  # before the cut: if it changes meanwhile, the cut is an old one
-        return Cut(cutter.cut(inputs_of(self.examples)) or [tuple(inputs_of([self.stand_in]))], cutter, version)
+        return Cut(cutter.cut(inputs_of(self.examples)) or [tuple(inputs_of([self.stand_in])[:1])], cutter, version)
 
     def _attempt(self, cutter: Cutter, retry_ambiguous: bool, rehearse: Ranks | None) -> Iterator[MicroBatch]:
         ahead, self.made_ahead = self.made_ahead, None

@@ -16,12 +16,12 @@ CLASSES = ("eye", "heart", "muscle")
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe, its row in the test data, the class by which peft alone loads its adapter (None: it has none)."""
+    """A recipe, its row in the test data, the class by which peft alone loads its adapter."""
 
     name: str
     make_row: Callable[[random.Random], dict[str, Any]] | None
     """None: of a recipe of images."""
-    peft_class: str | None
+    peft_class: str
     num_labels: int | None
     flags: dict[str, Any]
     architecture: str = "bert"
@@ -91,7 +91,7 @@ def answered(draw: random.Random) -> dict[str, Any]:
 _IMAGES = Recipe("driving_images", None, "AutoPeftModel", 3, {"task": "classification"}, has_checkpointing=False)
 RECIPES = (
     Recipe("clinical_classification", classified, "AutoPeftModelForSequenceClassification", 3, {}),
-    Recipe("medical_mlm", classified, None, None, {"mlm_probability": 0.3}),
+    Recipe("medical_mlm", classified, "AutoPeftModel", None, {"mlm_probability": 0.3}),
     Recipe(
         "medical_lm",
         answered,

@@ -7,9 +7,11 @@ import torch
 from accelerate import Accelerator
 from failing import Failing
 from pair_cases import TEMPERATURE, make_encoder, make_pairs, run_window, unsplit, vectors_of
-from window_cases import largest_relative_difference
+from window_cases import largest_relative_difference, make_window
 
+from hf_accum.capacity import Capacity, WorkingCapacity
 from hf_accum.contrastive import InBatchNegatives
+from hf_accum.cutting import Cutter
 from hf_accum.ranks import OneRank
 
 
@@ -75,6 +77,12 @@ def test_memory_that_runs_out_in_either_pass_leaves_the_gradient_as_it_is(accele
         assert window.num_oom_replays == 1
         assert largest_relative_difference(model, reference) <= 1e-12, at
         assert float(window.loss_sum()) / len(pairs) == pytest.approx(loss, rel=1e-12)
+
+
+def test_a_rank_without_pairs_runs_one_text_at_a_time_however_little_fits() -> None:
+    pairs = make_pairs(1)
+    window = make_window([], pairs[0], rank=1, whole=pairs)
+    assert [len(piece) for piece in window.cut(Cutter(WorkingCapacity(Capacity(1)))).pieces] == [1]
 
 
 def test_documents_of_one_key_are_no_negatives_of_each_other() -> None:

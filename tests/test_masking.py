@@ -104,6 +104,15 @@ def test_no_token_of_a_long_text_is_lost(tmp_path: Path, max_length: int) -> Non
     assert (data.num_train or 0) + (data.num_held_out or 0) == expected
 
 
+def test_a_text_of_which_no_token_is_left_is_a_bad_row(tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    file.write_text(json.dumps({"text": "w1"}) + "\n" + json.dumps({"text": "\u200b"}) + "\n")
+    how = {"text_column": "text", "group_column": None}
+    tokenizer = AutoTokenizer.from_pretrained(minilm())
+    with pytest.raises(ValueError, match=r"row 2: field 'text': .* has no token"):
+        open_plain_texts(str(file), OneRank(), RecipeConfig(), tokenizer, **how)
+
+
 def test_the_special_tokens_are_the_tokenizer_s() -> None:
     for tokenizer in (make_tokenizer(), AutoTokenizer.from_pretrained(minilm())):
         ids = tokenizer("w1 w2", add_special_tokens=False)["input_ids"]

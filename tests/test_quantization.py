@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from tiny import ARCHITECTURES, CONFIGS, HEADS, load_classifier, make_inputs, save_base
+from tiny_vision import save_vision_model
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from hf_accum.adapters import add_lora
 from hf_accum.classification import build_objective, classification_workload
@@ -98,6 +99,24 @@ def test_all_linear_layers_but_the_head_s_have_four_bits(tmp_path: Path, archite
     others = {n: p for n, p in quantised.model.named_parameters() if n.rpartition(".")[0] not in layers}
     assert {p.dtype for p in others.values()} == {torch.float32}
     assert quantised.model.training
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_all_linear_layers_of_an_encoder_without_a_head_have_four_bits(tmp_path: Path, architecture: str) -> None:
+    folder = save_base(tmp_path, architecture)
+    linear = {n for n, m in AutoModel.from_pretrained(folder).named_modules() if isinstance(m, nn.Linear)}
+    loaded = load_model(AutoModel, folder, load_tokenizer(folder), max_length=16, quantization="nf4").model
+    laid_out = build_without_weights(AutoModel, folder, max_length=16, quantization="nf4")
+    assert set(four_bit_layers(loaded)) == set(four_bit_layers(laid_out)) == linear
+    assert layout(loaded) == layout(laid_out)
+
+
+def test_a_model_without_a_layer_to_quantise_is_refused(tmp_path: Path) -> None:
+    save_vision_model(tmp_path)  # convolutions, and a linear head
+    with pytest.raises(ValueError, match=r"--quantization nf4: EfficientNet.* has no linear layer beside its head"):
+        load_model(AutoModelForImageClassification, str(tmp_path), None, max_length=16, quantization="nf4")
+    with pytest.raises(ValueError, match=r"--quantization nf4: EfficientNet.* has no linear layer beside its head"):
+        build_without_weights(AutoModelForImageClassification, str(tmp_path), max_length=16, quantization="nf4")
 
 
 def test_four_bit_weights_are_the_nearest_of_their_block_s_sixteen_values(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Retrieval: rows to pairs of texts, and the rank of the right document among all held-out ones."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,18 @@ def test_the_figures_are_those_of_each_query_among_all_documents(size: int) -> N
     assert figures["mrr"] == pytest.approx(np.mean([1 / at for at in found_at]))
     for k in (1, 5, 10):
         assert figures[f"recall_at_{k}"] == pytest.approx(np.mean([at <= k for at in found_at]))
+
+
+def test_what_is_no_number_is_found_last() -> None:
+    draw = np.random.default_rng(0)
+    encoded: list[Any] = []
+    for index in range(4):
+        nan = np.full(3, np.nan, dtype=np.float32)
+        encoded.append((f"{index}:query", None, nan if index < 2 else draw.normal(size=3).astype(np.float32)))
+        encoded.append((f"{index}:document", index, draw.normal(size=3).astype(np.float32)))
+    figures = TASK.judge(encoded)
+    assert figures["recall_at_1"] <= 0.5
+    assert figures["mrr"] <= (2 * 1 / 4 + 2) / 4
 
 
 def test_an_unknown_best_metric_is_refused() -> None:
