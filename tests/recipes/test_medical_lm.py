@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,10 +15,11 @@ from chats import SMOLLM2, byte_tokenizer
 from every_recipe import RECIPES
 from peft import AutoPeftModelForCausalLM
 from run_files import metrics_of
-from tiny import CONFIGS, WORDS, save_base
-from transformers import AutoModelForCausalLM
+from tiny import CONFIGS, WORDS, make_decoder_config, save_base
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from recipes.medical_lm import MedicalLmConfig, main
+from hf_accum.config import LoraConfig
+from recipes.medical_lm import MedicalLmConfig, main, workload
 
 RECIPE = next(recipe for recipe in RECIPES if recipe.name == "medical_lm")
 
@@ -168,6 +170,33 @@ def test_a_model_without_an_output_layer_is_refused(
     assert "has to be a causal language model: it has no weights for lm_head" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+@pytest.mark.parametrize("num_epochs", [1, "null"])
+def test_what_the_config_says_is_said_before_the_data_is_read(
+    run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], num_epochs: Any
+) -> None:
+    """An encoder, which would copy the answers, and logits that are capped: `hf-accum plan` says the same."""
+    save_base(tmp_path / "bert", "bert", auto_class=AutoModelForMaskedLM)
+    AutoModelForCausalLM.from_config(make_decoder_config("gemma2")).save_pretrained(tmp_path / "gemma2")
+    for name, message in (
+        ("bert", "bert: has to be a causal language model: its attention must not see later tokens"),
+        ("gemma2", "Gemma2ForCausalLM caps its logits (final_logit_softcapping 30.0 in its config)"),
+    ):
+        how = {"model": str(tmp_path / name), "dataset": "nowhere.jsonl", "max_length": 16}
+        with pytest.raises(SystemExit):
+            run(**how, num_epochs=num_epochs, max_steps=2)
+        assert message in " ".join(capsys.readouterr().err.split())
+        with pytest.raises(ValueError, match=re.escape(message)):
+            workload(MedicalLmConfig(**how))
+
+
+def test_an_adapter_on_the_output_layer_is_refused_by_its_name(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"model": save_base(tmp_path / "base", "llama"), "max_length": 16}
+    for targets in (("q_proj", "lm_head"), "all-linear-and-conv"):
+        lora = LoraConfig(rank=2, target_modules=targets)
+        with pytest.raises(ValueError, match=r"--lora.target_modules: has to leave out lm_head, the output layer"):
+            workload(MedicalLmConfig(**how, lora=lora))
 
 
 @pytest.mark.slow
