@@ -36,8 +36,8 @@ def check_causal(model: nn.Module, name: str) -> None:
     is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True)
     if is_encoder or _sees_later_tokens(model):
         raise ValueError(
-            f"--model {name}: has to be a causal language model: its attention must not see later tokens, and that of "
-            f"this one ({config.model_type}) does; recipes.medical_mlm trains encoders"
+            f"--model {name}: has to be a causal language model: its attention must not see later tokens, and that "
+            f"of this one ({config.model_type}) does; recipes.medical_mlm trains encoders"
         )
 
 

@@ -73,8 +73,8 @@ def _check_nothing_follows(model: nn.Module, layer: nn.Linear) -> None:
             del layer.forward
     if not torch.allclose(factor * found, expected, rtol=0, atol=TOLERANCE * _LOUD):
         raise ValueError(
-            f"{architecture_of(model)} does more than multiply by its output layer to make logits: its loss cannot be "
-            "computed in chunks; give another --model"
+            f"{architecture_of(model)} does more than multiply by its output layer to make logits: its loss cannot "
+            "be computed in chunks; give another --model"
         )
 
 
