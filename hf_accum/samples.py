@@ -96,9 +96,8 @@ def generate(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", passage: Pa
 
 def _places(passage: Passage, num_new_tokens: int) -> tuple[int, int]:
     """Where the prompt of a passage ends, and what is to follow it."""
-    targets = np.flatnonzero(passage.is_target)
-    start = int(targets[0])
-    if passage.is_target[start:].all() and start < 3:  # a text, which may have special tokens before it
+    start = int(np.flatnonzero(passage.is_target)[0])
+    if passage.is_text:
         start = max(start, min(len(passage.tokens) // 2, _LONGEST_PROMPT))
         return start, min(start + num_new_tokens, len(passage.tokens))
     others = np.flatnonzero(~passage.is_target[start:])

@@ -29,9 +29,9 @@ def make_model(architecture: str = "llama", rank: int = 2) -> nn.Module:
     return model.train()
 
 
-def passage_of(num_read: int, num_predicted: int) -> Passage:
+def passage_of(num_read: int, num_predicted: int, *, is_text: bool = False) -> Passage:
     tokens = np.arange(4, 4 + num_read + num_predicted, dtype=np.int32)
-    return Passage(tokens, np.arange(len(tokens)) >= num_read)
+    return Passage(tokens, np.arange(len(tokens)) >= num_read, is_text=is_text)
 
 
 def by_hand(model: Any, tokens: np.ndarray, number: int) -> list[int]:
@@ -60,9 +60,16 @@ def test_the_most_likely_tokens_follow_the_prompt(architecture: str, rank: int) 
 
 def test_a_text_is_gone_on_with_from_its_middle() -> None:
     for num_special in (1, 2):
-        sample = generate(make_model(), TOKENIZER, passage_of(num_special, 12 - num_special), 3)
+        sample = generate(make_model(), TOKENIZER, passage_of(num_special, 12 - num_special, is_text=True), 3)
         assert sample.prompt == " ".join(WORDS[:6])
         assert sample.reference == " ".join(WORDS[6:9])
+
+
+@pytest.mark.parametrize("num_read", [1, 2])
+def test_of_a_short_prompt_the_answer_is_not_shown(num_read: int) -> None:
+    sample = generate(make_model(), TOKENIZER, passage_of(num_read, 9), 3)
+    assert sample.prompt == " ".join(WORDS[:num_read])
+    assert sample.reference == " ".join(WORDS[num_read : num_read + 9])
 
 
 def test_only_the_first_answer_is_the_reference() -> None:
