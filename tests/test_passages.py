@@ -89,7 +89,7 @@ def test_rows_know_whether_they_are_plain_texts(tmp_path: Path) -> None:
         WholeTexts(make_tokenizer(), "question", 12),
         PromptsAndResponses(make_tokenizer(), "question", "answer", 12),
     ):
-        rows = opened(tmp_path, pairs(4), reader).source.read(0, 0)
+        rows = opened(tmp_path, pairs(20), reader).source.read(0, 0)
         is_text = {passage_of(row).is_text for _, row in rows if isinstance(row, dict)}
         assert is_text == {isinstance(reader, WholeTexts)}
 
