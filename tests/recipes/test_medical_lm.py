@@ -172,6 +172,18 @@ def test_a_model_without_an_output_layer_is_refused(
     )
 
 
+def test_a_run_goes_on_with_other_samples_and_chunks(run: Callable[..., Path], tmp_path: Path) -> None:
+    """They change what it shows and costs."""
+    model = save_chat_model(tmp_path / "model", template=None)
+    texts = save_rows(tmp_path / "texts.jsonl", [{"text": f"{word} {word}"} for word in WORDS])
+    how = {"model": model, "dataset": texts, "max_length": 16, "max_steps": 4, "num_epochs": "null", "save_every": 2}
+    whole = run(**how, num_samples=0)
+    more = {"num_samples": 2, "sample_length": 3, "loss_chunk_size": 7}
+    rest = run(**how, **more, resume=whole / "checkpoints" / "step-00000002")
+    assert [line["step"] for line in metrics_of(rest)] == [3, 4]
+    assert [m["loss"] for m in metrics_of(rest)] == pytest.approx([m["loss"] for m in metrics_of(whole)[2:]])
+
+
 @pytest.mark.parametrize("num_epochs", [1, "null"])
 def test_what_the_config_says_is_said_before_the_data_is_read(
     run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], num_epochs: Any
