@@ -203,9 +203,20 @@ def test_what_the_config_says_is_said_before_the_data_is_read(
             workload(MedicalLmConfig(**how))
 
 
+def test_an_encoder_is_known_by_its_weights_too(
+    run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.models.auto.modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES", {})
+    model = save_base(tmp_path / "bert", "bert", auto_class=AutoModelForMaskedLM)
+    texts = save_rows(tmp_path / "texts.jsonl", [{"text": f"{word} {word}"} for word in WORDS])
+    with pytest.raises(SystemExit):
+        run(model=model, dataset=texts, max_length=16)
+    assert "bert: has to be a causal language model" in " ".join(capsys.readouterr().err.split())
+
+
 def test_an_adapter_on_the_output_layer_is_refused_by_its_name(tmp_path: Path) -> None:
     how: dict[str, Any] = {"model": save_base(tmp_path / "base", "llama"), "max_length": 16}
-    for targets in (("q_proj", "lm_head"), "all-linear-and-conv"):
+    for targets in (["q_proj", "lm_head"], "all-linear-and-conv"):
         lora = LoraConfig(rank=2, target_modules=targets)
         with pytest.raises(ValueError, match=r"--lora.target_modules: has to leave out lm_head, the output layer"):
             workload(MedicalLmConfig(**how, lora=lora))
