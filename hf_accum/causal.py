@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_accum.cutting import Cutter
-from hf_accum.language import ChunkedCrossEntropy, Targets
+from hf_accum.language import TOLERANCE, ChunkedCrossEntropy, Targets, not_training, probe, with_output_layer
 from hf_accum.passages import Passage, passage_of
 from hf_accum.perplexity import evaluate_tokens
 from hf_accum.ranks import Ranks
@@ -19,6 +19,39 @@ from hf_accum.text import pad
 from hf_accum.window import Example
 
 ACCURACY = "next_token_accuracy"
+
+
+def check_causal(model: nn.Module, name: str) -> None:
+    """Refuse a model, loaded by `name`, that reads the tokens it is to predict: it would only learn to copy them.
+
+    An encoder loads as a causal model with all its weights. Its config says so; other models are given a text with
+    two endings, which logits before the end must not tell apart. Without weights only the config is known.
+
+    Raises:
+        ValueError: if its attention sees later tokens.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    config: Any = model.config
+    is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True)
+    if is_encoder or _sees_later_tokens(model):
+        raise ValueError(
+            f"--model {name}: has to be a causal language model: its attention must not see later tokens, and that "
+            f"of this one ({config.model_type}) does; recipes.medical_mlm trains encoders"
+        )
+
+
+def _sees_later_tokens(model: nn.Module) -> bool:
+    device = next(model.parameters()).device
+    if device.type == "meta":
+        return False
+    inputs = probe(model, 5, device)
+    ids = inputs["input_ids"]
+    texts = torch.cat([ids[:, :4], ids[:, [0, 1, 2, 4]]])
+    with torch.inference_mode(), not_training(model), with_output_layer(model):
+        logits = model(input_ids=texts, attention_mask=torch.ones_like(texts)).logits.float()
+    one, other = logits[:, :3]
+    return float((one - other).abs().max()) > TOLERANCE * float(logits.abs().max())
 
 
 @dataclass(frozen=True)

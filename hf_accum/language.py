@@ -22,7 +22,10 @@ from hf_accum.text import made_up_inputs
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_TOLERANCE = 1e-3  # of logits, by their largest: an output layer that is all there is agrees to rounding
+TOLERANCE = 1e-3
+"""Of logits, by their largest: those that are the same differ by rounding, which is far less."""
+_LOUD = 1000.0  # logits at which any cap shows
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # in configs
 
 
 class Targets(NamedTuple):
@@ -35,37 +38,80 @@ class Targets(NamedTuple):
 def stop_before_output_layer(model: nn.Module) -> nn.Linear:
     """Have a language model give the inputs of its output layer for its logits; returns the layer.
 
+    Logits that are a multiple of the layer's outputs (Cohere, Granite) are such a multiple of its inputs too.
+
     Raises:
-        ValueError: if the model has no output layer, or one that is not all that makes logits of its inputs.
+        ValueError: if the model has no output layer, one with an adapter, or one that is not all that makes logits of
+            its inputs. Without weights only what the config says is known.
     """
     layer = output_layer(model)
-    device = layer.weight.device
-    if device.type != "meta":
-        with torch.inference_mode(), _not_training(model):
-            inputs = made_up_inputs(model, 1, 4, device)
-            expected = model(**inputs).logits
-            layer.forward = _as_it_is
-            found = F.linear(model(**inputs).logits.to(layer.weight), layer.weight, layer.bias)
-        if not torch.allclose(found, expected, rtol=0, atol=_TOLERANCE * float(expected.abs().max())):
-            del layer.forward
+    config: Any = model.config
+    of_text = config.get_text_config()
+    for name in _CAPS:
+        if cap := getattr(of_text, name, None):
             raise ValueError(
-                f"{type(model).__name__} does more than multiply by its output layer to make logits: its loss cannot "
-                "be computed in chunks"
+                f"{architecture_of(model)} caps its logits ({name} {cap} in its config): its loss cannot be computed "
+                "in chunks; give a --model that does not, as Gemma 3 instead of Gemma 2"
             )
+    if layer.weight.device.type != "meta":
+        _check_nothing_follows(model, layer)
     layer.forward = _as_it_is
     return layer
+
+
+def _check_nothing_follows(model: nn.Module, layer: nn.Linear) -> None:
+    """Refuse a model whose logits are not the product of its output layer; small ones would hide a cap."""
+    inputs = probe(model, 4, layer.weight.device)
+    with torch.inference_mode(), not_training(model):
+        try:
+            layer.forward = _as_it_is
+            found = F.linear(model(**inputs).logits.to(layer.weight), layer.weight, layer.bias)
+            factor = _LOUD / max(float(found.abs().max()), 1e-6)
+            layer.forward = lambda input: factor * F.linear(input, layer.weight, layer.bias)
+            expected = model(**inputs).logits
+        finally:
+            del layer.forward
+    if not torch.allclose(factor * found, expected, rtol=0, atol=TOLERANCE * _LOUD):
+        raise ValueError(
+            f"{architecture_of(model)} does more than multiply by its output layer to make logits: its loss cannot "
+            "be computed in chunks; give another --model"
+        )
+
+
+def probe(model: nn.Module, length: int, device: torch.device) -> dict[str, Tensor]:
+    """One text that is made up, of different tokens, (1, length): none is padding, whose embedding may be zero."""
+    config: Any = model.config
+    of_text = config.get_text_config()
+    num_tokens = int(of_text.vocab_size)
+    known = torch.arange(num_tokens, device=device)
+    known = known[known != (-1 if of_text.pad_token_id is None else of_text.pad_token_id)]
+    # From the middle of the vocabulary: special tokens stand at its ends.
+    ids = known[torch.arange(1, length + 1, device=device) * len(known) // (length + 2)]
+    return {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
 
 
 def output_layer(model: nn.Module) -> nn.Linear:
     """The layer of a language model that makes logits.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or an adapter sits on it.
     """
     layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    if isinstance(getattr(layer, "base_layer", None), nn.Linear):  # peft's
+        name = next(name for name, module in model.named_modules() if module is layer)
+        raise ValueError(
+            f"--lora.target_modules: has to leave out {name.rpartition('.')[2]}, the output layer, which is not "
+            "called by the model: the loss multiplies by its weights, in chunks"
+        )
     if not isinstance(layer, nn.Linear):
-        raise ValueError(f"{type(model).__name__} has no linear output layer: it is no language model")
+        raise ValueError(f"{architecture_of(model)} has no linear output layer: it is no language model")
     return layer
+
+
+def architecture_of(model: nn.Module) -> str:
+    """The name of a model's class, without adapters."""
+    inside: Any = getattr(model, "get_base_model", None)
+    return type(model if inside is None else inside()).__name__
 
 
 @contextmanager
@@ -85,7 +131,8 @@ def _as_it_is(input: Tensor) -> Tensor:
 
 
 @contextmanager
-def _not_training(model: nn.Module) -> Iterator[None]:
+def not_training(model: nn.Module) -> Iterator[None]:
+    """The model is in eval mode inside."""
     was = model.training
     model.eval()
     try:

@@ -23,6 +23,7 @@ _MOST_NAMED = 5
 _SAME_TEXT = "text of the row"
 # Columns of a row that is a passage, by names that a dataset's own column, by which it is split, will not have.
 _PLACE, _TOKENS, _IS_TARGET, _NUM_TRUNCATED = "place of a row", "tokens of it", "which are targets", "tokens cut off"
+_IS_TEXT = "whether it is a plain text"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Passage:
     tokens: np.ndarray
     is_target: np.ndarray
     num_truncated: int = 0
+    is_text: bool = False
+    """A plain text, or a part of one: nobody answers in it."""
 
 
 class Reader(Protocol):
@@ -106,7 +109,7 @@ class WholeTexts:
             is_target[: len(before)] = False
             if start or not len(before):
                 is_target[len(before)] = False
-            passages.append(Passage(part, is_target))
+            passages.append(Passage(part, is_target, is_text=True))
         return text, passages
 
 
@@ -161,7 +164,9 @@ def open_passages(
         key, passages = reader.read(row)
         group = {group_column: row.get(group_column)} if group_column else {_SAME_TEXT: key}
         return [
-            group | {_TOKENS: p.tokens.tobytes(), _IS_TARGET: p.is_target.tobytes(), _NUM_TRUNCATED: p.num_truncated}
+            group
+            | {_TOKENS: p.tokens.tobytes(), _IS_TARGET: p.is_target.tobytes()}
+            | {_NUM_TRUNCATED: p.num_truncated, _IS_TEXT: p.is_text}
             for p in passages
         ]
 
@@ -197,7 +202,7 @@ def open_passages(
 def passage_of(row: Row) -> Passage:
     """The passage of a row of the opened dataset."""
     tokens, is_target = np.frombuffer(row[_TOKENS], dtype=np.int32), np.frombuffer(row[_IS_TARGET], dtype=bool)
-    return Passage(tokens, is_target, row[_NUM_TRUNCATED])
+    return Passage(tokens, is_target, row[_NUM_TRUNCATED], row[_IS_TEXT])
 
 
 def _with_places(parts: Source, most_parts: int) -> Source:

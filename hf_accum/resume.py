@@ -32,7 +32,7 @@ FREE = frozenset(
             "debug",
         ),
         *("micro_batch_size", "memory_budget", "max_probe_seconds", "gradient_checkpointing", "balance_ranks"),
-        "full_determinism",
+        *("full_determinism", "loss_chunk_size", "num_samples", "sample_length"),
         *("eval_every", "best_metric", "early_stopping_patience", "extra_metrics", "max_minutes", "on_bad_row"),
         *("rank_timeout_minutes", "on_nonfinite", "max_nonfinite_skips", "allow_pickle_weights", "trust_remote_code"),
     }

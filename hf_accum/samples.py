@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_accum.errors import shortened
+from hf_accum.errors import first_line, shortened
 from hf_accum.files import write_atomically
 from hf_accum.language import with_output_layer
 from hf_accum.memory import keeping_modes
-from hf_accum.models import quiet_transformers
+from hf_accum.models import num_positions, quiet_transformers
+from hf_accum.oom import Failure, classify, release
 from hf_accum.passages import Passage, passage_of
 from hf_accum.seeding import keeping_random_state
 from hf_accum.source import Row, good_rows
@@ -57,7 +58,8 @@ def first_held_out(data: SplitData, number: int, on_bad_row: Any) -> list[Passag
 def generate(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", passage: Passage, num_new_tokens: int) -> Sample:
     """The most likely token, again and again, up to the end of a text.
 
-    The model is given what stands before the first answer; of a text without any, its start. Its modes and the
+    The model is given what stands before the first answer; of a text without any, its start. It writes no more than
+    it has positions for: a passage, and so a prompt, which is shorter, leaves one at least. Its modes and the
     generators of random numbers are as before afterwards. `model` is the one that transformers or peft made; it may
     have been told to stop before its output layer.
     """
@@ -65,6 +67,9 @@ def generate(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", passage: Pa
 
     device = next(model.parameters()).device
     tokens, start, end = passage.tokens, *_places(passage, num_new_tokens)
+    positions = num_positions(model)
+    if positions is not None:
+        num_new_tokens = min(num_new_tokens, positions - start)
     known: Any = getattr(model, "generation_config", None)
     ending: Any = tokenizer.eos_token_id  # a text
     endings = {ending, *np.atleast_1d(getattr(known, "eos_token_id", None) or [])} - {None}
@@ -96,9 +101,8 @@ def generate(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", passage: Pa
 
 def _places(passage: Passage, num_new_tokens: int) -> tuple[int, int]:
     """Where the prompt of a passage ends, and what is to follow it."""
-    targets = np.flatnonzero(passage.is_target)
-    start = int(targets[0])
-    if passage.is_target[start:].all() and start < 3:  # a text, which may have special tokens before it
+    start = int(np.flatnonzero(passage.is_target)[0])
+    if passage.is_text:
         start = max(start, min(len(passage.tokens) // 2, _LONGEST_PROMPT))
         return start, min(start + num_new_tokens, len(passage.tokens))
     others = np.flatnonzero(~passage.is_target[start:])
@@ -116,9 +120,21 @@ class Samples:
     say: Callable[[str], None] = print
 
     def show(self, model: nn.Module, when: str) -> None:
-        """Those of the model as it is `when` (before or after the training). Talks with no other rank."""
-        samples = [generate(model, self.tokenizer, passage, self.num_new_tokens) for passage in self.passages]
-        for number, sample in enumerate(samples, 1):
+        """Those of the model as it is `when` (before or after the training). Talks with no other rank.
+
+        One for which memory does not suffice is left out, which is said: it is no reason to end a run.
+        """
+        samples: list[tuple[int, Sample]] = []
+        for number, passage in enumerate(self.passages, 1):
+            try:
+                sample = generate(model, self.tokenizer, passage, self.num_new_tokens)
+            except Exception as error:
+                if classify(error) is Failure.OTHER:
+                    raise
+                self.say(f"sample {number}, {when} the training: left out, out of memory ({first_line(error)})")
+                release(error, next(model.parameters()).device)
+                continue
+            samples.append((number, sample))
             self.say(f"sample {number}, {when} the training")
             for name, text in asdict(sample).items():
                 self.say(f"  {name + ':':10} {_on_one_line(text)}")
@@ -127,7 +143,7 @@ class Samples:
         with suppress(FileNotFoundError):
             # A run that goes on tells of itself again.
             lines = [line for line in file.read_text("utf-8").splitlines() if json.loads(line)["when"] != when]
-        lines += [json.dumps({"when": when, "number": n, **asdict(s)}) for n, s in enumerate(samples, 1)]
+        lines += [json.dumps({"when": when, "number": n, **asdict(s)}) for n, s in samples]
         write_atomically(file, "".join(f"{line}\n" for line in lines))
 
 

@@ -70,7 +70,7 @@ def train(config: MedicalLmConfig) -> Mapping[str, Any]:
     from transformers import AutoModelForCausalLM
 
     from hf_accum.accumulation import accumulate, forget
-    from hf_accum.causal import ACCURACY, CausalTexts
+    from hf_accum.causal import ACCURACY, CausalTexts, check_causal
     from hf_accum.language import ChunkedCrossEntropy, stop_before_output_layer
     from hf_accum.models import load_tokenizer
     from hf_accum.perplexity import check_token_metric
@@ -104,6 +104,7 @@ def train(config: MedicalLmConfig) -> Mapping[str, Any]:
             f"--model {model_name}: has to be a causal language model: it has no weights for "
             f"{', '.join(trainable.new_modules)}"
         )
+    check_causal(trainable.base, model_name)
     layer = stop_before_output_layer(trainable.base)
     objective = ChunkedCrossEntropy(layer, config.loss_chunk_size, run.precision)
     assert isinstance(tokenizer.pad_token_id, int)
@@ -148,11 +149,14 @@ def workload(config: MedicalLmConfig, precision: str = "no") -> "Workload":
     """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
     from transformers import AutoModelForCausalLM
 
+    from hf_accum.causal import check_causal
     from hf_accum.language import stop_before_output_layer
     from hf_accum.trainable import without_weights
     from recipes.embedded.models import smollm2
 
-    model = without_weights(AutoModelForCausalLM, config.model or smollm2(), config, task_type="CAUSAL_LM")
+    model_name = config.model or smollm2()
+    model = without_weights(AutoModelForCausalLM, model_name, config, task_type="CAUSAL_LM")
+    check_causal(model, model_name)
     stop_before_output_layer(model)
     return work_of(model, config, precision)
 

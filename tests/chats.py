@@ -32,6 +32,14 @@ FORGETS_THOUGHTS = (
     "and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ message['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# As Llama 3.2's does: today's date stands in each conversation.
+TELLS_THE_DATE = (
+    "\n{%- if not date_string is defined %}{%- if strftime_now is defined %}{%- set date_string = "
+    "strftime_now('%d %b %Y') %}{%- else %}{%- set date_string = '1 Jan 1970' %}{%- endif %}{%- endif %}"
+    "{{ '<|im_start|>system\nToday Date: ' + date_string + '<|im_end|>\n' }}{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 _SPECIAL = (
     *("<|im_start|>", "<|im_end|>", "<bos>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     *("<start_of_turn>", "<end_of_turn>"),

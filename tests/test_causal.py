@@ -1,5 +1,6 @@
 """Causal language modelling: the model's own loss and gradient however windows are cut; padding changes nothing."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,14 +12,14 @@ from accelerate import Accelerator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from thread_ranks import run_ranks
-from tiny import CONFIGS, VOCAB_SIZE
+from tiny import CONFIGS, VOCAB_SIZE, make_decoder_config
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from window_cases import largest_relative_difference, make_window
 
 from hf_accum import accumulate
 from hf_accum.capacity import Capacity, WorkingCapacity
-from hf_accum.causal import ACCURACY, CausalTexts
+from hf_accum.causal import ACCURACY, CausalTexts, check_causal
 from hf_accum.cutting import Cutter
 from hf_accum.language import ChunkedCrossEntropy, stop_before_output_layer, with_output_layer
 from hf_accum.passages import Passage
@@ -28,6 +29,39 @@ from hf_accum.stream import WindowStream
 from hf_accum.window import Example
 
 IGNORED = -100  # of transformers
+
+
+@pytest.mark.parametrize("model_type", ["llama", "biogpt", "gpt2", "gpt_neox", "mamba", "bart", "mixtral", "gemma2"])
+def test_models_that_see_no_later_token_are_taken(model_type: str) -> None:
+    more = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "decoder_attention_heads": 2}
+    config = make_decoder_config(model_type, **more if model_type == "bart" else {})
+    check_causal(AutoModelForCausalLM.from_config(config).train(), "it")
+
+
+@pytest.mark.parametrize("knows_it", [True, False])
+@pytest.mark.parametrize("name", ["bert", "roberta", "electra"])
+def test_an_encoder_is_refused_unless_it_is_one_that_reads_forwards(
+    name: str, knows_it: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its config, and by what its logits are made of."""
+    names = "transformers.models.auto.modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES"
+    if not knows_it:
+        monkeypatch.setattr(names, {})
+    model = AutoModelForCausalLM.from_config(CONFIGS[name]).train()
+    with pytest.raises(ValueError, match=f"--model some/encoder: .*this one .{name}. does; recipes.medical_mlm"):
+        check_causal(model, "some/encoder")
+    assert model.training
+    with torch.device("meta"):
+        without_weights = AutoModelForCausalLM.from_config(CONFIGS[name])
+    if knows_it:
+        with pytest.raises(ValueError, match="has to be a causal language model"):
+            check_causal(without_weights, "some/encoder")
+    config = copy.deepcopy(CONFIGS[name])
+    config.is_decoder = True
+    model = AutoModelForCausalLM.from_config(config)
+    check_causal(model, "a decoder")
+    stop_before_output_layer(model)
+    check_causal(model, "a decoder")
 
 
 def make_model(architecture: str, seed: int = 0) -> Any:

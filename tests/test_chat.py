@@ -1,11 +1,12 @@
 """What the assistant says, found in what chat templates of real models write."""
 
+from datetime import datetime
 from typing import Any
 
 import pytest
-from chats import FORGETS_THOUGHTS, GEMMA, LLAMA3, SMOLLM2, byte_tokenizer
+from chats import FORGETS_THOUGHTS, GEMMA, LLAMA3, SMOLLM2, TELLS_THE_DATE, byte_tokenizer
 
-from hf_accum.chat import written
+from hf_accum.chat import DATE, written
 
 TURNS: list[dict[str, Any]] = [
     {"role": "user", "content": "What is ptosis?"},
@@ -37,6 +38,28 @@ def test_the_text_is_the_template_s() -> None:
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nWhat is ptosis?<|im_end|>\n<|im_start|>assistant\nA drooping eyelid.<|im_end|>\n"
     )
+
+
+def test_a_template_that_writes_today_s_date_writes_the_same_on_any_day() -> None:
+    """A run goes on behind midnight as before. transformers by itself asks the clock."""
+    tokenizer = byte_tokenizer(TELLS_THE_DATE)
+    today = str(tokenizer.apply_chat_template(TURNS[:2], tokenize=False))
+    text, ((start, end),) = written(tokenizer, TURNS[:2])
+    system = "<|im_start|>system\nToday Date: {}<|im_end|>\n"
+    assert text.startswith(system.format("26 Jul 2024"))
+    assert today.startswith(system.format(datetime.now().strftime("%d %b %Y")))
+    assert text[len(system.format("26 Jul 2024")) :] == today[len(system.format("26 Jul 2024")) :]
+    assert text[start:end] == "A drooping eyelid.<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    "format", ["%Y-%m-%d", "%B %-d, %Y", "%A, %d/%m/%y %H:%M:%S", "%F %T", "%-I:%M %p", "%j of %Y, %a %b", "%-m.%-d."]
+)
+def test_any_format_of_a_date_is_written_as_the_clock_would(format: str) -> None:
+    template = "{{ strftime_now('" + format + "') }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    for whole in (template, f"\n  {template}"):
+        text, _ = written(byte_tokenizer(whole), TURNS[:1])
+        assert text == whole.partition("{{")[0] + DATE.strftime(format) + "What is ptosis?"
 
 
 def test_words_that_stand_elsewhere_too_are_not_taken_for_the_answer() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CONFIGS, VOCAB_SIZE, make_inputs
+from tiny import CONFIGS, VOCAB_SIZE, make_decoder_config, make_inputs
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
@@ -71,6 +71,34 @@ def test_a_model_that_does_more_than_multiply_is_refused_and_left_as_it_was() ->
     torch.testing.assert_close(model(**make_inputs()).logits, before)
     with pytest.raises(ValueError, match="has no linear output layer"):
         stop_before_output_layer(AutoModelForSequenceClassification.from_config(CONFIGS["bert"]))
+
+
+def test_a_cap_shows_at_small_logits_and_whatever_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At logits of thousandths tanh changes nothing; its padding, which token 0 is, has an embedding of zeros."""
+    config = make_decoder_config("gemma2", initializer_range=1e-3)
+    model = AutoModelForCausalLM.from_config(config)
+    assert model(input_ids=torch.tensor([[7, 8]])).logits.abs().max() < 0.1
+    with pytest.raises(ValueError, match=r"caps its logits .* give a --model that does not"):
+        stop_before_output_layer(model)
+    monkeypatch.setattr("hf_accum.language._CAPS", ())
+    with pytest.raises(ValueError, match="does more than multiply by its output layer"):
+        stop_before_output_layer(model)
+    config.final_logit_softcapping = None
+    stop_before_output_layer(AutoModelForCausalLM.from_config(config))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "scale"), [("granite", {"logits_scaling": 7.0}), ("cohere", {"logit_scale": 0.1})]
+)
+def test_logits_that_are_scaled_are_so_in_the_loss(model_type: str, scale: dict[str, float]) -> None:
+    config = make_decoder_config(model_type, **scale)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).double().eval()
+    logits = model(**make_inputs()).logits
+    targets = Targets(torch.arange(5), torch.arange(5))
+    expected = F.cross_entropy(logits.flatten(0, 1)[:5], torch.arange(5), reduction="sum")
+    loss = ChunkedCrossEntropy(stop_before_output_layer(model), 2)(model(**make_inputs()).logits, targets)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 def _capped(output: Any) -> Any:

@@ -84,6 +84,16 @@ def test_what_is_cut_off_is_counted_and_named_over_ranks(tmp_path: Path) -> None
     assert opened(tmp_path, [], reader, num_epochs=None, max_steps=1).notes == []
 
 
+def test_rows_know_whether_they_are_plain_texts(tmp_path: Path) -> None:
+    for reader in (
+        WholeTexts(make_tokenizer(), "question", 12),
+        PromptsAndResponses(make_tokenizer(), "question", "answer", 12),
+    ):
+        rows = opened(tmp_path, pairs(20), reader).source.read(0, 0)
+        is_text = {passage_of(row).is_text for _, row in rows if isinstance(row, dict)}
+        assert is_text == {isinstance(reader, WholeTexts)}
+
+
 def test_equal_prompts_are_on_one_side(tmp_path: Path) -> None:
     rows = [{"question": WORDS[index % 10], "answer": WORDS[index % 7]} for index in range(40)]
     reader = PromptsAndResponses(make_tokenizer(), "question", "answer", 12)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import CONFIGS, WORDS, make_tokenizer
+from tiny import CONFIGS, NUM_POSITIONS, WORDS, make_decoder_config, make_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -29,9 +29,9 @@ def make_model(architecture: str = "llama", rank: int = 2) -> nn.Module:
     return model.train()
 
 
-def passage_of(num_read: int, num_predicted: int) -> Passage:
+def passage_of(num_read: int, num_predicted: int, *, is_text: bool = False) -> Passage:
     tokens = np.arange(4, 4 + num_read + num_predicted, dtype=np.int32)
-    return Passage(tokens, np.arange(len(tokens)) >= num_read)
+    return Passage(tokens, np.arange(len(tokens)) >= num_read, is_text=is_text)
 
 
 def by_hand(model: Any, tokens: np.ndarray, number: int) -> list[int]:
@@ -60,9 +60,16 @@ def test_the_most_likely_tokens_follow_the_prompt(architecture: str, rank: int) 
 
 def test_a_text_is_gone_on_with_from_its_middle() -> None:
     for num_special in (1, 2):
-        sample = generate(make_model(), TOKENIZER, passage_of(num_special, 12 - num_special), 3)
+        sample = generate(make_model(), TOKENIZER, passage_of(num_special, 12 - num_special, is_text=True), 3)
         assert sample.prompt == " ".join(WORDS[:6])
         assert sample.reference == " ".join(WORDS[6:9])
+
+
+@pytest.mark.parametrize("num_read", [1, 2])
+def test_of_a_short_prompt_the_answer_is_not_shown(num_read: int) -> None:
+    sample = generate(make_model(), TOKENIZER, passage_of(num_read, 9), 3)
+    assert sample.prompt == " ".join(WORDS[:num_read])
+    assert sample.reference == " ".join(WORDS[num_read : num_read + 9])
 
 
 def test_only_the_first_answer_is_the_reference() -> None:
@@ -85,6 +92,44 @@ def test_nothing_is_left_of_it() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
     assert model(input_ids=torch.tensor([[5, 6]])).logits.shape[-1] == 16  # the width, not the vocabulary
     assert model(input_ids=torch.tensor([[5, 6]])).logits.requires_grad
+
+
+@pytest.mark.parametrize("num_read", [3, 15, NUM_POSITIONS - 1])
+@pytest.mark.parametrize("architecture", ["biogpt", "gpt2"])
+def test_no_more_is_written_than_there_are_positions(architecture: str, num_read: int) -> None:
+    """Of a model with learned ones; it never ends a text by itself."""
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(make_decoder_config(architecture, eos_token_id=None))
+    model.generation_config.eos_token_id = None
+    passage = passage_of(num_read, 1)
+    sample = generate(model, TOKENIZER, passage, 9)
+    expected = by_hand(model, passage.tokens[:num_read], min(9, NUM_POSITIONS - num_read))
+    assert sample.generated == TOKENIZER.decode(expected, skip_special_tokens=True)
+
+
+def test_a_sample_out_of_memory_is_left_out_and_said(tmp_path: Path) -> None:
+    model, said = make_model(), list[str]()
+    samples = Samples([passage_of(2, 3), passage_of(9, 4), passage_of(3, 3)], TOKENIZER, 4, tmp_path, said.append)
+    errors: list[Exception] = []
+
+    def fail(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if kwargs["input_ids"].shape[1] == 9:
+            raise errors[-1]
+
+    model.get_submodule("base_model.model.model").register_forward_pre_hook(fail, with_kwargs=True)
+    for error in (torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError("can't allocate memory: you")):
+        errors.append(error)
+        samples.show(model, "after")
+        (line,) = [line for line in said if "left out" in line]
+        assert line == f"sample 2, after the training: left out, out of memory ({type(error).__name__}: {error})"
+        said.clear()
+        lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+        assert [line["number"] for line in lines] == [1, 3]
+        assert model.training
+        assert model(input_ids=torch.tensor([[5, 6]])).logits.shape[-1] == 16
+    errors.append(RuntimeError("another thing"))
+    with pytest.raises(RuntimeError, match="another thing"):
+        samples.show(model, "after")
 
 
 def test_samples_are_said_and_kept(tmp_path: Path) -> None:

@@ -55,6 +55,13 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         ("biogpt", "biogpt", {}),
     )
 }
+
+
+def make_decoder_config(model_type: str, **more: Any) -> PreTrainedConfig:
+    """Of a decoder that is in no list here."""
+    return AutoConfig.for_model(model_type, **_SIZES | {"num_key_value_heads": 1, "head_dim": 8} | more)
+
+
 ARCHITECTURES = tuple(name for name in CONFIGS if name != "biogpt")
 HEADS = {
     "bert": ("classifier",),

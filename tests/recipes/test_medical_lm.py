@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,10 +15,11 @@ from chats import SMOLLM2, byte_tokenizer
 from every_recipe import RECIPES
 from peft import AutoPeftModelForCausalLM
 from run_files import metrics_of
-from tiny import CONFIGS, WORDS, save_base
-from transformers import AutoModelForCausalLM
+from tiny import CONFIGS, WORDS, make_decoder_config, save_base
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from recipes.medical_lm import MedicalLmConfig, main
+from hf_accum.config import LoraConfig
+from recipes.medical_lm import MedicalLmConfig, main, workload
 
 RECIPE = next(recipe for recipe in RECIPES if recipe.name == "medical_lm")
 
@@ -168,6 +170,56 @@ def test_a_model_without_an_output_layer_is_refused(
     assert "has to be a causal language model: it has no weights for lm_head" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+def test_a_run_goes_on_with_other_samples_and_chunks(run: Callable[..., Path], tmp_path: Path) -> None:
+    """They change what it shows and costs."""
+    model = save_chat_model(tmp_path / "model", template=None)
+    texts = save_rows(tmp_path / "texts.jsonl", [{"text": f"{word} {word}"} for word in WORDS])
+    how = {"model": model, "dataset": texts, "max_length": 16, "max_steps": 4, "num_epochs": "null", "save_every": 2}
+    whole = run(**how, num_samples=0)
+    more = {"num_samples": 2, "sample_length": 3, "loss_chunk_size": 7}
+    rest = run(**how, **more, resume=whole / "checkpoints" / "step-00000002")
+    assert [line["step"] for line in metrics_of(rest)] == [3, 4]
+    assert [m["loss"] for m in metrics_of(rest)] == pytest.approx([m["loss"] for m in metrics_of(whole)[2:]])
+
+
+@pytest.mark.parametrize("num_epochs", [1, "null"])
+def test_what_the_config_says_is_said_before_the_data_is_read(
+    run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], num_epochs: Any
+) -> None:
+    """An encoder, which would copy the answers, and logits that are capped: `hf-accum plan` says the same."""
+    save_base(tmp_path / "bert", "bert", auto_class=AutoModelForMaskedLM)
+    AutoModelForCausalLM.from_config(make_decoder_config("gemma2")).save_pretrained(tmp_path / "gemma2")
+    for name, message in (
+        ("bert", "bert: has to be a causal language model: its attention must not see later tokens"),
+        ("gemma2", "Gemma2ForCausalLM caps its logits (final_logit_softcapping 30.0 in its config)"),
+    ):
+        how = {"model": str(tmp_path / name), "dataset": "nowhere.jsonl", "max_length": 16}
+        with pytest.raises(SystemExit):
+            run(**how, num_epochs=num_epochs, max_steps=2)
+        assert message in " ".join(capsys.readouterr().err.split())
+        with pytest.raises(ValueError, match=re.escape(message)):
+            workload(MedicalLmConfig(**how))
+
+
+def test_an_encoder_is_known_by_its_weights_too(
+    run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.models.auto.modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES", {})
+    model = save_base(tmp_path / "bert", "bert", auto_class=AutoModelForMaskedLM)
+    texts = save_rows(tmp_path / "texts.jsonl", [{"text": f"{word} {word}"} for word in WORDS])
+    with pytest.raises(SystemExit):
+        run(model=model, dataset=texts, max_length=16)
+    assert "bert: has to be a causal language model" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_adapter_on_the_output_layer_is_refused_by_its_name(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"model": save_base(tmp_path / "base", "llama"), "max_length": 16}
+    for targets in (["q_proj", "lm_head"], "all-linear-and-conv"):
+        lora = LoraConfig(rank=2, target_modules=targets)
+        with pytest.raises(ValueError, match=r"--lora.target_modules: has to leave out lm_head, the output layer"):
+            workload(MedicalLmConfig(**how, lora=lora))
 
 
 @pytest.mark.slow
