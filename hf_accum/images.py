@@ -160,3 +160,18 @@ def open_mask(picture: Picture, most_pixels: int = MOST_PIXELS) -> Image.Image:
     if image.mode not in ("1", "L", "P", "I", "I;16"):
         raise BadRow(picture.column, f"{picture.name}is a mask in {image.mode}: it has to have one channel")
     return Image.fromarray(np.asarray(image).astype(np.int32))
+
+
+def check_size(mask: Picture, mask_size: Size, image_size: Size) -> None:
+    """Refuse a mask of another size than its image.
+
+    Raises:
+        BadRow: naming both.
+    """
+    if mask_size != image_size:
+        (width, height), (other_width, other_height) = mask_size, image_size
+        raise BadRow(
+            mask.column,
+            f"{mask.name}has {width:,} x {height:,} pixels, and its image {other_width:,} x {other_height:,}: they "
+            "have to be the same",
+        )

@@ -43,7 +43,8 @@ class SemanticSegmentation:
         Raises:
             BadRow: if either is missing or cannot be used.
         """
-        return self.pictures.of(row), self.masks.of(row)
+        picture = self.pictures.of(row)
+        return picture, self.masks.of(row, beside=picture)
 
     def encode(self, rows: Sequence[tuple[str, tuple[Picture, Picture]]]) -> list[Example]:
         """Examples of (id, (image, mask)) rows, which weigh nothing before `draw`."""

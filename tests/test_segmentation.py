@@ -1,6 +1,8 @@
 """Segmentation: its figures against scikit-learn's, its head, the weight of a window."""
 
 import random
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +10,22 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics
-from tiny_vision import CLASSES, SIDE, draw_row, save_vision_model
+from tiny_vision import CLASSES, SIDE, draw_row, save_vision_model, stored
+from PIL import Image
 from torch import nn
 from transformers import AutoConfig, ViTConfig
 
 from hf_accum.augmentation import Augmenter
 from hf_accum.capacity import Capacity, WorkingCapacity
 from hf_accum.cutting import Cutter
-from hf_accum.image_data import Pictures
+from hf_accum.config import RecipeConfig
+from hf_accum.image_data import MaskedImages, Pictures, open_masked_images
 from hf_accum.image_inputs import ImageInputs
 from hf_accum.losses import IGNORE, CrossEntropy
 from hf_accum.ranks import OneRank
 from hf_accum.segmentation import SemanticSegmentation, confusion, figures_of
 from hf_accum.segmenter import SemanticSegmenter
-from hf_accum.source import Source
+from hf_accum.source import Source, good_rows
 from hf_accum.stream import WindowStream
 
 NAMES = ("background", *CLASSES)
@@ -139,3 +143,41 @@ def test_an_unknown_best_metric_is_refused() -> None:
     SemanticSegmentation.check_metrics("mean_iou")
     with pytest.raises(ValueError, match="--best_metric accuracy: has to be one of loss, mean_accuracy, mean_iou"):
         SemanticSegmentation.check_metrics("accuracy")
+
+
+def mask_of(value: int, width: int = 32, height: int = 32, upper: int | None = None) -> bytes:
+    """Of one value, or with another in its upper half."""
+    values = np.full((height, width), value, np.uint8)
+    if upper is not None:
+        values[: height // 2] = upper
+    return stored(Image.fromarray(values))
+
+
+def masked(folder: Path, masks: list[bytes], sizes: list[tuple[int, int]], **flags: Any) -> MaskedImages:
+    """A dataset of images of these sizes with these masks, opened."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir()
+    rows = [
+        {"image": stored(Image.new("RGB", size, (index, 0, 0))), "mask": mask, "group": str(index)}
+        for index, (size, mask) in enumerate(zip(sizes, masks, strict=True))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "train.parquet")
+    named: dict[str, Any] = {"label_names": flags.pop("label_names", ()), "ignore_index": 255}
+    config = RecipeConfig(**{"num_epochs": 1, "eval_fraction": 0.3, "group_column": "group"} | flags)
+    return open_masked_images(str(folder), OneRank(), config, image_column="image", mask_column="mask", **named)
+
+
+def test_a_mask_that_is_bad_for_one_image_is_good_for_others(tmp_path: Path) -> None:
+    """What the survey counted is what the stream trains on and evaluates: empty masks are often the same bytes."""
+    masks = [mask_of(0)] * 20 + [mask_of(0, upper=1)] * 10 + [mask_of(0)]
+    data = masked(tmp_path / "data", masks, [(32, 32)] * 30 + [(40, 40)], on_bad_row="skip")
+    reason = "field 'mask': has 32 x 32 pixels, and its image 40 x 40: they have to be the same"
+    assert data.bad_rows == {reason: 1}
+    task = replace(segmentation(tmp_path / "model"), pictures=data.pictures, masks=data.masks)
+    bad_rows: Counter[str] = Counter()
+    rows = list(good_rows(data.source, 0, 0, task.prepare, "skip", bad_rows))
+    assert len(rows) == 30
+    assert (data.num_train or 0) + (data.num_held_out or 0) == 30
+    assert bad_rows == data.bad_rows
