@@ -2,9 +2,12 @@
 
 import io
 import json
+import shutil
 import struct
 import zlib
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +15,14 @@ from PIL import Image
 from tiny_vision import save_vision_model, stored
 
 from hf_accum.augmentation import UNCHANGED, Augmentation, Augmenter
+from hf_accum.config import RecipeConfig
+from hf_accum.image_data import open_labelled_images
 from hf_accum.image_folder import ImageFile
 from hf_accum.image_inputs import ImageInputs, load_image_processor
 from hf_accum.images import Picture, open_mask, open_rgb, picture_of
+from hf_accum.ranks import OneRank
 from hf_accum.row_files import BadRow
-from hf_accum.source import open_source
+from hf_accum.source import good_rows, open_source
 
 
 def noise(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
@@ -188,7 +194,7 @@ def test_a_folder_of_folders_has_a_class_for_each(tmp_path: Path) -> None:
         assert isinstance(row, dict)
         assert isinstance(row["image"], ImageFile)
         assert row["label"] == ("cat", "dog")[int(Path(row["image"].name).stem) % 2]
-        assert row["image"].name == f"{row['label']}/{Path(row['image'].path).name}"
+        assert row["image"].name == f"train/{row['label']}/{Path(row['image'].path).name}"
 
 
 def test_an_image_that_is_changed_while_it_is_read_ends_the_run(tmp_path: Path) -> None:
@@ -221,6 +227,81 @@ def test_metadata_names_images_of_its_folder_only(tmp_path: Path) -> None:
         ("a.png", "a-mask.png", "rain")
     ]
     assert bad == [
-        "field 'file_name': '../outside.png' is no image of this dataset",
-        "field 'mask_file_name': None is no image of this dataset",
+        "field 'file_name': metadata.jsonl, row 2: '../outside.png' is no image of this dataset",
+        "field 'mask_file_name': metadata.jsonl, row 3: None is no image of this dataset",
     ]
+
+
+def rows_of(folder: Path, split: str = "train") -> list[Any]:
+    """All rows, good and bad, in order."""
+    source = open_source(str(folder), split)
+    return [row for shard in range(source.num_shards) for _, row in source.read(shard, 0)]
+
+
+def test_a_damaged_image_of_one_split_leaves_that_of_the_same_name_in_the_other(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_folder(data / "train")
+    write_folder(data / "validation")
+    (data / "validation" / "cat" / "2.png").write_bytes(b"broken")
+    config = RecipeConfig(num_epochs=1, eval_split="validation", on_bad_row="skip")
+    how: Any = {"image_column": "image", "label_column": "label", "label_names": ()}
+    opened = open_labelled_images(str(data), OneRank(), config, **how)
+    assert [reason.partition(" is damaged")[0] for reason in opened.bad_rows] == [
+        "field 'image': validation/cat/2.png"
+    ]
+    assert (opened.num_train, opened.num_held_out) == (6, 5)
+    used: dict[str, int] = {}
+    for name, source in (("train", opened.source), ("validation", opened.eval_source)):
+        shards = range(source.num_shards)
+        rows = [good for shard in shards for good in good_rows(source, shard, 0, opened.pictures.of, "skip", Counter())]
+        used[name] = len(rows)
+    assert used == {"train": 6, "validation": 5}
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_metadata_of_any_format_is_in_one_order_wherever_it_lies(tmp_path: Path, form: str) -> None:
+    """Also where it names images by way of the folder above."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data = tmp_path / "data"
+    (data / "train" / "images").mkdir(parents=True)
+    (data / "train" / "notes").mkdir()
+    for number in range(30):
+        (data / "train" / "images" / f"{number}.png").write_bytes(stored(noise(4, 4, number)))
+    lines = [{"file_name": f"../images/{number}.png", "label": "ab"[number % 2]} for number in range(30)]
+    metadata = data / "train" / "notes" / f"metadata.{form}"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(lines), metadata)
+    elif form == "csv":
+        metadata.write_text("file_name,label\n" + "".join(f"{line['file_name']},{line['label']}\n" for line in lines))
+    else:
+        metadata.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shutil.copytree(data, tmp_path / "elsewhere" / "copy")
+    first, again = rows_of(data), rows_of(tmp_path / "elsewhere" / "copy")
+    assert [row["image"].name for row in first] == [row["image"].name for row in again]
+    assert sorted(row["label"] for row in first) == ["a"] * 15 + ["b"] * 15
+    assert {row["image"].name for row in first} == {f"train/images/{number}.png" for number in range(30)}
+
+
+def test_metadata_that_cannot_be_read_or_is_there_twice_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "metadata.csv").write_text("file_name,label,label\n")
+    with pytest.raises(ValueError, match=r"metadata.csv cannot be read .*two columns have the same name"):
+        open_source(str(tmp_path), "train")
+    (tmp_path / "metadata.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"has metadata in several formats \(metadata.csv, metadata.jsonl\)"):
+        open_source(str(tmp_path), "train")
+
+
+def test_an_image_beside_the_folders_of_classes_is_a_bad_row(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train")
+    (tmp_path / "train" / "stray.png").write_bytes(stored(noise()))
+    (tmp_path / "train" / "cat" / "thumbnails").mkdir()
+    (tmp_path / "train" / "cat" / "thumbnails" / "0.png").write_bytes(stored(noise()))
+    rows = rows_of(tmp_path)
+    assert sorted(str(row) for row in rows if isinstance(row, BadRow)) == [
+        f"field 'label': train/{name} is in no folder of a class: these have to be equally deep"
+        for name in ("cat/thumbnails/0.png", "stray.png")
+    ]
+    assert Counter(row["label"] for row in rows if isinstance(row, dict)) == {"cat": 3, "dog": 3}
