@@ -12,7 +12,7 @@ import numpy as np
 from hf_accum.config import RecipeConfig
 from hf_accum.errors import shortened
 from hf_accum.image_folder import ImageFile
-from hf_accum.images import MOST_PIXELS, Picture, check_size, open_image, open_mask, picture_of
+from hf_accum.images import MOST_PIXELS, Picture, check_numbers, check_size, open_image, open_mask, picture_of
 from hf_accum.labels import LabelColumn, sorted_names
 from hf_accum.ranks import Ranks
 from hf_accum.row_files import BadRow, Row
@@ -34,6 +34,8 @@ class Pictures:
     root: Path | None = None
     most_pixels: int = MOST_PIXELS
     bad: Mapping[str, str] = field(default_factory=dict, repr=False)
+    seen: bool = False
+    """Whether there was such a pass."""
 
     def of(self, row: Row, beside: Picture | None = None) -> Picture:
         """That of a row, not decoded; of a mask, the one `beside` its image.
@@ -117,7 +119,7 @@ def open_labelled_images(
 
     data = data.surveyed(observe, ranks, config.on_bad_row)
     names = names or sorted_names([*data.label_counts, *data.held_out_label_counts], label_column)
-    pictures = replace(images, bad=_of_all_ranks(bad, ranks))
+    pictures = replace(images, bad=_of_all_ranks(bad, ranks), seen=True)
     return replace(data, labels=replace(labels, names=names), pictures=pictures)
 
 
@@ -153,24 +155,28 @@ def open_masked_images(
         _noting(bad_masks, _pair(picture, mask), lambda: check_size(mask, opened.size, image.size))
 
         def numbers() -> list[int]:
-            found = [number for number in np.unique(np.asarray(opened)).tolist() if number != ignore_index]
-            if found and not 0 <= found[0] <= found[-1] < most:
-                known = f"of the {most} classes" if label_names else f"from 0 to {most - 1}"
-                raise BadRow(mask_column, f"has the number {found[-1] if found[0] >= 0 else found[0]}, none {known}")
-            return found
+            found = np.unique(np.asarray(opened))
+            check_numbers(mask, found, ignore_index, most, are_named=bool(label_names))
+            return [number for number in found.tolist() if number != ignore_index]
 
         keys = tuple(map(str, _noting(bad_masks, mask.key, numbers)))
         return keys, (_digest(picture), _digest(mask))
 
     data = data.surveyed(observe, ranks, config.on_bad_row)
+    for counts, part in ((data.label_counts, "to train on"), (data.held_out_label_counts, "that are held out")):
+        if not counts:
+            raise ValueError(
+                f"column {mask_column!r}: no pixel of the masks {part} has a class, all are --ignore_index "
+                f"{ignore_index}: there is nothing to learn or to measure; give masks with classes, or another number"
+            )
     highest = max(map(int, [*data.label_counts, *data.held_out_label_counts]), default=0)
     if not label_names and highest < 1:
         raise ValueError(f"column {mask_column!r}: its masks have no class but 0; there have to be at least 2")
     return replace(
         data,
         names=label_names or tuple(map(str, range(highest + 1))),
-        pictures=replace(images, bad=_of_all_ranks(bad, ranks)),
-        masks=replace(masks, bad=_of_all_ranks(bad_masks, ranks)),
+        pictures=replace(images, bad=_of_all_ranks(bad, ranks), seen=True),
+        masks=replace(masks, bad=_of_all_ranks(bad_masks, ranks), seen=True),
     )
 
 

@@ -2,14 +2,15 @@
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from hf_accum.errors import first_line, shortened, shown
 from hf_accum.image_folder import ImageFile
@@ -109,6 +110,16 @@ def open_image(picture: Picture, most_pixels: int = MOST_PIXELS, near: Size | No
     Raises:
         BadRow: if it is of another format, damaged, or has too many pixels.
     """
+    with _opened(picture, most_pixels) as image:
+        if near is not None:
+            image.draft("RGB", near)
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
+@contextmanager
+def _opened(picture: Picture, most_pixels: int) -> Iterator[Image.Image]:
+    """An image of which only the header is read; what goes wrong with it is a BadRow."""
     content = picture.read()
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -119,10 +130,7 @@ def open_image(picture: Picture, most_pixels: int = MOST_PIXELS, near: Size | No
                     f"{picture.name}has {width:,} x {height:,} pixels, more than the {most_pixels:,} of "
                     "--max_image_pixels: a decompression bomb?",
                 )
-            if near is not None:
-                image.draft("RGB", near)
-            image.load()
-            return ImageOps.exif_transpose(image)
+            yield image
     except (BadRow, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -162,6 +170,20 @@ def open_mask(picture: Picture, most_pixels: int = MOST_PIXELS) -> Image.Image:
     return Image.fromarray(np.asarray(image).astype(np.int32))
 
 
+def size_of(picture: Picture, most_pixels: int = MOST_PIXELS) -> Size:
+    """The size that `open_image` would give an image, by its header alone.
+
+    Raises:
+        BadRow: if it has none.
+    """
+    with _opened(picture, most_pixels) as image:
+        width, height = image.size
+        # Of TIFF it is that of the turned image; PNG would be decoded to look for what it does not have.
+        may_be_turned = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        is_turned = may_be_turned and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (height, width) if is_turned else (width, height)
+
+
 def check_size(mask: Picture, mask_size: Size, image_size: Size) -> None:
     """Refuse a mask of another size than its image.
 
@@ -174,4 +196,20 @@ def check_size(mask: Picture, mask_size: Size, image_size: Size) -> None:
             mask.column,
             f"{mask.name}has {width:,} x {height:,} pixels, and its image {other_width:,} x {other_height:,}: they "
             "have to be the same",
+        )
+
+
+def check_numbers(mask: Picture, values: np.ndarray, ignore_index: int, num_classes: int, *, are_named: bool) -> None:
+    """Refuse a mask with a pixel of no class, but for that of `ignore_index`.
+
+    Raises:
+        BadRow: naming the number.
+    """
+    kept = values[values != ignore_index]
+    if kept.size and not 0 <= kept.min() <= kept.max() < num_classes:
+        wrong = int(kept.max() if kept.min() >= 0 else kept.min())
+        known = f"of the {num_classes} classes of --labels" if are_named else f"from 0 to {num_classes - 1}"
+        raise BadRow(
+            mask.column,
+            f"{mask.name}has the number {wrong}, none {known}, and not --ignore_index {ignore_index}",
         )

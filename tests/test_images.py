@@ -19,7 +19,7 @@ from hf_accum.config import RecipeConfig
 from hf_accum.image_data import open_labelled_images
 from hf_accum.image_folder import ImageFile
 from hf_accum.image_inputs import ImageInputs, load_image_processor
-from hf_accum.images import Picture, open_mask, open_rgb, picture_of
+from hf_accum.images import Picture, open_image, open_mask, open_rgb, picture_of, size_of
 from hf_accum.ranks import OneRank
 from hf_accum.row_files import BadRow
 from hf_accum.source import good_rows, open_source
@@ -253,7 +253,9 @@ def test_a_damaged_image_of_one_split_leaves_that_of_the_same_name_in_the_other(
     used: dict[str, int] = {}
     for name, source in (("train", opened.source), ("validation", opened.eval_source)):
         shards = range(source.num_shards)
-        rows = [good for shard in shards for good in good_rows(source, shard, 0, opened.pictures.of, "skip", Counter())]
+        rows = [
+            good for shard in shards for good in good_rows(source, shard, 0, opened.pictures.of, "skip", Counter())
+        ]
         used[name] = len(rows)
     assert used == {"train": 6, "validation": 5}
 
@@ -305,3 +307,15 @@ def test_an_image_beside_the_folders_of_classes_is_a_bad_row(tmp_path: Path) -> 
         for name in ("cat/thumbnails/0.png", "stray.png")
     ]
     assert Counter(row["label"] for row in rows if isinstance(row, dict)) == {"cat": 3, "dog": 3}
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6, 8])
+def test_the_size_by_the_header_is_that_of_the_image(form: str, orientation: int | None) -> None:
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    noise(40, 30).save(buffer, form, exif=exif)
+    picture = Picture("image", buffer.getvalue())
+    assert size_of(picture) == open_image(picture).size
