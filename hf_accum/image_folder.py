@@ -30,15 +30,46 @@ class ImageFile:
     path: str
     stamp: Stamp | None = None
 
-    def read(self) -> bytes:
-        """Its content.
+    def read(self, column: str, most_bytes: int) -> bytes:
+        """Its content; one that stands on the network is asked for again where that fails.
 
         Raises:
-            ValueError: if it is a local file, and was changed or removed since the dataset was opened.
+            BadRow: if it has more bytes, which are not read then, or is a local file that may not be read.
+            ValueError: if it is a local file, and was changed or removed since the dataset was opened; if it cannot
+                be read for a reason that is not its own.
         """
         if self.stamp is not None:
             self.stamp.check(self.name)
+
+        def whole(start: int) -> Iterator[tuple[int, bytes]]:
+            if start == 0:
+                yield 0, self._content(column, most_bytes)
+
+        is_local = "://" not in self.path
+        try:
+            ((_, content),) = whole(0) if is_local else retried(self.name, whole, 0)
+        except BadRow:
+            raise
+        except (FileNotFoundError, PermissionError) as error:
+            if not is_local:
+                raise ValueError(f"{self.name}: cannot be read ({first_line(error)})") from error
+            raise BadRow(column, f"{self.name} cannot be read ({first_line(error)})") from error
+        except (AttributeError, NameError, AssertionError, MemoryError):
+            raise  # of the program, or the machine
+        except Exception as error:  # as networks and disks fail
+            raise ValueError(f"{self.name}: cannot be read ({first_line(error)})") from error
+        return content
+
+    def _content(self, column: str, most_bytes: int) -> bytes:
         with opened(self.path, "rb") as file:
+            num_bytes = file.seek(0, os.SEEK_END)
+            if num_bytes > most_bytes:
+                raise BadRow(
+                    column,
+                    f"{self.name} has {num_bytes:,} bytes, more than the {most_bytes:,} that an image of "
+                    "--max_image_pixels may have",
+                )
+            file.seek(0)
             return file.read()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from hf_accum.dataset_files import stamp_of
 from hf_accum.errors import first_line, shortened, shown
 from hf_accum.image_folder import ImageFile
 from hf_accum.row_files import BadRow
@@ -21,6 +22,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 MOST_PIXELS = 89_478_485
 """Of an image, as Pillow has it: more are taken for a bomb, which fills the memory from a small file."""
+
+_BYTES_PER_PIXEL = 8  # four colours of 16 bits, as they are
+_OTHER_BYTES = 16 * 2**20  # of a file: what it tells beside its pixels
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -40,17 +44,15 @@ class Picture:
             return self.stored.name
         return blake2b(self.stored, digest_size=16).hexdigest()
 
-    def read(self) -> bytes:
+    def read(self, most_pixels: int = MOST_PIXELS) -> bytes:
         """Its bytes.
 
         Raises:
-            BadRow: if there are none.
-            ValueError: if its file was changed since.
+            BadRow: if there are none, or far more than so many pixels need.
+            ValueError: if its file was changed since, or cannot be read for now.
         """
-        try:
-            content = self.stored if isinstance(self.stored, bytes) else self.stored.read()
-        except OSError as error:
-            raise BadRow(self.column, f"{self.name}cannot be read ({first_line(error)})") from error
+        most_bytes = _BYTES_PER_PIXEL * most_pixels + _OTHER_BYTES
+        content = self.stored if isinstance(self.stored, bytes) else self.stored.read(self.column, most_bytes)
         if not content:
             raise BadRow(self.column, f"{self.name}is empty")
         return content
@@ -99,7 +101,7 @@ def _inside(path: str, column: str, root: Path | None) -> ImageFile:
         if isinstance(error, BadRow):
             raise
         raise BadRow(column, f"{shown(path)} is no path ({first_line(error)})") from error
-    return ImageFile(path, str(whole))
+    return ImageFile(path, str(whole), stamp_of(str(whole)))
 
 
 def open_image(picture: Picture, most_pixels: int = MOST_PIXELS, near: Size | None = None) -> Image.Image:
@@ -108,9 +110,15 @@ def open_image(picture: Picture, most_pixels: int = MOST_PIXELS, near: Size | No
     `near`: a JPEG may be decoded to a smaller size, which is no less than that.
 
     Raises:
-        BadRow: if it is of another format, damaged, or has too many pixels.
+        BadRow: if it is of another format, damaged, or has too many pixels, or values of 32 bits.
     """
     with _opened(picture, most_pixels) as image:
+        if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):  # which has 16 bits
+            raise BadRow(
+                picture.column,
+                f"{picture.name}has values of 32 bits, or with a sign, of which it is not known what is white: store "
+                "it with 8 or 16 bits",
+            )
         if near is not None:
             image.draft("RGB", near)
         image.load()
@@ -120,7 +128,7 @@ def open_image(picture: Picture, most_pixels: int = MOST_PIXELS, near: Size | No
 @contextmanager
 def _opened(picture: Picture, most_pixels: int) -> Iterator[Image.Image]:
     """An image of which only the header is read; what goes wrong with it is a BadRow."""
-    content = picture.read()
+    content = picture.read(most_pixels)
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
@@ -164,7 +172,9 @@ def open_mask(picture: Picture, most_pixels: int = MOST_PIXELS) -> Image.Image:
     Raises:
         BadRow: if it has several, and as `open_image` does.
     """
-    image = open_image(picture, most_pixels)
+    with _opened(picture, most_pixels) as opened_mask:
+        opened_mask.load()
+        image = ImageOps.exif_transpose(opened_mask)
     if image.mode not in ("1", "L", "P", "I", "I;16"):
         raise BadRow(picture.column, f"{picture.name}is a mask in {image.mode}: it has to have one channel")
     return Image.fromarray(np.asarray(image).astype(np.int32))

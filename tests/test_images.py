@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +18,7 @@ from tiny_vision import save_vision_model, stored
 from hf_accum.augmentation import UNCHANGED, Augmentation, Augmenter
 from hf_accum.config import RecipeConfig
 from hf_accum.image_data import open_labelled_images
-from hf_accum.image_folder import ImageFile
+from hf_accum.image_folder import ImageFile, open_image_folder
 from hf_accum.image_inputs import ImageInputs, load_image_processor
 from hf_accum.images import Picture, open_image, open_mask, open_rgb, picture_of, size_of
 from hf_accum.ranks import OneRank
@@ -204,7 +205,7 @@ def test_an_image_that_is_changed_while_it_is_read_ends_the_run(tmp_path: Path) 
     assert isinstance(row, dict)
     Path(row["image"].path).write_bytes(stored(noise(seed=99))[:-1])
     with pytest.raises(ValueError, match="was changed while the run reads it"):
-        row["image"].read()
+        row["image"].read("image", 10**6)
 
 
 def test_metadata_names_images_of_its_folder_only(tmp_path: Path) -> None:
@@ -319,3 +320,95 @@ def test_the_size_by_the_header_is_that_of_the_image(form: str, orientation: int
     noise(40, 30).save(buffer, form, exif=exif)
     picture = Picture("image", buffer.getvalue())
     assert size_of(picture) == open_image(picture).size
+
+
+def grey_values() -> np.ndarray:
+    return np.asarray(noise().convert("L"))
+
+
+@pytest.mark.parametrize("values", [grey_values() / np.float32(255), grey_values().astype(np.int32)])
+def test_values_of_32_bits_are_a_bad_row_rather_than_black(values: np.ndarray) -> None:
+    picture = Picture("image", stored(Image.fromarray(values), "TIFF"))
+    for opening in (open_image, open_rgb):
+        with pytest.raises(BadRow, match=r"has values of 32 bits.*: store it with 8 or 16 bits"):
+            opening(picture)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "PPM"])
+def test_values_of_16_bits_are_scaled_to_8(form: str) -> None:
+    values = grey_values().astype(np.uint16) * 257
+    content = b"P5 40 30 65535\n" + values.astype(">u2").tobytes()
+    if form != "PPM":
+        content = stored(Image.fromarray(values), form)
+    assert np.array_equal(np.asarray(open_rgb(Picture("image", content)))[..., 0], grey_values())
+
+
+def test_masks_may_have_numbers_of_32_bits() -> None:
+    numbers = np.arange(12, dtype=np.int32).reshape(3, 4)
+    assert np.array_equal(np.asarray(open_mask(Picture("mask", stored(Image.fromarray(numbers), "TIFF")))), numbers)
+
+
+def test_a_file_of_far_more_bytes_than_pixels_is_a_bad_row_and_not_read(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    with (tmp_path / "cat" / "0.png").open("r+b") as file:
+        file.truncate(2**40)  # sparse: it takes no place on the disk, and all of the memory
+    (row,) = (row for row in rows_of(tmp_path) if row["image"].name == "cat/0.png")
+    with pytest.raises(BadRow, match=r"cat/0.png has 1,099,511,627,776 bytes, more than the 16,787,216 that"):
+        open_rgb(picture_of(row, "image"), most_pixels=1250)
+
+
+class Flaky(fsspec.AbstractFileSystem):
+    """A network: its file can be read after so many failures."""
+
+    protocol = "flaky"
+    num_failures = 0
+    error: Exception = ConnectionError("reset by peer")
+
+    def _open(self, *arguments: Any, **named: Any) -> Any:
+        if Flaky.num_failures:
+            Flaky.num_failures -= 1
+            raise Flaky.error
+        return io.BytesIO(stored(noise()))
+
+
+def test_a_network_that_fails_is_no_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    folder = open_image_folder("me/signs", ["flaky://me/signs@abc/cat/0.png"])
+    ((_, row),) = folder.read(0, 0)
+    assert isinstance(row, dict)
+    assert row["image"].name == "cat/0.png"
+    picture = picture_of(row, "image")
+    monkeypatch.setattr(Flaky, "num_failures", 2)
+    assert picture.read() == stored(noise())
+    assert slept == [1, 4]
+    for error in (Flaky.error, FileNotFoundError("gone"), PermissionError("a token is needed")):
+        monkeypatch.setattr(Flaky, "error", error)
+        monkeypatch.setattr(Flaky, "num_failures", 5)
+        with pytest.raises(ValueError, match=r"cat/0.png: cannot be read \(") as raised:
+            picture.read()
+        assert not isinstance(raised.value, BadRow)
+
+
+def test_a_local_file_that_is_gone_is_a_bad_row_and_a_disk_that_fails_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BadRow, match=r"field 'image': a\.png cannot be read"):
+        Picture("image", ImageFile("a.png", str(tmp_path / "a.png"))).read()
+
+    def failing(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("hf_accum.image_folder.opened", failing)
+    with pytest.raises(ValueError, match=r"a.png: cannot be read \(OSError: .*Input/output error") as raised:
+        Picture("image", ImageFile("a.png", str(tmp_path / "a.png"))).read()
+    assert not isinstance(raised.value, BadRow)
+
+
+def test_an_image_by_its_path_that_is_changed_ends_the_run(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(stored(noise()))
+    picture = picture_of({"image": "a.png"}, "image", tmp_path)
+    (tmp_path / "a.png").write_bytes(stored(noise(seed=1))[:-1])
+    with pytest.raises(ValueError, match=r"a\.png: was changed while the run reads it"):
+        open_rgb(picture)
