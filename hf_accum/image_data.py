@@ -59,6 +59,11 @@ class ImageData(SplitData):
 
     pictures: Pictures
 
+    @property
+    def notes(self) -> list[str]:
+        """What was seen when it was opened."""
+        return list(dict.fromkeys([*self.source.notes, *self.eval_source.notes]))
+
     def is_held_out(self, row: Row, of_eval_source: bool) -> bool:
         """Whether a row is not to train on."""
         if self.eval_fraction is not None and self.group_column == self.pictures.column:
@@ -74,9 +79,10 @@ class LabelledImages(ImageData):
 
     @property
     def notes(self) -> list[str]:
-        """Labels that no row to train on has, as far as they were counted."""
+        """Also labels that no row to train on has, as far as they were counted."""
         without = [name for name in self.labels.names if name not in self.label_counts] if self.label_counts else []
-        return [f"no row to train on has the label {shortened(', '.join(without), 200)}"] if without else []
+        of_labels = [f"no row to train on has the label {shortened(', '.join(without), 200)}"] if without else []
+        return [*super().notes, *of_labels]
 
 
 @dataclass(frozen=True, kw_only=True)

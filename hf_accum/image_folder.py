@@ -79,6 +79,8 @@ class ImageFolder:
 
     names: tuple[str, ...]
     shards: tuple[tuple[Row | BadRow, ...], ...]
+    notes: tuple[str, ...] = ()
+    """What the user should know of it."""
 
     def read(self, shard: int, start: int) -> Iterator[tuple[int, Row | BadRow]]:
         """The rows of a shard from a number on."""
@@ -113,6 +115,12 @@ def open_image_folder(dataset: str, files: Sequence[str]) -> ImageFolder:
         except Exception as error:  # files of others can be wrong in any way
             raise ValueError(f"dataset {dataset!r}: {name} cannot be read ({first_line(error)})") from error
     if not described:
+        above = next((name for name in _METADATA if os.path.isfile(os.path.join(dataset, name))), None)
+        if above is not None:
+            raise ValueError(
+                f"dataset {dataset!r}: its {above} lies above the folders of the splits, where it is of none: put one "
+                "beside the images of each"
+            )
         rows += _labelled(images)
     if not rows:
         raise ValueError(f"dataset {dataset!r}: has no image")
@@ -121,7 +129,18 @@ def open_image_folder(dataset: str, files: Sequence[str]) -> ImageFolder:
     for index, (_, row) in enumerate(rows):
         shards[index % len(shards)].append(row)
     names = tuple(f"images of {dataset} (part {index + 1} of {len(shards)})" for index in range(len(shards)))
-    return ImageFolder(names, tuple(map(tuple, shards)))
+    used = {
+        value.name
+        for _, row in rows
+        if isinstance(row, Mapping)
+        for value in row.values()
+        if type(value) is ImageFile
+    }
+    left_out = sorted(set(images) - used) if described else []
+    notes = (
+        (f"left out: {len(left_out)} images that no good row of metadata names ({left_out[0]})",) if left_out else ()
+    )
+    return ImageFolder(names, tuple(map(tuple, shards)), notes)
 
 
 def _name(dataset: str, file: str) -> str:

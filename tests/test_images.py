@@ -17,7 +17,7 @@ from tiny_vision import save_vision_model, stored
 
 from hf_accum.augmentation import UNCHANGED, Augmentation, Augmenter
 from hf_accum.config import RecipeConfig
-from hf_accum.image_data import open_labelled_images
+from hf_accum.image_data import open_labelled_images, open_masked_images
 from hf_accum.image_folder import ImageFile, open_image_folder
 from hf_accum.image_inputs import ImageInputs, load_image_processor
 from hf_accum.images import Picture, open_image, open_mask, open_rgb, picture_of, size_of
@@ -412,3 +412,22 @@ def test_an_image_by_its_path_that_is_changed_ends_the_run(tmp_path: Path) -> No
     (tmp_path / "a.png").write_bytes(stored(noise(seed=1))[:-1])
     with pytest.raises(ValueError, match=r"a\.png: was changed while the run reads it"):
         open_rgb(picture)
+
+
+def test_images_that_metadata_does_not_name_are_counted(tmp_path: Path) -> None:
+    for name in ("a", "b", "a-mask", "c", "d"):
+        (tmp_path / f"{name}.png").write_bytes(stored(noise(4, 4)))
+    lines = [{"file_name": f"{name}.png", "mask_file_name": "a-mask.png"} for name in "ab"]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = RecipeConfig(max_steps=1, num_epochs=None)
+    how: Any = {"image_column": "image", "mask_column": "mask", "label_names": ("no", "yes"), "ignore_index": 255}
+    opened = open_masked_images(str(tmp_path), OneRank(), config, **how)
+    assert opened.notes == ["left out: 2 images that no good row of metadata names (c.png)"]
+
+
+def test_metadata_above_the_folders_of_splits_is_refused(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_folder(tmp_path / split)
+    (tmp_path / "metadata.csv").write_text("file_name,label\ntrain/cat/0.png,a\n")
+    with pytest.raises(ValueError, match=r"its metadata.csv lies above the folders of the splits"):
+        open_source(str(tmp_path), "train")
