@@ -101,7 +101,11 @@ def open_image_folder(dataset: str, files: Sequence[str]) -> ImageFolder:
 
     paths = {_name(dataset, file): file for file in sorted(set(files))}
     described = [name for name in paths if posixpath.basename(name) in _METADATA]
-    images = {name: ImageFile(name, path, stamp_of(path)) for name, path in paths.items() if name not in described}
+    images = {
+        name: ImageFile(name, path, stamp_of(path))
+        for name, path in paths.items()
+        if posixpath.basename(name) not in _METADATA
+    }
     if len({posixpath.basename(name) for name in described}) > 1:
         raise ValueError(
             f"dataset {dataset!r}: has metadata in several formats ({', '.join(described[:4])}): leave one of them"
@@ -118,7 +122,7 @@ def open_image_folder(dataset: str, files: Sequence[str]) -> ImageFolder:
         above = next((name for name in _METADATA if os.path.isfile(os.path.join(dataset, name))), None)
         if above is not None:
             raise ValueError(
-                f"dataset {dataset!r}: its {above} lies above the folders of the splits, where it is of none: put one "
+                f"dataset {dataset!r}: its {above} lies above the folders of the splits, and is of none: put one "
                 "beside the images of each"
             )
         rows += _labelled(images)
@@ -129,18 +133,16 @@ def open_image_folder(dataset: str, files: Sequence[str]) -> ImageFolder:
     for index, (_, row) in enumerate(rows):
         shards[index % len(shards)].append(row)
     names = tuple(f"images of {dataset} (part {index + 1} of {len(shards)})" for index in range(len(shards)))
-    used = {
-        value.name
-        for _, row in rows
-        if isinstance(row, Mapping)
-        for value in row.values()
-        if type(value) is ImageFile
-    }
-    left_out = sorted(set(images) - used) if described else []
-    notes = (
-        (f"left out: {len(left_out)} images that no good row of metadata names ({left_out[0]})",) if left_out else ()
-    )
+    notes = _notes(images, [row for _, row in rows]) if described else ()
     return ImageFolder(names, tuple(map(tuple, shards)), notes)
+
+
+def _notes(images: Mapping[str, ImageFile], rows: Sequence[Row | BadRow]) -> tuple[str, ...]:
+    values = (value for row in rows if isinstance(row, Mapping) for value in row.values())
+    left_out = sorted(set(images) - {value.name for value in values if isinstance(value, ImageFile)})
+    if not left_out:
+        return ()
+    return (f"left out: {len(left_out)} images that no good row of metadata names ({left_out[0]})",)
 
 
 def _name(dataset: str, file: str) -> str:

@@ -175,7 +175,7 @@ def open_mask(picture: Picture, most_pixels: int = MOST_PIXELS) -> Image.Image:
     with _opened(picture, most_pixels) as opened_mask:
         opened_mask.load()
         image = ImageOps.exif_transpose(opened_mask)
-    if image.mode not in ("1", "L", "P", "I", "I;16"):
+    if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise BadRow(picture.column, f"{picture.name}is a mask in {image.mode}: it has to have one channel")
     return Image.fromarray(np.asarray(image).astype(np.int32))
 

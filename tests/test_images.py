@@ -343,9 +343,11 @@ def test_values_of_16_bits_are_scaled_to_8(form: str) -> None:
     assert np.array_equal(np.asarray(open_rgb(Picture("image", content)))[..., 0], grey_values())
 
 
-def test_masks_may_have_numbers_of_32_bits() -> None:
-    numbers = np.arange(12, dtype=np.int32).reshape(3, 4)
-    assert np.array_equal(np.asarray(open_mask(Picture("mask", stored(Image.fromarray(numbers), "TIFF")))), numbers)
+@pytest.mark.parametrize("kind", ["<u2", ">u2", "<i4"])
+def test_masks_may_have_numbers_of_16_and_of_32_bits(kind: str) -> None:
+    numbers = np.arange(12).reshape(3, 4)
+    picture = Picture("mask", stored(Image.fromarray(numbers.astype(kind)), "TIFF"))
+    assert np.array_equal(np.asarray(open_mask(picture)), numbers)
 
 
 def test_a_file_of_far_more_bytes_than_pixels_is_a_bad_row_and_not_read(tmp_path: Path) -> None:
