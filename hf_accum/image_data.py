@@ -12,7 +12,7 @@ import numpy as np
 from hf_accum.config import RecipeConfig
 from hf_accum.errors import shortened
 from hf_accum.image_folder import ImageFile
-from hf_accum.images import MOST_PIXELS, Picture, open_image, open_mask, picture_of
+from hf_accum.images import MOST_PIXELS, Picture, check_numbers, check_size, open_image, open_mask, picture_of
 from hf_accum.labels import LabelColumn, sorted_names
 from hf_accum.ranks import Ranks
 from hf_accum.row_files import BadRow, Row
@@ -25,22 +25,31 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Pictures:
-    """The images in a column. `bad` are those that cannot be used, by their keys, as one pass over all has found."""
+    """The images in a column. `bad` are those that cannot be used, by their keys, as one pass over all has found.
+
+    Of masks, `bad` also has pairs: a mask that is bad for one image may be good for another.
+    """
 
     column: str
     root: Path | None = None
     most_pixels: int = MOST_PIXELS
     bad: Mapping[str, str] = field(default_factory=dict, repr=False)
+    seen: bool = False
+    """Whether there was such a pass."""
 
-    def of(self, row: Row) -> Picture:
-        """That of a row, not decoded.
+    def of(self, row: Row, beside: Picture | None = None) -> Picture:
+        """That of a row, not decoded; of a mask, the one `beside` its image.
 
         Raises:
-            BadRow: if there is none, or it is known to be bad.
+            BadRow: if there is none, or it is known to be bad, be it by itself or beside that image.
         """
         picture = picture_of(row, self.column, self.root)
-        if self.bad and (reason := self.bad.get(picture.key)) is not None:
-            raise BadRow(self.column, reason)
+        if self.bad:
+            reason = self.bad.get(picture.key)
+            if reason is None and beside is not None:
+                reason = self.bad.get(_pair(beside, picture))
+            if reason is not None:
+                raise BadRow(self.column, reason)
         return picture
 
 
@@ -49,6 +58,11 @@ class ImageData(SplitData):
     """The dataset. Without a column of groups each image is one."""
 
     pictures: Pictures
+
+    @property
+    def notes(self) -> list[str]:
+        """What was seen when it was opened."""
+        return list(dict.fromkeys([*self.source.notes, *self.eval_source.notes]))
 
     def is_held_out(self, row: Row, of_eval_source: bool) -> bool:
         """Whether a row is not to train on."""
@@ -65,9 +79,10 @@ class LabelledImages(ImageData):
 
     @property
     def notes(self) -> list[str]:
-        """Labels that no row to train on has, as far as they were counted."""
+        """Also labels that no row to train on has, as far as they were counted."""
         without = [name for name in self.labels.names if name not in self.label_counts] if self.label_counts else []
-        return [f"no row to train on has the label {shortened(', '.join(without), 200)}"] if without else []
+        of_labels = [f"no row to train on has the label {shortened(', '.join(without), 200)}"] if without else []
+        return [*super().notes, *of_labels]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +120,12 @@ def open_labelled_images(
 
     def observe(row: Row) -> Observed:
         keys, picture = labels.keys(row), images.of(row)
-        _noting(bad, picture, lambda: open_image(picture, most_pixels, _SMALL))
+        _noting(bad, picture.key, lambda: open_image(picture, most_pixels, _SMALL))
         return keys, (_digest(picture), keys)
 
     data = data.surveyed(observe, ranks, config.on_bad_row)
     names = names or sorted_names([*data.label_counts, *data.held_out_label_counts], label_column)
-    pictures = replace(images, bad=_of_all_ranks(bad, ranks))
+    pictures = replace(images, bad=_of_all_ranks(bad, ranks), seen=True)
     return replace(data, labels=replace(labels, names=names), pictures=pictures)
 
 
@@ -141,30 +156,33 @@ def open_masked_images(
 
     def observe(row: Row) -> Observed:
         picture, mask = images.of(row), masks.of(row)
-        image = _noting(bad, picture, lambda: open_image(picture, most_pixels))
+        image = _noting(bad, picture.key, lambda: open_image(picture, most_pixels))
+        opened = _noting(bad_masks, mask.key, lambda: open_mask(mask, most_pixels))
+        _noting(bad_masks, _pair(picture, mask), lambda: check_size(mask, opened.size, image.size))
 
         def numbers() -> list[int]:
-            opened = open_mask(mask, most_pixels)
-            if opened.size != image.size:
-                raise BadRow(mask_column, f"{opened.size} pixels, and the image has {image.size}")
-            found = [number for number in np.unique(np.asarray(opened)).tolist() if number != ignore_index]
-            if found and not 0 <= found[0] <= found[-1] < most:
-                known = f"of the {most} classes" if label_names else f"from 0 to {most - 1}"
-                raise BadRow(mask_column, f"has the number {found[-1] if found[0] >= 0 else found[0]}, none {known}")
-            return found
+            found = np.unique(np.asarray(opened))
+            check_numbers(mask, found, ignore_index, most, are_named=bool(label_names))
+            return [number for number in found.tolist() if number != ignore_index]
 
-        keys = tuple(map(str, _noting(bad_masks, mask, numbers)))
+        keys = tuple(map(str, _noting(bad_masks, mask.key, numbers)))
         return keys, (_digest(picture), _digest(mask))
 
     data = data.surveyed(observe, ranks, config.on_bad_row)
+    for counts, part in ((data.label_counts, "to train on"), (data.held_out_label_counts, "that are held out")):
+        if not counts:
+            raise ValueError(
+                f"column {mask_column!r}: no pixel of the masks {part} has a class, all are --ignore_index "
+                f"{ignore_index}: there is nothing to learn or to measure; give masks with classes, or another number"
+            )
     highest = max(map(int, [*data.label_counts, *data.held_out_label_counts]), default=0)
     if not label_names and highest < 1:
         raise ValueError(f"column {mask_column!r}: its masks have no class but 0; there have to be at least 2")
     return replace(
         data,
         names=label_names or tuple(map(str, range(highest + 1))),
-        pictures=replace(images, bad=_of_all_ranks(bad, ranks)),
-        masks=replace(masks, bad=_of_all_ranks(bad_masks, ranks)),
+        pictures=replace(images, bad=_of_all_ranks(bad, ranks), seen=True),
+        masks=replace(masks, bad=_of_all_ranks(bad_masks, ranks), seen=True),
     )
 
 
@@ -182,12 +200,17 @@ def _needs_pass(config: RecipeConfig, names: tuple[str, ...]) -> bool:
     return not names or config.num_epochs is not None or config.on_bad_row == "skip"
 
 
-def _noting(bad: dict[str, str], picture: Picture, look: Callable[[], T]) -> T:
-    """What `look` finds; where that is a bad image, it is noted by its key."""
+def _pair(picture: Picture, mask: Picture) -> str:
+    """The key of an image and its mask together."""
+    return f"{picture.key}\0{mask.key}"
+
+
+def _noting(bad: dict[str, str], key: str, look: Callable[[], T]) -> T:
+    """What `look` finds; where that is a bad image, it is noted by the key."""
     try:
         return look()
     except BadRow as error:
-        bad[picture.key] = error.reason
+        bad[key] = error.reason
         raise
 
 

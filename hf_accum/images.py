@@ -2,15 +2,17 @@
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from hf_accum.dataset_files import stamp_of
 from hf_accum.errors import first_line, shortened, shown
 from hf_accum.image_folder import ImageFile
 from hf_accum.row_files import BadRow
@@ -20,6 +22,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 MOST_PIXELS = 89_478_485
 """Of an image, as Pillow has it: more are taken for a bomb, which fills the memory from a small file."""
+
+_BYTES_PER_PIXEL = 8  # four colours of 16 bits, as they are
+_OTHER_BYTES = 16 * 2**20  # of a file: what it tells beside its pixels
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -39,17 +44,15 @@ class Picture:
             return self.stored.name
         return blake2b(self.stored, digest_size=16).hexdigest()
 
-    def read(self) -> bytes:
+    def read(self, most_pixels: int = MOST_PIXELS) -> bytes:
         """Its bytes.
 
         Raises:
-            BadRow: if there are none.
-            ValueError: if its file was changed since.
+            BadRow: if there are none, or far more than so many pixels need.
+            ValueError: if its file was changed since, or cannot be read for now.
         """
-        try:
-            content = self.stored if isinstance(self.stored, bytes) else self.stored.read()
-        except OSError as error:
-            raise BadRow(self.column, f"{self.name}cannot be read ({first_line(error)})") from error
+        most_bytes = _BYTES_PER_PIXEL * most_pixels + _OTHER_BYTES
+        content = self.stored if isinstance(self.stored, bytes) else self.stored.read(self.column, most_bytes)
         if not content:
             raise BadRow(self.column, f"{self.name}is empty")
         return content
@@ -98,7 +101,7 @@ def _inside(path: str, column: str, root: Path | None) -> ImageFile:
         if isinstance(error, BadRow):
             raise
         raise BadRow(column, f"{shown(path)} is no path ({first_line(error)})") from error
-    return ImageFile(path, str(whole))
+    return ImageFile(path, str(whole), stamp_of(str(whole)))
 
 
 def open_image(picture: Picture, most_pixels: int = MOST_PIXELS, near: Size | None = None) -> Image.Image:
@@ -107,9 +110,25 @@ def open_image(picture: Picture, most_pixels: int = MOST_PIXELS, near: Size | No
     `near`: a JPEG may be decoded to a smaller size, which is no less than that.
 
     Raises:
-        BadRow: if it is of another format, damaged, or has too many pixels.
+        BadRow: if it is of another format, damaged, or has too many pixels, or values of 32 bits.
     """
-    content = picture.read()
+    with _opened(picture, most_pixels) as image:
+        if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):  # which has 16 bits
+            raise BadRow(
+                picture.column,
+                f"{picture.name}has values of 32 bits, or with a sign, of which it is not known what is white: store "
+                "it with 8 or 16 bits",
+            )
+        if near is not None:
+            image.draft("RGB", near)
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
+@contextmanager
+def _opened(picture: Picture, most_pixels: int) -> Iterator[Image.Image]:
+    """An image of which only the header is read; what goes wrong with it is a BadRow."""
+    content = picture.read(most_pixels)
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
@@ -119,10 +138,7 @@ def open_image(picture: Picture, most_pixels: int = MOST_PIXELS, near: Size | No
                     f"{picture.name}has {width:,} x {height:,} pixels, more than the {most_pixels:,} of "
                     "--max_image_pixels: a decompression bomb?",
                 )
-            if near is not None:
-                image.draft("RGB", near)
-            image.load()
-            return ImageOps.exif_transpose(image)
+            yield image
     except (BadRow, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -156,7 +172,54 @@ def open_mask(picture: Picture, most_pixels: int = MOST_PIXELS) -> Image.Image:
     Raises:
         BadRow: if it has several, and as `open_image` does.
     """
-    image = open_image(picture, most_pixels)
-    if image.mode not in ("1", "L", "P", "I", "I;16"):
+    with _opened(picture, most_pixels) as opened_mask:
+        opened_mask.load()
+        image = ImageOps.exif_transpose(opened_mask)
+    if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise BadRow(picture.column, f"{picture.name}is a mask in {image.mode}: it has to have one channel")
     return Image.fromarray(np.asarray(image).astype(np.int32))
+
+
+def size_of(picture: Picture, most_pixels: int = MOST_PIXELS) -> Size:
+    """The size that `open_image` would give an image, by its header alone.
+
+    Raises:
+        BadRow: if it has none.
+    """
+    with _opened(picture, most_pixels) as image:
+        width, height = image.size
+        # Of TIFF it is that of the turned image; PNG would be decoded to look for what it does not have.
+        may_be_turned = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        is_turned = may_be_turned and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (height, width) if is_turned else (width, height)
+
+
+def check_size(mask: Picture, mask_size: Size, image_size: Size) -> None:
+    """Refuse a mask of another size than its image.
+
+    Raises:
+        BadRow: naming both.
+    """
+    if mask_size != image_size:
+        (width, height), (other_width, other_height) = mask_size, image_size
+        raise BadRow(
+            mask.column,
+            f"{mask.name}has {width:,} x {height:,} pixels, and its image {other_width:,} x {other_height:,}: they "
+            "have to be the same",
+        )
+
+
+def check_numbers(mask: Picture, values: np.ndarray, ignore_index: int, num_classes: int, *, are_named: bool) -> None:
+    """Refuse a mask with a pixel of no class, but for that of `ignore_index`.
+
+    Raises:
+        BadRow: naming the number.
+    """
+    kept = values[values != ignore_index]
+    if kept.size and not 0 <= kept.min() <= kept.max() < num_classes:
+        wrong = int(kept.max() if kept.min() >= 0 else kept.min())
+        known = f"of the {num_classes} classes of --labels" if are_named else f"from 0 to {num_classes - 1}"
+        raise BadRow(
+            mask.column,
+            f"{mask.name}has the number {wrong}, none {known}, and not --ignore_index {ignore_index}",
+        )

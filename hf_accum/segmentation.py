@@ -1,5 +1,6 @@
 """Semantic segmentation: a class for each pixel of an image, and how well they are found."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,10 +15,11 @@ from hf_accum.evaluation import check_best_metric, run_over
 from hf_accum.image_classification import pixel_values
 from hf_accum.image_data import Pictures
 from hf_accum.image_inputs import ImageInputs, num_patches
-from hf_accum.images import Picture, open_mask
+from hf_accum.images import Picture, check_numbers, check_size, open_mask, size_of
 from hf_accum.losses import IGNORE, Objective
 from hf_accum.pipeline import to_device
 from hf_accum.ranks import Ranks
+from hf_accum.row_files import BadRow
 from hf_accum.stream import WindowStream
 from hf_accum.window import Example
 
@@ -43,7 +45,8 @@ class SemanticSegmentation:
         Raises:
             BadRow: if either is missing or cannot be used.
         """
-        return self.pictures.of(row), self.masks.of(row)
+        picture = self.pictures.of(row)
+        return picture, self.masks.of(row, beside=picture)
 
     def encode(self, rows: Sequence[tuple[str, tuple[Picture, Picture]]]) -> list[Example]:
         """Examples of (id, (image, mask)) rows, which weigh nothing before `draw`."""
@@ -54,20 +57,26 @@ class SemanticSegmentation:
         ]
 
     def draw(self, example: Example, epoch: int | None) -> Example:
-        """Draw how an image is augmented in a pass (a held-out one, None, is not), and weigh what is left of it."""
+        """Draw how an image is augmented in a pass (a held-out one, None, is not), and weigh what is left of it.
+
+        Raises:
+            ValueError: for a mask that cannot be used.
+        """
         changed = UNCHANGED
         if epoch is not None and self.augmenter is not None:
             changed = self.augmenter.draw(epoch, example.id)
-        weight = self.objective.weight(self._labels(example.features["mask"], changed))
+        if not self.masks.seen:
+            self._check_size(example)
+        weight = self.objective.weight(self._labels(example, changed))
         return replace(example, weight=weight, features={**example.features, "augmentation": changed})
 
     def collate(self, examples: Sequence[Example], length: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """The model's inputs, (num_examples, 3, resolution, resolution), and the classes of pixels, on the CPU.
 
         Raises:
-            ValueError: for an image that cannot be decoded.
+            ValueError: for an image or a mask that cannot be used.
         """
-        labels = [self._labels(e.features["mask"], e.features["augmentation"]) for e in examples]
+        labels = [self._labels(example, example.features["augmentation"]) for example in examples]
         return {"pixel_values": pixel_values(self.inputs, examples)}, torch.stack(labels)
 
     @staticmethod
@@ -101,15 +110,38 @@ class SemanticSegmentation:
         counts = np.sum([counts for _, _, counts in everyone], axis=0)
         return {
             "num_examples": sum(number for number, _, _ in everyone),
-            "loss": sum(loss for _, loss, _ in everyone) / weight,
+            # Where no pixel is left with a class (of small ones none may be, once scaled) there is no loss to tell.
+            "loss": sum(loss for _, loss, _ in everyone) / weight if weight else math.nan,
             **figures_of(counts, self.names),
         }
 
-    def _labels(self, mask: Picture, augmentation: Augmentation) -> Tensor:
+    def _check_size(self, example: Example) -> None:
+        """Compare the sizes of an image and its mask, where no pass over the data has."""
+        picture, mask = example.features["picture"], example.features["mask"]
+        try:
+            check_size(mask, size_of(mask, self.masks.most_pixels), size_of(picture, self.pictures.most_pixels))
+        except BadRow as bad:
+            raise _of_example(example, bad) from bad
+
+    def _labels(self, example: Example, augmentation: Augmentation) -> Tensor:
         """The classes of an image's pixels, (resolution, resolution)."""
-        opened = open_mask(mask, self.masks.most_pixels)
-        labels = torch.from_numpy(np.array(augmentation.mask(opened, self.inputs.resolution), dtype=np.int64))
+        mask: Picture = example.features["mask"]
+        try:
+            opened = open_mask(mask, self.masks.most_pixels)
+            numbers = np.array(augmentation.mask(opened, self.inputs.resolution), dtype=np.int64)
+            check_numbers(mask, numbers, self.ignore_index, len(self.names), are_named=True)
+        except BadRow as bad:
+            raise _of_example(example, bad) from bad
+        labels = torch.from_numpy(numbers)
         return labels.masked_fill_(labels == self.ignore_index, IGNORE)
+
+
+def _of_example(example: Example, bad: BadRow) -> ValueError:
+    shard, _, row = example.id.partition(":")
+    return ValueError(
+        f"shard {shard} of the dataset, row {row} (both from 0): {bad}; mend the row; a pass over the data before "
+        "the training finds all such masks: give --num_epochs, or leave them out by --on_bad_row skip"
+    )
 
 
 def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:

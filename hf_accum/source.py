@@ -40,6 +40,8 @@ class Source:
     read: Read
     class_names: Mapping[str, tuple[str, ...]]
     parts_per_row: int = 1
+    notes: tuple[str, ...] = ()
+    """What the user should know of it."""
 
     @property
     def num_shards(self) -> int:
@@ -167,7 +169,7 @@ def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revisi
             return _of_files(files, lambda f, start: read_parquet(f, start, columns), class_names)
         case ImageFolder():
             images = open_image_folder(dataset, files)
-            return Source(images.names, images.read, class_names)
+            return Source(images.names, images.read, class_names, notes=images.notes)
         case _:
             try:
                 stream = load_dataset(path, data_files=data_files, revision=revision, split=split, streaming=True)

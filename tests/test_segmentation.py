@@ -1,27 +1,31 @@
 """Segmentation: its figures against scikit-learn's, its head, the weight of a window."""
 
 import random
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn import metrics
-from tiny_vision import CLASSES, SIDE, draw_row, save_vision_model
+from tiny_vision import CLASSES, SIDE, draw_row, save_vision_model, stored
 from torch import nn
 from transformers import AutoConfig, ViTConfig
 
 from hf_accum.augmentation import Augmenter
 from hf_accum.capacity import Capacity, WorkingCapacity
+from hf_accum.config import RecipeConfig
 from hf_accum.cutting import Cutter
-from hf_accum.image_data import Pictures
+from hf_accum.image_data import MaskedImages, Pictures, open_masked_images
 from hf_accum.image_inputs import ImageInputs
 from hf_accum.losses import IGNORE, CrossEntropy
 from hf_accum.ranks import OneRank
 from hf_accum.segmentation import SemanticSegmentation, confusion, figures_of
 from hf_accum.segmenter import SemanticSegmenter
-from hf_accum.source import Source
+from hf_accum.source import Source, good_rows
 from hf_accum.stream import WindowStream
 
 NAMES = ("background", *CLASSES)
@@ -139,3 +143,90 @@ def test_an_unknown_best_metric_is_refused() -> None:
     SemanticSegmentation.check_metrics("mean_iou")
     with pytest.raises(ValueError, match="--best_metric accuracy: has to be one of loss, mean_accuracy, mean_iou"):
         SemanticSegmentation.check_metrics("accuracy")
+
+
+def mask_of(value: int, width: int = 32, height: int = 32, upper: int | None = None) -> bytes:
+    """Of one value, or with another in its upper half."""
+    values = np.full((height, width), value, np.uint8)
+    if upper is not None:
+        values[: height // 2] = upper
+    return stored(Image.fromarray(values))
+
+
+def masked(folder: Path, masks: list[bytes], sizes: list[tuple[int, int]], **flags: Any) -> MaskedImages:
+    """A dataset of images of these sizes with these masks, opened."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir()
+    rows = [
+        {"image": stored(Image.new("RGB", size, (index, 0, 0))), "mask": mask, "group": str(index)}
+        for index, (size, mask) in enumerate(zip(sizes, masks, strict=True))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "train.parquet")
+    named: dict[str, Any] = {"label_names": flags.pop("label_names", ()), "ignore_index": 255}
+    config = RecipeConfig(**{"num_epochs": 1, "max_steps": 1, "eval_fraction": 0.3, "group_column": "group"} | flags)
+    return open_masked_images(str(folder), OneRank(), config, image_column="image", mask_column="mask", **named)
+
+
+def test_a_mask_that_is_bad_for_one_image_is_good_for_others(tmp_path: Path) -> None:
+    """What the survey counted is what the stream trains on and evaluates: empty masks are often the same bytes."""
+    masks = [mask_of(0)] * 20 + [mask_of(0, upper=1)] * 10 + [mask_of(0)]
+    data = masked(tmp_path / "data", masks, [(32, 32)] * 30 + [(40, 40)], on_bad_row="skip")
+    reason = "field 'mask': has 32 x 32 pixels, and its image 40 x 40: they have to be the same"
+    assert data.bad_rows == {reason: 1}
+    task = replace(segmentation(tmp_path / "model"), pictures=data.pictures, masks=data.masks)
+    bad_rows: Counter[str] = Counter()
+    rows = list(good_rows(data.source, 0, 0, task.prepare, "skip", bad_rows))
+    assert len(rows) == 30
+    assert (data.num_train or 0) + (data.num_held_out or 0) == 30
+    assert bad_rows == data.bad_rows
+
+
+@pytest.mark.parametrize("eval_split", [None, "validation"])
+def test_masks_without_any_class_are_refused_before_the_training(tmp_path: Path, eval_split: str | None) -> None:
+    masks = [mask_of(255)] * 20
+    if eval_split:
+        masked(tmp_path / "data", [mask_of(0, upper=1)] * 20, [(32, 32)] * 20)
+        masked(tmp_path / "other", masks, [(32, 32)] * 20, label_names=NAMES, num_epochs=None)
+        (tmp_path / "other" / "train.parquet").rename(tmp_path / "data" / "validation.parquet")
+        config = RecipeConfig(num_epochs=1, eval_split=eval_split)
+        how: Any = {"image_column": "image", "mask_column": "mask", "label_names": (), "ignore_index": 255}
+        with pytest.raises(ValueError, match="no pixel of the masks that are held out has a class, all are --ignore"):
+            open_masked_images(str(tmp_path / "data"), OneRank(), config, **how)
+        return
+    with pytest.raises(ValueError, match="no pixel of the masks to train on has a class, all are --ignore_index 255"):
+        masked(tmp_path / "data", masks, [(32, 32)] * 20, label_names=NAMES)
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [
+        (mask_of(7), "has the number 7, none of the 4 classes of --labels, and not --ignore_index 255"),
+        (mask_of(0, 50, 20), "has 50 x 20 pixels, and its image 32 x 32: they have to be the same"),
+        (stored(Image.new("RGB", (32, 32))), "is a mask in RGB: it has to have one channel"),
+        (b"no image", "is damaged, or no image of"),
+    ],
+    ids=["number", "size", "channels", "damaged"],
+)
+def test_masks_that_no_pass_has_seen_are_told_as_a_mistake_in_the_data(
+    tmp_path: Path, mask: bytes, reason: str
+) -> None:
+    data = masked(tmp_path / "data", [mask] * 8, [(32, 32)] * 8, label_names=NAMES, num_epochs=None)
+    task = replace(segmentation(tmp_path / "model"), pictures=data.pictures, masks=data.masks)
+    how: Any = {"ranks": OneRank(), "effective_batch_size": 4, "seed": 0, "shuffle_block_size": 1}
+    stream = WindowStream(data.source, task.prepare, task.encode, draw=task.draw, **how)
+    with pytest.raises(ValueError, match=rf"shard 0 of the dataset, row 0 .*: field 'mask': {reason}.*--num_epochs"):
+        next(iter(stream))
+
+
+def test_an_evaluation_of_no_pixel_has_no_loss(tmp_path: Path) -> None:
+    task = segmentation(tmp_path)
+    model = SemanticSegmenter.from_pretrained(str(tmp_path), num_labels=len(NAMES))
+    rows = [{"image": stored(Image.new("RGB", (32, 32))), "mask": mask_of(255)}] * 3
+    source = Source(("rows",), lambda shard, start: iter(list(enumerate(rows))[start:]), {})
+    how: Any = {"ranks": OneRank(), "effective_batch_size": 4, "seed": 0, "skip_weightless": False}
+    stream = WindowStream(source, task.prepare, task.encode, draw=lambda e, epoch: task.draw(e, None), **how)
+    figures = task.evaluate(model, stream, ranks=OneRank(), cutter=Cutter(WorkingCapacity(Capacity(2))))
+    assert np.isnan(figures["loss"])
+    assert (figures["num_pixels"], figures["num_examples"]) == (0, 3)

@@ -255,3 +255,13 @@ def test_drawn_signs_are_where_their_masks_say_and_the_same_each_time(tmp_path: 
         colourful = np.ptp(pixels.astype(int), axis=2) > 60  # JPEG lets it run over the edge by a pixel
         assert (colourful & (mask > 0)).sum() > 0.8 * colourful.sum() > 0.1 * (mask > 0).sum()
         assert row["photograph"] == "grey"
+
+
+def test_masks_that_no_pass_has_seen_end_the_run_as_the_user_s_mistake(
+    tmp_path: Path, accelerator: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags: dict[str, Any] = {"task": "segmentation", "num_epochs": "null", "labels": "background,blue"}
+    said = refused(capsys, tmp_path, **flags)
+    assert "field 'mask': has the number " in said
+    assert "none of the 2 classes of --labels, and not --ignore_index 255" in said
+    assert "or leave them out by --on_bad_row skip" in said
