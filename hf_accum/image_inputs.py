@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PATCH = 16
 """Pixels a side: the length of an image is counted in squares of these, as those of a vision transformer."""
 
-PATCHES = Lengths("patches", "resolution", vary=False)
+PATCHES = Lengths("patches", "resolution", vary=False, flag_step=32)
 _BILINEAR = 2
 
 
