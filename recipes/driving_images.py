@@ -106,7 +106,7 @@ def train(config: DrivingImagesConfig) -> Mapping[str, Any]:
     """Run the recipe; returns the final evaluation."""
     from hf_accum.accumulation import accumulate, forget
     from hf_accum.batch_norm import freeze_statistics
-    from hf_accum.image_inputs import ImageInputs, load_image_processor
+    from hf_accum.image_inputs import load_image_inputs
     from hf_accum.labels import named_labels
     from hf_accum.ranks import together
     from hf_accum.trainable import load_trainable
@@ -117,8 +117,7 @@ def train(config: DrivingImagesConfig) -> Mapping[str, Any]:
     run = StartedRun(config)
     model_name = config.model or together(run.ranks, efficientnet_lite0)[run.ranks.index]
     workload(config)
-    processor = load_image_processor(model_name, config.doors)
-    inputs = ImageInputs.of(processor, config.resolution, config.max_image_pixels)
+    inputs, processor = load_image_inputs(model_name, config.resolution, config.max_image_pixels, config.doors)
 
     # The data is read once before any weight is loaded: its classes, its size, its bad images.
     data = open_data(config, run.ranks)
