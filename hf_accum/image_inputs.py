@@ -15,11 +15,12 @@ from hf_accum.augmentation import UNCHANGED, Augmentation
 from hf_accum.doors import Doors, local
 from hf_accum.errors import first_line
 from hf_accum.images import MOST_PIXELS, Picture, open_rgb
+from hf_accum.memory import keeping_modes
 from hf_accum.models import quiet_transformers
 from hf_accum.units import Lengths
 
 if TYPE_CHECKING:
-    from transformers import BaseImageProcessor
+    from transformers import BaseImageProcessor, PreTrainedModel
 
 PATCH = 16
 """Pixels a side: the length of an image is counted in squares of these, as those of a vision transformer."""
@@ -145,8 +146,8 @@ class ImageInputs:
                 if self._are_made_by(found):
                     return found
         raise ValueError(
-            f"its image processor, a {kind.__name__}, cannot be told to scale whole images to a square, and no plain one "
-            "takes red, green and blue in its order"
+            f"its image processor, a {kind.__name__}, cannot be told to scale whole images to a square, and no plain "
+            "one takes red, green and blue in its order"
         )
 
     def _are_made_by(self, processor: "BaseImageProcessor") -> bool:
@@ -179,3 +180,24 @@ def made_up_images(num_images: int, length: int, device: torch.device) -> Tensor
     """Images of nothing, of so many patches, for the tracer and the tuner."""
     resolution = PATCH * round(length**0.5)
     return torch.zeros(num_images, 3, resolution, resolution, device=device)
+
+
+def check_resolution(model: "PreTrainedModel", name: str, resolution: int) -> None:
+    """Refuse images of a size that a model on `meta` cannot take, by a forward of one.
+
+    Raises:
+        ValueError: naming what its config says.
+    """
+    try:
+        with keeping_modes(model), torch.inference_mode():
+            model.eval()
+            model(pixel_values=torch.zeros(1, 3, resolution, resolution, device="meta"))
+    except Exception as error:  # each model has its own
+        if isinstance(error, NotImplementedError) or "meta tensor" in str(error):
+            return  # it asks for values: nothing is said of the size
+        of_config = getattr(model.config, "image_size", None)
+        said = "" if of_config is None else f": its config says image_size {of_config}"
+        raise ValueError(
+            f"--resolution {resolution}: {name!r}, a {type(model).__name__}, takes no images of that size{said} "
+            f"({first_line(error)})"
+        ) from error

@@ -8,7 +8,7 @@ into real photographs. One's own model and data, a folder with a folder of image
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_accum.config import LoraConfig, RecipeConfig, parse, require, run
@@ -168,17 +168,21 @@ def train(config: DrivingImagesConfig) -> Mapping[str, Any]:
 def workload(config: DrivingImagesConfig, precision: str = "no") -> "Workload":
     """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
     from hf_accum.batch_norm import freeze_statistics
+    from hf_accum.image_inputs import check_resolution
     from hf_accum.labels import named_labels
     from hf_accum.trainable import without_weights
     from recipes.embedded.efficientnet import efficientnet_lite0
 
-    model = without_weights(
-        auto_class(config),
-        config.model or efficientnet_lite0(),
-        config,
-        task_type=None,
-        **named_labels(tuple(config.labels) or ("no", "yes")),
-    )
+    name = config.model or efficientnet_lite0()
+
+    def model_of(config: DrivingImagesConfig) -> Any:
+        values = named_labels(tuple(config.labels) or ("no", "yes"))
+        return without_weights(auto_class(config), name, config, task_type=None, **values)
+
+    whole = replace(config.lora, rank=0)
+    plain = model_of(replace(config, lora=whole, quantization="none", gradient_checkpointing=False))
+    check_resolution(plain, name, config.resolution)
+    model = model_of(config)
     if config.batch_norm == "frozen":
         freeze_statistics(model)
     return work_of(model, config, precision)

@@ -1,0 +1,70 @@
+"""Images with models of several kinds: sizes that they take, heads of other labels, what a plan counts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_vision import CLASSES, SIDE, refused, run
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+
+from hf_accum.cli import main as command
+from hf_accum.config import LoraConfig
+from recipes.driving_images import DrivingImagesConfig, workload
+
+
+def save_vit(folder: Path, labels: tuple[str, ...]) -> None:
+    sizes: dict[str, int] = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    names: dict[str, Any] = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
+    config: Any = ViTConfig(num_hidden_layers=2, image_size=SIDE, patch_size=8, **sizes, **names)
+    torch.manual_seed(0)
+    ViTForImageClassification(config).save_pretrained(str(folder))
+    ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(str(folder))
+
+
+def test_a_size_that_the_model_cannot_take_is_said_before_the_data_is_read(
+    tmp_path: Path, accelerator: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_vit(tmp_path / "model", CLASSES)
+    (tmp_path / "data").mkdir()  # without data
+    said = refused(capsys, tmp_path, resolution=96)
+    assert "--resolution 96: " in said
+    assert "a ViTForImageClassification, takes no images of that size: its config says image_size 32 (" in said
+    flags = ["--model", str(tmp_path / "model"), "--resolution", "64"]
+    with pytest.raises(SystemExit):
+        command(["plan", "driving_images", *flags, "--variants", "qlora"])
+    assert "takes no images of that size: its config says image_size 32" in capsys.readouterr().err.replace("\n", " ")
+    for quantization in ("none", "nf4"):
+        how: dict[str, Any] = {"quantization": quantization, "lora": LoraConfig(rank=2)}
+        workload(DrivingImagesConfig(model=str(tmp_path / "model"), resolution=SIDE, **how))
+
+
+@pytest.mark.filterwarnings("ignore:You are using a model of type")
+def test_a_head_of_as_many_other_classes_is_made_anew_when_asked(
+    tmp_path: Path, accelerator: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_vit(tmp_path / "model", ("cat", "dog", "cow"))
+    said = refused(capsys, tmp_path)
+    assert "its head tells 'cat', 'dog', 'cow', in this order, and the labels are blue, green, red" in said
+    assert "or a new head by --ignore_mismatched_sizes" in said
+    output = run(tmp_path, "--ignore_mismatched_sizes", **{"lora.rank": 0, "learning_rate": 1e-9})
+    assert "new, without pretrained weights: classifier" in capsys.readouterr().out
+    first, last = (
+        AutoModelForImageClassification.from_pretrained(str(folder))
+        for folder in (tmp_path / "model", output / "model")
+    )
+    assert last.config.id2label == dict(enumerate(CLASSES))
+    old, new = first.classifier.weight, last.classifier.weight
+    assert (old - new).abs().max() > 0.01
+    assert 0.01 < new.std() < 0.03  # as transformers draws it
+    assert not last.classifier.bias.abs().max() > 1e-6
+    torch.testing.assert_close(first.vit.layernorm.weight, last.vit.layernorm.weight)
+
+
+@pytest.mark.filterwarnings("ignore:You are using a model of type")
+def test_a_head_of_the_same_classes_stays_even_where_a_new_one_was_asked_for(
+    tmp_path: Path, accelerator: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_vit(tmp_path / "model", CLASSES)
+    run(tmp_path, "--ignore_mismatched_sizes", max_steps=1)
+    assert "without pretrained weights" not in capsys.readouterr().out
