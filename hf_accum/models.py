@@ -11,6 +11,7 @@ from torch import nn
 from hf_accum.doors import Doors, check_model_files, local
 from hf_accum.ending import is_of_ours
 from hf_accum.errors import first_line
+from hf_accum.heads import check_labels, other_labels, renew_head
 from hf_accum.oom import Failure, classify
 from hf_accum.quantization import (
     check_quantized,
@@ -125,8 +126,8 @@ def load_model(
     missing = set(info["missing_keys"])
     if replace_head:
         missing |= {weight for weight, _, _ in info["mismatched_keys"]}
-        if _other_labels(said.get("id2label"), config_values.get("id2label")):
-            missing |= _renew_head(model)
+        if other_labels(said.get("id2label"), config_values.get("id2label")):
+            missing |= renew_head(model)
     elif info["mismatched_keys"]:
         weight, stored, wanted = min(info["mismatched_keys"], key=lambda mismatch: mismatch[0])
         raise ValueError(
@@ -142,7 +143,7 @@ def load_model(
     if "" in new_modules:
         raise ValueError(f"model {name!r}: none of its weights fits {type(model).__name__}")
     if not set(head_modules(model)) & set(new_modules):
-        _check_labels(name, said.get("id2label"), config_values.get("id2label"), new_head)
+        check_labels(name, said.get("id2label"), config_values.get("id2label"), new_head)
     _check_positions(model, name, max_length)
     if tokenizer is not None:
         _check_tokenizer(model, name, tokenizer)
@@ -262,46 +263,6 @@ def _check_positions(model: nn.Module, name: str, max_length: int) -> None:
     positions = num_positions(model)
     if positions is not None and max_length > positions:
         raise ValueError(f"--max_length {max_length}: has to be at most {positions}, the positions that {name!r} has")
-
-
-def _other_labels(of_head: Any, wanted: Any) -> list[str] | None:
-    """The labels that a trained head has, if they are others than are wanted, or in another order."""
-    if not isinstance(of_head, dict) or not isinstance(wanted, dict):
-        return None
-    known = [str(label) for _, label in sorted(of_head.items(), key=lambda item: int(item[0]))]
-    if known == list(wanted.values()) or known == [f"LABEL_{index}" for index in range(len(known))]:
-        return None
-    return known
-
-
-def _check_labels(name: str, of_head: Any, wanted: Any, way_out: str) -> None:
-    """Refuse labels that a trained head has other names for, or in another order: it would be taught wrong."""
-    known = _other_labels(of_head, wanted)
-    if known is None:
-        return
-    shown = ", ".join(map(repr, known[:20])) + (", ..." if len(known) > 20 else "")
-    in_order = sorted(known) == sorted(wanted.values())
-    raise ValueError(
-        f"model {name!r}: its head tells {shown}, in this order, and the labels are {', '.join(wanted.values())}: "
-        + ("give --labels in the order of the head" if in_order else "give the model that it was made from")
-        + way_out
-        + ", or, where the data says the same by numbers or other names, give the head's names by --labels"
-    )
-
-
-def _renew_head(model: "PreTrainedModel") -> set[str]:
-    """Draw the weights of a model's head anew, as those of one without pretrained weights; returns their names."""
-    renewed: set[str] = set()
-    for head in head_modules(model):
-        for module in model.get_submodule(head).modules():
-            for parameter in module.parameters(recurse=False):
-                setattr(parameter, "_is_hf_initialized", False)  # noqa: B010 (transformers keeps what it has loaded)
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()  # type: ignore[operator]
-            with torch.no_grad():
-                model._init_weights(module)
-        renewed |= {f"{head}.{name}" for name, _ in model.get_submodule(head).named_parameters()}
-    return renewed
 
 
 def _check_tokenizer(model: "PreTrainedModel", name: str, tokenizer: "PreTrainedTokenizerBase") -> None:
