@@ -24,6 +24,7 @@ class Variant:
     prediction: Prediction
     max_length: int
     lengths: Lengths = TOKENS
+    assumed: str = ""
 
     @property
     def floor_bytes(self) -> int:
@@ -89,7 +90,7 @@ def plan(build: Build[C], config: C, variants: Collection[str]) -> tuple[list[Va
 
 
 def _variant(name: str, work: Workload) -> Variant:
-    return Variant(name, predict(work), work.max_length, work.lengths)
+    return Variant(name, predict(work), work.max_length, work.lengths, work.assumed)
 
 
 def lengths_of(max_length: int, vary: bool = True) -> list[int]:

@@ -1,16 +1,18 @@
 """Images with models of several kinds: sizes that they take, heads of other labels, what a plan counts."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tiny_vision import CLASSES, SIDE, refused, run
+from tiny_vision import CLASSES, SIDE, refused, run, save_images, save_vision_model
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from hf_accum.cli import main as command
 from hf_accum.config import LoraConfig
-from recipes.driving_images import DrivingImagesConfig, workload
+from recipes.driving_images import DrivingImagesConfig, train, workload
 
 
 def save_vit(folder: Path, labels: tuple[str, ...]) -> None:
@@ -68,3 +70,55 @@ def test_a_head_of_the_same_classes_stays_even_where_a_new_one_was_asked_for(
     save_vit(tmp_path / "model", CLASSES)
     run(tmp_path, "--ignore_mismatched_sizes", max_steps=1)
     assert "without pretrained weights" not in capsys.readouterr().out
+
+
+def test_statistics_of_the_micro_batch_are_refused_on_several_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the data, which is not there."""
+    save_vision_model(tmp_path)
+    started = SimpleNamespace(ranks=SimpleNamespace(count=2, index=0))
+    monkeypatch.setattr("hf_accum.training.StartedRun", lambda _: started)
+    how: dict[str, Any] = {"resolution": SIDE, "lora": LoraConfig(rank=0), "dataset": "nowhere"}
+    config = DrivingImagesConfig(model=str(tmp_path), batch_norm="micro_batch", **how)
+    with pytest.raises(ValueError, match="--batch_norm micro_batch: has to be frozen on 2 ranks"):
+        train(config)
+    with pytest.raises(ValueError, match="--batch_norm micro_batch: has to be frozen on 2 ranks"):
+        train(replace(config, task="segmentation"))
+
+
+@pytest.mark.parametrize(
+    ("values", "num_classes"),
+    [
+        ({}, 4),
+        ({"task": "segmentation"}, 5),
+        ({"task": "segmentation", "labels": ["a", "b", "c"]}, 3),
+        ({"task": "segmentation", "dataset": "mine"}, 2),
+        ({"dataset": "mine"}, 2),
+    ],
+)
+def test_a_plan_counts_the_classes_that_are_known_and_says_where_none_are(
+    tmp_path: Path, values: dict[str, Any], num_classes: int
+) -> None:
+    save_vision_model(tmp_path)
+    how: dict[str, Any] = {"model": str(tmp_path), "resolution": SIDE, "lora": LoraConfig(rank=0)}
+    work = workload(DrivingImagesConfig(**how, **values))
+    config: Any = work.model.config
+    assert config.num_labels == num_classes
+    assert work.assumed == ("2 classes, since --labels names none" if num_classes == 2 else "")
+
+
+def test_advice_counts_the_classes_of_the_data(
+    tmp_path: Path, accelerator: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advised: list[Any] = []
+
+    def what_would_fit(build: Any, config: Any, budget_bytes: float) -> list[str]:
+        advised.append(build(config).model)
+        return ["nothing"]
+
+    monkeypatch.setattr("hf_accum.training.what_would_fit", what_would_fit)
+    save_images(tmp_path / "data", (40,))
+    said = refused(capsys, tmp_path, micro_batch_size="auto", memory_budget="1MiB", resolution=256)
+    assert "not even one example of 256 patches fits" in said
+    assert advised[0].config.id2label == dict(enumerate(CLASSES))
