@@ -122,3 +122,38 @@ def test_advice_counts_the_classes_of_the_data(
     said = refused(capsys, tmp_path, micro_batch_size="auto", memory_budget="1MiB", resolution=256)
     assert "not even one example of 256 patches fits" in said
     assert advised[0].config.id2label == dict(enumerate(CLASSES))
+
+
+def test_a_picture_of_a_plan_has_a_bar_for_each_memory_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the numbers of the table on them: there is one length only."""
+    from matplotlib.figure import Figure
+
+    drawn: list[Any] = []
+    savefig = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **how: (drawn.append(self), savefig(self, *a, **how))[1])
+    save_vision_model(tmp_path)
+    flags = ["--model", str(tmp_path), "--resolution", "64", "--dataset", "mine", "--variants", "full"]
+    flags += [
+        "--memory",
+        "100KiB,2MiB,20MiB,200GiB",
+        "--picture",
+        str(tmp_path / "plan.png"),
+        "--task",
+        "segmentation",
+    ]
+    command(["plan", "driving_images", *flags])
+    said = capsys.readouterr().out
+    assert "counted for 2 classes, since --labels names none" in said
+    table = [line.split()[-2] for line in said.splitlines() if "iB" in line and " full " in line]
+    (panel,) = drawn[0].axes
+    assert [text.get_text() for text in panel.get_xticklabels()] == ["100 KiB", "2 MiB", "20 MiB", "200.00 GiB"]
+    assert [text.get_text() or "-" for text in panel.texts] == table
+    assert table[0] == "-"
+    assert table[-1] == "4096+"
+    heights = [int(bar.get_height()) for bar in panel.patches]
+    assert heights == [0, *(int(number.rstrip("+")) for number in table[1:])]
+    assert 0 < heights[1] < heights[2] < heights[3] < panel.get_ylim()[1]
+    assert panel.get_lines() == []
+    assert "examples of 16 patches" in panel.get_xlabel()
