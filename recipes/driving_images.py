@@ -59,9 +59,9 @@ class DrivingImagesConfig(RecipeConfig):
     """Light, contrast and colours change by factors of up to 1 +- this."""
     batch_norm: Literal["frozen", "micro_batch"] = "frozen"
     """Statistics of BatchNorm layers: those that the model came with, or of each micro-batch, by which the gradient
-    then depends on the cut (and not with LoRA, since an adapter holds none)."""
+    then depends on the cut (and not with LoRA, since an adapter holds none; nor on several ranks)."""
     ignore_mismatched_sizes: bool = False
-    """Put a new head in the place of one for other classes."""
+    """Put a new head in the place of one for other classes, or for as many in another order."""
     max_length: int = RecipeConfig.max_length
     """Says nothing here: --resolution does."""
     effective_batch_size: int = 8

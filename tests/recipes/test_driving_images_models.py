@@ -8,10 +8,21 @@ from typing import Any
 import pytest
 import torch
 from tiny_vision import CLASSES, SIDE, refused, run, save_images, save_vision_model
-from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    ConvNextConfig,
+    ConvNextModel,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
 
 from hf_accum.cli import main as command
 from hf_accum.config import LoraConfig
+from hf_accum.segmenter import SemanticSegmenter
 from recipes.driving_images import DrivingImagesConfig, train, workload
 
 
@@ -157,3 +168,54 @@ def test_a_picture_of_a_plan_has_a_bar_for_each_memory_size(
     assert 0 < heights[1] < heights[2] < heights[3] < panel.get_ylim()[1]
     assert panel.get_lines() == []
     assert "examples of 16 patches" in panel.get_xlabel()
+
+
+def save_convolutional(kind: str, folder: Path) -> None:
+    torch.manual_seed(1)
+    sizes: dict[str, Any] = {"hidden_sizes": [8, 16, 32, 32], "depths": [1, 1, 1, 1]}
+    if kind == "resnet":
+        ResNetModel(ResNetConfig(embedding_size=8, layer_type="basic", **sizes)).save_pretrained(str(folder))
+    elif kind == "convnext":
+        ConvNextModel(ConvNextConfig(**sizes)).save_pretrained(str(folder))
+    else:
+        save_vision_model(folder)
+
+
+@pytest.mark.parametrize("kind", ["efficientnet", "resnet", "convnext"])
+def test_the_encoder_of_a_saved_segmenter_is_loaded_as_that_of_any_model(tmp_path: Path, kind: str) -> None:
+    """With the weights that it has, by transformers alone: not with random ones and a warning."""
+    save_convolutional(kind, tmp_path / "encoder")
+    segmenter, _ = SemanticSegmenter.from_pretrained(
+        str(tmp_path / "encoder"), num_labels=3, output_loading_info=True
+    )
+    with torch.no_grad():
+        for parameter in segmenter.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    segmenter.save_pretrained(str(tmp_path / "saved"))
+    encoder, info = AutoModel.from_pretrained(str(tmp_path / "saved"), output_loading_info=True)
+    assert not info["missing_keys"]
+    assert {name.partition(".")[0] for name in info["unexpected_keys"]} == {"head"}
+    own = segmenter.base_model.state_dict()
+    assert encoder.state_dict().keys() == own.keys()
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, own[name]), name
+    again = SemanticSegmenter.from_pretrained(str(tmp_path / "saved"))
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, segmenter.state_dict()[name]), name
+
+
+def test_a_run_goes_on_from_the_whole_segmenter_of_another(
+    tmp_path: Path, accelerator: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = ",".join(("background", *CLASSES))
+    how: dict[str, Any] = {"task": "segmentation", "labels": labels, "max_steps": 1}
+    first = run(tmp_path, **how, **{"lora.rank": 0})
+    assert "new, without pretrained weights: head" in capsys.readouterr().out
+    output = run(tmp_path, **how, model=first / "model", output_dir=tmp_path / "second")
+    assert "without pretrained weights" not in capsys.readouterr().out
+    from peft import AutoPeftModel
+
+    adapted = AutoPeftModel.from_pretrained(
+        str(output / "adapter"), num_labels=4, import_allowlist=["hf_accum.segmenter"]
+    )
+    assert type(adapted.base_model.model) is SemanticSegmenter
