@@ -72,7 +72,8 @@ class Turning(ViTImageProcessorPil):
     """Takes blue first, and does not resize."""
 
     def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().__call__(np.asarray(images)[..., ::-1], *args, **(kwargs | {"do_resize": False}))
+        values: Any = kwargs | {"do_resize": False}
+        return super().__call__(np.asarray(images)[..., ::-1], *args, **values)
 
 
 @pytest.mark.parametrize(
