@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_accum.augmentation import UNCHANGED, Augmentation
 from hf_accum.doors import Doors, local
@@ -20,7 +20,7 @@ from hf_accum.models import quiet_transformers
 from hf_accum.units import Lengths
 
 if TYPE_CHECKING:
-    from transformers import BaseImageProcessor, PreTrainedModel
+    from transformers import BaseImageProcessor
 
 PATCH = 16
 """Pixels a side: the length of an image is counted in squares of these, as those of a vision transformer."""
@@ -182,7 +182,7 @@ def made_up_images(num_images: int, length: int, device: torch.device) -> Tensor
     return torch.zeros(num_images, 3, resolution, resolution, device=device)
 
 
-def check_resolution(model: "PreTrainedModel", name: str, resolution: int) -> None:
+def check_resolution(model: nn.Module, name: str, resolution: int) -> None:
     """Refuse images of a size that a model on `meta` cannot take, by a forward of one.
 
     Raises:
@@ -195,7 +195,7 @@ def check_resolution(model: "PreTrainedModel", name: str, resolution: int) -> No
     except Exception as error:  # each model has its own
         if isinstance(error, NotImplementedError) or "meta tensor" in str(error):
             return  # it asks for values: nothing is said of the size
-        of_config = getattr(model.config, "image_size", None)
+        of_config = getattr(getattr(model, "config", None), "image_size", None)
         said = "" if of_config is None else f": its config says image_size {of_config}"
         raise ValueError(
             f"--resolution {resolution}: {name!r}, a {type(model).__name__}, takes no images of that size{said} "
