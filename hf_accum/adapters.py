@@ -96,7 +96,7 @@ def linear_and_conv(model: nn.Module, heads: Sequence[str], rank: int) -> list[s
     """The names of linear layers and convolutions over all channels that are in none of the heads.
 
     Only of those with more weights than their adapter of that rank has. An adapter of a convolution by groups (a
-    depthwise one) would need a rank that they divide.
+    depthwise one) would need a rank that they divide; one of a convolution with dilation peft makes without it.
 
     Raises:
         ValueError: if there is none.
@@ -105,10 +105,14 @@ def linear_and_conv(model: nn.Module, heads: Sequence[str], rank: int) -> list[s
     for name, module in model.named_modules():
         if any(name == head or name.startswith(f"{head}.") for head in heads):
             continue
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+        if isinstance(module, nn.Linear):
+            num_outputs, num_inputs = module.out_features, module.in_features  # weights of 4 bits have another shape
+        elif isinstance(module, nn.Conv2d) and module.groups == 1 and module.dilation == (1, 1):
             num_outputs, num_inputs = module.weight.shape[0], module.weight[0].numel()
-            if num_outputs * num_inputs > rank * (num_outputs + num_inputs):
-                names.append(name)
+        else:
+            continue
+        if num_outputs * num_inputs > rank * (num_outputs + num_inputs):
+            names.append(name)
     if not names:
         raise ValueError(
             f"--lora.rank {rank}: no layer of {type(model).__name__} has more weights than an adapter of that rank; "

@@ -35,6 +35,7 @@ _KINDS: dict[type, type] = {
     nn.BatchNorm2d: FrozenBatchNorm2d,
     nn.BatchNorm3d: FrozenBatchNorm3d,
 }
+_WAY_OUT = "--batch_norm micro_batch --lora.rank 0 trains it as it is"
 
 
 def freeze_statistics(model: nn.Module) -> int:
@@ -47,8 +48,11 @@ def freeze_statistics(model: nn.Module) -> int:
     for name, layer in layers:
         if isinstance(layer, _Frozen):
             continue
-        if type(layer) not in _KINDS or layer.running_mean is None:
-            raise ValueError(f"{name}, a {type(layer).__name__}, has no statistics of its own that could be frozen")
+        layer_is = f"--batch_norm frozen: {name}, a {type(layer).__name__},"
+        if type(layer) not in _KINDS:
+            raise ValueError(f"{layer_is} is a kind of BatchNorm that is not known here: {_WAY_OUT}")
+        if layer.running_mean is None:
+            raise ValueError(f"{layer_is} has no statistics of its own: {_WAY_OUT}")
         layer.__class__ = _KINDS[type(layer)]
         layer.eval()
     return len(layers)
@@ -57,3 +61,16 @@ def freeze_statistics(model: nn.Module) -> int:
 def has_frozen_statistics(model: nn.Module) -> bool:
     """Whether no BatchNorm layer of a model sees the micro-batch."""
     return all(isinstance(module, _Frozen) for module in model.modules() if isinstance(module, _BatchNorm))
+
+
+def refuse_statistics_of_ranks(model: nn.Module, num_ranks: int) -> None:
+    """Refuse to train layers that see the micro-batch on several ranks: only one rank's statistics would be saved.
+
+    Raises:
+        ValueError: if there is such a layer, and more than one rank.
+    """
+    if num_ranks > 1 and not has_frozen_statistics(model):
+        raise ValueError(
+            f"--batch_norm micro_batch: has to be frozen on {num_ranks} ranks: each would keep statistics of its own "
+            "images, and the saved model has room for one rank's; --batch_norm frozen, or one process"
+        )

@@ -91,6 +91,8 @@ def _show(
     found, impossible = plan(module.workload, config, variants)
     longest, lengths = found[0].max_length, found[0].lengths
     console.print(f"examples of {'up to ' if lengths.vary else ''}{longest} {lengths.unit}")
+    if found[0].assumed:
+        console.print(f"counted for {found[0].assumed}")
     for flag, value in _overridden(config).items():
         console.print(f"{flag} {value} says nothing here: each way of training has its own (--variants chooses)")
     for why in impossible:

@@ -43,7 +43,8 @@ class Workload:
     forward of evaluation. `optimizer(model)` makes the optimizer that training will use. `max_length` is the
     longest length that training allows; `lengths` say what it is counted in, and whether all examples have it.
     `precision` is accelerate's: no, bf16 or fp16. Where examples go through the model in several parts (the texts of
-    a pair), `num_parts` says in how many: what is called an example here is a part of one.
+    a pair), `num_parts` says in how many: what is called an example here is a part of one. `assumed` says what was
+    taken for granted where only the data tells.
     """
 
     model: nn.Module
@@ -54,6 +55,7 @@ class Workload:
     lengths: Lengths = TOKENS
     precision: str = "no"
     num_parts: int = 1
+    assumed: str = ""
 
     def autocast(self, device: torch.device) -> Any:
         """The context of a forward."""

@@ -11,6 +11,7 @@ from torch import nn
 from hf_accum.doors import Doors, check_model_files, local
 from hf_accum.ending import is_of_ours
 from hf_accum.errors import first_line
+from hf_accum.heads import check_labels, other_labels, renew_head
 from hf_accum.oom import Failure, classify
 from hf_accum.quantization import (
     check_quantized,
@@ -86,8 +87,8 @@ def load_model(
 
     `dropout` overrides every dropout probability of the model. With `quantization` nf4 all linear layers but the
     head's have 4-bit weights, on the device at once, multiplied in accelerate's `precision`. What may come in with
-    it the `doors` say. A model of images has no tokenizer. With `replace_head` weights that do not fit are left out
-    (a head for other labels), and are new.
+    it the `doors` say. A model of images has no tokenizer. With `replace_head` a head for other labels is new, and
+    so are other weights that do not fit.
 
     Raises:
         ValueError: if there is no such model, if its weights do not fit (unless they are replaced), if
@@ -121,15 +122,17 @@ def load_model(
                 **options,
             ),
         )
+    new_head = ", or a new head by --ignore_mismatched_sizes" if tokenizer is None else ""
     missing = set(info["missing_keys"])
     if replace_head:
         missing |= {weight for weight, _, _ in info["mismatched_keys"]}
+        if other_labels(said.get("id2label"), config_values.get("id2label")):
+            missing |= renew_head(model)
     elif info["mismatched_keys"]:
         weight, stored, wanted = min(info["mismatched_keys"], key=lambda mismatch: mismatch[0])
         raise ValueError(
             f"model {name!r}: its weights do not fit: {weight} is {tuple(stored)} there, and has to be "
-            f"{tuple(wanted)}; if it is a classifier of other labels, give the model that it was made from"
-            + ("" if tokenizer is not None else ", or a new head by --ignore_mismatched_sizes")
+            f"{tuple(wanted)}; if it is a classifier of other labels, give the model that it was made from" + new_head
         )
     if quantization != "none":
         check_quantized(model)
@@ -140,7 +143,7 @@ def load_model(
     if "" in new_modules:
         raise ValueError(f"model {name!r}: none of its weights fits {type(model).__name__}")
     if not set(head_modules(model)) & set(new_modules):
-        _check_labels(name, said.get("id2label"), config_values.get("id2label"))
+        check_labels(name, said.get("id2label"), config_values.get("id2label"), new_head)
     _check_positions(model, name, max_length)
     if tokenizer is not None:
         _check_tokenizer(model, name, tokenizer)
@@ -260,22 +263,6 @@ def _check_positions(model: nn.Module, name: str, max_length: int) -> None:
     positions = num_positions(model)
     if positions is not None and max_length > positions:
         raise ValueError(f"--max_length {max_length}: has to be at most {positions}, the positions that {name!r} has")
-
-
-def _check_labels(name: str, of_head: Any, wanted: Any) -> None:
-    """Refuse labels that a trained head has other names for, or in another order: it would be taught wrong."""
-    if not isinstance(of_head, dict) or not isinstance(wanted, dict):
-        return
-    known = [str(label) for _, label in sorted(of_head.items(), key=lambda item: int(item[0]))]
-    if known == list(wanted.values()) or known == [f"LABEL_{index}" for index in range(len(known))]:
-        return
-    shown = ", ".join(map(repr, known[:20])) + (", ..." if len(known) > 20 else "")
-    in_order = sorted(known) == sorted(wanted.values())
-    raise ValueError(
-        f"model {name!r}: its head tells {shown}, in this order, and the labels are {', '.join(wanted.values())}: "
-        + ("give --labels in the order of the head" if in_order else "give the model that it was made from")
-        + ", or, where the data says the same by numbers or other names, give the head's names by --labels"
-    )
 
 
 def _check_tokenizer(model: "PreTrainedModel", name: str, tokenizer: "PreTrainedTokenizerBase") -> None:

@@ -1,8 +1,9 @@
 """What fits where, without a device and without weights: from the model's config and a trace."""
 
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hf_accum.capacity import halved
 from hf_accum.config import VARIANTS, RecipeConfig
@@ -23,6 +24,7 @@ class Variant:
     prediction: Prediction
     max_length: int
     lengths: Lengths = TOKENS
+    assumed: str = ""
 
     @property
     def floor_bytes(self) -> int:
@@ -88,7 +90,7 @@ def plan(build: Build[C], config: C, variants: Collection[str]) -> tuple[list[Va
 
 
 def _variant(name: str, work: Workload) -> Variant:
-    return Variant(name, predict(work), work.max_length, work.lengths)
+    return Variant(name, predict(work), work.max_length, work.lengths, work.assumed)
 
 
 def lengths_of(max_length: int, vary: bool = True) -> list[int]:
@@ -116,7 +118,7 @@ def what_would_fit(build: Build[C], config: C, budget_bytes: float) -> list[str]
     if base is None:
         return []
     ways: list[tuple[bool, str]] = []
-    for flags, changed in _less_memory(config, base.lengths.flag).items():
+    for flags, changed in _less_memory(config, base.lengths).items():
         variant = variant_of(flags, changed)
         if variant is None:
             continue
@@ -132,22 +134,26 @@ def what_would_fit(build: Build[C], config: C, budget_bytes: float) -> list[str]
     return [text for _, text in sorted(ways, key=lambda way: not way[0])]
 
 
-def _less_memory(config: C, length_flag: str = "max_length") -> dict[str, C]:
-    """Changes that save memory, by the flags that make them; `length_flag` is that of the length of examples."""
-    changes: dict[str, C] = {}
+def _less_memory(config: C, lengths: Lengths = TOKENS) -> dict[str, C]:
+    """Changes that save memory, by the flags that make them: of those the ones that the config does not refuse."""
+    ways: dict[str, dict[str, Any]] = {}
     if config.gradient_checkpointing is not True:
-        changes["--gradient_checkpointing true"] = replace(config, gradient_checkpointing=True)
+        ways["--gradient_checkpointing true"] = {"gradient_checkpointing": True}
     if config.lora.rank == 0:
-        changes["--lora.rank 16"] = replace(config, lora=replace(config.lora, rank=16))
+        ways["--lora.rank 16"] = {"lora": replace(config.lora, rank=16)}
     elif config.lora.rank > 4:
-        changes["--lora.rank 4"] = replace(config, lora=replace(config.lora, rank=4))
+        ways["--lora.rank 4"] = {"lora": replace(config.lora, rank=4)}
     if config.quantization == "none" and config.lora.rank > 0:
-        changes["--quantization nf4"] = replace(config, quantization="nf4")
+        ways["--quantization nf4"] = {"quantization": "nf4"}
     if config.dropout != 0:
-        changes["--dropout 0"] = replace(config, dropout=0.0)
-    longest: int = getattr(config, length_flag)
-    length = longest // 2
-    while length >= 32 and length >= longest // 4:
-        changes[f"--{length_flag} {length}"] = replace(config, **{length_flag: length})
-        length //= 2
+        ways["--dropout 0"] = {"dropout": 0.0}
+    longest: int = getattr(config, lengths.flag)
+    for part in (2, 4):
+        length = longest // part // lengths.flag_step * lengths.flag_step
+        if length >= 32:
+            ways[f"--{lengths.flag} {length}"] = {lengths.flag: length}
+    changes: dict[str, C] = {}
+    for flags, values in ways.items():
+        with suppress(ValueError):  # of a recipe's own: no adapters with --batch_norm micro_batch, say
+            changes[flags] = replace(config, **values)
     return changes

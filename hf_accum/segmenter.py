@@ -41,23 +41,25 @@ class SegmentationHead(nn.Module):
 
 
 class SemanticSegmenter(PreTrainedModel):
-    """A model of transformers as `encoder`, and a `head` on the last of its feature maps of each size.
+    """A model of transformers, `base_model`, and a `head` on the last of its feature maps of each size.
 
-    `config` is that of the encoder, with `num_labels` classes.
+    `config` is that of the encoder, with `num_labels` classes. The encoder stands where it does in transformers' own
+    models with a head: `AutoModel.from_pretrained` of what is saved finds its weights.
 
     Raises:
         ValueError: if the encoder gives no feature maps.
     """
 
     config: PreTrainedConfig
-    base_model_prefix = "encoder"
     main_input_name = "pixel_values"
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         with torch.device("meta"):
             shapes = _shapes_of_maps(AutoModel.from_config(config))
-        self.encoder = AutoModel.from_config(config)
+        encoder = AutoModel.from_config(config)
+        self.base_model_prefix = encoder.base_model_prefix or "encoder"
+        setattr(self, self.base_model_prefix, encoder)
         self._places = list(shapes)
         self.head = SegmentationHead(list(shapes.values()), int(cast(Any, config).num_labels))
         self.post_init()
@@ -67,7 +69,7 @@ class SemanticSegmenter(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor) -> Segmentation:
         """Logits of each pixel."""
-        states = _maps_of(self.encoder, pixel_values)
+        states = _maps_of(self.base_model, pixel_values)
         logits = self.head([states[place] for place in self._places])
         whole = F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
         return Segmentation(whole.movedim(1, -1))
@@ -86,8 +88,8 @@ class SemanticSegmenter(PreTrainedModel):
         tells = how.pop("output_loading_info", False)
         encoder, info = AutoModel.from_pretrained(name, config=config, output_loading_info=True, **how)
         model = cls(config)
-        model.encoder = encoder
-        new = [f"encoder.{key}" for key in info["missing_keys"]]
+        setattr(model, model.base_model_prefix, encoder)
+        new = [f"{model.base_model_prefix}.{key}" for key in info["missing_keys"]]
         new += [f"head.{key}" for key, _ in model.head.named_parameters()]
         model.eval()
         return (model, {**info, "missing_keys": set(new)}) if tells else model

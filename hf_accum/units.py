@@ -15,11 +15,15 @@ _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4} | {
 
 @dataclass(frozen=True)
 class Lengths:
-    """What the length of an example is counted in, which flag limits it, and whether examples differ in it."""
+    """What the length of an example is counted in, which flag limits it, and whether examples differ in it.
+
+    The flag's values are multiples of `flag_step`.
+    """
 
     unit: str = "tokens"
     flag: str = "max_length"
     vary: bool = True
+    flag_step: int = 1
 
 
 TOKENS = Lengths()

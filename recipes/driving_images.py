@@ -8,7 +8,7 @@ into real photographs. One's own model and data, a folder with a folder of image
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_accum.config import LoraConfig, RecipeConfig, parse, require, run
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hf_accum.segmentation import SemanticSegmentation
 
 _MOST_PIXELS = 89_478_485  # as Pillow has it
+_TWO = ("no", "yes")  # classes, where they are not known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +59,9 @@ class DrivingImagesConfig(RecipeConfig):
     """Light, contrast and colours change by factors of up to 1 +- this."""
     batch_norm: Literal["frozen", "micro_batch"] = "frozen"
     """Statistics of BatchNorm layers: those that the model came with, or of each micro-batch, by which the gradient
-    then depends on the cut (and not with LoRA, since an adapter holds none)."""
+    then depends on the cut (and not with LoRA, since an adapter holds none; nor on several ranks)."""
     ignore_mismatched_sizes: bool = False
-    """Put a new head in the place of one for other classes."""
+    """Put a new head in the place of one for other classes, or for as many in another order."""
     max_length: int = RecipeConfig.max_length
     """Says nothing here: --resolution does."""
     effective_batch_size: int = 8
@@ -105,8 +106,8 @@ class DrivingImagesConfig(RecipeConfig):
 def train(config: DrivingImagesConfig) -> Mapping[str, Any]:
     """Run the recipe; returns the final evaluation."""
     from hf_accum.accumulation import accumulate, forget
-    from hf_accum.batch_norm import freeze_statistics
-    from hf_accum.image_inputs import ImageInputs, load_image_processor
+    from hf_accum.batch_norm import freeze_statistics, refuse_statistics_of_ranks
+    from hf_accum.image_inputs import load_image_inputs
     from hf_accum.labels import named_labels
     from hf_accum.ranks import together
     from hf_accum.trainable import load_trainable
@@ -116,13 +117,12 @@ def train(config: DrivingImagesConfig) -> Mapping[str, Any]:
     # What is wrong with the launch, the folder or the model is said before the data is read.
     run = StartedRun(config)
     model_name = config.model or together(run.ranks, efficientnet_lite0)[run.ranks.index]
-    workload(config)
-    processor = load_image_processor(model_name, config.doors)
-    inputs = ImageInputs.of(processor, config.resolution, config.max_image_pixels)
+    refuse_statistics_of_ranks(workload(config).model, run.ranks.count)
+    inputs, processor = load_image_inputs(model_name, config.resolution, config.max_image_pixels, config.doors)
 
     # The data is read once before any weight is loaded: its classes, its size, its bad images.
     data = open_data(config, run.ranks)
-    task = task_of(config, data, inputs)
+    task, names = task_of(config, data, inputs), names_of(data)
     objective = task.objective
     run.find_resume(config, data)
     task.check_metrics(config.best_metric)
@@ -136,12 +136,16 @@ def train(config: DrivingImagesConfig) -> Mapping[str, Any]:
         precision=run.precision,
         device=run.device,
         replace_head=config.ignore_mismatched_sizes,
-        **named_labels(names_of(data)),
+        **named_labels(names),
     )
     if config.batch_norm == "frozen":
         freeze_statistics(trainable.model)
     work = work_of(trainable.model, config, run.precision)
-    with Training(run, config, data, task, trainable, processor, work, workload, task.draw) as training:
+
+    def of_this_run(changed: DrivingImagesConfig, precision: str) -> "Workload":
+        return workload(replace(changed, labels=list(names)), precision)
+
+    with Training(run, config, data, task, trainable, processor, work, of_this_run, task.draw) as training:
         accelerator, model, cutter, guard = run.accelerator, training.model, training.cutter, training.guard
         optimizer, scheduler = training.optimizer, training.scheduler
         for window in training.windows:  # the images of one optimizer step
@@ -169,20 +173,24 @@ def train(config: DrivingImagesConfig) -> Mapping[str, Any]:
 def workload(config: DrivingImagesConfig, precision: str = "no") -> "Workload":
     """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
     from hf_accum.batch_norm import freeze_statistics
+    from hf_accum.image_inputs import check_resolution
     from hf_accum.labels import named_labels
     from hf_accum.trainable import without_weights
     from recipes.embedded.efficientnet import efficientnet_lite0
 
-    model = without_weights(
-        auto_class(config),
-        config.model or efficientnet_lite0(),
-        config,
-        task_type=None,
-        **named_labels(tuple(config.labels) or ("no", "yes")),
-    )
+    name, names = config.model or efficientnet_lite0(), known_names(config)
+
+    def model_of(config: DrivingImagesConfig) -> "nn.Module":
+        return without_weights(auto_class(config), name, config, task_type=None, **named_labels(names or _TWO))
+
+    whole = replace(config.lora, rank=0)
+    plain = model_of(replace(config, lora=whole, quantization="none", gradient_checkpointing=False))
+    check_resolution(plain, name, config.resolution)
+    model = model_of(config)
     if config.batch_norm == "frozen":
         freeze_statistics(model)
-    return work_of(model, config, precision)
+    work = work_of(model, config, precision)
+    return work if names else replace(work, assumed=f"{len(_TWO)} classes, since --labels names none")
 
 
 def work_of(model: "nn.Module", config: DrivingImagesConfig, precision: str) -> "Workload":
@@ -217,19 +225,25 @@ def open_data(config: DrivingImagesConfig, ranks: "Ranks") -> "LabelledImages | 
     """The dataset of the flags, or the embedded one."""
     from hf_accum.image_data import open_labelled_images, open_masked_images
     from hf_accum.ranks import together
-    from recipes.embedded.signs import CLASSES, road_signs
+    from recipes.embedded.signs import road_signs
 
-    dataset, names = config.dataset, tuple(config.labels)
-    if dataset is None:
-        dataset = together(ranks, road_signs)[ranks.index]
-        if config.task == "segmentation":
-            names = names or ("background", *CLASSES)
+    dataset = together(ranks, road_signs)[ranks.index] if config.dataset is None else config.dataset
+    names = known_names(config) if config.task == "segmentation" else tuple(config.labels)
     how: dict[str, Any] = {"image_column": config.image_column, "label_names": names}
     how["most_pixels"] = config.max_image_pixels
     if config.task == "segmentation":
         of_masks = {"mask_column": config.mask_column, "ignore_index": config.ignore_index}
         return open_masked_images(dataset, ranks, config, **how, **of_masks)
     return open_labelled_images(dataset, ranks, config, **how, label_column=config.label_column)
+
+
+def known_names(config: DrivingImagesConfig) -> tuple[str, ...]:
+    """The names of the classes as far as they are known before the data is read; else none."""
+    from recipes.embedded.signs import CLASSES
+
+    if config.labels or config.dataset is not None:
+        return tuple(config.labels)
+    return ("background", *CLASSES) if config.task == "segmentation" else CLASSES
 
 
 def names_of(data: "LabelledImages | MaskedImages") -> tuple[str, ...]:

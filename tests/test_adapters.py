@@ -13,12 +13,13 @@ from peft import AutoPeftModelForSequenceClassification, PeftModel
 from peft.tuners.lora import LoraLayer
 from tiny import ARCHITECTURES, HEADS, load_classifier, make_inputs, make_tokenizer, save_base
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, ViTConfig, ViTForImageClassification
 
 from hf_accum.adapters import (
     add_lora,
     checkpoint_activations,
     count_parameters,
+    linear_and_conv,
     load_weights,
     save_model,
     weights_folder,
@@ -26,6 +27,7 @@ from hf_accum.adapters import (
 from hf_accum.config import LoraConfig
 from hf_accum.fused_lora import fuse_lora
 from hf_accum.models import Pretrained
+from hf_accum.quantization import quantization_config, quantize_without_weights
 
 LORA = LoraConfig(rank=2, alpha=6.0)
 LABELS = torch.tensor([0, 2, 1])
@@ -148,6 +150,32 @@ def test_targets_that_the_model_does_not_have(tmp_path: Path, targets: list[str]
         ValueError, match=r"^--lora.target_modules .*has to match modules of BertForSeq.*dense.*query"
     ):
         adapt(pretrained, LoraConfig(rank=2, target_modules=targets))
+
+
+def test_four_bit_layers_are_targets_as_plain_ones_are() -> None:
+    """Of which the weights are kept in another shape."""
+    sizes: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 64}
+    config: Any = ViTConfig(num_hidden_layers=1, image_size=32, **sizes)
+    with torch.device("meta"):
+        model, plain = ViTForImageClassification(config), ViTForImageClassification(config)
+    options = quantization_config("nf4", ["classifier"])
+    assert options is not None
+    quantize_without_weights(model, options)
+    targets = linear_and_conv(model, ["classifier"], rank=2)
+    assert targets == linear_and_conv(plain, ["classifier"], rank=2)
+    kinds = (nn.Linear, nn.Conv2d)
+    assert targets == [n for n, m in plain.named_modules() if isinstance(m, kinds) and n != "classifier"]
+    assert len(targets) > 6
+    with pytest.raises(ValueError, match="no layer of ViTForImageClassification has more weights than an adapter"):
+        linear_and_conv(model, ["classifier"], rank=64)
+
+
+def test_only_convolutions_that_peft_follows_are_targets() -> None:
+    def conv(**how: Any) -> nn.Conv2d:
+        return nn.Conv2d(16, 16, 3, **how)
+
+    model = nn.Sequential(conv(), conv(groups=16), conv(dilation=2), conv(stride=2, padding=1))
+    assert linear_and_conv(model, [], rank=2) == ["0", "3"]
 
 
 def test_an_adapter_adds_alpha_over_rank_times_its_matrices(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ LAYERS = [
         "window",
         "labels",
         "survey",
+        "heads",
         "models",
         "optimization",
         "batch_norm",

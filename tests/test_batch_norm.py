@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_accum.batch_norm import freeze_statistics, has_frozen_statistics
+from hf_accum.batch_norm import freeze_statistics, has_frozen_statistics, refuse_statistics_of_ranks
 
 
 def test_frozen_layers_keep_their_statistics_in_train_mode_and_after_an_evaluation() -> None:
@@ -25,7 +25,29 @@ def test_frozen_layers_keep_their_statistics_in_train_mode_and_after_an_evaluati
     assert model[1].weight.grad is not None  # weights are trained all the same
 
 
-def test_layers_without_statistics_are_refused() -> None:
-    with pytest.raises(ValueError, match="0, a BatchNorm1d, has no statistics of its own"):
-        freeze_statistics(nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False)))
+class Ghost(nn.BatchNorm2d):
+    """A kind of its own."""
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (nn.BatchNorm1d(3, track_running_stats=False), "a BatchNorm1d, has no statistics of its own"),
+        (nn.SyncBatchNorm(3), "a SyncBatchNorm, is a kind of BatchNorm that is not known here"),
+        (Ghost(3), "a Ghost, is a kind of BatchNorm that is not known here"),
+    ],
+)
+def test_layers_that_cannot_be_frozen_are_refused(layer: nn.Module, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^--batch_norm frozen: 0, {reason}: --batch_norm micro_batch"):
+        freeze_statistics(nn.Sequential(layer))
     assert freeze_statistics(nn.Linear(2, 2)) == 0
+
+
+def test_statistics_of_the_micro_batch_are_of_one_rank() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    refuse_statistics_of_ranks(model, 1)
+    refuse_statistics_of_ranks(nn.Linear(2, 2), 2)
+    with pytest.raises(ValueError, match="--batch_norm micro_batch: has to be frozen on 2 ranks"):
+        refuse_statistics_of_ranks(model, 2)
+    freeze_statistics(model)
+    refuse_statistics_of_ranks(model, 2)

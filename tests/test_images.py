@@ -137,7 +137,7 @@ def test_pixels_are_those_of_the_model_s_own_processor(tmp_path: Path) -> None:
     save_vision_model(tmp_path)
     processor = load_image_processor(str(tmp_path))
     inputs = ImageInputs.of(processor, 64)
-    processor.save_pretrained(str(tmp_path / "saved"))
+    inputs.processor(processor).save_pretrained(str(tmp_path / "saved"))
     saved = load_image_processor(str(tmp_path / "saved"))
     for width, height in ((40, 30), (64, 64), (200, 90)):
         image = noise(width, height)

@@ -17,11 +17,13 @@ from transformers import AlbertConfig, AutoModelForSequenceClassification, BertC
 
 from hf_accum.capacity import Peak
 from hf_accum.config import LoraConfig, parse
+from hf_accum.image_inputs import PATCHES, made_up_images, num_patches
 from hf_accum.memory import CannotTrace, FixedBytes, LiveBytes, Tracer, Workload, sum_bytes
 from hf_accum.plan import VARIANTS, Variant, lengths_of, plan, what_would_fit
 from hf_accum.prediction import Prediction
 from hf_accum.units import format_bytes
 from recipes.clinical_classification import ClinicalClassificationConfig, workload
+from recipes.driving_images import DrivingImagesConfig
 
 CPU = torch.device("cpu")
 MAX_LENGTH = 64
@@ -425,6 +427,55 @@ def test_a_model_that_cannot_checkpoint_is_advised_of_all_else(albert: str, chec
         f"--max_length {MAX_LENGTH // 2}",
     ]
     assert all(" 32 examples at once (" in way for way in ways)
+
+
+@pytest.mark.parametrize(
+    ("values", "advised"),
+    [
+        (
+            {"resolution": 224},
+            ["--lora.rank 4", "--quantization nf4", "--dropout 0", "--resolution 96", "--resolution 32"],
+        ),
+        (
+            {"resolution": 256, "lora": LoraConfig(rank=0), "batch_norm": "micro_batch"},
+            ["--dropout 0", "--resolution 128", "--resolution 64"],  # no adapter: it would hold no statistics
+        ),
+        ({"resolution": 32, "lora": LoraConfig(rank=4), "dropout": 0.0}, ["--quantization nf4"]),
+    ],
+)
+def test_nothing_that_the_recipe_refuses_is_advised(values: dict[str, Any], advised: list[str]) -> None:
+    """A length that the flag cannot have is made a smaller one that it can."""
+    config = DrivingImagesConfig(gradient_checkpointing=True, **values)
+    tried: list[DrivingImagesConfig] = []
+
+    def build(changed: DrivingImagesConfig) -> Workload:
+        tried.append(changed)
+        assert changed.resolution % 32 == 0
+        if changed != config:
+            raise CannotTrace("not now")
+        model = nn.Conv2d(3, 4, 3)
+        return Workload(
+            model,
+            lambda model: torch.optim.SGD(model.parameters(), 0.1),
+            lambda model, number, length, device: model(made_up_images(number, length, device)).sum(),
+            lambda model, number, length, device: model(made_up_images(number, length, device)),
+            num_patches(changed.resolution),
+            PATCHES,
+        )
+
+    assert what_would_fit(build, config, 10.0) == []
+    found = [
+        f"--{flag} {getattr(of, 'rank', of)}"
+        for changed in tried[1:]
+        for flag, of in {
+            "lora.rank": changed.lora,
+            "quantization": changed.quantization,
+            "dropout": 0 if changed.dropout == 0 else changed.dropout,
+            "resolution": changed.resolution,
+        }.items()
+        if getattr(changed, flag.partition(".")[0]) != getattr(config, flag.partition(".")[0])
+    ]
+    assert found == advised
 
 
 # Lengths

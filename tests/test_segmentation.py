@@ -128,7 +128,7 @@ def test_a_segmenter_has_its_encoder_s_weights_and_is_saved_and_loaded(tmp_path:
 
     encoder = EfficientNetModel.from_pretrained(str(tmp_path / "encoder"))
     for name, tensor in encoder.state_dict().items():
-        assert torch.equal(tensor, model.encoder.state_dict()[name]), name
+        assert torch.equal(tensor, model.base_model.state_dict()[name]), name
 
 
 def test_a_model_without_feature_maps_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image, ImageDraw
 from torch import nn
@@ -83,3 +84,30 @@ def save_images(folder: Path, sizes: tuple[int, ...] = (70, 8, 42)) -> None:
     for number, size in enumerate(sizes):
         rows = [draw_row(draw) for _ in range(size)]
         pq.write_table(pa.Table.from_pylist(rows), folder / f"train-{number}.parquet")
+
+
+def run(folder: Path, *flags: str, **named: Any) -> Path:
+    """Run the recipe in this process, on the tiny model and data; returns the run's folder."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    from recipes.driving_images import main
+
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    model, data = folder / "model", folder / "data"
+    if not model.is_dir():
+        save_vision_model(model)
+    if not data.is_dir():
+        save_images(data, (40, 20))
+    defaults = {"model": model, "dataset": data, "output_dir": folder / "run", "resolution": SIDE}
+    defaults |= {"max_steps": 2, "micro_batch_size": 4, "resume": "never", "lora.rank": 2} | named
+    main([*flags, *(f"--{name}={value}" for name, value in defaults.items())])
+    return Path(str(defaults["output_dir"]))
+
+
+def refused(capsys: pytest.CaptureFixture[str], folder: Path, *flags: str, **named: Any) -> str:
+    """What a run says that is refused."""
+    with pytest.raises(SystemExit) as ended:
+        run(folder, *flags, **named)
+    assert ended.value.code == 2
+    return capsys.readouterr().err

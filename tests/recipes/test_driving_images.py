@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from tiny_vision import CLASSES, SIDE, draw_row, save_images, save_vision_model, stored
+from tiny_vision import CLASSES, SIDE, draw_row, refused, run, save_vision_model, stored
 from torch import nn
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 from window_cases import largest_relative_difference, make_window
@@ -28,7 +28,7 @@ from hf_accum.labels import LabelColumn, named_labels
 from hf_accum.losses import IGNORE, CrossEntropy
 from hf_accum.segmentation import SemanticSegmentation
 from hf_accum.trainable import load_trainable
-from recipes.driving_images import DrivingImagesConfig, auto_class, main
+from recipes.driving_images import DrivingImagesConfig, auto_class
 from recipes.embedded import signs
 
 NAMES = ("background", *CLASSES)
@@ -95,29 +95,6 @@ def test_the_gradient_is_that_of_the_unsplit_batch(
     assert sum(bool(gradient.any()) for gradient in gradients) > 10
     assert largest_relative_difference(model, dict(zip(trained, gradients, strict=True))) <= 1e-12
     assert float(window.loss_sum()) / window.num_items == pytest.approx(loss.item(), rel=1e-12)
-
-
-def run(folder: Path, *flags: str, **named: Any) -> Path:
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-    model, data = folder / "model", folder / "data"
-    if not model.is_dir():
-        save_vision_model(model)
-    if not data.is_dir():
-        save_images(data, (40, 20))
-    defaults = {"model": model, "dataset": data, "output_dir": folder / "run", "resolution": SIDE}
-    defaults |= {"max_steps": 2, "micro_batch_size": 4, "resume": "never", "lora.rank": 2} | named
-    main([*flags, *(f"--{name}={value}" for name, value in defaults.items())])
-    return Path(str(defaults["output_dir"]))
-
-
-def refused(capsys: pytest.CaptureFixture[str], folder: Path, *flags: str, **named: Any) -> str:
-    with pytest.raises(SystemExit) as ended:
-        run(folder, *flags, **named)
-    assert ended.value.code == 2
-    return capsys.readouterr().err
 
 
 def test_full_fine_tuning_keeps_the_statistics_and_says_so(
