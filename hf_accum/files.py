@@ -62,6 +62,12 @@ class JsonLines:
         if is_behind:
             self.say(f"{self.path.name} can be written again: nothing of it is lost")
 
+    def close(self) -> None:
+        """Write what is kept still, at the end; say how much of it is lost where that fails too."""
+        self.add(())
+        if self._kept:
+            self.say(f"{self.path.name} cannot be written: {len(self._kept):,} lines of it are lost")
+
 
 def is_leftover(path: Path) -> bool:
     """Whether a killed process was writing it."""

@@ -54,6 +54,10 @@ class GradientGuard:
         self._is_spike = False
         self._num_overflows = 0
 
+    def close(self) -> None:
+        """Write lines that the disk had no room for before."""
+        self._lines.close()
+
     def refuses(self, window: Window, grad_norm: Tensor | float | None) -> bool:
         """Whether there must be no step, as the window's loss or gradient is not finite. Waits for the device once.
 

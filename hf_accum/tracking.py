@@ -128,9 +128,10 @@ class RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the display."""
+        """Stop the display, and write lines that the disk had no room for before."""
         if self._display is not None:
             self._display.stop()
+        self._lines.close()
 
     def start(self, config: RecipeConfig, description: str) -> None:
         """Say what the run will do, and start the trackers with its configuration."""

@@ -216,6 +216,7 @@ class Training:
         # process by default, before it has said what it fails of.
         self._contexts.enter_context(self._run.stop)
         self._contexts.enter_context(self._log)
+        self._contexts.callback(self.guard.close)
         self._log.start(self._config, self._description)
         return self
 

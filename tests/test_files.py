@@ -210,6 +210,25 @@ def test_lines_that_a_full_disk_has_no_room_for_are_kept_and_written_later(tmp_p
     assert len(said) == 2
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
+@pytest.mark.parametrize("has_room", [True, False])
+def test_lines_that_are_kept_at_the_end_are_written_or_said_to_be_lost(tmp_path: Path, has_room: bool) -> None:
+    file, said = tmp_path / "metrics.jsonl", list[str]()
+    lines = JsonLines(file, said.append)
+    lines.close()
+    assert not file.exists()
+    file.symlink_to("/dev/full")
+    lines.add([{"step": 1}, {"step": 2}])
+    if has_room:
+        file.unlink()
+    lines.close()
+    if has_room:
+        assert [line["step"] for line in lines_in(file)] == [1, 2]
+        assert said[1:] == ["metrics.jsonl can be written again: nothing of it is lost"]
+    else:
+        assert said[1:] == ["metrics.jsonl cannot be written: 2 lines of it are lost"]
+
+
 def test_of_a_line_that_was_half_written_nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, said = tmp_path / "metrics.jsonl", list[str]()
     lines = JsonLines(file, said.append)

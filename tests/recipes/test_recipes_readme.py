@@ -21,7 +21,7 @@ def test_every_recipe_has_a_row_without_gaps() -> None:
     header, _, *rows = [line for line in README.splitlines() if line.startswith("|")]
     assert len(header.strip("|").split("|")) == COLUMNS
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    assert sorted(row[0].strip("`") for row in cells) == sorted(recipe.name for recipe in RECIPES)
+    assert sorted(row[0].strip("`") for row in cells) == sorted({recipe.name for recipe in RECIPES})
     for row in cells:
         assert len(row) == COLUMNS
         assert all(row), row
