@@ -38,8 +38,10 @@ def test_memory_that_runs_out_at_any_operation_of_any_rank_leaves_the_step_as_it
         assert case["loss"] == pytest.approx(cases["clean"]["loss"], rel=1e-12), name
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("wrapped", ["plain", pytest.param("prepared", marks=pytest.mark.by_hand)])
+@pytest.mark.parametrize(
+    "wrapped",
+    [pytest.param("plain", marks=pytest.mark.slow), pytest.param("prepared", marks=pytest.mark.by_hand)],
+)
 def test_a_single_example_that_never_fits_on_one_rank_ends_all_of_them(wrapped: str) -> None:
     done = launch(str(SCRIPT), wrapped, "never fits", str(HUNG), num_processes=2)
     assert done.returncode != 0
