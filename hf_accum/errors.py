@@ -9,6 +9,10 @@ _shortened.maxstring = _shortened.maxother = _shortened.maxlong = 80
 _shortened.maxlevel = 3
 
 
+OF_THE_PROGRAM = (AttributeError, NameError, AssertionError, MemoryError)
+"""What is a fault of the program or the machine where a file is read; it can be wrong itself in any other way."""
+
+
 class RankFailed(RuntimeError):
     """Another rank failed; the message says which, and what of."""
 

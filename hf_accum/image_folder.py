@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from hf_accum.dataset_files import Stamp, stamp_of
-from hf_accum.errors import first_line, shown
+from hf_accum.errors import OF_THE_PROGRAM, first_line, shown
 from hf_accum.retries import retried
 from hf_accum.row_files import BadRow, Row, opened, read_csv, read_json, read_parquet
 from hf_accum.seeding import derive_seed
@@ -54,8 +54,8 @@ class ImageFile:
             if not is_local:
                 raise ValueError(f"{self.name}: cannot be read ({first_line(error)})") from error
             raise BadRow(column, f"{self.name} cannot be read ({first_line(error)})") from error
-        except (AttributeError, NameError, AssertionError, MemoryError):
-            raise  # of the program, or the machine
+        except OF_THE_PROGRAM:
+            raise
         except Exception as error:  # as networks and disks fail
             raise ValueError(f"{self.name}: cannot be read ({first_line(error)})") from error
         return content
@@ -114,8 +114,8 @@ def open_image_folder(dataset: str, files: Sequence[str]) -> ImageFolder:
     for name in described:
         try:
             rows += _described(name, paths[name], images)
-        except (AttributeError, NameError, AssertionError, MemoryError):
-            raise  # of the program, or the machine
+        except OF_THE_PROGRAM:
+            raise
         except Exception as error:  # files of others can be wrong in any way
             raise ValueError(f"dataset {dataset!r}: {name} cannot be read ({first_line(error)})") from error
     if not described:

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from hf_accum.dataset_files import Stamp, check_folder, check_inside, stamp_of
-from hf_accum.errors import first_line
+from hf_accum.errors import OF_THE_PROGRAM, first_line
 from hf_accum.image_folder import open_image_folder
 from hf_accum.retries import retried
 from hf_accum.row_files import BadRow, Row, opened, read_csv, read_json, read_parquet
@@ -247,8 +247,8 @@ def _checked(names: Sequence[str], read: Read, stamps: Mapping[int, Mapping[str,
             for number, row in read(shard, start):
                 last = number + 1
                 yield number, row
-        except (AttributeError, NameError, AssertionError, MemoryError):
-            raise  # of the program, or the machine; files of others can be wrong in any other way
+        except OF_THE_PROGRAM:
+            raise
         except Exception as error:
             check(shard)  # rather this than what came of it
             after = f" after row {last}" if last > start else ""

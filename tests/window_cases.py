@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
 
+from hf_accum.accumulation import accumulate
 from hf_accum.losses import IGNORE, BinaryCrossEntropy, CrossEntropy, Objective, SquaredError
 from hf_accum.window import Example, Window
 
@@ -138,6 +142,24 @@ def unsplit_gradient(model: nn.Module, task: Task, examples: Sequence[Example]) 
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     gradients = torch.autograd.grad(loss, [p for _, p in named])
     return {name: g for (name, _), g in zip(named, gradients, strict=True)}, loss.item()
+
+
+def assert_window_has_gradient_of(
+    expected: Tensor, accelerator: Accelerator, model: Any, task: Any, examples: Sequence[Example], size: int
+) -> None:
+    """The examples as a window, in micro-batches of so many, have the gradient of the mean loss, and that loss."""
+    named = dict(model.named_parameters())
+    gradients = torch.autograd.grad(expected, list(named.values()), allow_unused=True)
+    reference = {name: g for name, g in zip(named, gradients, strict=True) if g is not None}
+    window = make_window(examples, examples[0], whole=examples)
+    for micro_batch in window.micro_batches(size):
+        with accumulate(accelerator, model, micro_batch):
+            inputs, targets = task.collate(micro_batch.examples, micro_batch.length)
+            loss = task.objective(model(**inputs).logits, targets)
+            window.record(loss)
+            accelerator.backward(loss * micro_batch.scale)
+    assert largest_relative_difference(model, reference) <= 1e-12
+    assert float(window.loss_sum()) / window.num_items == pytest.approx(expected.item(), rel=1e-12)
 
 
 def largest_relative_difference(model: nn.Module, reference: dict[str, Tensor]) -> float:

@@ -4,29 +4,24 @@ The oracle reads the texts one by one, without padding, and adds up torch's own 
 """
 
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import CONFIGS, WORDS, make_tokenizer
-from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoModelForTokenClassification
-from window_cases import largest_relative_difference, make_window
+from window_cases import assert_window_has_gradient_of
 
-from hf_accum import accumulate
 from hf_accum.language import ChunkedCrossEntropy, stop_before_output_layer, with_output_layer
 from hf_accum.losses import IGNORE, CrossEntropy
 from hf_accum.masking import MaskedTexts
 from hf_accum.plain_texts import Frame
 from hf_accum.tagged_texts import Part, TagColumns, labels_of
 from hf_accum.tagging import EntityTagging
-from hf_accum.window import Example
 
 any_cut = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 cut = given(
@@ -34,25 +29,6 @@ cut = given(
     micro_batch_size=st.integers(1, 9),
     seed=st.integers(0, 2**32 - 1),
 )
-
-
-def assert_gradient(
-    accelerator: Accelerator, model: Any, task: Any, examples: Sequence[Example], size: int, summed: Tensor
-) -> None:
-    """That of the window, in micro-batches of so many, is the gradient of the `summed` loss by all that counts."""
-    num_items = sum(example.weight for example in examples)
-    named = dict(model.named_parameters())
-    gradients = torch.autograd.grad(summed / num_items, list(named.values()), allow_unused=True)
-    reference = {name: g for name, g in zip(named, gradients, strict=True) if g is not None}
-    window = make_window(examples, examples[0], whole=examples)
-    for micro_batch in window.micro_batches(size):
-        with accumulate(accelerator, model, micro_batch):
-            inputs, targets = task.collate(micro_batch.examples, micro_batch.length)
-            loss = task.objective(model(**inputs).logits, targets)
-            window.record(loss)
-            accelerator.backward(loss * micro_batch.scale)
-    assert largest_relative_difference(model, reference) <= 1e-12
-    assert float(window.loss_sum()) == pytest.approx(summed.item(), rel=1e-12)
 
 
 @any_cut
@@ -77,7 +53,8 @@ def test_entities(accelerator: Accelerator, lengths: list[int], micro_batch_size
         targets = torch.from_numpy(np.asarray(example.features["labels"], dtype=np.int64))
         logits = model(input_ids=ids).logits[0]
         losses.append(F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum"))
-    assert_gradient(accelerator, model, task, examples, micro_batch_size, torch.stack(losses).sum())
+    mean = torch.stack(losses).sum() / sum(example.weight for example in examples)
+    assert_window_has_gradient_of(mean, accelerator, model, task, examples, micro_batch_size)
 
 
 @any_cut
@@ -100,4 +77,5 @@ def test_hidden_tokens(accelerator: Accelerator, lengths: list[int], micro_batch
             right = torch.from_numpy(text.astype(np.int64))[places - num_before]
             logits = model(input_ids=ids[None]).logits[0, places]
             losses.append(F.cross_entropy(logits, right, reduction="sum"))
-    assert_gradient(accelerator, model, task, examples, micro_batch_size, torch.stack(losses).sum())
+    mean = torch.stack(losses).sum() / sum(example.weight for example in examples)
+    assert_window_has_gradient_of(mean, accelerator, model, task, examples, micro_batch_size)
