@@ -39,6 +39,13 @@ def test_as_many_are_one_as_asked_for_and_none_knows_of_its_neighbours(p: float,
         assert abs(both - p * p) < 6 * math.sqrt(p * p / number)
 
 
+@pytest.mark.parametrize("p", [0.25 / 2**16, 1.5 / 2**16, 1 - 0.5 / 2**16])
+def test_a_probability_between_two_numbers_of_sixteen_bits_is_kept_to(p: float) -> None:
+    number = 2**26
+    ones = sum(int(mask(number // 16, p=p, seed=seed).sum()) for seed in range(16))
+    assert abs(ones - p * number) < 5 * math.sqrt(p * (1 - p) * number)
+
+
 def test_a_million_parts_of_the_bits_are_equally_likely() -> None:
     """Runs of 8 values as numbers from 0 to 255: chi-squared with 255 degrees of freedom."""
     values = mask(8 * 200_000, p=0.5).view(-1, 8).long()
