@@ -3,7 +3,9 @@
 - clinical_classification: MiniLM with a head that knows nothing yet (simple baselines are in `main_job.py`);
 - clinical_ner: a dictionary of the entities in the texts to train on (the longest first, each with its most frequent
   type), and MiniLM with a head that knows nothing yet;
-- medical_mlm: the frequencies of the tokens in the texts to train on, and MiniLM as it comes.
+- medical_mlm: the frequencies of the tokens in the texts to train on, and MiniLM as it comes;
+- driving_images_segmentation, at 224 pixels: every pixel background, and the net with a head that knows nothing yet
+  (those of a class for each image are in `images.py`).
 
 The figures of the recipes themselves are those of their own runs (recipes/README.md has the commands).
 
@@ -13,15 +15,19 @@ The figures of the recipes themselves are those of their own runs (recipes/READM
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from common import argument_parser, load_minilm, minilm_task, print_header, print_table, use_threads
 from held_out import evaluate, rows_of
+from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoModelForTokenClassification
 from transformers.utils import logging as transformers_logging
 
 from hf_accum.evaluation import Metric
+from hf_accum.image_inputs import load_image_inputs
 from hf_accum.labels import named_labels
 from hf_accum.language import ChunkedCrossEntropy, stop_before_output_layer
 from hf_accum.losses import CrossEntropy
@@ -32,7 +38,8 @@ from hf_accum.ranks import OneRank
 from hf_accum.tagged_texts import labels_of
 from hf_accum.tagging import EntityTagging
 from hf_accum.trainable import load_trainable
-from recipes import clinical_classification, clinical_ner, medical_mlm
+from recipes import clinical_classification, clinical_ner, driving_images, medical_mlm
+from recipes.embedded.efficientnet import efficientnet_lite0
 from recipes.embedded.models import minilm
 
 CPU = torch.device("cpu")
@@ -148,10 +155,41 @@ def of_medical_mlm() -> list[list[str]]:
     ]
 
 
+class AlwaysTheFirst(nn.Module):
+    """A model of pixels that takes each for one of the first class."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(F.one_hot(torch.tensor(0), num_classes).float())
+
+    def forward(self, pixel_values: Tensor) -> SimpleNamespace:
+        """Logits, (num_images, num_classes, height, width)."""
+        num_images, _, height, width = pixel_values.shape
+        return SimpleNamespace(logits=self.logits[:, None, None].expand(num_images, -1, height, width))
+
+
+def of_driving_images_segmentation() -> list[list[str]]:
+    """Mean intersection over union, and the share of pixels that are right."""
+    config = driving_images.DrivingImagesConfig(task="segmentation", resolution=224)
+    data = driving_images.open_data(config, OneRank())
+    inputs, _ = load_image_inputs(efficientnet_lite0(), config.resolution, config.max_image_pixels, config.doors)
+    task, names = driving_images.task_of(config, data, inputs), driving_images.names_of(data)
+    how: dict[str, Any] = {"task_type": None, "precision": "no", "device": CPU, **named_labels(names)}
+    before = load_trainable(driving_images.auto_class(config), efficientnet_lite0(), None, config, **how).model
+    rows = [["", "mean IoU", "pixels that are right", "images"]]
+    for who, model in (("every pixel background", AlwaysTheFirst(len(names))), ("the net before training", before)):
+        its = evaluate(model, task, data, 8, task.draw)
+        rows.append(
+            [who, *(f"{its[name]:.3f}" for name in ("mean_iou", "overall_accuracy")), f"{its['num_examples']}"]
+        )
+    return rows
+
+
 RECIPES = {
     "clinical_classification": of_clinical_classification,
     "clinical_ner": of_clinical_ner,
     "medical_mlm": of_medical_mlm,
+    "driving_images_segmentation": of_driving_images_segmentation,
 }
 
 
