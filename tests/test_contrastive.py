@@ -65,6 +65,7 @@ def test_dropout_is_that_of_the_rehearsal(accelerator: Accelerator) -> None:
     assert slope == pytest.approx(float(norm), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_in_either_pass_leaves_the_gradient_as_it_is(accelerator: Accelerator) -> None:
     pairs = make_pairs(5)
     reference, loss = unsplit(make_encoder(), pairs)

@@ -304,7 +304,13 @@ def test_the_embedded_synopses_are_what_their_description_says() -> None:
     assert by_id["OMIM:619340"]["inheritance"] == "dominant"
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem == "cpu" else [])
+        for path in sorted((ROOT / "accelerate_configs").glob("*.yaml"))
+    ],
+)
 def test_every_shipped_accelerate_config_starts_the_recipe(
     config: Path, tiny_model: Path, notes: Path, tmp_path: Path
 ) -> None:

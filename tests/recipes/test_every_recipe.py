@@ -22,20 +22,19 @@ FAULTY = str(Path(__file__).with_name("faulty_recipe.py"))
 Run = Callable[..., Path]
 for_each = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.id)
 FIRST = RECIPES[0]  # whose own tests go further: test_invariance, test_resume
-for_each_cut = pytest.mark.parametrize(
-    "recipe",
-    [pytest.param(r, id=r.id, marks=[pytest.mark.slow] if r is FIRST or r.is_second_task else []) for r in RECIPES],
-)
-# All of them by hand: they go through the same code. The slow ones are those that differ most from the first.
+# Those that differ most from each other and from the first, whose main job is cut in test_invariance.
 DIFFERENT = ("term_retrieval", "driving_images-classification")
-for_each_killed = pytest.mark.parametrize(
-    "recipe",
-    [
-        pytest.param(r, id=r.id, marks=pytest.mark.slow if r.id in DIFFERENT else pytest.mark.by_hand)
-        for r in RECIPES
-        if r is not FIRST
-    ],
-)
+
+
+def marked(in_default: tuple[str, ...], in_slow: tuple[str, ...]) -> list[Any]:
+    """All recipes; those that are named nowhere are left for by hand: they go through the same code."""
+    marks: dict[str, Any] = dict.fromkeys(in_slow, pytest.mark.slow) | dict.fromkeys(in_default, ())
+    return [pytest.param(r, id=r.id, marks=marks.get(r.id, pytest.mark.by_hand)) for r in RECIPES]
+
+
+IN_SLOW = ("clinical_ner", "medical_mlm", "driving_images-segmentation")
+for_each_cut = pytest.mark.parametrize("recipe", marked((*DIFFERENT, "medical_lm"), IN_SLOW))
+for_each_killed = pytest.mark.parametrize("recipe", [p for p in marked((), DIFFERENT) if p.id != FIRST.id])
 
 
 @pytest.fixture

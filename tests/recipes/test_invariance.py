@@ -48,7 +48,6 @@ def check_main_job(tmp_path: Path, how: list[tuple[int, int | str]]) -> None:
             *("--effective_batch_size=64", f"--micro_batch_size={size}", f"--output_dir={folder}"),
             num_processes=num_processes,
             timeout=900,
-            OMP_NUM_THREADS=str(2 // num_processes),
         )
         assert done.returncode == 0, done.stderr[-3000:]
         runs.append(folder)
