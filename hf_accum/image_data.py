@@ -81,8 +81,7 @@ class LabelledImages(ImageData):
     def notes(self) -> list[str]:
         """Also labels that no row to train on has, as far as they were counted."""
         without = [name for name in self.labels.names if name not in self.label_counts] if self.label_counts else []
-        of_labels = [f"no row to train on has the label {shortened(', '.join(without), 200)}"] if without else []
-        return [*super().notes, *of_labels]
+        return [*super().notes, *_without("no row to train on has the label", without)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +91,13 @@ class MaskedImages(ImageData):
     masks: Pictures
     names: tuple[str, ...]
     ignore_index: int
+
+    @property
+    def notes(self) -> list[str]:
+        """Also classes that no pixel to train on has, as far as they were counted."""
+        counts = self.label_counts
+        without = [name for index, name in enumerate(self.names) if str(index) not in counts] if counts else []
+        return [*super().notes, *_without("no pixel to train on is of the class", without)]
 
 
 def open_labelled_images(
@@ -112,7 +118,7 @@ def open_labelled_images(
     opened, images = _opened(dataset, config, image_column, [label_column], most_pixels)
     class_names = opened.source.class_names.get(label_column, ())
     names = label_names or class_names
-    labels = LabelColumn(label_column, "single_label_classification", names, "", bool(class_names))
+    labels = LabelColumn(label_column, "single_label_classification", names, "", class_names)
     data = LabelledImages(labels=labels, pictures=images, **vars(opened))
     if not _needs_pass(config, names):
         return data
@@ -175,15 +181,25 @@ def open_masked_images(
                 f"column {mask_column!r}: no pixel of the masks {part} has a class, all are --ignore_index "
                 f"{ignore_index}: there is nothing to learn or to measure; give masks with classes, or another number"
             )
-    highest = max(map(int, [*data.label_counts, *data.held_out_label_counts]), default=0)
-    if not label_names and highest < 1:
-        raise ValueError(f"column {mask_column!r}: its masks have no class but 0; there have to be at least 2")
+    if len(data.label_counts) < 2:
+        (only,) = data.label_counts
+        raise ValueError(
+            f"column {mask_column!r}: the masks to train on have no class but {only}, and there have to be at least 2 "
+            f"(a pixel of --ignore_index {ignore_index} has none: if it is a class here, store it as a number below "
+            f"{len(label_names) or _MOST_CLASSES - 1})"
+        )
+    highest = max(map(int, [*data.label_counts, *data.held_out_label_counts]))
     return replace(
         data,
         names=label_names or tuple(map(str, range(highest + 1))),
         pictures=replace(images, bad=_of_all_ranks(bad, ranks), seen=True),
         masks=replace(masks, bad=_of_all_ranks(bad_masks, ranks), seen=True),
     )
+
+
+def _without(what: str, names: list[str]) -> list[str]:
+    """A note of what none is there of."""
+    return [f"{what} {shortened(', '.join(names), 200)}"] if names else []
 
 
 def _opened(

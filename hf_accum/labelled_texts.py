@@ -45,7 +45,7 @@ def open_labelled_texts(
     opened = open_split(dataset, [text_column, label_column], config, group_column=group_column)
     class_names = opened.source.class_names.get(label_column, ())
     names = label_names or class_names
-    labels = LabelColumn(label_column, problem, names, label_separator, bool(class_names))
+    labels = LabelColumn(label_column, problem, names, label_separator, class_names)
     data = LabelledTexts(labels=labels, **vars(opened))
     needs_names = problem != "regression" and not names
     if config.num_epochs is None and not needs_names and not needs_counts:

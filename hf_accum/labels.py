@@ -20,14 +20,16 @@ class LabelColumn:
     """How a row's label is read: from which column, as what, and by which names (empty: not known yet).
 
     A class is given by its name, or by its index in `names`. Several labels of one example are a list, or a
-    text with `separator` between them; none at all is an empty list or text.
+    text with `separator` between them; none at all is an empty list or text. In a column that is typed as classes
+    (`class_names`) a number is that class, wherever `names` have it, whatever it is called; as many `names` of which
+    none is one of the column's are other names for its classes, in their order.
     """
 
     column: str
     problem: Problem
     names: tuple[str, ...] = ()
     separator: str = "|"
-    numbers_are_indices: bool = False  # as in a column that is typed as classes, whatever their names
+    class_names: tuple[str, ...] = ()
 
     def keys(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         """The row's labels by name, none for a regression. Where `names` are not known yet, any will do.
@@ -95,16 +97,32 @@ class LabelColumn:
             raise BadRow(self.column, f"{shown(value)} is neither the name nor the number of a class")
         return value.strip() if isinstance(value, str) else str(value)
 
+    @property
+    def _are_renamed(self) -> bool:
+        return len(self.names) == len(self.class_names) and not set(self.names) & set(self.class_names)
+
+    @property
+    def _are_numbers(self) -> bool:
+        return any(name.isdecimal() for name in self.names)
+
     def _name(self, value: Any) -> str:
         return self.names[self._index(value)] if self.names else self._key(value)
 
     def _index(self, value: Any) -> int:
         key = self._key(value)
-        if key in self.names and not (self.numbers_are_indices and isinstance(value, int)):
+        is_name = isinstance(value, str) and key in self.names
+        number = int(key) if key.isdecimal() and len(key) <= _MOST_DIGITS else None
+        if self.class_names and not is_name and number is not None and number < len(self.class_names):
+            if self._are_renamed:
+                return number
+            key = self.class_names[number]
+            is_name = key in self.names
+        elif not self.class_names:
+            is_name = key in self.names
+            if not is_name and number is not None and number < len(self.names) and not self._are_numbers:
+                return number
+        if is_name:
             return self.names.index(key)
-        may_be_index = self.numbers_are_indices or not any(name.isdecimal() for name in self.names)
-        if may_be_index and key.isdecimal() and len(key) <= _MOST_DIGITS and int(key) < len(self.names):
-            return int(key)
         known = ", ".join(self.names[:20]) + (", ..." if len(self.names) > 20 else "")
         raise BadRow(self.column, f"label {shown(key)} is out of range: it is none of {known}")
 

@@ -44,8 +44,8 @@ def load_tokenizer(
     """The model's tokenizer, able to pad; `of_words`, to take texts that are lists of words.
 
     Raises:
-        ValueError: if there is none under that name, or one that knows no words, or cannot tell of which words its
-            tokens are.
+        ValueError: if there is none under that name, or one that knows no words, cannot tell of which words its
+            tokens are, or makes other tokens of words than of a text.
     """
     from transformers import AutoTokenizer
 
@@ -66,7 +66,34 @@ def load_tokenizer(
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise ValueError(f"--model {name}: its tokenizer has to have a token for padding, or for the end of a text")
+    if of_words and not _tells_words_apart(tokenizer):
+        _put_space_before_words(name, tokenizer)
     return tokenizer
+
+
+def _tells_words_apart(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether words have the tokens that they have within a text."""
+    words = ["of", "patient", "T2DM's"]
+    apart = tokenizer(words, is_split_into_words=True, add_special_tokens=False)
+    behind_first = [
+        token for token, word in zip(apart["input_ids"], apart.word_ids(), strict=True) if word not in (None, 0)
+    ]
+    together = tokenizer(" ".join(words), add_special_tokens=False)["input_ids"]
+    return together[-len(behind_first) :] == behind_first
+
+
+def _put_space_before_words(name: str, tokenizer: Any) -> None:
+    """In the tokenizer's own normalizer, which is saved with it: `add_prefix_space` says nothing to some classes."""
+    from tokenizers.normalizers import Prepend
+    from tokenizers.normalizers import Sequence as All
+
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = All([step for step in (backend.normalizer, Prepend(" ")) if step is not None])
+    if not _tells_words_apart(tokenizer):
+        raise ValueError(
+            f"--model {name}: its tokenizer makes other tokens of a list of words than of a text with spaces between "
+            "them, as which the model knows them; take another model"
+        )
 
 
 def load_model(

@@ -111,11 +111,33 @@ def test_zeros_and_ones_are_no_list_of_labels() -> None:
     assert "[0, 1, 0] has a label twice" in refused(column, {"label": [0, 1, 0]})
 
 
-def test_in_a_column_typed_as_classes_a_number_is_an_index_whatever_the_names() -> None:
-    column = LabelColumn("label", "single_label_classification", ("1", "2", "0"), numbers_are_indices=True)
-    assert [column.encode({"label": value}) for value in (0, 1, 2)] == [0, 1, 2]
+def typed(names: tuple[str, ...], *class_names: str) -> LabelColumn:
+    return LabelColumn("label", "single_label_classification", names, class_names=class_names)
+
+
+def test_in_a_column_typed_as_classes_a_number_is_that_class_whatever_the_names() -> None:
+    column = typed(("1", "2", "0"), "1", "2", "0")
+    assert [column.encode({"label": value}) for value in (0, 1, 2, 1.0)] == [0, 1, 2, 1]
     assert column.keys({"label": 0}) == ("1",)
     assert column.encode({"label": "0"}) == 2  # a text is a name
+
+
+@given(st.permutations(["benign", "malignant", "unknown", "0"]))
+def test_the_numbers_of_classes_keep_their_names_in_whatever_order_these_are_given(names: list[str]) -> None:
+    classes = ("malignant", "0", "benign", "unknown")
+    column = typed(tuple(names), *classes)
+    for number, name in enumerate(classes):
+        assert column.keys({"label": number}) == column.keys({"label": name}) == (name,)
+        assert names[int(column.encode({"label": number}))] == name  # type: ignore[arg-type]
+
+
+def test_other_names_for_classes_are_in_their_order_and_some_of_them_are_all_there_are() -> None:
+    renamed = typed(("harmless", "harmful"), "benign", "malignant")
+    assert [renamed.encode({"label": value}) for value in (0, 1, "1", "harmful")] == [0, 1, 1, 1]
+    some = typed(("malignant", "benign"), "benign", "unknown", "malignant")
+    assert [some.encode({"label": value}) for value in (0, "0", 2)] == [1, 1, 0]
+    assert "'unknown' is out of range: it is none of malignant, benign" in refused(some, {"label": 1})
+    assert "'3' is out of range" in refused(some, {"label": 3})
 
 
 def test_a_bad_item_among_several_labels() -> None:

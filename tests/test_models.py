@@ -19,8 +19,15 @@ from tiny import (
     make_tokenizer,
     save_base,
 )
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
-from transformers import AutoModel, AutoModelForSequenceClassification, BertForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging
 
 from hf_accum.models import load_model, load_tokenizer, num_positions, set_dropout
@@ -333,3 +340,48 @@ def test_a_relative_folder_is_found_again_from_anywhere(tmp_path: Path, monkeypa
     save_base(tmp_path / "models" / "mine", "bert")
     monkeypatch.chdir(tmp_path / "models")
     assert load_classifier("mine").model.config._name_or_path == str(tmp_path / "models" / "mine")
+
+
+SPLIT = pre_tokenizers.Split(Regex(r" ?\p{L}+| ?\d| ?[^\s\p{L}\d]+"), "isolated")
+PRE_TOKENIZERS: dict[str, pre_tokenizers.PreTokenizer] = {
+    "bytes": pre_tokenizers.ByteLevel(add_prefix_space=False),
+    "split and bytes": pre_tokenizers.Sequence(
+        [SPLIT, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    ),
+    "metaspace at the start": pre_tokenizers.Metaspace(prepend_scheme="first"),
+    "metaspace": pre_tokenizers.Metaspace(prepend_scheme="always"),
+    "whitespace": pre_tokenizers.Whitespace(),
+}
+
+
+@pytest.mark.parametrize("kind", PRE_TOKENIZERS)
+def test_words_have_the_tokens_that_they_have_within_a_text(kind: str, tmp_path: Path) -> None:
+    """A model knows words by the space before them; the tokenizer that is saved with it does the same."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = PRE_TOKENIZERS[kind]
+    words = ["of", "the", "patient", "with", "T2DM's", "2", "fevers", "."]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<pad>"])
+    tokenizer.train_from_iterator([" ".join(words)] * 20, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(
+        tmp_path
+    )
+    plain = AutoTokenizer.from_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path), of_words=True)
+    loaded.save_pretrained(tmp_path / "saved")
+    for other in (loaded, AutoTokenizer.from_pretrained(tmp_path / "saved")):
+        encoded = other(words, is_split_into_words=True)
+        of_text = plain(" ".join(words))["input_ids"]
+        num_first = encoded.word_ids().count(0)
+        assert encoded["input_ids"][num_first:] == of_text[-(len(encoded["input_ids"]) - num_first) :]
+        assert list(dict.fromkeys(encoded.word_ids())) == list(range(len(words)))
+
+
+def test_a_tokenizer_whose_tokens_reach_over_words_is_refused(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<pad>"])
+    tokenizer.train_from_iterator(["of patient T2DM's"] * 20, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(ValueError, match="makes other tokens of a list of words than of a text"):
+        load_tokenizer(str(tmp_path), of_words=True)

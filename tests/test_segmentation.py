@@ -199,6 +199,21 @@ def test_masks_without_any_class_are_refused_before_the_training(tmp_path: Path,
         masked(tmp_path / "data", masks, [(32, 32)] * 20, label_names=NAMES)
 
 
+def test_masks_of_one_class_are_refused_as_where_255_is_meant_as_one(tmp_path: Path) -> None:
+    """A model that says nothing but that class would be perfect."""
+    message = (
+        r"the masks to train on have no class but 0, .* \(a pixel of --ignore_index 255 has none: if it is a class"
+    )
+    for names in (("background", "road"), ()):
+        with pytest.raises(ValueError, match=message):
+            masked(tmp_path / str(len(names)), [mask_of(0, upper=255)] * 20, [(32, 32)] * 20, label_names=names)
+
+
+def test_classes_without_a_pixel_are_said(tmp_path: Path) -> None:
+    data = masked(tmp_path / "data", [mask_of(0, upper=2)] * 20, [(32, 32)] * 20, label_names=NAMES)
+    assert f"no pixel to train on is of the class {NAMES[1]}, {NAMES[3]}" in data.notes
+
+
 @pytest.mark.parametrize(
     ("mask", "reason"),
     [
