@@ -184,7 +184,7 @@ def open_masked_images(
     if len(data.label_counts) < 2:
         (only,) = data.label_counts
         raise ValueError(
-            f"column {mask_column!r}: the masks to train on have no class but {only}, and there have to be at least 2 "
+            f"column {mask_column!r}: the masks to train on have no class but {only}, and at least 2 are needed "
             f"(a pixel of --ignore_index {ignore_index} has none: if it is a class here, store it as a number below "
             f"{len(label_names) or _MOST_CLASSES - 1})"
         )
