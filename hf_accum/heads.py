@@ -35,7 +35,8 @@ def check_labels(name: str, of_head: Any, wanted: Any, way_out: str) -> None:
         f"model {name!r}: its head tells {shown}, in this order, and the labels are {', '.join(wanted.values())}: "
         + ("give --labels in the order of the head" if in_order else "give the model that it was made from")
         + way_out
-        + ", or, where the data says the same by numbers or other names, give the head's names by --labels"
+        + ", or, where the data says the same by numbers or other names, give the head's names by --labels, if "
+        "the recipe has it"
     )
 
 

@@ -20,6 +20,7 @@ from hf_accum.quantization import (
     quantization_config,
     quantize_without_weights,
 )
+from hf_accum.word_tokens import take_words_as_in_a_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -66,34 +67,9 @@ def load_tokenizer(
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise ValueError(f"--model {name}: its tokenizer has to have a token for padding, or for the end of a text")
-    if of_words and not _tells_words_apart(tokenizer):
-        _put_space_before_words(name, tokenizer)
+    if of_words:
+        take_words_as_in_a_text(name, tokenizer)
     return tokenizer
-
-
-def _tells_words_apart(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether words have the tokens that they have within a text."""
-    words = ["of", "patient", "T2DM's"]
-    apart = tokenizer(words, is_split_into_words=True, add_special_tokens=False)
-    behind_first = [
-        token for token, word in zip(apart["input_ids"], apart.word_ids(), strict=True) if word not in (None, 0)
-    ]
-    together = tokenizer(" ".join(words), add_special_tokens=False)["input_ids"]
-    return together[-len(behind_first) :] == behind_first
-
-
-def _put_space_before_words(name: str, tokenizer: Any) -> None:
-    """In the tokenizer's own normalizer, which is saved with it: `add_prefix_space` says nothing to some classes."""
-    from tokenizers.normalizers import Prepend
-    from tokenizers.normalizers import Sequence as All
-
-    backend = tokenizer.backend_tokenizer
-    backend.normalizer = All([step for step in (backend.normalizer, Prepend(" ")) if step is not None])
-    if not _tells_words_apart(tokenizer):
-        raise ValueError(
-            f"--model {name}: its tokenizer makes other tokens of a list of words than of a text with spaces between "
-            "them, as which the model knows them; take another model"
-        )
 
 
 def load_model(
@@ -175,6 +151,17 @@ def load_model(
     if tokenizer is not None:
         _check_tokenizer(model, name, tokenizer)
     return Pretrained(model.train(), new_modules)
+
+
+def labels_in_order_of_head(
+    name: str,
+    labels: tuple[str, ...],
+    doors: Doors = Doors(),  # noqa: B008 (frozen)
+) -> tuple[str, ...]:
+    """The same labels, in the order of a model's trained head where that tells just these."""
+    said = _loaded("model", name, lambda: check_model_files(name, doors))
+    known = other_labels(said.get("id2label"), dict(enumerate(labels)))
+    return labels if known is None or sorted(known) != sorted(labels) else tuple(known)
 
 
 def build_without_weights(

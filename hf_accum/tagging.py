@@ -17,7 +17,7 @@ from hf_accum.pipeline import to_device
 from hf_accum.ranks import Ranks, together
 from hf_accum.source import Row
 from hf_accum.stream import WindowStream
-from hf_accum.tagged_texts import MOST_PARTS, Part, TagColumns
+from hf_accum.tagged_texts import MOST_PARTS, OUTSIDE, Part, TagColumns
 from hf_accum.text import made_up_inputs, pad, tokenize_words
 from hf_accum.window import Example
 
@@ -117,7 +117,7 @@ class EntityTagging:
 
     def _found(self, example: Example, predicted: np.ndarray) -> "_Found":
         part: Part = example.features["part"]
-        tags = dict.fromkeys(range(part.first, part.last), self.labels[0])
+        tags = dict.fromkeys(range(part.first, part.last), OUTSIDE)
         tags |= {word: self.labels[predicted[place]] for place, word in example.features["counted"]}
         shard, number = map(int, example.id.split(":"))
         return shard, number, tuple(tags.values()), part.tags[part.first : part.last]

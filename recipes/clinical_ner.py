@@ -58,7 +58,7 @@ def train(config: ClinicalNerConfig) -> Mapping[str, Any]:
     from hf_accum.accumulation import accumulate, forget
     from hf_accum.labels import named_labels
     from hf_accum.losses import CrossEntropy
-    from hf_accum.models import load_tokenizer
+    from hf_accum.models import labels_in_order_of_head, load_tokenizer
     from hf_accum.tagged_texts import labels_of
     from hf_accum.tagging import EntityTagging
     from hf_accum.trainable import load_trainable
@@ -75,7 +75,7 @@ def train(config: ClinicalNerConfig) -> Mapping[str, Any]:
     data = open_data(config, run.ranks, tokenizer)
     config = replace(config, types=list(data.types))
     run.find_resume(config, data)
-    labels = labels_of(data.types)
+    labels = labels_in_order_of_head(model_name, labels_of(data.types), config.doors)
     objective = CrossEntropy()
     task = EntityTagging(data.columns, labels, objective, tokenizer, config.max_length)
     task.check_metrics(config.best_metric)

@@ -24,6 +24,8 @@ LAYERS = [
         "rules",
         "lora_config",
         "doors",
+        "pooling",
+        "word_tokens",
         "arguments",
         "dropout_masks",
         "fused_lora",

@@ -14,6 +14,7 @@ from every_recipe import RECIPES, Recipe
 from launching import launch
 from run_files import metrics_of
 from safetensors.torch import load_file
+from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from hf_accum.config import RecipeConfig
 
@@ -146,3 +147,22 @@ def test_it_goes_on_after_a_kill_as_if_nothing_had_been(recipe: Recipe, tmp_path
     for name in ("window_digest", "loss", "grad_norm"):
         assert [line[name] for line in metrics_of(killed)] == [line[name] for line in metrics_of(whole)], name
     assert weights_of(killed).read_bytes() == weights_of(whole).read_bytes()
+
+
+def test_a_head_that_tells_the_same_tags_keeps_its_order(
+    run_here: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a model that was trained elsewhere, where O need not be the first."""
+    (recipe,) = [r for r in RECIPES if r.name == "clinical_ner"]
+    run_here(recipe, max_steps=1)
+    assert "new, without" in capsys.readouterr().out
+    base = tmp_path / "clinical_ner-model"
+    order = ["I-sign", "B-sign", "O"]
+    names = {"id2label": dict(enumerate(order)), "label2id": {name: index for index, name in enumerate(order)}}
+    AutoModelForTokenClassification.from_pretrained(base, **names).save_pretrained(tmp_path / "trained")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "trained")
+    run = run_here(recipe, max_steps=1, model=tmp_path / "trained")
+    assert "new, without" not in capsys.readouterr().out
+    trained = load_file(tmp_path / "trained" / "model.safetensors")["classifier.weight"]
+    (kept,) = [value for name, value in load_file(weights_of(run)).items() if name.endswith("classifier.weight")]
+    torch.testing.assert_close(kept, trained, rtol=0, atol=1e-2)
