@@ -1,9 +1,12 @@
-"""Retrieval of texts by texts: rows to pairs, pairs to batches of texts, texts to vectors, vectors to ranks."""
+"""Retrieval of texts by texts: rows to pairs, pairs to batches of texts, texts to vectors, vectors to ranks.
+
+Documents of the same tokens are one: a model could not tell them apart.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from hf_accum.cutting import Cutter
 from hf_accum.evaluation import check_best_metric, run_over
 from hf_accum.memory import Workload
 from hf_accum.pipeline import to_device
+from hf_accum.pooling import Pooling
 from hf_accum.ranks import Ranks, together
 from hf_accum.stream import WindowStream
 from hf_accum.text import made_up_inputs, pad, text_of, tokenize
@@ -23,7 +27,6 @@ from hf_accum.window import Example
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Pooling = Literal["mean", "cls", "last"]
 Pair = tuple[str, str]
 """A query and its document."""
 _RECALLS = (1, 5, 10)
@@ -68,7 +71,7 @@ class TextRetrieval:
         texts = [text for _, pair in rows for text in pair]
         tokens = tokenize(self.tokenizer, texts, self.max_length)
         examples = []
-        for index, (example_id, (_, document)) in enumerate(rows):
+        for index, (example_id, _) in enumerate(rows):
             query, of_document = tokens[2 * index : 2 * index + 2]
             parts = (
                 Example(example_id + _QUERY, len(query[0]), 1.0, {"input_ids": query[0]}),
@@ -76,7 +79,7 @@ class TextRetrieval:
                     example_id + _DOCUMENT,
                     len(of_document[0]),
                     1.0,
-                    {"input_ids": of_document[0], "key": _key(document)},
+                    {"input_ids": of_document[0], "key": _key(of_document[0])},
                 ),
             )
             length = sum(part.length for part in parts)
@@ -157,9 +160,9 @@ def check_retrieval_metric(best_metric: str | None) -> None:
     check_best_metric(best_metric, {"mrr": 0.0} | {f"recall_at_{k}": 0.0 for k in _RECALLS})
 
 
-def _key(text: str) -> int:
-    """What tells a text from others, as a signed 64-bit number."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+def _key(token_ids: np.ndarray) -> int:
+    """What tells a text from others for the model, that sees no more than its tokens; a signed 64-bit number."""
+    return int.from_bytes(blake2b(token_ids.tobytes(), digest_size=8).digest(), "big", signed=True)
 
 
 def retrieval_workload(

@@ -10,7 +10,7 @@ has `--effective_batch_size` pairs; a micro-batch has texts, of which a pair has
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_accum.config import RecipeConfig, parse, require, run
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_accum.memory import Workload
+    from hf_accum.pooling import Pooling
     from hf_accum.ranks import Ranks
     from hf_accum.split_data import SplitData
 
@@ -34,8 +35,9 @@ class TermRetrievalConfig(RecipeConfig):
     """Column with the text to be found for each."""
     temperature: float = 0.05
     """By which cosines are divided: the smaller, the more the nearest wrong documents count."""
-    pooling: Literal["mean", "cls", "last"] = "mean"
-    """What of the last states is a text's vector: their mean, or that of the first or last token."""
+    pooling: Literal["mean", "cls", "last"] | None = None
+    """What of the last states is a text's vector: their mean, or that of the first or last token; default: as the
+    model was made (where it has the files of sentence-transformers), else the mean."""
     effective_batch_size: int = 256
     """Pairs in a window, over all ranks."""
     max_length: int = 128
@@ -64,8 +66,10 @@ def train(config: TermRetrievalConfig) -> Mapping[str, Any]:
 
     # What is wrong with the launch, the folder or the model is said before the data is read.
     run = StartedRun(config)
-    workload(config)
     model_name = config.model or minilm()
+    pooling = pooling_of(config)
+    config = replace(config, pooling=pooling)
+    workload(config)
     tokenizer = load_tokenizer(model_name, config.doors)
     check_retrieval_metric(config.best_metric)
 
@@ -83,7 +87,7 @@ def train(config: TermRetrievalConfig) -> Mapping[str, Any]:
     )
     objective = InBatchNegatives(config.temperature)
     columns = config.query_column, config.document_column
-    task = TextRetrieval(*columns, tokenizer, objective, config.max_length, config.pooling)
+    task = TextRetrieval(*columns, tokenizer, objective, config.max_length, pooling)
     work = work_of(trainable.model, config, run.precision)
     with Training(run, config, data, task, trainable, tokenizer, work, workload) as training:
         accelerator, model, cutter, guard = run.accelerator, training.model, training.cutter, training.guard
@@ -132,10 +136,18 @@ def work_of(model: "nn.Module", config: TermRetrievalConfig, precision: str) -> 
     return retrieval_workload(
         model,
         lambda model: build_optimizer(model, config.learning_rate, config.weight_decay),
-        pooling=config.pooling,
+        pooling=pooling_of(config),
         max_length=config.max_length,
         precision=precision,
     )
+
+
+def pooling_of(config: TermRetrievalConfig) -> "Pooling":
+    """That of the flag, or that of the model, or the mean."""
+    from hf_accum.pooling import own_pooling
+    from recipes.embedded.models import minilm
+
+    return config.pooling or own_pooling(config.model or minilm(), config.doors) or "mean"
 
 
 def open_data(config: TermRetrievalConfig, ranks: "Ranks") -> "SplitData":

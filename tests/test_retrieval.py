@@ -117,3 +117,12 @@ def test_the_embedded_terms_are_those_of_the_ontology() -> None:
     of_one = {row["term"] for row in rows if row["id"] == "HP:0001250"}
     assert {"Seizure", "Epileptic seizure"} <= of_one
     assert len({(row["id"], str(row["term"]).lower()) for row in rows}) == len(rows)
+
+
+def test_documents_that_are_the_same_to_the_model_are_one() -> None:
+    """Cut to six tokens, or told apart by a space: neither is a negative of the other's query."""
+    start = " ".join(WORDS[:4])
+    rows = [("w1", f"{start} w5"), ("w2", f"{start} w6 w7"), ("w3", f" {start}"), ("w4", start), ("w5", "w9")]
+    keys = [pair.parts[1].features["key"] for pair in TASK.encode([(str(i), row) for i, row in enumerate(rows)])]
+    assert len(set(keys)) == 2
+    assert len(set(keys[:4])) == 1
