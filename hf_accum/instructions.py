@@ -35,6 +35,7 @@ class PromptsAndResponses:
         self._response_column = response_column
         self._max_length = max_length
         self._frame = frame_of(tokenizer)
+        self._end_of_chat = _EndOfChat(tokenizer)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -54,7 +55,7 @@ class PromptsAndResponses:
         else:
             turns = ({"role": "user", "content": prompt}, {"role": ASSISTANT, "content": response})
             text, spans = _written(self._tokenizer, turns, self._prompt_column)
-            frame = _NOTHING_AROUND
+            frame = self._end_of_chat.of(text, spans)
         return prompt, [_passage(self._tokenizer, text, spans, frame, self._max_length, self._response_column)]
 
 
@@ -72,6 +73,7 @@ class Conversations:
             )
         self._tokenizer = tokenizer
         self._messages_column = messages_column
+        self._end_of_chat = _EndOfChat(tokenizer)
         self._max_length = max_length
 
     @property
@@ -92,7 +94,8 @@ class Conversations:
             raise BadRow(column, f"no message has the role {ASSISTANT!r}: there is nothing to learn")
         text, spans = _written(self._tokenizer, messages, column)
         key = json.dumps([[message["role"], message["content"]] for message in messages[:first]])
-        return key, [_passage(self._tokenizer, text, spans, _NOTHING_AROUND, self._max_length, column)]
+        frame = self._end_of_chat.of(text, spans)
+        return key, [_passage(self._tokenizer, text, spans, frame, self._max_length, column)]
 
     def _messages(self, row: Row) -> list[dict[str, Any]]:
         column = self._messages_column
@@ -123,6 +126,21 @@ def _written(
         return written(tokenizer, messages)
     except ValueError as error:
         raise BadRow(column, str(error)) from error
+
+
+class _EndOfChat:
+    """The token that ends a text, where the assistant speaks last and the template ends its turn by no token at all:
+    without it a model would never learn to end.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        added = (str(token).strip() for token in tokenizer.added_tokens_decoder.values())
+        self._tokens = tuple(token for token in added if token)
+        self._end = Frame((), frame_of(tokenizer).after)
+
+    def of(self, text: str, spans: list[Span]) -> Frame:
+        is_open = bool(spans) and spans[-1][1] == len(text) and not text.rstrip().endswith(self._tokens)
+        return self._end if is_open else _NOTHING_AROUND
 
 
 def _passage(

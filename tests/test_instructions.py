@@ -131,3 +131,23 @@ def test_messages_that_cannot_be_used_are_bad_rows(value: Any, message: str) -> 
 def test_a_tokenizer_without_a_template_has_no_conversations() -> None:
     with pytest.raises(ValueError, match="--messages_column chat: needs a tokenizer with a chat template"):
         Conversations(byte_tokenizer(), "chat", 99)
+
+
+OPEN = (
+    "{% for message in messages %}### {{ message.role }}:\n{{ message.content }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}### assistant:\n{% endif %}"
+)
+
+
+def test_a_template_that_ends_a_turn_by_no_token_gets_the_one_that_ends_a_text() -> None:
+    tokenizer = byte_tokenizer(OPEN)
+    reader = PromptsAndResponses(tokenizer, "term", "definition", 200)
+    _, (passage,) = reader.read({"term": "fever", "definition": "warm"})
+    end = [tokenizer.eos_token_id]
+    assert passage.tokens[passage.is_target].tolist() == by_hand(tokenizer, ("warm\n\n", True))[0] + end
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    for messages, said in ((turns, "b\n\n"), ([*turns, turns[0], turns[1]], "b\n\nb\n\n")):
+        _, (passage,) = Conversations(tokenizer, "messages", 200).read({"messages": messages})
+        assert passage.tokens[passage.is_target].tolist() == by_hand(tokenizer, (said, True))[0] + end
+    _, (passage,) = Conversations(tokenizer, "messages", 200).read({"messages": [*turns, turns[0]]})
+    assert tokenizer.eos_token_id not in passage.tokens.tolist()
