@@ -163,9 +163,9 @@ class AlwaysTheFirst(nn.Module):
         self.logits = nn.Parameter(F.one_hot(torch.tensor(0), num_classes).float())
 
     def forward(self, pixel_values: Tensor) -> SimpleNamespace:
-        """Logits, (num_images, num_classes, height, width)."""
+        """Logits, (num_images, height, width, num_classes)."""
         num_images, _, height, width = pixel_values.shape
-        return SimpleNamespace(logits=self.logits[:, None, None].expand(num_images, -1, height, width))
+        return SimpleNamespace(logits=self.logits.expand(num_images, height, width, -1))
 
 
 def of_driving_images_segmentation() -> list[list[str]]:

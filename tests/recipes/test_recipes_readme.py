@@ -1,8 +1,10 @@
 """What recipes/README.md says: a row for every recipe, and a recipe in 60 lines that runs."""
 
+import importlib
 import json
 import random
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from run_files import metrics_of
 from tiny import WORDS, make_tokenizer, save_base
 
 from hf_accum.cli import main as hf_accum
+from hf_accum.config import RecipeConfig, parse
 
 README = (Path(__file__).parents[2] / "recipes" / "README.md").read_text()
 COLUMNS = 10
@@ -29,6 +32,19 @@ def test_every_recipe_has_a_row_without_gaps() -> None:
         assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", row[-1]), row[-1]
 
 
+def test_the_flags_of_every_command_are_real() -> None:
+    commands = re.findall(r"`recipes\.(\w+)((?: [^`]*)?)`", README)
+    assert {name for name, _ in commands} == {recipe.name for recipe in RECIPES}
+    for name, flags in commands:
+        module = importlib.import_module(f"recipes.{name}")
+        (config_class,) = [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type) and issubclass(value, RecipeConfig) and value.__module__ == module.__name__
+        ]
+        parse(config_class, "", shlex.split(flags))  # ends the process where one is not
+
+
 def test_the_recipe_in_60_lines_runs_and_is_planned(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -41,12 +57,15 @@ def test_the_recipe_in_60_lines_runs_and_is_planned(
         label = draw.randrange(2)
         note = " ".join(draw.choices(WORDS[label::2], k=draw.randint(2, 9)))
         rows.append(json.dumps({"note": note, "urgency": ("low", "high")[label]}) + "\n")
+    rows[3:3] = ['{"urgency": "low"}\n', '{"note": null, "urgency": "low"}\n']
     (tmp_path / "notes.jsonl").write_text("".join(rows))
     model = save_base(tmp_path / "model", "bert", make_tokenizer())
     flags = [f"--model={model}", "--max_length=12", "--effective_batch_size=8", "--learning_rate=0.01"]
     run = [f"--dataset={tmp_path / 'notes.jsonl'}", f"--output_dir={tmp_path / 'run'}", "--num_epochs=4"]
+    run += ["--on_bad_row=skip"]
     done = launch(str(tmp_path / "triage.py"), *flags, *run, "--dropout=0")
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "left out: 2 bad rows (" in done.stdout
     losses = [line["loss"] for line in metrics_of(tmp_path / "run")]
     assert losses[-1] < losses[0]
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
