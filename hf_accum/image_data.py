@@ -10,7 +10,6 @@ from typing import TypeVar
 import numpy as np
 
 from hf_accum.config import RecipeConfig
-from hf_accum.errors import shortened
 from hf_accum.image_folder import ImageFile
 from hf_accum.images import MOST_PIXELS, Picture, check_numbers, check_size, open_image, open_mask, picture_of
 from hf_accum.labels import LabelColumn, sorted_names
@@ -80,8 +79,7 @@ class LabelledImages(ImageData):
     @property
     def notes(self) -> list[str]:
         """Also labels that no row to train on has, as far as they were counted."""
-        without = [name for name in self.labels.names if name not in self.label_counts] if self.label_counts else []
-        return [*super().notes, *_without("no row to train on has the label", without)]
+        return [*super().notes, *self.notes_of_missing("no row to train on has the label", self.labels.names)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +93,8 @@ class MaskedImages(ImageData):
     @property
     def notes(self) -> list[str]:
         """Also classes that no pixel to train on has, as far as they were counted."""
-        counts = self.label_counts
-        without = [name for index, name in enumerate(self.names) if str(index) not in counts] if counts else []
-        return [*super().notes, *_without("no pixel to train on is of the class", without)]
+        keys = map(str, range(len(self.names)))
+        return [*super().notes, *self.notes_of_missing("no pixel to train on is of the class", self.names, keys)]
 
 
 def open_labelled_images(
@@ -195,11 +192,6 @@ def open_masked_images(
         pictures=replace(images, bad=_of_all_ranks(bad, ranks), seen=True),
         masks=replace(masks, bad=_of_all_ranks(bad_masks, ranks), seen=True),
     )
-
-
-def _without(what: str, names: list[str]) -> list[str]:
-    """A note of what none is there of."""
-    return [f"{what} {shortened(', '.join(names), 200)}"] if names else []
 
 
 def _opened(

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 from hf_accum.config import RecipeConfig
-from hf_accum.errors import shortened
 from hf_accum.labels import LabelColumn, Problem, sorted_names
 from hf_accum.ranks import Ranks
 from hf_accum.source import Row
@@ -20,8 +19,7 @@ class LabelledTexts(SplitData):
     @property
     def notes(self) -> list[str]:
         """Labels that no row to train on has, as far as they were counted."""
-        without = [name for name in self.labels.names if name not in self.label_counts] if self.label_counts else []
-        return [f"no row to train on has the label {shortened(', '.join(without), 200)}"] if without else []
+        return self.notes_of_missing("no row to train on has the label", self.labels.names)
 
 
 def open_labelled_texts(

@@ -101,28 +101,23 @@ class LabelColumn:
     def _are_renamed(self) -> bool:
         return len(self.names) == len(self.class_names) and not set(self.names) & set(self.class_names)
 
-    @property
-    def _are_numbers(self) -> bool:
-        return any(name.isdecimal() for name in self.names)
-
     def _name(self, value: Any) -> str:
         return self.names[self._index(value)] if self.names else self._key(value)
 
     def _index(self, value: Any) -> int:
         key = self._key(value)
-        is_name = isinstance(value, str) and key in self.names
-        number = int(key) if key.isdecimal() and len(key) <= _MOST_DIGITS else None
-        if self.class_names and not is_name and number is not None and number < len(self.class_names):
-            if self._are_renamed:
-                return number
-            key = self.class_names[number]
-            is_name = key in self.names
-        elif not self.class_names:
-            is_name = key in self.names
-            if not is_name and number is not None and number < len(self.names) and not self._are_numbers:
-                return number
-        if is_name:
+        if key in self.names and (isinstance(value, str) or not self.class_names):
             return self.names.index(key)
+        if key.isdecimal() and len(key) <= _MOST_DIGITS:
+            number = int(key)
+            if number < len(self.class_names):
+                if self._are_renamed:
+                    return number
+                key = self.class_names[number]
+                if key in self.names:
+                    return self.names.index(key)
+            elif not self.class_names and number < len(self.names) and not any(n.isdecimal() for n in self.names):
+                return number
         known = ", ".join(self.names[:20]) + (", ..." if len(self.names) > 20 else "")
         raise BadRow(self.column, f"label {shown(key)} is out of range: it is none of {known}")
 

@@ -1,10 +1,11 @@
 """A dataset with a part that is held out: opened, and read once for what has to be known before training."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 from hf_accum.config import RecipeConfig
+from hf_accum.errors import shortened
 from hf_accum.ranks import Ranks
 from hf_accum.source import Row, Source, open_source
 from hf_accum.survey import Survey, is_held_out, survey
@@ -35,6 +36,12 @@ class SplitData:
     def notes(self) -> list[str]:
         """What the user should know of it before the training."""
         return []
+
+    def notes_of_missing(self, what: str, names: Iterable[str], keys: Iterable[str] | None = None) -> list[str]:
+        """Which of the names no row to train on has, as far as labels were counted, by their keys (the names too)."""
+        names = tuple(names)
+        missing = [name for name, key in zip(names, keys or names, strict=True) if key not in self.label_counts]
+        return [f"{what} {shortened(', '.join(missing), 200)}"] if self.label_counts and missing else []
 
     def is_held_out(self, row: Row, of_eval_source: bool) -> bool:
         """Whether a row is not to train on."""

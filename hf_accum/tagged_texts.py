@@ -89,8 +89,7 @@ class TaggedTexts(SplitData):
     @property
     def notes(self) -> list[str]:
         """Types that no text to train on has, as far as they were counted."""
-        without = [name for name in self.types if name not in self.label_counts] if self.label_counts else []
-        return [f"no text to train on has an entity of type {shortened(', '.join(without), 200)}"] if without else []
+        return self.notes_of_missing("no text to train on has an entity of type", self.types)
 
 
 @dataclass(frozen=True)
