@@ -7,42 +7,42 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_accum.accumulation import accumulate, forget
-    from hf_accum.cutting import cut
-    from hf_accum.evaluation import Metric, evaluate_model
-    from hf_accum.guard import GradientGuard
-    from hf_accum.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
-    from hf_accum.pipeline import Pipeline
-    from hf_accum.ranks import ranks_of, start_accelerator
-    from hf_accum.source import BadRow, Source, of_dataset, open_source
-    from hf_accum.stopping import StopRequest
-    from hf_accum.stream import WindowStream
-    from hf_accum.window import Example, MicroBatch, Window
+    from hf_accum.accumulation.accumulate import accumulate, forget
+    from hf_accum.accumulation.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
+    from hf_accum.accumulation.nonfinite import GradientGuard
+    from hf_accum.accumulation.splitting import cut
+    from hf_accum.accumulation.window import Example, MicroBatch, Window
+    from hf_accum.data.pipeline import Pipeline
+    from hf_accum.data.source import BadRow, Source, of_dataset, open_source
+    from hf_accum.data.stream import WindowStream
+    from hf_accum.distributed.ranks import ranks_of, start_accelerator
+    from hf_accum.evaluation.evaluate import Metric, evaluate_model
+    from hf_accum.run.signals import StopRequest
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "accumulate": "accumulation",
-    "BadRow": "source",
-    "BinaryCrossEntropy": "losses",
-    "CrossEntropy": "losses",
-    "Example": "window",
-    "GradientGuard": "guard",
-    "Metric": "evaluation",
-    "MicroBatch": "window",
-    "Pipeline": "pipeline",
-    "Source": "source",
-    "SquaredError": "losses",
-    "StopRequest": "stopping",
-    "Window": "window",
-    "WindowStream": "stream",
-    "cut": "cutting",
-    "evaluate_model": "evaluation",
-    "forget": "accumulation",
-    "of_dataset": "source",
-    "open_source": "source",
-    "ranks_of": "ranks",
-    "start_accelerator": "ranks",
+    "accumulate": "accumulation.accumulate",
+    "BadRow": "data.source",
+    "BinaryCrossEntropy": "accumulation.losses",
+    "CrossEntropy": "accumulation.losses",
+    "Example": "accumulation.window",
+    "GradientGuard": "accumulation.nonfinite",
+    "Metric": "evaluation.evaluate",
+    "MicroBatch": "accumulation.window",
+    "Pipeline": "data.pipeline",
+    "Source": "data.source",
+    "SquaredError": "accumulation.losses",
+    "StopRequest": "run.signals",
+    "Window": "accumulation.window",
+    "WindowStream": "data.stream",
+    "cut": "accumulation.splitting",
+    "evaluate_model": "evaluation.evaluate",
+    "forget": "accumulation.accumulate",
+    "of_dataset": "data.source",
+    "open_source": "data.source",
+    "ranks_of": "distributed.ranks",
+    "start_accelerator": "distributed.ranks",
 }
 
 __all__ = [

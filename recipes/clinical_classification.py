@@ -12,17 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_accum.config import RecipeConfig, parse, require, run
+from hf_accum.config.recipe import RecipeConfig, parse, require, run
 
 # Everything heavy is imported by `train`: help and a wrong flag need no torch.
 if TYPE_CHECKING:
     from torch import nn
 
-    from hf_accum.labelled_texts import LabelledTexts
-    from hf_accum.labels import LabelColumn
-    from hf_accum.losses import Objective
-    from hf_accum.memory import Workload
-    from hf_accum.ranks import Ranks
+    from hf_accum.accumulation.losses import Objective
+    from hf_accum.distributed.ranks import Ranks
+    from hf_accum.tasks.labels import LabelColumn
+    from hf_accum.tasks.text_classification.data import LabelledTexts
+    from hf_accum.tuner.tracing import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +90,11 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     """Run the recipe; returns the final evaluation."""
     from transformers import AutoModelForSequenceClassification
 
-    from hf_accum.accumulation import accumulate, forget
-    from hf_accum.classification import TextClassification, build_objective, model_config
-    from hf_accum.models import load_tokenizer
-    from hf_accum.trainable import load_trainable
-    from hf_accum.training import StartedRun, Training
+    from hf_accum.accumulation.accumulate import accumulate, forget
+    from hf_accum.models.loading import load_tokenizer
+    from hf_accum.models.trainable import load_trainable
+    from hf_accum.run.training import StartedRun, Training
+    from hf_accum.tasks.text_classification.task import TextClassification, build_objective, model_config
     from recipes.embedded.models import minilm
 
     # What is wrong with the launch, the folder or the model is said before the data is read.
@@ -159,9 +159,9 @@ def workload(config: ClinicalClassificationConfig, precision: str = "no") -> "Wo
     """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
     from transformers import AutoModelForSequenceClassification
 
-    from hf_accum.classification import build_objective, model_config
-    from hf_accum.labels import LabelColumn
-    from hf_accum.trainable import without_weights
+    from hf_accum.models.trainable import without_weights
+    from hf_accum.tasks.labels import LabelColumn
+    from hf_accum.tasks.text_classification.task import build_objective, model_config
     from recipes.embedded.models import minilm
 
     names = () if config.problem == "regression" else tuple(config.labels) or ("no", "yes")
@@ -185,8 +185,8 @@ def work_of(
     precision: str,
 ) -> "Workload":
     """What is computed with a model, on examples that are made up."""
-    from hf_accum.classification import classification_workload
-    from hf_accum.optimization import build_optimizer
+    from hf_accum.models.optimizer import build_optimizer
+    from hf_accum.tasks.text_classification.task import classification_workload
 
     return classification_workload(
         model,
@@ -200,8 +200,8 @@ def work_of(
 
 def open_data(config: ClinicalClassificationConfig, ranks: "Ranks") -> "LabelledTexts":
     """The dataset of the flags, or the embedded one with the columns that it has."""
-    from hf_accum.labelled_texts import open_labelled_texts
-    from hf_accum.ranks import together
+    from hf_accum.distributed.ranks import together
+    from hf_accum.tasks.text_classification.data import open_labelled_texts
     from recipes.embedded.synopses import clinical_synopses
 
     dataset, group_column, label_column = config.dataset, config.group_column, config.label_column

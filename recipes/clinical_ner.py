@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from hf_accum.config import RecipeConfig, parse, require, run
+from hf_accum.config.recipe import RecipeConfig, parse, require, run
 
 # Everything heavy is imported by `train`: help and a wrong flag need no torch.
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from hf_accum.memory import Workload
-    from hf_accum.ranks import Ranks
-    from hf_accum.tagged_texts import TaggedTexts
+    from hf_accum.distributed.ranks import Ranks
+    from hf_accum.tasks.token_classification.data import TaggedTexts
+    from hf_accum.tuner.tracing import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +55,14 @@ def train(config: ClinicalNerConfig) -> Mapping[str, Any]:
     """Run the recipe; returns the final evaluation."""
     from transformers import AutoModelForTokenClassification
 
-    from hf_accum.accumulation import accumulate, forget
-    from hf_accum.labels import named_labels
-    from hf_accum.losses import CrossEntropy
-    from hf_accum.models import labels_in_order_of_head, load_tokenizer
-    from hf_accum.tagged_texts import labels_of
-    from hf_accum.tagging import EntityTagging
-    from hf_accum.trainable import load_trainable
-    from hf_accum.training import StartedRun, Training
+    from hf_accum.accumulation.accumulate import accumulate, forget
+    from hf_accum.accumulation.losses import CrossEntropy
+    from hf_accum.models.loading import labels_in_order_of_head, load_tokenizer
+    from hf_accum.models.trainable import load_trainable
+    from hf_accum.run.training import StartedRun, Training
+    from hf_accum.tasks.labels import named_labels
+    from hf_accum.tasks.token_classification.data import labels_of
+    from hf_accum.tasks.token_classification.task import EntityTagging
     from recipes.embedded.models import minilm
 
     # What is wrong with the launch, the folder or the model is said before the data is read.
@@ -120,9 +120,9 @@ def workload(config: ClinicalNerConfig, precision: str = "no") -> "Workload":
     """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
     from transformers import AutoModelForTokenClassification
 
-    from hf_accum.labels import named_labels
-    from hf_accum.tagged_texts import labels_of
-    from hf_accum.trainable import without_weights
+    from hf_accum.models.trainable import without_weights
+    from hf_accum.tasks.labels import named_labels
+    from hf_accum.tasks.token_classification.data import labels_of
     from recipes.embedded.models import minilm
 
     model = without_weights(
@@ -137,9 +137,9 @@ def workload(config: ClinicalNerConfig, precision: str = "no") -> "Workload":
 
 def work_of(model: "nn.Module", config: ClinicalNerConfig, precision: str) -> "Workload":
     """What is computed with a model, on examples that are made up."""
-    from hf_accum.losses import CrossEntropy
-    from hf_accum.optimization import build_optimizer
-    from hf_accum.tagging import tagging_workload
+    from hf_accum.accumulation.losses import CrossEntropy
+    from hf_accum.models.optimizer import build_optimizer
+    from hf_accum.tasks.token_classification.task import tagging_workload
 
     return tagging_workload(
         model,
@@ -152,8 +152,8 @@ def work_of(model: "nn.Module", config: ClinicalNerConfig, precision: str) -> "W
 
 def open_data(config: ClinicalNerConfig, ranks: "Ranks", tokenizer: "PreTrainedTokenizerBase") -> "TaggedTexts":
     """The dataset of the flags, or the embedded one with the columns that it has."""
-    from hf_accum.ranks import together
-    from hf_accum.tagged_texts import open_tagged_texts
+    from hf_accum.distributed.ranks import together
+    from hf_accum.tasks.token_classification.data import open_tagged_texts
     from recipes.embedded.nero import biomedical_entities
 
     dataset, group_column = config.dataset, config.group_column

@@ -11,18 +11,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_accum.config import LoraConfig, RecipeConfig, parse, require, run
+from hf_accum.config.recipe import LoraConfig, RecipeConfig, parse, require, run
 
 # Everything heavy is imported by `train`: help and a wrong flag need no torch.
 if TYPE_CHECKING:
     from torch import nn
 
-    from hf_accum.image_classification import ImageClassification
-    from hf_accum.image_data import LabelledImages, MaskedImages
-    from hf_accum.image_inputs import ImageInputs
-    from hf_accum.memory import Workload
-    from hf_accum.ranks import Ranks
-    from hf_accum.segmentation import SemanticSegmentation
+    from hf_accum.distributed.ranks import Ranks
+    from hf_accum.tasks.vision.classification import ImageClassification
+    from hf_accum.tasks.vision.data import LabelledImages, MaskedImages
+    from hf_accum.tasks.vision.inputs import ImageInputs
+    from hf_accum.tasks.vision.segmentation import SemanticSegmentation
+    from hf_accum.tuner.tracing import Workload
 
 _MOST_PIXELS = 89_478_485  # as Pillow has it
 _TWO = ("no", "yes")  # classes, where they are not known
@@ -105,13 +105,13 @@ class DrivingImagesConfig(RecipeConfig):
 
 def train(config: DrivingImagesConfig) -> Mapping[str, Any]:
     """Run the recipe; returns the final evaluation."""
-    from hf_accum.accumulation import accumulate, forget
-    from hf_accum.batch_norm import freeze_statistics, refuse_statistics_of_ranks
-    from hf_accum.image_inputs import load_image_inputs
-    from hf_accum.labels import named_labels
-    from hf_accum.ranks import together
-    from hf_accum.trainable import load_trainable
-    from hf_accum.training import StartedRun, Training
+    from hf_accum.accumulation.accumulate import accumulate, forget
+    from hf_accum.distributed.ranks import together
+    from hf_accum.models.batch_norm import freeze_statistics, refuse_statistics_of_ranks
+    from hf_accum.models.trainable import load_trainable
+    from hf_accum.run.training import StartedRun, Training
+    from hf_accum.tasks.labels import named_labels
+    from hf_accum.tasks.vision.inputs import load_image_inputs
     from recipes.embedded.efficientnet import efficientnet_lite0
 
     # What is wrong with the launch, the folder or the model is said before the data is read.
@@ -172,10 +172,10 @@ def train(config: DrivingImagesConfig) -> Mapping[str, Any]:
 
 def workload(config: DrivingImagesConfig, precision: str = "no") -> "Workload":
     """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
-    from hf_accum.batch_norm import freeze_statistics
-    from hf_accum.image_inputs import check_resolution
-    from hf_accum.labels import named_labels
-    from hf_accum.trainable import without_weights
+    from hf_accum.models.batch_norm import freeze_statistics
+    from hf_accum.models.trainable import without_weights
+    from hf_accum.tasks.labels import named_labels
+    from hf_accum.tasks.vision.inputs import check_resolution
     from recipes.embedded.efficientnet import efficientnet_lite0
 
     name, names = config.model or efficientnet_lite0(), known_names(config)
@@ -195,10 +195,10 @@ def workload(config: DrivingImagesConfig, precision: str = "no") -> "Workload":
 
 def work_of(model: "nn.Module", config: DrivingImagesConfig, precision: str) -> "Workload":
     """What is computed with a model, on images that are made up."""
-    from hf_accum.image_classification import ImageClassification, image_workload
-    from hf_accum.losses import CrossEntropy
-    from hf_accum.optimization import build_optimizer
-    from hf_accum.segmentation import SemanticSegmentation
+    from hf_accum.accumulation.losses import CrossEntropy
+    from hf_accum.models.optimizer import build_optimizer
+    from hf_accum.tasks.vision.classification import ImageClassification, image_workload
+    from hf_accum.tasks.vision.segmentation import SemanticSegmentation
 
     task = SemanticSegmentation if config.task == "segmentation" else ImageClassification
     return image_workload(
@@ -216,15 +216,15 @@ def auto_class(config: DrivingImagesConfig) -> Any:
     """By which the model of a task is loaded."""
     from transformers import AutoModelForImageClassification
 
-    from hf_accum.segmenter import SemanticSegmenter
+    from hf_accum.tasks.vision.segmenter import SemanticSegmenter
 
     return SemanticSegmenter if config.task == "segmentation" else AutoModelForImageClassification
 
 
 def open_data(config: DrivingImagesConfig, ranks: "Ranks") -> "LabelledImages | MaskedImages":
     """The dataset of the flags, or the embedded one."""
-    from hf_accum.image_data import open_labelled_images, open_masked_images
-    from hf_accum.ranks import together
+    from hf_accum.distributed.ranks import together
+    from hf_accum.tasks.vision.data import open_labelled_images, open_masked_images
     from recipes.embedded.signs import road_signs
 
     dataset = together(ranks, road_signs)[ranks.index] if config.dataset is None else config.dataset
@@ -248,7 +248,7 @@ def known_names(config: DrivingImagesConfig) -> tuple[str, ...]:
 
 def names_of(data: "LabelledImages | MaskedImages") -> tuple[str, ...]:
     """The names of the classes, in order."""
-    from hf_accum.image_data import MaskedImages
+    from hf_accum.tasks.vision.data import MaskedImages
 
     return data.names if isinstance(data, MaskedImages) else data.labels.names
 
@@ -257,11 +257,11 @@ def task_of(
     config: DrivingImagesConfig, data: "LabelledImages | MaskedImages", inputs: "ImageInputs"
 ) -> "ImageClassification | SemanticSegmentation":
     """What is made of the images."""
-    from hf_accum.augmentation import Augmenter
-    from hf_accum.image_classification import ImageClassification
-    from hf_accum.image_data import MaskedImages
-    from hf_accum.losses import CrossEntropy
-    from hf_accum.segmentation import SemanticSegmentation
+    from hf_accum.accumulation.losses import CrossEntropy
+    from hf_accum.tasks.vision.augmentation import Augmenter
+    from hf_accum.tasks.vision.classification import ImageClassification
+    from hf_accum.tasks.vision.data import MaskedImages
+    from hf_accum.tasks.vision.segmentation import SemanticSegmentation
 
     augmenter = None
     if config.augment:

@@ -14,16 +14,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_accum.config import RecipeConfig, parse, require, require_count, run
+from hf_accum.config.recipe import RecipeConfig, parse, require, require_count, run
 
 # Everything heavy is imported by `train`: help and a wrong flag need no torch.
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from hf_accum.memory import Workload
-    from hf_accum.passages import PassageData, Reader
-    from hf_accum.ranks import Ranks
+    from hf_accum.distributed.ranks import Ranks
+    from hf_accum.tasks.causal_lm.data import PassageData, Reader
+    from hf_accum.tuner.tracing import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +69,15 @@ def train(config: MedicalLmConfig) -> Mapping[str, Any]:
     """Run the recipe; returns the final evaluation."""
     from transformers import AutoModelForCausalLM
 
-    from hf_accum.accumulation import accumulate, forget
-    from hf_accum.causal import ACCURACY, CausalTexts, check_causal
-    from hf_accum.language import ChunkedCrossEntropy, stop_before_output_layer
-    from hf_accum.models import load_tokenizer
-    from hf_accum.perplexity import check_token_metric
-    from hf_accum.ranks import together
-    from hf_accum.samples import Samples, first_held_out
-    from hf_accum.trainable import load_trainable
-    from hf_accum.training import StartedRun, Training
+    from hf_accum.accumulation.accumulate import accumulate, forget
+    from hf_accum.distributed.ranks import together
+    from hf_accum.models.loading import load_tokenizer
+    from hf_accum.models.trainable import load_trainable
+    from hf_accum.run.training import StartedRun, Training
+    from hf_accum.tasks.causal_lm.samples import Samples, first_held_out
+    from hf_accum.tasks.causal_lm.task import ACCURACY, CausalTexts, check_causal
+    from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, stop_before_output_layer
+    from hf_accum.tasks.language_modeling.perplexity import check_token_metric
     from recipes.embedded.models import smollm2
 
     # What is wrong with the launch, the folder or the model is said before the data is read.
@@ -149,9 +149,9 @@ def workload(config: MedicalLmConfig, precision: str = "no") -> "Workload":
     """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
     from transformers import AutoModelForCausalLM
 
-    from hf_accum.causal import check_causal
-    from hf_accum.language import stop_before_output_layer
-    from hf_accum.trainable import without_weights
+    from hf_accum.models.trainable import without_weights
+    from hf_accum.tasks.causal_lm.task import check_causal
+    from hf_accum.tasks.language_modeling.chunked_loss import stop_before_output_layer
     from recipes.embedded.models import smollm2
 
     model_name = config.model or smollm2()
@@ -163,8 +163,8 @@ def workload(config: MedicalLmConfig, precision: str = "no") -> "Workload":
 
 def work_of(model: "nn.Module", config: MedicalLmConfig, precision: str) -> "Workload":
     """What is computed with a model, on examples that are made up."""
-    from hf_accum.language import language_workload
-    from hf_accum.optimization import build_optimizer
+    from hf_accum.models.optimizer import build_optimizer
+    from hf_accum.tasks.language_modeling.chunked_loss import language_workload
 
     return language_workload(
         model,
@@ -177,8 +177,8 @@ def work_of(model: "nn.Module", config: MedicalLmConfig, precision: str) -> "Wor
 
 def open_data(config: MedicalLmConfig, ranks: "Ranks", tokenizer: "PreTrainedTokenizerBase") -> "PassageData":
     """The dataset of the flags, or the embedded one with the columns that it has."""
-    from hf_accum.passages import open_passages
-    from hf_accum.ranks import together
+    from hf_accum.distributed.ranks import together
+    from hf_accum.tasks.causal_lm.data import open_passages
     from recipes.embedded.definitions import term_definitions
 
     dataset, group_column = config.dataset, config.group_column
@@ -190,8 +190,8 @@ def open_data(config: MedicalLmConfig, ranks: "Ranks", tokenizer: "PreTrainedTok
 
 def reader_of(config: MedicalLmConfig, tokenizer: "PreTrainedTokenizerBase") -> "Reader":
     """How the flags have a row read."""
-    from hf_accum.instructions import Conversations, PromptsAndResponses
-    from hf_accum.passages import WholeTexts
+    from hf_accum.tasks.causal_lm.data import WholeTexts
+    from hf_accum.tasks.causal_lm.instructions import Conversations, PromptsAndResponses
 
     if config.messages_column is not None:
         return Conversations(tokenizer, config.messages_column, config.max_length)

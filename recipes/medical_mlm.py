@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hf_accum.config import LoraConfig, RecipeConfig, parse, require, require_count, run
+from hf_accum.config.recipe import LoraConfig, RecipeConfig, parse, require, require_count, run
 
 # Everything heavy is imported by `train`: help and a wrong flag need no torch.
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from hf_accum.memory import Workload
-    from hf_accum.ranks import Ranks
-    from hf_accum.split_data import SplitData
+    from hf_accum.data.split import SplitData
+    from hf_accum.distributed.ranks import Ranks
+    from hf_accum.tuner.tracing import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +51,13 @@ def train(config: MedicalMlmConfig) -> Mapping[str, Any]:
     """Run the recipe; returns the final evaluation."""
     from transformers import AutoModelForMaskedLM
 
-    from hf_accum.accumulation import accumulate, forget
-    from hf_accum.language import ChunkedCrossEntropy, stop_before_output_layer
-    from hf_accum.masking import ACCURACY, MaskedTexts
-    from hf_accum.models import load_tokenizer
-    from hf_accum.perplexity import check_token_metric
-    from hf_accum.trainable import load_trainable
-    from hf_accum.training import StartedRun, Training
+    from hf_accum.accumulation.accumulate import accumulate, forget
+    from hf_accum.models.loading import load_tokenizer
+    from hf_accum.models.trainable import load_trainable
+    from hf_accum.run.training import StartedRun, Training
+    from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, stop_before_output_layer
+    from hf_accum.tasks.language_modeling.perplexity import check_token_metric
+    from hf_accum.tasks.masked_lm.task import ACCURACY, MaskedTexts
     from recipes.embedded.models import minilm
 
     # What is wrong with the launch, the folder or the model is said before the data is read.
@@ -114,8 +114,8 @@ def workload(config: MedicalMlmConfig, precision: str = "no") -> "Workload":
     """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
     from transformers import AutoModelForMaskedLM
 
-    from hf_accum.language import stop_before_output_layer
-    from hf_accum.trainable import without_weights
+    from hf_accum.models.trainable import without_weights
+    from hf_accum.tasks.language_modeling.chunked_loss import stop_before_output_layer
     from recipes.embedded.models import minilm
 
     model = without_weights(AutoModelForMaskedLM, config.model or minilm(), config, task_type="MASKED_LM")
@@ -125,8 +125,8 @@ def workload(config: MedicalMlmConfig, precision: str = "no") -> "Workload":
 
 def work_of(model: "nn.Module", config: MedicalMlmConfig, precision: str) -> "Workload":
     """What is computed with a model, on examples that are made up."""
-    from hf_accum.language import language_workload
-    from hf_accum.optimization import build_optimizer
+    from hf_accum.models.optimizer import build_optimizer
+    from hf_accum.tasks.language_modeling.chunked_loss import language_workload
 
     return language_workload(
         model,
@@ -140,8 +140,8 @@ def work_of(model: "nn.Module", config: MedicalMlmConfig, precision: str) -> "Wo
 
 def open_data(config: MedicalMlmConfig, ranks: "Ranks", tokenizer: "PreTrainedTokenizerBase") -> "SplitData":
     """The dataset of the flags, or the embedded one with the columns that it has."""
-    from hf_accum.plain_texts import open_plain_texts
-    from hf_accum.ranks import together
+    from hf_accum.distributed.ranks import together
+    from hf_accum.tasks.masked_lm.data import open_plain_texts
     from recipes.embedded.synopses import clinical_synopses
 
     dataset, group_column = config.dataset, config.group_column

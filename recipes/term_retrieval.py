@@ -13,16 +13,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_accum.config import RecipeConfig, parse, require, run
+from hf_accum.config.recipe import RecipeConfig, parse, require, run
 
 # Everything heavy is imported by `train`: help and a wrong flag need no torch.
 if TYPE_CHECKING:
     from torch import nn
 
-    from hf_accum.memory import Workload
-    from hf_accum.pooling import Pooling
-    from hf_accum.ranks import Ranks
-    from hf_accum.split_data import SplitData
+    from hf_accum.data.split import SplitData
+    from hf_accum.distributed.ranks import Ranks
+    from hf_accum.models.pooling import Pooling
+    from hf_accum.tuner.tracing import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +56,12 @@ def train(config: TermRetrievalConfig) -> Mapping[str, Any]:
     """Run the recipe; returns the final evaluation."""
     from transformers import AutoModel
 
-    from hf_accum.accumulation import accumulate, forget
-    from hf_accum.contrastive import InBatchNegatives, RepresentationCache
-    from hf_accum.models import load_tokenizer
-    from hf_accum.retrieval import TextRetrieval, check_retrieval_metric
-    from hf_accum.trainable import load_trainable
-    from hf_accum.training import StartedRun, Training
+    from hf_accum.accumulation.accumulate import accumulate, forget
+    from hf_accum.accumulation.grad_cache import InBatchNegatives, RepresentationCache
+    from hf_accum.models.loading import load_tokenizer
+    from hf_accum.models.trainable import load_trainable
+    from hf_accum.run.training import StartedRun, Training
+    from hf_accum.tasks.retrieval.task import TextRetrieval, check_retrieval_metric
     from recipes.embedded.models import minilm
 
     # What is wrong with the launch, the folder or the model is said before the data is read.
@@ -121,7 +121,7 @@ def workload(config: TermRetrievalConfig, precision: str = "no") -> "Workload":
     """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
     from transformers import AutoModel
 
-    from hf_accum.trainable import without_weights
+    from hf_accum.models.trainable import without_weights
     from recipes.embedded.models import minilm
 
     model = without_weights(AutoModel, config.model or minilm(), config, task_type="FEATURE_EXTRACTION")
@@ -130,8 +130,8 @@ def workload(config: TermRetrievalConfig, precision: str = "no") -> "Workload":
 
 def work_of(model: "nn.Module", config: TermRetrievalConfig, precision: str) -> "Workload":
     """What is computed with a model, on texts that are made up."""
-    from hf_accum.optimization import build_optimizer
-    from hf_accum.retrieval import retrieval_workload
+    from hf_accum.models.optimizer import build_optimizer
+    from hf_accum.tasks.retrieval.task import retrieval_workload
 
     return retrieval_workload(
         model,
@@ -144,7 +144,7 @@ def work_of(model: "nn.Module", config: TermRetrievalConfig, precision: str) -> 
 
 def pooling_of(config: TermRetrievalConfig) -> "Pooling":
     """That of the flag, or that of the model, or the mean."""
-    from hf_accum.pooling import own_pooling
+    from hf_accum.models.pooling import own_pooling
     from recipes.embedded.models import minilm
 
     return config.pooling or own_pooling(config.model or minilm(), config.doors) or "mean"
@@ -152,8 +152,8 @@ def pooling_of(config: TermRetrievalConfig) -> "Pooling":
 
 def open_data(config: TermRetrievalConfig, ranks: "Ranks") -> "SplitData":
     """The dataset of the flags, or the embedded one with the columns that it has."""
-    from hf_accum.ranks import together
-    from hf_accum.text_pairs import open_text_pairs
+    from hf_accum.distributed.ranks import together
+    from hf_accum.tasks.retrieval.data import open_text_pairs
     from recipes.embedded.terms import clinical_terms
 
     dataset, group_column = config.dataset, config.group_column

@@ -38,7 +38,7 @@ def convert(weights: Path, folder: Path) -> None:
     import torch
     from transformers import EfficientNetConfig, EfficientNetImageProcessorPil, EfficientNetModel
 
-    from hf_accum.models import quiet_transformers
+    from hf_accum.models.loading import quiet_transformers
 
     config = EfficientNetConfig(
         image_size=224,

@@ -38,7 +38,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from hf_accum.models import quiet_transformers
+    from hf_accum.models.loading import quiet_transformers
 
     if find_spec("gguf") is None:
         raise ValueError('the embedded default of --model is read by gguf: `pip install "hf-accum[recipes]"`')

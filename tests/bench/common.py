@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_accum.config import LoraConfig
+from hf_accum.config.recipe import LoraConfig
 from recipes.clinical_classification import ClinicalClassificationConfig
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from hf_accum.classification import TextClassification
-    from hf_accum.cutting import Cutter
-    from hf_accum.labels import LabelColumn
-    from hf_accum.source import Row, Source
-    from hf_accum.window import Example, Window
+    from hf_accum.accumulation.splitting import Cutter
+    from hf_accum.accumulation.window import Example, Window
+    from hf_accum.data.source import Row, Source
+    from hf_accum.tasks.labels import LabelColumn
+    from hf_accum.tasks.text_classification.task import TextClassification
 
 _LIBRARIES = ("torch", "accelerate", "transformers", "datasets", "peft", "numpy", "scikit-learn")
 
@@ -92,9 +92,9 @@ class RecipeData:
 
 def load_recipe_data(config: ClinicalClassificationConfig | None = None) -> RecipeData:
     """Read what `recipes.clinical_classification` would train and evaluate on, by its own code."""
-    from hf_accum.ranks import OneRank
-    from hf_accum.source import good_rows
-    from hf_accum.text import text_of
+    from hf_accum.data.source import good_rows
+    from hf_accum.distributed.ranks import OneRank
+    from hf_accum.tasks.tokenization import text_of
     from recipes.clinical_classification import open_data
 
     config = config or ClinicalClassificationConfig()
@@ -118,7 +118,7 @@ def load_recipe_data(config: ClinicalClassificationConfig | None = None) -> Reci
 
 def source_of(rows: "Sequence[Row]") -> "Source":
     """Rows in memory as a dataset of one shard."""
-    from hf_accum.source import Source
+    from hf_accum.data.source import Source
 
     return Source(("memory",), lambda _, start: enumerate(rows[start:], start), {})
 
@@ -126,9 +126,9 @@ def source_of(rows: "Sequence[Row]") -> "Source":
 def minilm_task(labels: "LabelColumn", text_column: str, max_length: int) -> "TextClassification":
     """The recipe's task on the CPU, without class weights, by MiniLM's tokenizer."""
 
-    from hf_accum.classification import TextClassification
-    from hf_accum.losses import CrossEntropy
-    from hf_accum.models import load_tokenizer
+    from hf_accum.accumulation.losses import CrossEntropy
+    from hf_accum.models.loading import load_tokenizer
+    from hf_accum.tasks.text_classification.task import TextClassification
     from recipes.embedded.models import minilm
 
     tokenizer = load_tokenizer(minilm())
@@ -147,10 +147,10 @@ def load_minilm(
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from hf_accum.adapters import add_lora
-    from hf_accum.classification import model_config
-    from hf_accum.models import load_model
+    from hf_accum.models.loading import load_model
+    from hf_accum.models.lora import add_lora
     from hf_accum.seeding import derive_seed
+    from hf_accum.tasks.text_classification.task import model_config
     from recipes.embedded.models import minilm
 
     torch.manual_seed(derive_seed(seed, "model"))
@@ -193,10 +193,10 @@ def learned_cutter(
     """A cutter of at most `most` examples, whose costs were learned from passes over some windows."""
     import torch
 
-    from hf_accum.capacity import Capacity, WorkingCapacity
-    from hf_accum.costs import WorkingCosts
-    from hf_accum.cutting import Cutter
-    from hf_accum.stopwatch import Stopwatch
+    from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
+    from hf_accum.accumulation.splitting import Cutter
+    from hf_accum.accumulation.time_model import WorkingCosts
+    from hf_accum.device.timer import Stopwatch
 
     costs = WorkingCosts()
     cutter = Cutter(WorkingCapacity(Capacity(most)), costs)

@@ -37,13 +37,13 @@ from common import (
 )
 
 from hf_accum import Pipeline, WindowStream, ranks_of, start_accelerator
-from hf_accum.capacity import Capacity, WorkingCapacity
-from hf_accum.config import LoraConfig
-from hf_accum.costs import Costs, WorkingCosts
-from hf_accum.cutting import Cutter
-from hf_accum.host import return_freed_memory
-from hf_accum.memory import LiveBytes, tensors_of
-from hf_accum.optimization import build_optimizer
+from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
+from hf_accum.accumulation.splitting import Cutter
+from hf_accum.accumulation.time_model import Costs, WorkingCosts
+from hf_accum.config.recipe import LoraConfig
+from hf_accum.device.malloc import return_freed_memory
+from hf_accum.models.optimizer import build_optimizer
+from hf_accum.tuner.tracing import LiveBytes, tensors_of
 
 MIB = 2**20
 

@@ -6,12 +6,12 @@ from typing import Any
 from torch import nn
 
 from hf_accum import WindowStream
-from hf_accum.capacity import Capacity, WorkingCapacity
-from hf_accum.cutting import Cutter
-from hf_accum.ranks import OneRank
-from hf_accum.source import Row
-from hf_accum.split_data import SplitData
-from hf_accum.training import Task
+from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
+from hf_accum.accumulation.splitting import Cutter
+from hf_accum.data.source import Row
+from hf_accum.data.split import SplitData
+from hf_accum.distributed.ranks import OneRank
+from hf_accum.run.training import Task
 
 
 def rows_of(data: SplitData, held_out: bool) -> Iterator[tuple[str, Row]]:

@@ -55,7 +55,7 @@ def write_rows(file: Path, num_rows: int) -> None:
 
 def survey_pass(config: ClinicalClassificationConfig) -> Callable[[], int]:
     """The recipe's pass before training; what is returned runs it, and returns the number of rows."""
-    from hf_accum.ranks import OneRank
+    from hf_accum.distributed.ranks import OneRank
     from recipes.clinical_classification import open_data
 
     def run() -> int:
@@ -68,8 +68,8 @@ def survey_pass(config: ClinicalClassificationConfig) -> Callable[[], int]:
 def stream_pass(config: ClinicalClassificationConfig) -> Callable[[], int]:
     """One epoch of windows as tensors; what is returned runs it, and returns the number of rows."""
     from hf_accum import WindowStream, open_source
-    from hf_accum.labels import LabelColumn
-    from hf_accum.ranks import OneRank
+    from hf_accum.distributed.ranks import OneRank
+    from hf_accum.tasks.labels import LabelColumn
 
     assert config.dataset is not None
     task = minilm_task(

@@ -24,7 +24,7 @@ from common import argument_parser, print_header, print_table, use_threads
 if TYPE_CHECKING:
     import numpy as np
 
-    from hf_accum.images import Picture
+    from hf_accum.tasks.vision.images import Picture
 
 _MINUTE = 60.0
 _BATCH = 8  # images per step, as the recipe has it
@@ -112,8 +112,8 @@ def baselines(resolution: int, num_train: int) -> list[list[str]]:
 
 def read_images() -> "tuple[list[tuple[Picture, int]], list[tuple[Picture, int]], tuple[str, ...]]":
     """The images and classes on the two sides of the recipe's split, by its own code, and the classes' names."""
-    from hf_accum.ranks import OneRank
-    from hf_accum.source import good_rows
+    from hf_accum.data.source import good_rows
+    from hf_accum.distributed.ranks import OneRank
     from recipes.driving_images import DrivingImagesConfig, open_data
 
     data = open_data(DrivingImagesConfig(num_epochs=1), OneRank())
@@ -134,7 +134,7 @@ def pixels(pictures: "Sequence[Picture]") -> "np.ndarray":
     """Images scaled to 32 x 32."""
     import numpy as np
 
-    from hf_accum.images import open_rgb
+    from hf_accum.tasks.vision.images import open_rgb
 
     return np.stack([np.asarray(open_rgb(picture).resize((32, 32))).ravel() / 255.0 for picture in pictures])
 
@@ -145,8 +145,8 @@ def frozen_features(pictures: "Sequence[Picture]", resolution: int) -> "np.ndarr
     import torch
     from transformers import AutoModel
 
-    from hf_accum.augmentation import UNCHANGED
-    from hf_accum.image_inputs import ImageInputs, load_image_processor
+    from hf_accum.tasks.vision.augmentation import UNCHANGED
+    from hf_accum.tasks.vision.inputs import ImageInputs, load_image_processor
     from recipes.embedded.efficientnet import efficientnet_lite0
 
     model = AutoModel.from_pretrained(efficientnet_lite0()).eval()

@@ -26,13 +26,13 @@ from common import argument_parser, print_header, print_table, use_threads
 from held_out import evaluate, rows_of
 from transformers import AutoModelForCausalLM
 
-from hf_accum.causal import ACCURACY, CausalTexts
-from hf_accum.config import parse
-from hf_accum.language import ChunkedCrossEntropy, stop_before_output_layer
-from hf_accum.models import load_tokenizer
-from hf_accum.passages import Passage, PassageData
-from hf_accum.ranks import OneRank
-from hf_accum.trainable import load_trainable
+from hf_accum.config.recipe import parse
+from hf_accum.distributed.ranks import OneRank
+from hf_accum.models.loading import load_tokenizer
+from hf_accum.models.trainable import load_trainable
+from hf_accum.tasks.causal_lm.data import Passage, PassageData
+from hf_accum.tasks.causal_lm.task import ACCURACY, CausalTexts
+from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, stop_before_output_layer
 from recipes.embedded.models import smollm2
 from recipes.medical_lm import MedicalLmConfig, open_data
 

@@ -38,8 +38,8 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from hf_accum.config import parse, require, run
-from hf_accum.optimization import count_steps
+from hf_accum.config.recipe import parse, require, run
+from hf_accum.models.optimizer import count_steps
 from recipes.clinical_classification import ClinicalClassificationConfig
 
 T = TypeVar("T")

@@ -46,13 +46,13 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, get_scheduler
 
 from hf_accum import WindowStream, accumulate, ranks_of, start_accelerator
-from hf_accum.adapters import add_lora
-from hf_accum.classification import TextClassification, model_config
-from hf_accum.config import LoraConfig
-from hf_accum.optimization import build_optimizer
-from hf_accum.ranks import Ranks
-from hf_accum.source import Row
-from hf_accum.tracking import RunLog
+from hf_accum.config.recipe import LoraConfig
+from hf_accum.data.source import Row
+from hf_accum.distributed.ranks import Ranks
+from hf_accum.models.lora import add_lora
+from hf_accum.models.optimizer import build_optimizer
+from hf_accum.run.log import RunLog
+from hf_accum.tasks.text_classification.task import TextClassification, model_config
 
 MAX_GRAD_NORM = 1.0
 

@@ -26,18 +26,18 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoModelForTokenClassification
 from transformers.utils import logging as transformers_logging
 
-from hf_accum.evaluation import Metric
-from hf_accum.image_inputs import load_image_inputs
-from hf_accum.labels import named_labels
-from hf_accum.language import ChunkedCrossEntropy, stop_before_output_layer
-from hf_accum.losses import CrossEntropy
-from hf_accum.masking import MaskedTexts
-from hf_accum.models import load_tokenizer
-from hf_accum.perplexity import perplexity
-from hf_accum.ranks import OneRank
-from hf_accum.tagged_texts import labels_of
-from hf_accum.tagging import EntityTagging
-from hf_accum.trainable import load_trainable
+from hf_accum.accumulation.losses import CrossEntropy
+from hf_accum.distributed.ranks import OneRank
+from hf_accum.evaluation.evaluate import Metric
+from hf_accum.models.loading import load_tokenizer
+from hf_accum.models.trainable import load_trainable
+from hf_accum.tasks.labels import named_labels
+from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, stop_before_output_layer
+from hf_accum.tasks.language_modeling.perplexity import perplexity
+from hf_accum.tasks.masked_lm.task import MaskedTexts
+from hf_accum.tasks.token_classification.data import labels_of
+from hf_accum.tasks.token_classification.task import EntityTagging
+from hf_accum.tasks.vision.inputs import load_image_inputs
 from recipes import clinical_classification, clinical_ner, driving_images, medical_mlm
 from recipes.embedded.efficientnet import efficientnet_lite0
 from recipes.embedded.models import minilm

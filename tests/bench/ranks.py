@@ -2,7 +2,8 @@
 
 Simulated: windows of `--per_rank` real synopses a rank, drawn from all of them, each rank's share cut by this
 project's costs (learned here, MiniLM with the recipe's LoRA). The predicted seconds of the slowest rank, divided by
-the mean of all: as the examples came (rank r has every R-th of a random order), and as `hf_accum.balance` moves them.
+the mean of all: as the examples came (rank r has every R-th of a random order), and as
+`hf_accum.accumulation.load_balancing` moves them.
 
 Measured: the recipe's loop on two processes, as `accelerate launch` starts them, with and without balance in turns:
 how long the ranks wait for each other before the gradients are summed, as a share of the time of a window.
@@ -37,11 +38,11 @@ from common import (
     use_threads,
 )
 
-from hf_accum.balance import assign
-from hf_accum.config import LoraConfig
-from hf_accum.costs import Costs, Speed
-from hf_accum.cutting import Cutter, cut
-from hf_accum.window import Example
+from hf_accum.accumulation.load_balancing import assign
+from hf_accum.accumulation.splitting import Cutter, cut
+from hf_accum.accumulation.time_model import Costs, Speed
+from hf_accum.accumulation.window import Example
+from hf_accum.config.recipe import LoraConfig
 
 WINDOW = 64
 ROOT = Path(__file__).parent.parent.parent
@@ -94,8 +95,9 @@ def run_as_rank(output: Path, num_windows: int, num_rounds: int, most: int) -> N
     import torch
     import torch.distributed as dist
 
-    from hf_accum import Pipeline, WindowStream, accumulation, ranks_of, start_accelerator
-    from hf_accum.optimization import build_optimizer
+    from hf_accum import Pipeline, WindowStream, ranks_of, start_accelerator
+    from hf_accum.accumulation import accumulate as accumulation
+    from hf_accum.models.optimizer import build_optimizer
 
     accelerator = start_accelerator()
     ranks = ranks_of(accelerator)

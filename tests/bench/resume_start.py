@@ -48,7 +48,7 @@ def run(flags: list[str], end_in: int, seconds_more: float = 0.0) -> float:
         cwd=ROOT,
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")]),
             "FAULTY_SECONDS": str(seconds_more),
         },
         stdout=subprocess.DEVNULL,
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--late_step", type=int, default=10_000, help="default: %(default)s")
     arguments = parser.parse_args()
     print_header(arguments.threads)
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
     from tiny import save_base
 
     with tempfile.TemporaryDirectory() as temporary:

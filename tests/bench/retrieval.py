@@ -28,18 +28,18 @@ from transformers import AutoModel, get_scheduler
 from transformers.utils import logging as transformers_logging
 
 from hf_accum import Pipeline, WindowStream, accumulate, ranks_of, start_accelerator
-from hf_accum.capacity import Capacity, WorkingCapacity
-from hf_accum.contrastive import InBatchNegatives, RepresentationCache
-from hf_accum.cutting import Cutter
-from hf_accum.memory import LiveBytes
-from hf_accum.models import load_tokenizer
-from hf_accum.optimization import build_optimizer
-from hf_accum.ranks import OneRank
-from hf_accum.retrieval import TextRetrieval
-from hf_accum.source import Row
-from hf_accum.trainable import load_trainable
-from hf_accum.units import format_bytes
-from hf_accum.window import Example, Window
+from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
+from hf_accum.accumulation.grad_cache import InBatchNegatives, RepresentationCache
+from hf_accum.accumulation.splitting import Cutter
+from hf_accum.accumulation.window import Example, Window
+from hf_accum.byte_sizes import format_bytes
+from hf_accum.data.source import Row
+from hf_accum.distributed.ranks import OneRank
+from hf_accum.models.loading import load_tokenizer
+from hf_accum.models.optimizer import build_optimizer
+from hf_accum.models.trainable import load_trainable
+from hf_accum.tasks.retrieval.task import TextRetrieval
+from hf_accum.tuner.tracing import LiveBytes
 from recipes.embedded.models import minilm
 from recipes.term_retrieval import TermRetrievalConfig, open_data
 

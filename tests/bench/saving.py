@@ -24,13 +24,13 @@ from common import (
 )
 from overhead import by_hf_accum, in_turns, report, start_training
 
-from hf_accum.capacity import Capacity, WorkingCapacity
-from hf_accum.checkpoint import BestCheckpoint, Checkpoints
-from hf_accum.config import LoraConfig
-from hf_accum.cutting import Cutter
-from hf_accum.order import START
-from hf_accum.resume import RunState
-from hf_accum.window import StreamCounts, StreamState
+from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
+from hf_accum.accumulation.splitting import Cutter
+from hf_accum.accumulation.window import StreamCounts, StreamState
+from hf_accum.config.recipe import LoraConfig
+from hf_accum.data.shuffling import START
+from hf_accum.run.checkpoint import BestCheckpoint, Checkpoints
+from hf_accum.run.resume import RunState
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ GIB = 2**30
 RECIPE = ("-m", "recipes.clinical_classification")
 AS_LARGE_AS_ALLOWED = """
 from dataclasses import replace
-import hf_accum.training as training
+import hf_accum.run.training as training
 cutter_of = training.cutter_of
 training.cutter_of = lambda *of, **how: replace(cutter_of(*of, **how), costs=None)
 from recipes.clinical_classification import main

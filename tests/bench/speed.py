@@ -46,13 +46,13 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from hf_accum import Pipeline, WindowStream, ranks_of, start_accelerator
-from hf_accum.capacity import Capacity, Peak, WorkingCapacity
-from hf_accum.config import LoraConfig
-from hf_accum.costs import WorkingCosts
-from hf_accum.cutting import Cutter
-from hf_accum.dropout_masks import draw_masks_fast
-from hf_accum.optimization import build_optimizer
-from hf_accum.text import pad
+from hf_accum.accumulation.capacity import Capacity, Peak, WorkingCapacity
+from hf_accum.accumulation.splitting import Cutter
+from hf_accum.accumulation.time_model import WorkingCosts
+from hf_accum.config.recipe import LoraConfig
+from hf_accum.models.dropout_masks import draw_masks_fast
+from hf_accum.models.optimizer import build_optimizer
+from hf_accum.tasks.tokenization import pad
 
 CPU = torch.device("cpu")
 WINDOW = 64
@@ -155,7 +155,7 @@ class Contenders:
         ]
 
         def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            from hf_accum.window import Example
+            from hf_accum.accumulation.window import Example
 
             examples = [Example("", len(r["input_ids"]), 1.0, {"input_ids": r["input_ids"]}) for r in rows]
             return {**pad(examples, 0), "labels": torch.tensor([r["label"] for r in rows])}

@@ -32,8 +32,8 @@ from common import (
 )
 from torch import Tensor
 
-from hf_accum.config import LoraConfig
-from hf_accum.window import Example
+from hf_accum.accumulation.window import Example
+from hf_accum.config.recipe import LoraConfig
 
 WINDOW = 64
 Piece = tuple[Example, ...]

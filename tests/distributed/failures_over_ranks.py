@@ -25,9 +25,9 @@ from transformers import get_scheduler
 from window_cases import Task, batch, largest_relative_difference, make_examples, make_window
 
 from hf_accum import accumulate, ranks_of, start_accelerator
-from hf_accum.losses import CrossEntropy
-from hf_accum.optimization import build_optimizer
-from hf_accum.window import Example, Window
+from hf_accum.accumulation.losses import CrossEntropy
+from hf_accum.accumulation.window import Example, Window
+from hf_accum.models.optimizer import build_optimizer
 
 TASK = Task(
     CrossEntropy(torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64), 0.2),

@@ -16,12 +16,16 @@ from tiny import CONFIGS, WORDS, make_tokenizer
 from transformers import AutoModelForMaskedLM, AutoModelForTokenClassification
 from window_cases import assert_window_has_gradient_of
 
-from hf_accum.language import ChunkedCrossEntropy, stop_before_output_layer, with_output_layer
-from hf_accum.losses import IGNORE, CrossEntropy
-from hf_accum.masking import MaskedTexts
-from hf_accum.plain_texts import Frame
-from hf_accum.tagged_texts import Part, TagColumns, labels_of
-from hf_accum.tagging import EntityTagging
+from hf_accum.accumulation.losses import IGNORE, CrossEntropy
+from hf_accum.tasks.language_modeling.chunked_loss import (
+    ChunkedCrossEntropy,
+    stop_before_output_layer,
+    with_output_layer,
+)
+from hf_accum.tasks.masked_lm.data import Frame
+from hf_accum.tasks.masked_lm.task import MaskedTexts
+from hf_accum.tasks.token_classification.data import Part, TagColumns, labels_of
+from hf_accum.tasks.token_classification.task import EntityTagging
 
 any_cut = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 cut = given(

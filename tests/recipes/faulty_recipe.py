@@ -16,14 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import hf_accum.accumulation
+import hf_accum.accumulation.accumulate
 
 RECIPE = os.environ.get("FAULTY_RECIPE", "clinical_classification")
 SECONDS = float(os.environ.get("FAULTY_SECONDS", "0.05"))
 
 
 def patch(what: str, rank: int, at_window: int) -> None:
-    accumulate = hf_accum.accumulation.accumulate
+    accumulate = hf_accum.accumulation.accumulate.accumulate
     num_windows = 0
 
     @contextmanager
@@ -45,7 +45,7 @@ def patch(what: str, rank: int, at_window: int) -> None:
             time.sleep(SECONDS)
             yield
 
-    hf_accum.accumulation.accumulate = with_a_fault
+    hf_accum.accumulation.accumulate.accumulate = with_a_fault
 
 
 if __name__ == "__main__":

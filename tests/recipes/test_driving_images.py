@@ -16,18 +16,18 @@ from torch import nn
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 from window_cases import largest_relative_difference, make_window
 
-from hf_accum.accumulation import accumulate
-from hf_accum.augmentation import Augmenter
-from hf_accum.batch_norm import freeze_statistics
-from hf_accum.cli import main as command
-from hf_accum.config import LoraConfig
-from hf_accum.image_classification import ImageClassification
-from hf_accum.image_data import Pictures
-from hf_accum.image_inputs import ImageInputs, load_image_processor
-from hf_accum.labels import LabelColumn, named_labels
-from hf_accum.losses import IGNORE, CrossEntropy
-from hf_accum.segmentation import SemanticSegmentation
-from hf_accum.trainable import load_trainable
+from hf_accum.accumulation.accumulate import accumulate
+from hf_accum.accumulation.losses import IGNORE, CrossEntropy
+from hf_accum.cli.main import main as command
+from hf_accum.config.recipe import LoraConfig
+from hf_accum.models.batch_norm import freeze_statistics
+from hf_accum.models.trainable import load_trainable
+from hf_accum.tasks.labels import LabelColumn, named_labels
+from hf_accum.tasks.vision.augmentation import Augmenter
+from hf_accum.tasks.vision.classification import ImageClassification
+from hf_accum.tasks.vision.data import Pictures
+from hf_accum.tasks.vision.inputs import ImageInputs, load_image_processor
+from hf_accum.tasks.vision.segmentation import SemanticSegmentation
 from recipes.driving_images import DrivingImagesConfig, auto_class
 from recipes.embedded import signs
 

@@ -20,9 +20,9 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from hf_accum.cli import main as command
-from hf_accum.config import LoraConfig
-from hf_accum.segmenter import SemanticSegmenter
+from hf_accum.cli.main import main as command
+from hf_accum.config.recipe import LoraConfig
+from hf_accum.tasks.vision.segmenter import SemanticSegmenter
 from recipes.driving_images import DrivingImagesConfig, train, workload
 
 
@@ -89,7 +89,7 @@ def test_statistics_of_the_micro_batch_are_refused_on_several_ranks(
     """Before the data, which is not there."""
     save_vision_model(tmp_path)
     started = SimpleNamespace(ranks=SimpleNamespace(count=2, index=0))
-    monkeypatch.setattr("hf_accum.training.StartedRun", lambda _: started)
+    monkeypatch.setattr("hf_accum.run.training.StartedRun", lambda _: started)
     how: dict[str, Any] = {"resolution": SIDE, "lora": LoraConfig(rank=0), "dataset": "nowhere"}
     config = DrivingImagesConfig(model=str(tmp_path), batch_norm="micro_batch", **how)
     with pytest.raises(ValueError, match="--batch_norm micro_batch: has to be frozen on 2 ranks"):
@@ -128,7 +128,7 @@ def test_advice_counts_the_classes_of_the_data(
         advised.append(build(config).model)
         return ["nothing"]
 
-    monkeypatch.setattr("hf_accum.training.what_would_fit", what_would_fit)
+    monkeypatch.setattr("hf_accum.run.training.what_would_fit", what_would_fit)
     save_images(tmp_path / "data", (40,))
     said = refused(capsys, tmp_path, micro_batch_size="auto", memory_budget="1MiB", resolution=256)
     assert "not even one example of 256 patches fits" in said
@@ -216,6 +216,6 @@ def test_a_run_goes_on_from_the_whole_segmenter_of_another(
     from peft import AutoPeftModel
 
     adapted = AutoPeftModel.from_pretrained(
-        str(output / "adapter"), num_labels=4, import_allowlist=["hf_accum.segmenter"]
+        str(output / "adapter"), num_labels=4, import_allowlist=["hf_accum.tasks.vision.segmenter"]
     )
     assert type(adapted.base_model.model) is SemanticSegmenter

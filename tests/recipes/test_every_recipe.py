@@ -16,7 +16,7 @@ from run_files import metrics_of
 from safetensors.torch import load_file
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
-from hf_accum.config import RecipeConfig
+from hf_accum.config.recipe import RecipeConfig
 
 ROOT = Path(__file__).parents[2]
 FAULTY = str(Path(__file__).with_name("faulty_recipe.py"))
@@ -123,7 +123,7 @@ def test_its_adapter_is_loaded_by_peft_alone(recipe: Recipe, run_here: Run) -> N
     adapter = str(run_here(recipe, max_steps=1, **{"lora.rank": 2}) / "adapter")
     how: dict[str, Any] = {} if recipe.num_labels is None else {"num_labels": recipe.num_labels}
     if recipe.is_second_task:  # its model is of ours
-        how["import_allowlist"] = ["hf_accum.segmenter"]
+        how["import_allowlist"] = ["hf_accum.tasks.vision.segmenter"]
     model = getattr(peft, recipe.peft_class).from_pretrained(adapter, **how)
     saved = load_file(Path(adapter) / "adapter_model.safetensors")
     loaded = peft.get_peft_model_state_dict(model)

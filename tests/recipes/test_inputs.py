@@ -68,7 +68,7 @@ def test_what_needs_no_data_is_said_before_the_data_is_read(
     def opened(*_: object, **__: object) -> None:
         raise AssertionError("the data was read first")
 
-    monkeypatch.setattr("hf_accum.labelled_texts.open_labelled_texts", opened)
+    monkeypatch.setattr("hf_accum.tasks.text_classification.data.open_labelled_texts", opened)
     (tmp_path / "file").touch()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").touch()
@@ -101,7 +101,7 @@ def test_a_dataset_that_cannot_be_used_is_said_before_the_model_is_loaded(
     def loaded(*_: object, **__: object) -> None:
         raise AssertionError("the model was loaded first")
 
-    monkeypatch.setattr("hf_accum.models.load_model", loaded)
+    monkeypatch.setattr("hf_accum.models.loading.load_model", loaded)
     for name in ("empty.jsonl", "empty.csv"):
         (tmp_path / name).touch()
     (tmp_path / "empty").mkdir()
@@ -185,7 +185,7 @@ def test_a_dataset_that_changes_between_two_passes_ends_the_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from hf_accum.tracking import RunLog
+    from hf_accum.run.log import RunLog
 
     shutil.copytree(notes, tmp_path / "notes")
     step = RunLog.step

@@ -18,7 +18,7 @@ from run_files import metrics_of
 from tiny import CONFIGS, WORDS, make_decoder_config, save_base
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from hf_accum.config import LoraConfig
+from hf_accum.config.recipe import LoraConfig
 from recipes.medical_lm import MedicalLmConfig, main, workload
 
 RECIPE = next(recipe for recipe in RECIPES if recipe.name == "medical_lm")
@@ -95,7 +95,7 @@ def test_a_quantised_model_learns_conversations_end_to_end(
 def test_only_what_is_beside_output_layer_and_norms_has_four_bits(tmp_path: Path) -> None:
     from bitsandbytes.nn import Linear4bit
 
-    from hf_accum.models import load_model, load_tokenizer
+    from hf_accum.models.loading import load_model, load_tokenizer
 
     folder = save_chat_model(tmp_path / "model")
     tokenizer = load_tokenizer(folder)
@@ -108,7 +108,7 @@ def test_only_what_is_beside_output_layer_and_norms_has_four_bits(tmp_path: Path
 
 def test_the_token_that_pads_is_trained_where_it_stands_in_texts(tmp_path: Path) -> None:
     """Without a token for padding the one that ends a text pads: its embedding has a gradient as any other."""
-    from hf_accum.models import load_model, load_tokenizer
+    from hf_accum.models.loading import load_model, load_tokenizer
 
     folder = save_chat_model(tmp_path / "model")
     tokenizer = load_tokenizer(folder)
@@ -228,8 +228,8 @@ def test_the_embedded_model_is_one_that_writes_and_has_a_chat_template(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Converted anew; the spans of a real template; a perplexity that no random weights have."""
-    from hf_accum.instructions import PromptsAndResponses
-    from hf_accum.models import load_model, load_tokenizer
+    from hf_accum.models.loading import load_model, load_tokenizer
+    from hf_accum.tasks.causal_lm.instructions import PromptsAndResponses
     from recipes.embedded.models import smollm2
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))

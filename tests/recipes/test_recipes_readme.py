@@ -13,8 +13,8 @@ from launching import launch
 from run_files import metrics_of
 from tiny import WORDS, make_tokenizer, save_base
 
-from hf_accum.cli import main as hf_accum
-from hf_accum.config import RecipeConfig, parse
+from hf_accum.cli.main import main as hf_accum
+from hf_accum.config.recipe import RecipeConfig, parse
 
 README = (Path(__file__).parents[2] / "recipes" / "README.md").read_text()
 COLUMNS = 10

@@ -19,8 +19,8 @@ from launching import launch, launched
 from run_files import metrics_of
 from safetensors.torch import load_file, save_file
 
-from hf_accum.checkpoint import load_latest
 from hf_accum.files import fill_folder_atomically
+from hf_accum.run.checkpoint import load_latest
 
 Recipe = Callable[..., Path]
 
@@ -113,7 +113,7 @@ def test_a_checkpoint_s_folder_is_gone_on_from_elsewhere(recipe: Recipe, tmp_pat
 def test_a_folder_in_which_another_run_is_at_work_is_refused(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hf_accum.run_folder._PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("hf_accum.run.folder._PATIENCE_SECONDS", 0.2)
     folder = stopped(recipe, tmp_path)
     before = sorted(tmp_path.rglob("*"))
     lock = f"import fcntl, os, sys; fcntl.flock(os.open({str(folder)!r}, os.O_RDONLY), fcntl.LOCK_EX); "
@@ -169,7 +169,7 @@ def test_on_two_ranks_and_in_other_micro_batches_it_goes_on_with_the_same_exampl
 def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_nothing_else(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("hf_accum.checkpoint._SECONDS_BETWEEN_TRIES", (0.02,))
+    monkeypatch.setattr("hf_accum.run.checkpoint._SECONDS_BETWEEN_TRIES", (0.02,))
     disk = tmp_path / "disk"
     disk.mkdir()
     size = "size=3m"
@@ -190,7 +190,7 @@ def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_nothing_else(
                 failures.append(error)
                 raise
 
-        monkeypatch.setattr("hf_accum.checkpoint.fill_folder_atomically", save)
+        monkeypatch.setattr("hf_accum.run.checkpoint.fill_folder_atomically", save)
 
         def saved() -> list[str]:
             return [path.name for path in checkpoints.glob("step-*")]

@@ -1,0 +1,154 @@
+"""The gradient of one window, through accelerate's `accumulate` context."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hf_accum.device.out_of_memory import Failure, classify, release
+from hf_accum.device.timer import Stopwatch
+from hf_accum.distributed.ranks import refuse_layers_that_talk, talking
+from hf_accum.errors import first_line
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from hf_accum.accumulation.window import MicroBatch, Window
+
+_BUCKET_BYTES = 25 * 2**20
+
+
+@contextmanager
+def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "MicroBatch") -> Iterator[None]:
+    """`accelerator.accumulate(model)` for one micro-batch of a window of any number of them.
+
+    Gradients are kept on this rank until the window's last micro-batch is through; then they are summed over the
+    ranks. Inside, run the forward, and `accelerator.backward(loss * micro_batch.scale)` on the *summed* loss.
+    Random numbers drawn by the forward (dropout) are seeded by the micro-batch.
+
+    Ranks may run different numbers of micro-batches, each at least one. If memory runs out inside, the gradients
+    of the window are dropped, running statistics (of BatchNorm) are as before it, the error goes no further, and
+    `window.micro_batches` starts the window anew; the other ranks, which know nothing of it, wait at the sum, or
+    start anew too where the micro-batch has them told.
+
+    A rehearsal runs without a graph, leaves running statistics as they were, and is not counted by accelerate.
+
+    Raises:
+        ValueError: if the model has layers that talk to the other ranks in the forward (SyncBatchNorm).
+    """
+    if micro_batch.index == 0:
+        # accelerate closes a window at every num_steps-th call, and also where a prepared loader ends. Both are
+        # set anew for each window: it counts its own micro-batches, and no loader has a say in it.
+        accelerator.gradient_state.plugin_kwargs["sync_with_dataloader"] = False
+        accelerator.gradient_accumulation_steps = micro_batch.count
+        accelerator.step = 0
+        refuse_layers_that_talk(model, accelerator.num_processes)
+        if not micro_batch.statistics_before:
+            micro_batch.statistics_before += [(s, s.clone()) for s in _running_statistics(model)]
+    if isinstance(model, DistributedDataParallel):
+        # Its first forward would give all ranks the buffers of the first: a second time if memory runs out in it.
+        model.require_forward_param_sync = False
+    _seed(micro_batch.seed, accelerator.device)
+    stopwatch = Stopwatch.on(accelerator.device)
+    try:
+        # Without DistributedDataParallel's own exchange in the last backward: a backward that runs out of memory
+        # half way through an exchange cannot be taken back, and leaves the other ranks waiting.
+        if micro_batch.is_rehearsal:
+            with torch.no_grad():
+                yield
+        else:
+            with accelerator.accumulate(model), accelerator.no_sync(model):
+                yield
+    except Exception as error:
+        failure = classify(error)
+        if failure is Failure.OTHER or (failure is Failure.AMBIGUOUS and not micro_batch.retry_ambiguous):
+            raise
+        micro_batch.out_of_memory = first_line(error)
+        micro_batch.is_ambiguous = failure is Failure.AMBIGUOUS
+        release(error, accelerator.device)
+    is_last = micro_batch.index == micro_batch.count - 1
+    came_through = micro_batch.out_of_memory is None
+    if micro_batch.tell is not None and (is_last or not came_through):
+        all_did = micro_batch.tell(came_through)
+        if came_through and not all_did:
+            micro_batch.out_of_memory = "on another rank"
+            micro_batch.failed_elsewhere = True
+    if micro_batch.out_of_memory is not None:
+        forget(model, micro_batch)
+        return
+    if micro_batch.is_rehearsal:
+        if is_last:
+            forget(model, micro_batch)
+        return
+    if stopwatch is not None:
+        stopwatch.stop()
+        micro_batch.timing = stopwatch
+    if accelerator.sync_gradients != is_last:
+        raise RuntimeError(
+            f"micro-batch {micro_batch.index + 1} of {micro_batch.count} did not match accelerate's own count: "
+            "run each micro-batch of a window once, in order, and call accelerator.accumulate nowhere else"
+        )
+    if micro_batch.stand_in:
+        forget(model, micro_batch)
+    if is_last and accelerator.num_processes > 1:
+        with talking():
+            _sum_gradients([p for p in model.parameters() if p.requires_grad])
+
+
+def forget(model: nn.Module, window: "MicroBatch | Window") -> None:
+    """Leave nothing of a window, or of that of a micro-batch: no gradients, and running statistics as before it."""
+    model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for statistic, before in window.statistics_before:
+            statistic.copy_(before)
+
+
+def _running_statistics(model: nn.Module) -> Iterator[Tensor]:
+    """What forwards in train mode change: of BatchNorm and InstanceNorm."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.training:
+            yield from module.buffers(recurse=False)
+
+
+def _sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Sum the gradients of each parameter over the ranks; where none has one there is none after, too."""
+    if not parameters:
+        return
+    has_one = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=parameters[0].device)
+    dist.all_reduce(has_one)
+    for parameter, count in zip(parameters, has_one.tolist(), strict=True):
+        if count and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
+        if len(bucket) == 1 and bucket[0].is_contiguous():
+            dist.all_reduce(bucket[0])
+            continue
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        dist.all_reduce(flat)
+        for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Gradients of one dtype together, in order, until there are enough bytes for one exchange."""
+    bucket: list[Tensor] = []
+    num_bytes = 0
+    for gradient in gradients:
+        if bucket and (gradient.dtype != bucket[0].dtype or num_bytes + gradient.nbytes > _BUCKET_BYTES):
+            yield bucket
+            bucket, num_bytes = [], 0
+        bucket.append(gradient)
+        num_bytes += gradient.nbytes
+    if bucket:
+        yield bucket
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    # Not torch.manual_seed: it asks after every backend that there could be, which takes half a millisecond.
+    torch.random.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)

@@ -1,0 +1,139 @@
+"""In-batch negatives over the whole window and all ranks, at the memory of one micro-batch.
+
+A contrastive loss is no sum over examples: each pair is told from all others of the window. So the representations
+are computed first, without a graph; the loss and its gradient by each of them on all together; and then the forward
+runs again with a graph, micro-batch by micro-batch, with the same random numbers, and takes the gradient from there
+(GradCache: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, RepL4NLP 2021).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_accum.accumulation.window import MicroBatch, Window
+from hf_accum.distributed.ranks import Ranks, talking
+
+
+@dataclass(frozen=True)
+class InBatchNegatives:
+    """Cross-entropy of telling the right document of each query from those of all other pairs: InfoNCE (van den Oord
+    et al., Representation Learning with Contrastive Predictive Coding, 2018) of cosines, divided by `temperature`.
+
+    Documents with the same key are the same one: none of them is a negative of another's query. `chunk_size` queries
+    at a time are compared with all documents.
+    """
+
+    temperature: float = 0.05
+    chunk_size: int = 1024
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature {self.temperature}: has to be above 0")
+        if self.chunk_size < 1:
+            raise ValueError(f"chunk size {self.chunk_size}: has to be at least 1")
+
+    def __call__(self, queries: Tensor, right: Tensor, documents: Tensor, keys: Tensor) -> Tensor:
+        """The losses of queries, (num_queries,).
+
+        `queries` (num_queries, width) have their documents at the places `right` of all `documents` (num_documents,
+        width), which have the `keys` (num_documents,).
+        """
+        scores = self.scores(queries, documents)
+        same = keys[right, None] == keys[None, :]
+        same[torch.arange(len(right), device=same.device), right] = False
+        return F.cross_entropy(scores.masked_fill(same, -torch.inf), right, reduction="none")
+
+    def scores(self, queries: Tensor, documents: Tensor) -> Tensor:
+        """Cosines by the temperature, (num_queries, num_documents), in float32 or more."""
+        return _unit(queries) @ _unit(documents).T / self.temperature
+
+    @torch.enable_grad()
+    def with_gradients(self, queries: Tensor, documents: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The losses of pairs, (num_pairs,), and the gradient of their sum by the queries and by the documents."""
+        queries = queries.detach().requires_grad_()
+        documents = documents.detach().requires_grad_()
+        losses = []
+        for right in torch.arange(len(queries), device=queries.device).split(self.chunk_size):
+            of_chunk = self(queries[right], right, documents, keys)
+            of_chunk.sum().backward()
+            losses.append(of_chunk.detach())
+        assert queries.grad is not None
+        assert documents.grad is not None
+        return torch.cat(losses), queries.grad, documents.grad
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return F.normalize(vectors if vectors.dtype == torch.float64 else vectors.float(), dim=-1)
+
+
+class RepresentationCache:
+    """The representations of a window's texts, and the gradient of the contrastive loss by each, on this rank.
+
+    The examples of the window are pairs: their parts are a query and a document, the latter with a `key` among its
+    features. Making one is a collective.
+
+    What can run out of memory stands where that is told to the other ranks before they wait for this one: the buffers
+    of the exchange are made with the last rehearsal, and nothing but the exchange before it.
+    """
+
+    def __init__(self, window: Window, objective: InBatchNegatives, ranks: Ranks) -> None:
+        self.window = window
+        self.objective = objective
+        self.ranks = ranks
+        keys = ranks.gather_objects([pair.parts[1].features["key"] for pair in window.examples])
+        self._keys = torch.tensor([key for of_rank in keys for key in of_rank], dtype=torch.long)
+        self._counts = [len(of_rank) for of_rank in keys]
+        # Queries first, then documents.
+        texts = [pair.parts[side] for side in (0, 1) for pair in window.examples]
+        self._places = {text.id: place for place, text in enumerate(texts)}
+        self._kept: list[tuple[list[int], Tensor]] = []
+        self._of_ranks: list[Tensor] = []
+        self._gradients: Tensor | None = None
+
+    def keep(self, micro_batch: MicroBatch, representations: Tensor) -> None:
+        """Keep the representations of a rehearsal's texts, (num_texts, width)."""
+        if micro_batch.index == 0:  # also where the window starts anew
+            self._kept, self._of_ranks, self._gradients = [], [], None
+        if not micro_batch.stand_in:
+            self._kept.append((self._places_of(micro_batch), representations.detach()))
+        if micro_batch.index < micro_batch.count - 1:
+            return
+        rows = [representations.new_zeros(2 * max(self._counts), representations.shape[1]) for _ in self._counts]
+        for places, of_texts in self._kept:
+            rows[self.ranks.index][places] = of_texts
+        self._kept, self._of_ranks = [], [*rows, rows[self.ranks.index].clone()]
+
+    def gradient(self, micro_batch: MicroBatch) -> Tensor:
+        """Of the loss summed over the pairs of all ranks, by the representations of these texts: (num_texts, width).
+
+        A collective at the first micro-batch of a window, when all are kept; the loss of this rank's own pairs is
+        recorded in the window then.
+        """
+        if self._gradients is None:
+            *everyone, mine = self._of_ranks
+            if len(everyone) > 1:
+                with talking():
+                    dist.all_gather(everyone, mine)
+            self._gradients = self._contrast(everyone)
+        if micro_batch.stand_in:
+            return self._gradients.new_zeros(len(micro_batch.examples), self._gradients.shape[1])
+        return self._gradients[self._places_of(micro_batch)]
+
+    def _contrast(self, of_ranks: Sequence[Tensor]) -> Tensor:
+        """The gradients by this rank's texts, queries first."""
+        pairs = [(rows[:count], rows[count : 2 * count]) for rows, count in zip(of_ranks, self._counts, strict=True)]
+        queries, documents = (torch.cat(of_side) for of_side in zip(*pairs, strict=True))
+        losses, by_queries, by_documents = self.objective.with_gradients(
+            queries, documents, self._keys.to(queries.device)
+        )
+        start = sum(self._counts[: self.ranks.index])
+        own = slice(start, start + self._counts[self.ranks.index])
+        self.window.record(losses[own].sum())
+        return torch.cat([by_queries[own], by_documents[own]])
+
+    def _places_of(self, micro_batch: MicroBatch) -> list[int]:
+        return [self._places[text.id] for text in micro_batch.examples]

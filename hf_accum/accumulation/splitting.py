@@ -1,0 +1,180 @@
+"""Cutting a window's examples into micro-batches: within what fits, the fastest by the predicted times."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from hf_accum.accumulation.capacity import WorkingCapacity
+from hf_accum.accumulation.time_model import SIZES, UNLEARNED, Costs, Speed, WorkingCosts
+from hf_accum.byte_sizes import TOKENS, Lengths
+
+
+class Sized(Protocol):
+    """Something with a length, and an id that tells it from the others."""
+
+    @property
+    def id(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """In tokens."""
+        ...
+
+
+S = TypeVar("S", bound=Sized)
+
+
+@dataclass
+class Cutter:
+    """How one rank cuts its windows, for now: what fits (`capacity`), what is fastest (`costs`), what is padded.
+
+    Without `costs` micro-batches are as large as fits. Lengths are padded to a multiple of `multiple_of` tokens, but
+    to no more than `max_length`.
+    """
+
+    capacity: WorkingCapacity
+    costs: WorkingCosts | None = None
+    multiple_of: int = 1
+    max_length: int | None = None
+    device: str = ""
+    """Its kind: what it is called."""
+    lengths: Lengths = TOKENS
+    """For messages."""
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """As long as it is the same, so is every cut."""
+        return self.capacity.version, 0 if self.costs is None else self.costs.version
+
+    def padded(self, length: int) -> int:
+        """The length of a micro-batch whose longest example has this one."""
+        padded = -(-length // self.multiple_of) * self.multiple_of
+        return padded if self.max_length is None else max(length, min(padded, self.max_length))
+
+    def cut(self, examples: Sequence[S]) -> list[tuple[S, ...]]:
+        """The micro-batches of one window on this rank."""
+        if self.costs is None:
+            return cut(examples, self.capacity.num_examples, None, self.padded)
+        if self.costs.explores:
+            return explore(examples, self.capacity.num_examples, self.padded)
+        return cut(examples, self.capacity.num_examples, self.costs.costs, self.padded)
+
+    def speed_at_step(self, step: int) -> Speed:
+        """For what is decided ahead of the device, and so has to be the same whatever has been measured meanwhile."""
+        most = tuple(self.capacity.tuned.num_examples(length) for length in SIZES)
+        return Speed(self.device, UNLEARNED if self.costs is None else self.costs.at_step(step), most)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `restore` reads: what decides how windows are cut."""
+        costs = None if self.costs is None else self.costs.as_json()
+        return {"capacity": self.capacity.as_json(), "costs": costs}
+
+    def restore(self, value: Mapping[str, Any]) -> None:
+        """Cut as the cutter did that gave this.
+
+        Raises:
+            KeyError, TypeError, ValueError: if the value is no such thing.
+        """
+        self.capacity.restore(value["capacity"])
+        if self.costs is not None and value["costs"] is not None:
+            self.costs.restore(value["costs"])
+
+    def window_done(self) -> None:
+        """A window went through."""
+        self.capacity.window_done()
+        if self.costs is not None:
+            self.costs.window_done()
+
+
+def cut(
+    examples: Sequence[S],
+    most: int | Callable[[int], int],
+    costs: Costs | None = None,
+    padded: Callable[[int], int] = lambda length: length,
+) -> list[tuple[S, ...]]:
+    """Cut examples into micro-batches of at most `most` each: a number, or one for each (padded) length.
+
+    Sorted by length, so that little is padded. With `costs` the cut is the one of the least predicted time, found by
+    dynamic programming over where each micro-batch begins (of contiguous groups of the sorted examples no other is
+    faster); the most expensive comes first, and the cheapest last, since at its end the ranks wait for each other.
+    Without them each micro-batch is as large as allowed, longest examples first. The result depends on the examples
+    only, not on their order.
+
+    Raises:
+        ValueError: for a size below 1.
+    """
+    ordered, lengths = _sorted(examples, padded)
+
+    def limit(length: int) -> int:
+        size = most if isinstance(most, int) else most(length)
+        if size < 1:
+            raise ValueError(f"micro-batch size {size}: has to be at least 1")
+        return size
+
+    starts = _largest(lengths, limit) if costs is None else _fastest(lengths, limit, costs)
+    pieces = [tuple(ordered[start:end]) for start, end in itertools.pairwise([*starts, len(ordered)])]
+    if costs is None:
+        return pieces
+    # Equal ones stay in their order: longest first.
+    seconds = [-float(costs.seconds(len(piece), padded(piece[0].length))) for piece in pieces]
+    return [pieces[index] for index in np.argsort(seconds, kind="stable")]
+
+
+def explore(
+    examples: Sequence[S], most: Callable[[int], int], padded: Callable[[int], int] = lambda length: length
+) -> list[tuple[S, ...]]:
+    """Cut examples into micro-batches of 1, 2, 4, 8, ... of them, longest first, as far as `most` allows, and again.
+
+    So the times of one window tell what a micro-batch costs from what its examples do: few long, many short ones.
+    """
+    ordered, lengths = _sorted(examples, padded)
+    pieces = []
+    start, size = 0, 1
+    while start < len(ordered):
+        limit = most(lengths[start])
+        pieces.append(tuple(ordered[start : start + min(size, limit)]))
+        start += len(pieces[-1])
+        size = 1 if size >= limit else 2 * size
+    return pieces
+
+
+def _sorted(examples: Sequence[S], padded: Callable[[int], int]) -> tuple[list[S], list[int]]:
+    """Longest first, equally long ones by their id; and their lengths when each is the longest of its micro-batch."""
+    ordered = sorted(examples, key=lambda example: (-example.length, example.id))
+    return ordered, [padded(example.length) for example in ordered]
+
+
+def _largest(lengths: Sequence[int], most: Callable[[int], int]) -> list[int]:
+    """Where micro-batches begin that are as large as allowed."""
+    starts = []
+    start = 0
+    while start < len(lengths):
+        starts.append(start)
+        start += most(lengths[start])
+    return starts
+
+
+def _fastest(lengths: Sequence[int], most: Callable[[int], int], costs: Costs) -> list[int]:
+    """Where the micro-batches of the least total time begin, of examples from the longest to the shortest."""
+    count = len(lengths)
+    best = np.full(count + 1, np.inf)  # seconds for the first so many examples
+    best[0] = 0.0
+    seconds_at: dict[int, np.ndarray] = {}
+    for start, length in enumerate(lengths):
+        if length not in seconds_at:
+            seconds_at[length] = costs.seconds(np.arange(1, min(most(length), count - start) + 1), length)
+        reached = best[start + 1 : start + 1 + len(seconds_at[length])]
+        np.minimum(reached, seconds_at[length][: len(reached)] + best[start], out=reached)
+    starts = [count]
+    while (end := starts[-1]) > 0:  # back along the sums that are the best ones
+        seconds = best[end]
+        start = end - 1
+        while end - start > len(at := seconds_at[lengths[start]]) or at[end - start - 1] + best[start] != seconds:
+            start -= 1
+        starts.append(start)
+    return starts[:0:-1]

@@ -1,0 +1,138 @@
+"""How a run that failed ends: one line to the user, the traceback where it can be found again, its status."""
+
+import atexit
+import dis
+import os
+import signal
+import sys
+import sysconfig
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from hf_accum.config.secrets import without_secrets
+from hf_accum.errors import NotFinite, OutOfMemory, RankFailed, first_line
+
+MISTAKE = 2
+"""A process's status after a user's mistake."""
+FAULT = 1
+"""Its status after anything else."""
+
+_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+_OURS = ("hf_accum", "recipes")
+
+
+def tell(error: Exception, *, debug: bool = False, output_dir: str | None = None) -> int:
+    """Print what a run failed of, as one message without secrets; returns the process's status.
+
+    A user's mistake is told by its message alone. Of anything else the traceback is kept in a file beside the run's
+    folder (in it are only a run's results, and at first it may not be there, or be that of an earlier run), which
+    the message names. With `debug` each is printed with its traceback.
+    """
+    told = without_secrets("".join(traceback.format_exception(error)))
+    if debug:
+        print(told, file=sys.stderr, end="")
+    status, message = _message(error)
+    if status == FAULT and not debug:
+        where = _keep(told, output_dir)
+        kept = f"; its traceback is in {where}, and --debug shows it" if where else "; --debug shows its traceback"
+        message += f" (nothing that is checked for: a fault of the program, a library or the machine{kept})"
+    print(f"error: {_printable(without_secrets(message))}", file=sys.stderr)
+    return status
+
+
+def _printable(message: str) -> str:
+    """A message without characters that a terminal would obey: it may quote the data."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else ascii(character)[1:-1] for character in message
+    )
+
+
+def _message(error: Exception) -> tuple[int, str]:
+    is_told = isinstance(error, RankFailed | OutOfMemory | NotFinite)
+    if is_told or (isinstance(error, ValueError) and is_of_ours(error)):
+        return MISTAKE, str(error)
+    if isinstance(error, RuntimeError | MemoryError):
+        from hf_accum.device.out_of_memory import Failure, classify
+
+        if classify(error) is Failure.OUT_OF_MEMORY:
+            # In a micro-batch it starts the window anew; the step of the optimizer cannot be taken back.
+            return MISTAKE, (
+                f"memory ran out outside of the micro-batches, as in the optimizer's step ({first_line(error)}); "
+                "a smaller --memory_budget or --micro_batch_size, or --lora.rank, leaves more for it"
+            )
+    return FAULT, first_line(error)
+
+
+def is_of_ours(error: Exception) -> bool:
+    """Whether an error was raised by a statement of this package or of a recipe, and so says what to do.
+
+    A ValueError that a library raises, or a built-in function that was called with a wrong value, does not: it is
+    as likely a fault of the program as a user's mistake.
+    """
+    trace = error.__traceback__
+    if trace is None:
+        return True  # never raised: made by ours
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    frame = trace.tb_frame
+    module = str(frame.f_globals.get("__name__", ""))
+    file = frame.f_code.co_filename
+    is_library = file.startswith("<") or file.startswith(_LIBRARIES)
+    return _is_raise(trace) and (module.partition(".")[0] in _OURS or not is_library)
+
+
+def _is_raise(trace: TracebackType) -> bool:
+    return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+
+
+def _keep(told: str, output_dir: str | None) -> Path | None:
+    """Write a traceback beside the run's folder, or else where temporary files are."""
+    name = "hf-accum-traceback"
+    folders = [Path(tempfile.gettempdir())]
+    if output_dir:
+        path = Path(output_dir).expanduser().absolute()
+        folders, name = [path.parent, *folders], f"{path.name}-traceback"
+    for folder in folders:
+        try:
+            with tempfile.NamedTemporaryFile(
+                "w", dir=folder, prefix=f"{name}-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
+            ) as file:  # each rank has its own, and none replaces that of an earlier run
+                file.write(told)
+            return Path(file.name)
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+@contextmanager
+def ending_past_threads() -> Iterator[None]:
+    """Let a rank that ends by an error, after the work inside, end at once when the interpreter does.
+
+    A thread of its own may wait for another rank, in C++. When that one ends too, the thread comes back into an
+    interpreter that is being taken down, which aborts the process: with another status than that of the error.
+    What others have registered to be done at exit is done before.
+    """
+    status = 0
+
+    def end() -> None:
+        if status and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    atexit.register(end)
+    try:
+        yield
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 1
+        raise
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+        raise
+    except BaseException:
+        status = 1
+        raise

@@ -1,0 +1,100 @@
+"""A dataset with a part that is held out: opened, and read once for what has to be known before training."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
+
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.data.source import Row, Source, open_source
+from hf_accum.data.survey import Survey, is_held_out, survey
+from hf_accum.distributed.ranks import Ranks
+from hf_accum.errors import shortened
+
+Observed = tuple[tuple[str, ...], object]
+"""Of a row: its labels, and what of it counts as its content."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitData:
+    """The dataset, and what one pass over it found (None where no pass was needed)."""
+
+    source: Source
+    eval_source: Source
+    group_column: str
+    eval_fraction: float | None
+    """None: there is a split of its own to evaluate on."""
+    num_train: int | None = None
+    num_held_out: int | None = None
+    label_counts: Mapping[str, int] = field(default_factory=dict)
+    """Of the rows to train on."""
+    held_out_label_counts: Mapping[str, int] = field(default_factory=dict)
+    bad_rows: Mapping[str, int] = field(default_factory=dict)
+    digest: str | None = None
+    """Of the content of all rows."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of it before the training."""
+        return []
+
+    def notes_of_missing(self, what: str, names: Iterable[str], keys: Iterable[str] | None = None) -> list[str]:
+        """Which of the names no row to train on has, as far as labels were counted, by their keys (the names too)."""
+        names = tuple(names)
+        missing = [name for name, key in zip(names, keys or names, strict=True) if key not in self.label_counts]
+        return [f"{what} {shortened(', '.join(missing), 200)}"] if self.label_counts and missing else []
+
+    def is_held_out(self, row: Row, of_eval_source: bool) -> bool:
+        """Whether a row is not to train on."""
+        if self.eval_fraction is None:
+            return of_eval_source
+        return is_held_out(row, self.group_column, self.eval_fraction)
+
+    def surveyed(
+        self, observe: Callable[[Row], Observed], ranks: Ranks, on_bad_row: Literal["error", "skip"]
+    ) -> Self:
+        """This, with what one pass over all of it finds. A collective.
+
+        Raises:
+            ValueError: for the first bad row, unless they are skipped; if a side of the split has no usable row.
+        """
+
+        def one_side(of_eval_source: bool) -> Survey:
+            def one(row: Row) -> tuple[bool, tuple[str, ...], object]:
+                labels, content = observe(row)
+                return self.is_held_out(row, of_eval_source), labels, content
+
+            return survey(self.eval_source if of_eval_source else self.source, one, ranks, on_bad_row)
+
+        found = one_side(of_eval_source=False)
+        if self.eval_fraction is None:
+            found.add(one_side(of_eval_source=True))
+        if not found.num_train or not found.num_held_out:
+            raise ValueError(
+                f"the dataset has {found.num_train} usable examples to train on and {found.num_held_out} held out "
+                f"({found.bad_rows.total()} bad rows): both are needed; give more rows, --eval_split or another "
+                "--eval_fraction"
+            )
+        return replace(
+            self,
+            num_train=found.num_train,
+            num_held_out=found.num_held_out,
+            label_counts=found.train_labels,
+            held_out_label_counts=found.held_out_labels,
+            bad_rows=found.bad_rows,
+            digest=f"{found.digest:016x}",
+        )
+
+
+def open_split(dataset: str, columns: Sequence[str], config: RecipeConfig, *, group_column: str) -> SplitData:
+    """Open a dataset, of which these columns are needed, and split it as the flags say.
+
+    Raises:
+        ValueError: for a dataset or column that cannot be used.
+    """
+    columns = [*columns, *([] if config.eval_split else [group_column])]
+    source = open_source(dataset, config.train_split, columns=columns, revision=config.dataset_revision)
+    eval_source = source
+    if config.eval_split:
+        eval_source = open_source(dataset, config.eval_split, columns=columns, revision=config.dataset_revision)
+    fraction = None if config.eval_split else config.eval_fraction
+    return SplitData(source=source, eval_source=eval_source, group_column=group_column, eval_fraction=fraction)

@@ -1,0 +1,350 @@
+"""A streamed dataset as windows: split over ranks, shuffled in blocks, every example once an epoch.
+
+`hf_accum.data.shuffling` says in which order a rank reads. Two ways to split over ranks:
+
+- `examples`: there is one order, common to all ranks. Each rank reads all rows and keeps, and tokenises, its
+  share of each window. The windows are the same on any number of ranks.
+- `shards`: each rank reads its own shards only. The ranks announce how many examples they have ready, so that
+  each window is full as long as there are examples anywhere, however uneven the shards are.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import count
+from typing import Generic, Literal, TypeVar
+
+from hf_accum.accumulation.load_balancing import balanced
+from hf_accum.accumulation.time_model import Speed
+from hf_accum.accumulation.window import Example, StreamCounts, StreamState, Window
+from hf_accum.data.prefetch import prefetched
+from hf_accum.data.shuffling import START, Order, Place
+from hf_accum.data.source import Row, Source
+from hf_accum.data.window_sync import Facts, agree, leave, share_out
+from hf_accum.distributed.ranks import Ranks
+from hf_accum.errors import ReadingFailed
+from hf_accum.seeding import derive_seed
+
+T = TypeVar("T")
+Split = Literal["examples", "shards"]
+
+_ENCODE_CHUNK = 64  # examples tokenised at once in `shards`
+_EMPTY = "the dataset has no usable example"
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What the background thread hands over: examples of this rank, and what ends with them."""
+
+    epoch: int
+    examples: tuple[Example, ...]
+    bad_rows: Counter[str]  # read since the piece before
+    places: Sequence[Place]  # in `shards` after each example, in `examples` the one after the window
+    window_size: int = 0  # in `examples`: of the whole window, over all ranks
+    ends_epoch: bool = False
+
+
+_Part = tuple[int, int, tuple[Example, ...], Place, Facts]  # epoch, size of the window, this rank's examples
+
+
+class WindowStream(Generic[T]):
+    """Iterate over it to get this rank's part of each window, in step with the other ranks.
+
+    `prepare` makes of a row what is kept of it (None leaves the row out; `BadRow` names what is wrong);
+    `encode` turns a list of (id, prepared row) into examples, in a background thread. One small collective per
+    window agrees on its weight, its counts and the end of the data.
+
+    `draw(example, epoch)` draws what is random in an example (what is masked, say) anew in each pass.
+
+    With `balance`, which gives the predicted times of micro-batches on this rank at a step, the examples of a window
+    are evened out over the ranks.
+
+    It may be iterated in a thread of its own: making a stream, which all ranks do in the same order, gives it a way
+    to talk of its own. Ranks that leave the iteration all leave it at the same step.
+
+    `stopping` is asked before each window is agreed on, whether this rank wants to end (and stays True then): the
+    first window for which any rank does is the last one, on all of them. A `Pipeline` is ahead of the device: what it
+    has made by then is still used.
+
+    A window whose total weight is zero has no gradient: it is left out and counted (`skip_weightless`).
+
+    With `start`, the `state` of an earlier window on this rank, it goes on behind that window.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        prepare: Callable[[Row], T | None],
+        encode: Callable[[Sequence[tuple[str, T]]], list[Example]],
+        *,
+        ranks: Ranks,
+        effective_batch_size: int,
+        seed: int,
+        num_epochs: int | None = 1,
+        split: Split = "examples",
+        shuffle_block_size: int = 10_000,
+        on_bad_row: Literal["error", "skip"] = "error",
+        prefetch_windows: int = 4,
+        skip_weightless: bool = True,
+        draw: Callable[[Example, int], Example] | None = None,
+        balance: Callable[[int], Speed] | None = None,
+        stopping: Callable[[], bool] | None = None,
+        start: StreamState | None = None,
+    ) -> None:
+        if effective_batch_size < 1:
+            raise ValueError(f"effective batch size {effective_batch_size}: has to be at least 1")
+        if shuffle_block_size < 1:
+            raise ValueError(f"shuffle block size {shuffle_block_size}: has to be at least 1 (1: in file order)")
+        self.source = source
+        self.prepare = prepare
+        self.encode = encode
+        self.ranks = ranks
+        self.effective_batch_size = effective_batch_size
+        self.seed = seed
+        self.num_epochs = num_epochs
+        self.split: Split = split
+        self.shuffle_block_size = shuffle_block_size
+        self.on_bad_row: Literal["error", "skip"] = on_bad_row
+        self.prefetch_windows = prefetch_windows
+        self.skip_weightless = skip_weightless
+        self.draw = draw
+        self.balance = balance if ranks.count > 1 else None
+        self.stopping = stopping
+        self.start = start or StreamState()
+        self.counts = self.start.counts.copy()
+        """Of all windows so far."""
+        self.failure: Exception | None = None
+        """What ended it before its time: data that cannot be read, on whichever rank."""
+        self._order = Order(
+            source,
+            prepare,
+            seed,
+            shuffle_block_size,
+            on_bad_row,
+            of_ranks=(ranks.index, ranks.count) if split == "shards" else None,
+        )
+        self._apart = ranks.apart()
+
+    def __iter__(self) -> Iterator[Window]:
+        """The windows of all epochs, numbered from 1.
+
+        Raises:
+            ValueError: for a bad row (unless skipped), or a dataset without any example.
+            RankFailed: if that happened on another rank, or one left the iteration.
+        """
+        try:
+            yield from self._windows()
+        except GeneratorExit:
+            leave(self._apart)
+            raise
+
+    def _windows(self) -> Iterator[Window]:
+        self.counts = self.start.counts.copy()
+        stand_in: Example | None = None
+        step = self.start.step + 1
+        in_common = self.split == "examples"
+        produce = self._produce_common if in_common else self._produce_shards
+        with closing(prefetched(produce, self.prefetch_windows)) as pieces:
+            windows = self._common_windows(pieces) if in_common else self._windows_of_shards(pieces)
+            for epoch, window_size, examples, place, facts in _up_to_stop(windows):
+                self.counts.num_examples += window_size
+                if facts.num_items == 0 and self.skip_weightless:
+                    self.counts.num_weightless_windows += 1
+                    continue
+                if stand_in is None:
+                    stand_in = examples[0] if examples else self.first_example()
+                if self.balance is not None:
+                    examples = balanced(examples, facts.counts, self.balance(step), self._apart)
+                yield Window(
+                    step=step,
+                    epoch=epoch,
+                    seed=derive_seed(self.seed, "window", step),
+                    examples=examples,
+                    stand_in=stand_in,
+                    rank=self.ranks.index,
+                    num_examples=window_size,
+                    num_items=facts.num_items,
+                    num_tokens=facts.num_tokens,
+                    digest=facts.digest,
+                    counts=self.counts.copy(),
+                    place=place,
+                )
+                step += 1
+
+    def bad_rows(self, counts: StreamCounts | None = None) -> Counter[str]:
+        """The bad rows left out so far over all ranks, by their reason; or those of counts. A collective."""
+        counters = self.ranks.gather_objects((counts or self.counts).bad_rows)
+        # In `examples` each rank has read all rows, and so has counted each bad one.
+        return counters[0] if self.split == "examples" else sum(counters, start=Counter())
+
+    # One common order
+
+    def _common_windows(self, pieces: Iterator[_Piece]) -> Iterator[_Part]:
+        counted = self._counted(pieces)
+        while True:
+            piece, facts = self._agree(counted, lambda piece: (piece.examples, piece.window_size))
+            if facts.is_end:
+                return
+            if set(facts.announced) != {facts.num_examples}:
+                raise ValueError(
+                    f"the ranks read different data: their next windows have {facts.announced} examples; each "
+                    "rank has to see the same dataset"
+                )
+            assert piece is not None
+            yield piece.epoch, piece.window_size, piece.examples, piece.places[0], facts
+
+    def _counted(self, pieces: Iterator[_Piece]) -> Iterator[_Piece]:
+        for piece in pieces:
+            self.counts.bad_rows += piece.bad_rows
+            if not piece.ends_epoch:
+                yield piece
+
+    def _produce_common(self) -> Iterator[_Piece]:
+        for epoch, first in self._epochs():
+            bad_rows: Counter[str] = Counter()
+            window: list[tuple[str, T]] = []
+            is_empty = not self._was_begun(epoch)
+            place = first
+            after_last: Counter[str] = Counter()  # they are no part of the last window, behind which a run may go on
+            for block in self._order.blocks(epoch, first):
+                if not block.items:
+                    after_last = block.bad_rows
+                    break
+                bad_rows += block.bad_rows
+                for taken in range(block.skipped, len(block.items)):
+                    is_empty = False
+                    window.append(block.items[taken])
+                    if len(window) == self.effective_batch_size:
+                        place = block.after(taken + 1)
+                        yield self._common_piece(epoch, window, _taken(bad_rows), place)
+                        window = []
+                    elif taken + 1 == len(block.items):
+                        place = block.after(taken + 1)
+            if window:
+                yield self._common_piece(epoch, window, _taken(bad_rows), place)
+            if is_empty:
+                raise ValueError(_EMPTY)
+            yield _Piece(epoch, (), after_last, (), ends_epoch=True)
+
+    def _common_piece(self, epoch: int, window: list[tuple[str, T]], bad_rows: Counter[str], place: Place) -> _Piece:
+        mine = window[self.ranks.index :: self.ranks.count]
+        examples = self._encoded(mine, epoch) if mine else ()
+        return _Piece(epoch, examples, bad_rows, (place,), window_size=len(window))
+
+    # Shards of one's own
+
+    def _windows_of_shards(self, pieces: Iterator[_Piece]) -> Iterator[_Part]:
+        nothing: Counter[str] = Counter()
+        ready: deque[tuple[Example, Place, Counter[str]]] = deque()
+        for epoch, first in self._epochs():
+            ended: _Piece | None = None
+            place = first if first != START else Place(epoch)
+            quota = 0  # the first exchange of an epoch only announces
+            while True:
+                taken = [ready.popleft() for _ in range(quota)]
+                mine = tuple(example for example, _, _ in taken)
+                if taken:
+                    place = taken[-1][1]
+                self.counts.bad_rows += sum((bad_rows for _, _, bad_rows in taken), start=nothing)
+
+                def announce(epoch: int = epoch, mine: tuple[Example, ...] = mine) -> Iterator[_Piece]:
+                    nonlocal ended
+                    while ended is None and len(ready) < self.effective_batch_size:
+                        piece = next(pieces)
+                        # Counted with the first of the examples among which they stood.
+                        of_each = [piece.bad_rows, *[nothing] * (len(piece.examples) - 1)]
+                        ready.extend(zip(piece.examples, piece.places, of_each, strict=False))
+                        ended = piece if piece.ends_epoch else None
+                    yield _Piece(epoch, mine, nothing, ())
+
+                # What is ready beyond a window depends on how far was read, and is nobody's business.
+                _, facts = self._agree(
+                    announce(), lambda piece: (piece.examples, min(len(ready), self.effective_batch_size))
+                )
+                if facts.num_examples:
+                    yield epoch, facts.num_examples, mine, place, facts
+                elif facts.is_end and not self._was_begun(epoch):
+                    raise ValueError(_EMPTY)
+                quotas = share_out(self.effective_batch_size, facts.announced)
+                if sum(quotas) == 0:
+                    break
+                quota = quotas[self.ranks.index]
+            self.counts.bad_rows += ended.bad_rows if ended is not None else nothing
+
+    def _produce_shards(self) -> Iterator[_Piece]:
+        for epoch, first in self._epochs():
+            bad_rows: Counter[str] = Counter()
+            for block in self._order.blocks(epoch, first):
+                bad_rows += block.bad_rows
+                for start in range(block.skipped, len(block.items), _ENCODE_CHUNK):
+                    chunk = block.items[start : start + _ENCODE_CHUNK]
+                    places = [block.after(taken) for taken in range(start + 1, start + len(chunk) + 1)]
+                    yield _Piece(epoch, self._encoded(chunk, epoch), _taken(bad_rows), places)
+            yield _Piece(epoch, (), _taken(bad_rows), (), ends_epoch=True)
+
+    # Reading
+
+    def _epochs(self) -> Iterable[tuple[int, Place]]:
+        """The epochs that are left, each with the place where its reading begins."""
+        first = self.start.place
+        epochs = count(first.epoch) if self.num_epochs is None else range(first.epoch, self.num_epochs)
+        return ((epoch, first if epoch == first.epoch else START) for epoch in epochs)
+
+    def _was_begun(self, epoch: int) -> bool:
+        """Whether an earlier stream has used examples of the epoch."""
+        return self.start.step > 0 and epoch == self.start.place.epoch
+
+    def first_example(self) -> Example:
+        """The first example in the order of the files.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        in_file_order = Order(self.source, self.prepare, self.seed, 1, self.on_bad_row)
+        for block in in_file_order.blocks(0):
+            if block.items:
+                return self._encoded(block.items[:1], epoch=0)[0]
+        raise ValueError(_EMPTY)
+
+    def _encoded(self, rows: Sequence[tuple[str, T]], epoch: int) -> tuple[Example, ...]:
+        examples = self.encode(rows)
+        return tuple(examples if self.draw is None else [self.draw(example, epoch) for example in examples])
+
+    def _agree(
+        self,
+        pieces: Iterator[_Piece],
+        describe: Callable[[_Piece], tuple[tuple[Example, ...], int]],
+    ) -> tuple[_Piece | None, Facts]:
+        """Take the next piece and tell the other ranks of it: its examples, and a number to announce."""
+        error: Exception | None = None
+        piece: _Piece | None = None
+        try:
+            piece = next(pieces, None)
+        except Exception as failure:
+            error = failure
+        examples, announced = describe(piece) if piece is not None else ((), 0)
+        is_stop_asked = self.stopping is not None and self.stopping()
+        try:
+            facts = agree(self._apart, examples, announced, error, is_stop_asked)
+        except Exception as failure:
+            if failure is error or isinstance(failure, ReadingFailed):
+                self.failure = failure
+            raise
+        self.counts.num_truncated_examples += facts.num_truncated_examples
+        self.counts.num_truncated_tokens += facts.num_truncated_tokens
+        return piece, facts
+
+
+def _up_to_stop(windows: Iterator[_Part]) -> Iterator[_Part]:
+    """The windows up to the first one for which a rank was asked to stop, that one included."""
+    for window in windows:
+        yield window
+        if window[-1].is_stop_asked:
+            return
+
+
+def _taken(counter: Counter[str]) -> Counter[str]:
+    taken = Counter(counter)
+    counter.clear()
+    return taken

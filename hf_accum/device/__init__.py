@@ -1,0 +1,1 @@
+"""A device: its memory, its time, and how it says that memory ran out."""

@@ -1,0 +1,332 @@
+"""Loading a pretrained model for a task, with its dropouts set, and knowing what of it is new."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import nn
+
+from hf_accum.cli.exit import is_of_ours
+from hf_accum.device.out_of_memory import Failure, classify
+from hf_accum.errors import first_line
+from hf_accum.models.heads import check_labels, other_labels, renew_head
+from hf_accum.models.quantization import (
+    check_quantized,
+    head_modules,
+    keep_weights_trainable_through,
+    quantization_config,
+    quantize_without_weights,
+)
+from hf_accum.models.trust import Doors, check_model_files, local
+from hf_accum.models.word_tokens import take_words_as_in_a_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model in train mode; `new_modules` have no pretrained weights (the task's head, as a rule)."""
+
+    model: "PreTrainedModel"
+    new_modules: tuple[str, ...]
+
+
+def load_tokenizer(
+    name: str,
+    doors: Doors = Doors(),  # noqa: B008 (frozen)
+    *,
+    of_words: bool = False,
+) -> "PreTrainedTokenizerBase":
+    """The model's tokenizer, able to pad; `of_words`, to take texts that are lists of words.
+
+    Raises:
+        ValueError: if there is none under that name, or one that knows no words, cannot tell of which words its
+            tokens are, or makes other tokens of words than of a text.
+    """
+    from transformers import AutoTokenizer
+
+    # Byte-level tokenizers take a word for the start of a text without a space before it.
+    how = {"add_prefix_space": True} if of_words else {}
+    with quiet_transformers():
+        tokenizer = _loaded(
+            "tokenizer", name, lambda: AutoTokenizer.from_pretrained(local(name), **doors.of_hub, **how)
+        )
+    if of_words and not tokenizer.is_fast:
+        raise ValueError(f"--model {name}: has to have a fast tokenizer, which tells of which words its tokens are")
+    if len(tokenizer) <= len(tokenizer.all_special_ids) + 2:  # transformers makes one of nothing at all
+        raise ValueError(
+            f"--model {name}: has to have the files of its tokenizer, which without them knows only "
+            f"{len(tokenizer)} tokens"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise ValueError(f"--model {name}: its tokenizer has to have a token for padding, or for the end of a text")
+    if of_words:
+        take_words_as_in_a_text(name, tokenizer)
+    return tokenizer
+
+
+def load_model(
+    auto_class: Any,
+    name: str,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    *,
+    max_length: int,
+    dropout: float | None = None,
+    doors: Doors = Doors(),  # noqa: B008 (frozen)
+    quantization: str = "none",
+    precision: str = "no",
+    device: torch.device | str = "cpu",
+    replace_head: bool = False,
+    **config_values: Any,
+) -> Pretrained:
+    """Load `name` by a transformers Auto class, in float32, with `config_values` (labels, say) in its config.
+
+    `dropout` overrides every dropout probability of the model. With `quantization` nf4 all linear layers but the
+    head's have 4-bit weights, on the device at once, multiplied in accelerate's `precision`. What may come in with
+    it the `doors` say. A model of images has no tokenizer. With `replace_head` a head for other labels is new, and
+    so are other weights that do not fit.
+
+    Raises:
+        ValueError: if there is no such model, if its weights do not fit (unless they are replaced), if
+            `max_length` is more than it has positions for, or if the tokenizer is that of another model.
+    """
+    config, said = _config(name, doors, config_values)
+    if tokenizer is not None and config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    if dropout is not None:
+        _set_config_dropout(config, dropout)
+    options: dict[str, Any] = {}
+    if quantization != "none":
+        with torch.device("meta"), quiet_transformers():
+            heads = head_modules(auto_class.from_config(config, trust_remote_code=doors.trust_remote_code))
+        options = {
+            "quantization_config": quantization_config(quantization, heads, precision),
+            "device_map": {"": torch.device(device)},
+        }
+    with quiet_transformers():  # what is new in the model is said by the run's summary
+        model, info = _loaded(
+            "weights",
+            name,
+            lambda: auto_class.from_pretrained(
+                local(name),
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                **doors.of_hub,
+                **doors.of_weights,
+                **options,
+            ),
+        )
+    new_head = ", or a new head by --ignore_mismatched_sizes" if tokenizer is None else ""
+    missing = set(info["missing_keys"])
+    if replace_head:
+        missing |= {weight for weight, _, _ in info["mismatched_keys"]}
+        if other_labels(said.get("id2label"), config_values.get("id2label")):
+            missing |= renew_head(model)
+    elif info["mismatched_keys"]:
+        weight, stored, wanted = min(info["mismatched_keys"], key=lambda mismatch: mismatch[0])
+        raise ValueError(
+            f"model {name!r}: its weights do not fit: {weight} is {tuple(stored)} there, and has to be "
+            f"{tuple(wanted)}; if it is a classifier of other labels, give the model that it was made from" + new_head
+        )
+    if quantization != "none":
+        check_quantized(model)
+        keep_weights_trainable_through(model)
+    if dropout is not None:
+        set_dropout(model, dropout)
+    new_modules = _modules_of(model, missing)
+    if "" in new_modules:
+        raise ValueError(f"model {name!r}: none of its weights fits {type(model).__name__}")
+    if not set(head_modules(model)) & set(new_modules):
+        check_labels(name, said.get("id2label"), config_values.get("id2label"), new_head)
+    _check_positions(model, name, max_length)
+    if tokenizer is not None:
+        _check_tokenizer(model, name, tokenizer)
+    return Pretrained(model.train(), new_modules)
+
+
+def labels_in_order_of_head(
+    name: str,
+    labels: tuple[str, ...],
+    doors: Doors = Doors(),  # noqa: B008 (frozen)
+) -> tuple[str, ...]:
+    """The same labels, in the order of a model's trained head where that tells just these."""
+    said = _loaded("model", name, lambda: check_model_files(name, doors))
+    known = other_labels(said.get("id2label"), dict(enumerate(labels)))
+    return labels if known is None or sorted(known) != sorted(labels) else tuple(known)
+
+
+def build_without_weights(
+    auto_class: Any,
+    name: str,
+    *,
+    max_length: int,
+    dropout: float | None = None,
+    doors: Doors = Doors(),  # noqa: B008 (frozen)
+    quantization: str = "none",
+    precision: str = "no",
+    **config_values: Any,
+) -> "PreTrainedModel":
+    """The model that `load_model` would load, from its config alone, on torch's `meta` device.
+
+    Raises:
+        ValueError: if there is no such config, it is of no such model, or `max_length` is more than it has
+            positions for.
+    """
+    config, _ = _config(name, doors, config_values)
+    if getattr(config, "pad_token_id", 0) is None:
+        config.pad_token_id = 0
+    if dropout is not None:
+        _set_config_dropout(config, dropout)
+    with torch.device("meta"), quiet_transformers():
+        model = _loaded(
+            "model",
+            name,
+            lambda: auto_class.from_config(config, dtype=torch.float32, trust_remote_code=doors.trust_remote_code),
+        )
+    _check_positions(model, name, max_length)
+    options = quantization_config(quantization, head_modules(model), precision)
+    if options is not None:
+        quantize_without_weights(model, options)
+    if dropout is not None:
+        set_dropout(model, dropout)
+    return model.train()
+
+
+def _config(name: str, doors: Doors, config_values: Mapping[str, Any]) -> tuple["PreTrainedConfig", dict[str, Any]]:
+    """A model's config with values of ours in it, and what it says itself."""
+    from transformers import AutoConfig
+
+    with quiet_transformers():
+        said = _loaded("model", name, lambda: check_model_files(name, doors))
+        config = _loaded(
+            "model", name, lambda: AutoConfig.from_pretrained(local(name), **doors.of_hub, **config_values)
+        )
+    return config, said
+
+
+def _loaded(what: str, name: str, load: Callable[[], T]) -> T:
+    """What `load` loads.
+
+    Raises:
+        ValueError: if it cannot: files of others can be wrong in any way, and so anything may be raised. A lack of
+            memory is left as it is.
+    """
+    try:
+        return load()
+    except Exception as error:
+        if classify(error) is Failure.OUT_OF_MEMORY or (isinstance(error, ValueError) and is_of_ours(error)):
+            raise
+        said = first_line(error)
+        if "custom code" in str(error):
+            said += "; --trust_remote_code runs its code, which is to be read first"
+        if what == "weights" and not isinstance(error, OSError):
+            raise ValueError(f"model {name!r}: its weights cannot be read ({said})") from error
+        if what == "weights":
+            what = "model in safetensors"
+            said += "; --allow_pickle_weights reads pytorch_model.bin too, as tensors only"
+        raise ValueError(
+            f"--model {name}: has to be a local folder, or an id of the hub, with a {what} to load ({said})"
+        ) from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' reports and progress bars: this run has its own."""
+    from transformers.utils import logging
+
+    verbosity, show_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if show_progress:
+            logging.enable_progress_bar()
+
+
+def num_positions(model: nn.Module) -> int | None:
+    """Tokens for which a model with learned absolute positions has one; None where there is no such limit."""
+    limits = [
+        # Some embeddings stand for no position: as many as an offset says, or up to that of padding.
+        module.num_embeddings - getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
+        for module in _position_embeddings(model)
+    ]
+    return min(limits, default=None)
+
+
+def _position_embeddings(model: nn.Module) -> list[nn.Embedding]:
+    names = ("position_embeddings", "embed_positions", "wpe")
+    return [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in names
+    ]
+
+
+def _check_positions(model: nn.Module, name: str, max_length: int) -> None:
+    positions = num_positions(model)
+    if positions is not None and max_length > positions:
+        raise ValueError(f"--max_length {max_length}: has to be at most {positions}, the positions that {name!r} has")
+
+
+def _check_tokenizer(model: "PreTrainedModel", name: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuse a tokenizer of another model, as far as can be seen, and have the model know the one's padding."""
+    embeddings = model.get_input_embeddings()
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if isinstance(embeddings, nn.Embedding) and highest >= embeddings.num_embeddings:
+        raise ValueError(
+            f"the tokenizer of {name!r} knows {highest + 1} tokens, the model {embeddings.num_embeddings}: they do "
+            "not belong together"
+        )
+    padding = tokenizer.pad_token_id
+    assert isinstance(padding, int)
+    counted_from = {module.padding_idx for module in _position_embeddings(model)} - {None}
+    if counted_from and counted_from != {padding}:
+        raise ValueError(
+            f"the tokenizer of {name!r} pads with token {padding}, the model counts positions from its padding token "
+            f"{', '.join(map(str, counted_from))}: they do not belong together"
+        )
+    model.config.pad_token_id = padding  # heads of decoders look for the last token that is none
+    if padding == tokenizer.eos_token_id and not counted_from and isinstance(embeddings, nn.Embedding):
+        embeddings.padding_idx = None  # the token stands in texts too: its embedding is trained as any other
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Set every dropout layer of a model, adapters included, to one probability."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = probability
+
+
+def _set_config_dropout(config: Any, probability: float) -> None:
+    for name, value in config.to_dict().items():
+        is_number = isinstance(value, float | int) and not isinstance(value, bool)
+        is_dropout = "dropout" in name or name.endswith("pdrop")
+        # Leaving out whole layers is another thing, but random as well: without dropout there is none of it.
+        leaves_out_layers = "layerdrop" in name or name == "drop_path_rate"
+        if is_number and (is_dropout or (leaves_out_layers and probability == 0)):
+            setattr(config, name, probability)
+        # A head's own dropout may be None: then it takes the model's, which is set already.
+
+
+def _modules_of(model: nn.Module, parameter_names: Iterable[str]) -> tuple[str, ...]:
+    """The largest modules whose parameters are all among the names."""
+    missing = set(parameter_names)
+    found: list[str] = []
+    for name, module in model.named_modules():  # parents first
+        if any(name == above or name.startswith(f"{above}.") or above == "" for above in found):
+            continue
+        own = [f"{name}.{key}" if name else key for key, _ in module.named_parameters()]
+        if own and missing.issuperset(own):
+            found.append(name)
+    return tuple(found)

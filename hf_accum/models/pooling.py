@@ -1,0 +1,74 @@
+"""How an encoder was made to pool its states into the vector of a text."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from hf_accum.errors import first_line
+from hf_accum.models.trust import Doors, local
+
+Pooling = Literal["mean", "cls", "last"]
+
+_POOLINGS: dict[str, Pooling] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "last",
+}
+_BY_NAME: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
+_LAYERS = ("Transformer", "Pooling", "Normalize")  # the last changes nothing: cosines are compared
+
+
+def own_pooling(name: str, doors: Doors) -> Pooling | None:
+    """What a model's files in the layout of sentence-transformers say; None without such files.
+
+    Raises:
+        ValueError: for another pooling, several at once, or layers beyond it: they would be left out.
+    """
+    layers = _read(name, "modules.json", doors)
+    if layers is None:
+        return None
+    way_out = "--pooling mean (or cls, or last) trains the encoder without them"
+    kinds = [(str(layer["type"]).rpartition(".")[2], layer.get("path", "")) for layer in layers]
+    others = [kind for kind, _ in kinds if kind not in _LAYERS]
+    if others:
+        raise ValueError(
+            f"--model {name}: has layers that this recipe does not know ({', '.join(others)}): {way_out}"
+        )
+    folder = next((path for kind, path in kinds if kind == "Pooling"), None)
+    said = None if folder is None else _read(name, f"{folder}/config.json", doors)
+    if said is None:
+        return None
+    named = said.get("pooling_mode")
+    found = (
+        [named] if isinstance(named, str) else [flag for flag, on in said.items() if on is True and "_mode_" in flag]
+    )
+    known = _BY_NAME if isinstance(named, str) else _POOLINGS
+    if len(found) != 1 or found[0] not in known:
+        raise ValueError(
+            f"--model {name}: was made with the pooling {' and '.join(map(str, found)) or 'of nothing'}, and here "
+            "there are mean, cls and last: give one of them by --pooling"
+        )
+    return known[found[0]]
+
+
+def _read(name: str, file: str, doors: Doors) -> Any:
+    """A JSON file of a model, None where there is none.
+
+    Raises:
+        ValueError: if it is no JSON.
+    """
+    from transformers.utils import cached_file
+
+    path = cached_file(
+        local(name),
+        file,
+        revision=doors.revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is None:
+        return None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--model {name}: its {file} cannot be read ({first_line(error)})") from error

@@ -1,0 +1,346 @@
+"""Seeing a run: a live display, `metrics.jsonl`, and accelerate's trackers."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from hf_accum.accumulation.window import StreamCounts, Window
+from hf_accum.config.recipe import RecipeConfig, as_dict
+from hf_accum.device.memory import peak_memory_bytes
+from hf_accum.distributed.ranks import Ranks, bits_float, float_bits, together
+from hf_accum.errors import Stopped, first_line
+from hf_accum.files import JsonLines, write_json
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+TRACKERS_PROJECT = "hf-accum"
+
+
+class Counted(Protocol):
+    """What a stream of windows has used and left out."""
+
+    @property
+    def counts(self) -> StreamCounts:
+        """So far."""
+        ...
+
+    def bad_rows(self) -> Counter[str]:
+        """Over all ranks, by their reason. A collective."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One line of `metrics.jsonl`: counts are over all ranks, seconds and bytes those of the worst one.
+
+    `data_wait_share` is the share of the step's seconds in which a rank's device had no data, of the worst one.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    num_examples: int
+    num_items: float
+    num_tokens: int
+    num_padded_tokens: int
+    num_micro_batches: int
+    step_seconds: float
+    peak_memory_bytes: int
+    num_oom_replays: int
+    window_digest: str
+    data_wait_share: float
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step whose numbers are still on the devices of their ranks."""
+
+    window: Window
+    loss_sum: Tensor | float
+    grad_norm: Tensor | float
+    learning_rate: float
+    step_seconds: float
+    peak_memory_bytes: int
+
+
+class RunLog:
+    """Collects steps without waiting for the device; every `log_every` steps it gathers and shows them.
+
+    All ranks call the same methods in the same order; rank 0 writes and shows. Use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        accelerator: "Accelerator",
+        ranks: Ranks,
+        folder: Path,
+        num_steps: int,
+        log_every: int,
+        first_step: int = 0,
+        *,
+        unit: str = "tokens",
+        console: Console | None = None,
+    ) -> None:
+        self.accelerator = accelerator
+        self.ranks = ranks
+        self.folder = folder
+        self.num_steps = num_steps
+        self.first_step = first_step
+        self.log_every = log_every
+        self.unit = unit
+        self.console = console or Console(soft_wrap=True)
+        self._lines = JsonLines(folder / "metrics.jsonl", self.say)
+        self._pending: list[_Pending] = []
+        self._started = self._step_started = time.perf_counter()
+        self._last_step = 0
+        self._num_oom_replays = 0
+        self._display: Progress | None = None
+
+    def __enter__(self) -> "RunLog":
+        """Start the display and the clock."""
+        if self.ranks.index == 0 and self.console.is_terminal:
+            self._display = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=20),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]} left  {task.fields[figures]}"),
+                console=self.console,
+            )
+            self._task = self._display.add_task("", total=self.num_steps, left="?", figures="")
+            self._display.start()
+        self._started = self._step_started = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the display, and write lines that the disk had no room for before."""
+        if self._display is not None:
+            self._display.stop()
+        self._lines.close()
+
+    def start(self, config: RecipeConfig, description: str) -> None:
+        """Say what the run will do, and start the trackers with its configuration."""
+        self.accelerator.init_trackers(TRACKERS_PROJECT, config=_flat(as_dict(config)))
+        self.say(description)
+        self._step_started = time.perf_counter()
+
+    def step(self, window: Window, grad_norm: Tensor | float | None, learning_rate: Tensor | float) -> None:
+        """Take note of an optimizer step that has been queued."""
+        now = time.perf_counter()
+        self._pending.append(
+            _Pending(
+                window,
+                window.loss_sum(),
+                math.nan if grad_norm is None else grad_norm,
+                float(learning_rate),
+                now - self._step_started,
+                peak_memory_bytes(self.accelerator.device),
+            )
+        )
+        self._step_started = now
+        self._last_step = window.step
+        if self._display is not None:
+            self._display.update(self._task, completed=window.step, left=self._time_left(window.step))
+        if window.step % self.log_every == 0 or window.step == self.num_steps:
+            self.flush()
+
+    def flush(self) -> None:
+        """Gather what is pending, write it and show it. A collective, if there is something pending."""
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, []
+        loss_sums = [float(p.loss_sum) for p in pending]  # here the device has done all of these steps
+        waited = (time.perf_counter() - self._step_started) / len(pending)
+        numbers: list[int] = []
+        for p, loss_sum in zip(pending, loss_sums, strict=True):
+            numbers += [
+                float_bits(loss_sum),
+                p.window.num_padded_tokens,
+                p.window.num_micro_batches,
+                float_bits(p.step_seconds + waited),
+                p.peak_memory_bytes,
+                p.window.num_oom_replays,
+                float_bits(p.window.seconds_waited),
+            ]
+        width = len(numbers) // len(pending)
+        everyone = self.ranks.gather(numbers)
+        if self.ranks.index == 0:
+            lines = []
+            for i, p in enumerate(pending):
+                columns = list(zip(*(rank[i * width : (i + 1) * width] for rank in everyone), strict=True))
+                lines.append(_merge(p, columns))
+                self._say_replays(lines[-1], p.window)
+            self._write(lines)
+        # The time that writing takes is nobody's step.
+        self._step_started = time.perf_counter()
+
+    def _say_replays(self, line: StepMetrics, window: Window) -> None:
+        if line.num_oom_replays and not self._num_oom_replays:  # the others are counted
+            what = window.last_replay or "memory ran out on another rank: its window starts anew in smaller pieces"
+            self.say(f"step {line.step}: {what}; the gradient is the same")
+        self._num_oom_replays += line.num_oom_replays
+
+    def evaluation(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Show an evaluation, and hand it to the trackers."""
+        self.flush()
+        single = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+        shown = "  ".join(f"{name} {_short(value)}" for name, value in single.items())
+        self.say(f"evaluation after step {step}: {shown}")
+        self._track({f"eval/{name}": value for name, value in single.items()}, step)
+        self._step_started = time.perf_counter()
+
+    def say(self, text: str) -> None:
+        """A line for the user, from rank 0, above the display."""
+        if self.ranks.index == 0:
+            self.console.print(text, highlight=False, markup=False, emoji=False)
+
+    def finish(self, step: int, figures: Mapping[str, Any], stream: Counted, exported: Path) -> None:
+        """Write evaluation.json; say how each class fares, what was left out of the data, where the result is."""
+        self.flush()
+        if self.ranks.index == 0:
+            write_json(self.folder / "evaluation.json", _json_safe({"step": step, **figures}))
+        self._show_classes(figures.get("per_class", {}))
+        counts = stream.counts
+        if counts.num_truncated_examples:
+            self.say(
+                f"truncated: {counts.num_truncated_examples:,} of {counts.num_examples:,} examples, by "
+                f"{counts.num_truncated_tokens:,} tokens in all (--max_length)"
+            )
+        if self._num_oom_replays > 1:
+            self.say(f"replayed: {self._num_oom_replays:,} times a window started anew because memory ran out")
+        for reason, number in stream.bad_rows().most_common():
+            self.say(f"left out while training: {number:,} bad rows over all passes ({reason})")
+        if counts.num_weightless_windows:
+            self.say(f"skipped: {counts.num_weightless_windows:,} windows without any item of weight")
+        self.say(f"saved: {exported}")
+
+    def end_early(self, step: int, why: Exception, is_saved: bool = True) -> None:
+        """Say that the run ends before its time, and end the trackers. A collective.
+
+        All ranks come back from it together: torchrun ends the others as soon as one is through.
+        """
+        where = self.folder / "checkpoints"
+        saved = f"saved in {where}; the same command goes on from there, with --resume auto"
+        if not is_saved:
+            saved = f"it could not be saved; what was saved before is in {where}"
+        what = why if isinstance(why, Stopped) else "ended by an error"
+        self.say(f"{what} after step {step}: {saved if step else 'there is nothing to save'}")
+
+        def end_trackers() -> None:
+            while self.accelerator.trackers:
+                with suppress(Exception):  # the run's end is not theirs to say
+                    self.accelerator.trackers.pop().finish()
+
+        together(self.ranks, end_trackers)
+
+    def _track(self, values: Mapping[str, Any], step: int) -> None:
+        """Hand figures to the trackers; one that fails (a full disk, no network) is left out from there on."""
+        for tracker in list(self.accelerator.trackers):
+            try:
+                tracker.log(values, step=step)
+            except Exception as error:
+                self.accelerator.trackers.remove(tracker)
+                self.say(f"tracker {tracker.name} failed and is left out from here on: {first_line(error)}")
+
+    def _show_classes(self, per_class: Mapping[str, Mapping[str, float | None]]) -> None:
+        if self.ranks.index == 0 and per_class:
+            columns = list(next(iter(per_class.values())))
+            table = Table("class", *columns, title="held-out examples by class", title_justify="left")
+            for name, row in per_class.items():
+                cells = ("-" if v is None else f"{v:.0f}" if k == "support" else f"{v:.3f}" for k, v in row.items())
+                table.add_row(Text(name), *cells)  # not as markup: it is the data's
+            self.console.print(table)
+
+    def _write(self, lines: Sequence[StepMetrics]) -> None:
+        self._lines.add(_json_safe(asdict(line)) for line in lines)
+        for line in lines:
+            values = {name: v for name, v in asdict(line).items() if not isinstance(v, str)}
+            self._track({f"train/{name}": value for name, value in values.items()}, line.step)
+        last = lines[-1]
+        seconds = sum(line.step_seconds for line in lines)
+        tokens = sum(line.num_tokens for line in lines)
+        padded = sum(line.num_padded_tokens for line in lines)
+        waited = sum(line.data_wait_share * line.step_seconds for line in lines) / seconds
+        figures = (
+            f"loss {_short(last.loss)}  grad norm {_short(last.grad_norm)}  lr {last.learning_rate:.2e}  "
+            f"{tokens / seconds:,.0f} {self.unit}/s  padding {1 - tokens / padded:.1%}  "
+            f"waiting for data {waited:.1%}  memory {last.peak_memory_bytes / 2**30:.2f} GiB"
+        )
+        if self._display is not None:
+            self._display.update(self._task, figures=figures)
+        else:
+            self.say(f"step {last.step}/{self.num_steps}  {self._time_left(last.step)} left  {figures}")
+        for line in lines:
+            if not math.isfinite(line.loss) or not math.isfinite(line.grad_norm):
+                self.say(f"step {line.step}: loss {line.loss}, gradient norm {line.grad_norm}: not finite")
+
+    def _time_left(self, step: int) -> str:
+        seconds = (time.perf_counter() - self._started) / (step - self.first_step) * (self.num_steps - step)
+        minutes, seconds = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def _merge(pending: _Pending, columns: Sequence[Sequence[int]]) -> StepMetrics:
+    losses, padded, micro_batches, seconds, memory, replays, waited = columns
+    step_seconds = max(map(bits_float, seconds))
+    window = pending.window
+    return StepMetrics(
+        step=window.step,
+        epoch=window.epoch,
+        loss=sum(map(bits_float, losses)) / window.num_items,
+        grad_norm=float(pending.grad_norm),
+        learning_rate=pending.learning_rate,
+        num_examples=window.num_examples,
+        num_items=window.num_items,
+        num_tokens=window.num_tokens,
+        num_padded_tokens=sum(padded),
+        num_micro_batches=sum(micro_batches),
+        step_seconds=step_seconds,
+        peak_memory_bytes=max(memory),
+        num_oom_replays=sum(replays),
+        window_digest=window.digest,
+        data_wait_share=max(map(bits_float, waited)) / step_seconds,
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as the single values that trackers take."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, int | float | str | bool) else str(value)
+    return flat
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _json_safe(values: Mapping[str, Any]) -> dict[str, Any]:
+    # JSON has no NaN: null stands for it.
+    return {
+        name: _json_safe(value)
+        if isinstance(value, Mapping)
+        else None
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+        for name, value in values.items()
+    }

@@ -1,0 +1,265 @@
+"""Going on with a run: which checkpoint, whether this is still the same run, and what each rank starts from."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from hf_accum.accumulation.splitting import Cutter
+from hf_accum.accumulation.window import StreamState
+from hf_accum.config.recipe import RecipeConfig, as_dict
+from hf_accum.data.shuffling import Place
+from hf_accum.distributed.ranks import Ranks, together
+from hf_accum.models.lora import load_weights, weights_folder
+from hf_accum.run.checkpoint import BestCheckpoint, Checkpoints, Loaded, load, load_latest
+from hf_accum.run.manifest import Damaged
+from hf_accum.run.training_state import Stateful, put_back, take_state
+from hf_accum.seeding import derive_seed
+
+FREE = frozenset(
+    {
+        *(
+            "output_dir",
+            "resume",
+            "allow_changes",
+            "save_every",
+            "keep_checkpoints",
+            "log_every",
+            "trackers",
+            "debug",
+        ),
+        *("micro_batch_size", "memory_budget", "max_probe_seconds", "gradient_checkpointing", "balance_ranks"),
+        *("full_determinism", "loss_chunk_size", "num_samples", "sample_length"),
+        *("eval_every", "best_metric", "early_stopping_patience", "extra_metrics", "max_minutes", "on_bad_row"),
+        *("rank_timeout_minutes", "on_nonfinite", "max_nonfinite_skips", "allow_pickle_weights", "trust_remote_code"),
+    }
+)
+"""Settings that may be others when a run goes on: they change what it costs and shows, not what it trains."""
+
+_CUT_BY = ("micro_batch_size", "memory_budget", "max_probe_seconds", "gradient_checkpointing", "full_determinism")
+_OF_THE_DATA = ("num_train", "data_digest")
+_ORDER = {
+    *("seed", "shuffle_block_size", "stream_split", "num_processes", "dataset", "dataset_revision", "train_split"),
+    *("eval_split", "eval_fraction", "group_column", *_OF_THE_DATA),
+}
+_AS_MUCH = 0.95  # of the memory there was
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The checkpoint that a run goes on from, and what is to be said of it."""
+
+    loaded: Loaded | None
+    notes: Sequence[str] = field(default_factory=tuple)
+    starts_pass_anew: bool = False
+    """Whether the examples come in another order than then: their places mean nothing."""
+    base_may_differ: bool = False
+    """Whether another base model was allowed."""
+
+    @property
+    def step(self) -> int:
+        """After which the run goes on; 0: it starts anew."""
+        return 0 if self.loaded is None else self.loaded.step
+
+    @property
+    def num_skips(self) -> int:
+        """Windows that were left out as their gradient was not finite."""
+        return 0 if self.loaded is None else int(self.loaded.numbers["num_skips"])
+
+
+def facts_of_run(
+    config: RecipeConfig, ranks: Ranks, precision: str, *, num_train: int | None, data_digest: str | None
+) -> dict[str, Any]:
+    """What decides how a run goes: its settings, its data, its ranks."""
+    return {
+        "settings": _flat(json.loads(json.dumps(as_dict(config)))),
+        "num_train": num_train,
+        "data_digest": data_digest,
+        "num_processes": ranks.count,
+        "precision": precision,
+    }
+
+
+def find_resume(folder: Path, config: RecipeConfig, facts: Mapping[str, Any], ranks: Ranks) -> Resumed:
+    """The checkpoint that `--resume` means, if there is one, read and compared with the run of now. A collective.
+
+    `auto` takes the newest one in the run's folder that is whole, if that run was not finished.
+
+    Raises:
+        ValueError: if the checkpoint is damaged, or of a run that would go another way, unless `--allow_changes`
+            names what has changed.
+    """
+
+    def find() -> Resumed:
+        notes: list[str] = []
+        if config.resume == "never":
+            return Resumed(None)
+        if config.resume == "auto":
+            if not (folder / "config.yaml").exists() or (folder / "evaluation.json").exists():
+                return Resumed(None)
+            loaded = load_latest(folder, notes.append)
+        else:
+            path = Path(config.resume).expanduser().resolve()
+            try:
+                loaded = load(path)
+            except Damaged as error:
+                raise ValueError(
+                    f"--resume {config.resume}: has to be auto, never, or a checkpoint's folder, as "
+                    f"RUN/checkpoints/step-00000100 ({error})"
+                ) from error
+        changed: set[str] = set()
+        if loaded is not None:
+            changed = _compare(loaded, config, facts, ranks, notes.append)
+        if starts_anew := bool(changed & _ORDER):
+            notes.append("the examples come in another order than before: the pass that was begun starts anew")
+        return Resumed(loaded, notes, starts_anew, "base" in config.allow_changes)
+
+    # Rank 0 reads: the others may not see its disk.
+    return together(ranks, lambda: find() if ranks.index == 0 else None)[0] or Resumed(None)
+
+
+def _compare(
+    loaded: Loaded, config: RecipeConfig, facts: Mapping[str, Any], ranks: Ranks, say: Callable[[str], None]
+) -> set[str]:
+    """The names of what is another, and allowed to be."""
+    earlier, now = loaded.numbers["facts"], facts
+    is_same_data = None not in (earlier["data_digest"], now["data_digest"]) and all(
+        earlier[name] == now[name] for name in _OF_THE_DATA
+    )
+    free = FREE | {"dataset", "dataset_revision"} if is_same_data else FREE  # wherever it lies
+    changed = [
+        (name, earlier["settings"].get(name), value)
+        for name, value in now["settings"].items()
+        if name not in free and _as_list(earlier["settings"].get(name)) != _as_list(value)
+    ]
+    changed += [
+        (name, earlier[name], now[name])
+        for name in ("precision", *_OF_THE_DATA)
+        if earlier[name] != now[name] and None not in (earlier[name], now[name])
+    ]
+    if earlier["num_processes"] != ranks.count and config.stream_split == "shards":
+        changed.append(("num_processes", earlier["num_processes"], ranks.count))
+    allowed = set(config.allow_changes)
+    refused = [(name, before, after) for name, before, after in changed if name not in allowed]
+    if refused:
+        told = "; ".join(f"{name} was {before}, now {after}" for name, before, after in refused)
+        names = ",".join(dict.fromkeys(name for name, _, _ in refused))
+        raise ValueError(
+            f"the checkpoint {loaded.path} is of a run that would go another way: {told}; --resume never starts anew "
+            f"(the earlier run is kept beside), --allow_changes {names} goes on all the same"
+        )
+    for name, before, after in changed:
+        say(f"{name} was {before}, now {after}: allowed")
+    return {name for name, _, _ in changed}
+
+
+def stream_state(resumed: Resumed, ranks: Ranks) -> StreamState | None:
+    """Where this rank's stream goes on; None: at the beginning.
+
+    On another number of ranks, with one common order, where rank 0 was; in another order, at the start of the pass.
+    """
+    if resumed.loaded is None:
+        return None
+    states = [StreamState.from_json(value) for value in resumed.loaded.numbers["streams"]]
+    first = states[0]
+    if not resumed.starts_pass_anew:
+        return states[ranks.index] if len(states) == ranks.count else first
+    counts = first.counts.copy()
+    if ranks.index:
+        counts.bad_rows.clear()  # they are summed over the ranks
+    return StreamState(first.step, Place(first.place.epoch), counts)
+
+
+@dataclass
+class RunState:
+    """A run as a checkpoint holds it: what it was started with, and all that training changes.
+
+    `device` and `limit_bytes` are those of the tuner: with as much memory on such a device windows are cut as before.
+    """
+
+    facts: Mapping[str, Any]
+    ranks: Ranks
+    model: nn.Module
+    optimizer: Stateful
+    scheduler: Stateful
+    scaler: Stateful | None
+    cutter: Cutter
+    best: BestCheckpoint
+    device: str
+    limit_bytes: int
+
+    def __post_init__(self) -> None:
+        """Take the base model's digest."""
+        self._base = digest_of_frozen(self.model)
+
+    def restore(self, resumed: Resumed) -> None:
+        """Make it that of a checkpoint; the weights on rank 0 only, which are to be broadcast then.
+
+        Raises:
+            ValueError: if the checkpoint is of another base model, or of another optimizer.
+        """
+        loaded = resumed.loaded
+        if loaded is None:
+            return
+        if loaded.numbers["base"] != self._base and not resumed.base_may_differ:
+            raise ValueError(
+                f"the checkpoint {loaded.path} was trained on another base model: the weights that are not trained "
+                "differ; give --model and --revision of then, or --resume never; --allow_changes base goes on all "
+                "the same"
+            )
+        if self.ranks.index == 0:
+            load_weights(self.model, loaded.path / weights_folder(self.model))
+        put_back(loaded.state, self.model, self.optimizer, self.scheduler, self.scaler)
+        saved = loaded.numbers["best"]
+        if saved["metric"] == self.best.metric:
+            self.best.value, self.best.step = saved["value"], saved["step"]
+            self.best.num_evaluations_since = saved["num_evaluations_since"]
+        if len(loaded.numbers["cutters"]) == self.ranks.count:
+            mine = loaded.numbers["cutters"][self.ranks.index]
+            asked = [
+                loaded.numbers["facts"]["settings"].get(name) == self.facts["settings"][name] for name in _CUT_BY
+            ]
+            if all(asked) and mine["device"] == self.device and self.limit_bytes >= _AS_MUCH * mine["limit_bytes"]:
+                self.cutter.restore(mine["cutter"])
+
+    def save(self, state: StreamState, checkpoints: Checkpoints, num_skips: int = 0) -> None:
+        """Begin to save it, as it is behind a window, and how many windows were left out. A collective."""
+        mine = {"cutter": self.cutter.as_json(), "device": self.device, "limit_bytes": self.limit_bytes}
+        everyone = self.ranks.gather_objects((state.as_json(), mine))
+        numbers = {
+            "step": state.step,
+            "facts": self.facts,
+            "base": self._base,
+            "streams": [stream for stream, _ in everyone],
+            "cutters": [of_rank for _, of_rank in everyone],
+            "best": dict(vars(self.best)),
+            "num_skips": num_skips,
+        }
+        if checkpoints.is_main:
+            checkpoints.save(take_state(self.model, self.optimizer, self.scheduler, self.scaler), numbers)
+
+
+def digest_of_frozen(model: nn.Module) -> str:
+    """Of the weights that training does not change: of each its name, its shape, its first and last values."""
+    parts: list[str] = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad and ".original_module." not in name:  # a new head, that nothing uses
+            flat: Tensor = parameter.detach().reshape(-1)
+            ends = [flat[:64], flat[-64:]]
+            parts += [name, str(tuple(parameter.shape)), *(str(end.cpu().tolist()) for end in ends)]
+    return f"{derive_seed(*parts):016x}"
+
+
+def _as_list(value: Any) -> Any:
+    """Of a setting that takes a name or a list of them one spelling."""
+    return [value] if isinstance(value, str) else value
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

@@ -1,0 +1,83 @@
+"""What a run is about to do, in words."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.models.batch_norm import has_frozen_statistics
+from hf_accum.models.lora import count_parameters
+from hf_accum.run.resume import Resumed
+from hf_accum.tuner.search import Tuning
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def describe_run(
+    config: RecipeConfig,
+    *,
+    num_train: int | None,
+    num_held_out: int | None,
+    bad_rows: Mapping[str, int],
+    notes: Sequence[str] = (),
+    num_steps: int,
+    model: nn.Module,
+    new_modules: Sequence[str],
+    accelerator: "Accelerator",
+    tunings: Sequence[Tuning],
+    earlier: Path | None,
+    resumed: Resumed | None = None,
+) -> str:
+    """Lines for the user, before the first step: model, data, effective batch, its cut, steps, last window."""
+    trainable, total = count_parameters(model)
+    ranks = accelerator.num_processes
+    batch = config.effective_batch_size
+    how = f"LoRA of rank {config.lora.rank}" if config.lora.rank else "full fine-tuning"
+    new = f"; new, without pretrained weights: {', '.join(new_modules)}" if new_modules else ""
+    lines = [
+        f"model      {how}: {trainable:,} of {total:,} parameters are trained ({trainable / total:.2%}){new}",
+        f"ranks      {ranks} on {accelerator.device.type}, precision {accelerator.mixed_precision}",
+        (
+            f"window     {batch} examples per optimizer step over all ranks, cut into micro-batches that fit; the "
+            "gradient is that of the whole window"
+        ),
+    ]
+    alike = len({str(replace(tuning, seconds=0.0)) for tuning in tunings}) == 1
+    for index, tuning in enumerate(tunings[:1] if alike else tunings):
+        lines.append(f"memory     {'' if alike else f'rank {index}: '}{tuning}")
+    if num_train is None:
+        lines.append(f"steps      {num_steps:,}, over as many passes as they take")
+    else:
+        held_out = "" if num_held_out is None else f", {num_held_out:,} held out"
+        lines.insert(0, f"data       {num_train:,} examples to train on{held_out}")
+        rest = num_train % batch
+        last = "the windows of a pass come out even"
+        if num_train < batch:
+            last = "a pass has fewer examples than one window: it is one window, used with its true weight"
+        elif rest:
+            last = f"the last window of a pass has {rest} examples and is used with its true weight"
+        passes = num_steps / -(-num_train // batch)
+        lines.append(f"steps      {num_steps:,}, about {passes:.2f} passes over the data; {last}")
+    lines += [f"note       {note}" for note in notes]
+    lines += [f"left out: {number:,} bad rows ({reason})" for reason, number in bad_rows.items()]
+    of_batches = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if of_batches and has_frozen_statistics(model):
+        lines.append(
+            f"note       {len(of_batches)} BatchNorm layers keep the statistics that they came with: the gradient "
+            "does not depend on the cut"
+        )
+    elif of_batches:
+        lines.append(
+            "note       this model has BatchNorm layers, which see the micro-batch: its gradient depends on the cut"
+        )
+    lines.append(f"folder     {config.output_dir}")
+    if resumed is not None and resumed.loaded is not None:
+        lines.append(f"resumed    after step {resumed.step:,}, from {resumed.loaded.path} (--resume never: anew)")
+    lines += [f"           {note}" for note in (() if resumed is None else resumed.notes)]
+    if earlier is not None:
+        lines.append(f"           the earlier run that stood there is now {earlier}")
+    return "\n".join(lines)

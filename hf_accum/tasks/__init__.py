@@ -1,0 +1,1 @@
+"""What an example is: a room for each task."""

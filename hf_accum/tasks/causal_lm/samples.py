@@ -1,0 +1,151 @@
+"""What a language model writes on held-out examples, before a training and after it."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hf_accum.data.source import Row, good_rows
+from hf_accum.data.split import SplitData
+from hf_accum.device.out_of_memory import Failure, classify, release
+from hf_accum.errors import first_line, shortened
+from hf_accum.files import write_atomically
+from hf_accum.models.loading import num_positions, quiet_transformers
+from hf_accum.seeding import keeping_random_state
+from hf_accum.tasks.causal_lm.data import Passage, passage_of
+from hf_accum.tasks.language_modeling.chunked_loss import with_output_layer
+from hf_accum.tuner.tracing import keeping_modes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_LONGEST_PROMPT = 32  # tokens of a text that the model is to go on with
+_LONGEST_SHOWN = 500  # characters
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a model was given, what it wrote, and what the data has there."""
+
+    prompt: str
+    generated: str
+    reference: str
+
+
+def first_held_out(data: SplitData, number: int, on_bad_row: Any) -> list[Passage]:
+    """The first held-out passages of a dataset."""
+
+    def prepare(row: Row) -> Passage | None:
+        return passage_of(row) if data.is_held_out(row, of_eval_source=True) else None
+
+    source, bad_rows = data.eval_source, Counter[str]()
+    passages = (
+        passage
+        for shard in range(source.num_shards)
+        for _, passage in good_rows(source, shard, 0, prepare, on_bad_row, bad_rows)
+    )
+    return list(islice(passages, number))
+
+
+def generate(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", passage: Passage, num_new_tokens: int) -> Sample:
+    """The most likely token, again and again, up to the end of a text.
+
+    The model is given what stands before the first answer; of a text without any, its start. It writes no more than
+    it has positions for: a passage, and so a prompt, which is shorter, leaves one at least. Its modes and the
+    generators of random numbers are as before afterwards. `model` is the one that transformers or peft made; it may
+    have been told to stop before its output layer.
+    """
+    from transformers import GenerationConfig
+
+    device = next(model.parameters()).device
+    tokens, start, end = passage.tokens, *_places(passage, num_new_tokens)
+    positions = num_positions(model)
+    if positions is not None:
+        num_new_tokens = min(num_new_tokens, positions - start)
+    known: Any = getattr(model, "generation_config", None)
+    ending: Any = tokenizer.eos_token_id  # a text
+    endings = {ending, *np.atleast_1d(getattr(known, "eos_token_id", None) or [])} - {None}
+    how = GenerationConfig(
+        max_new_tokens=num_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        eos_token_id=sorted(map(int, endings)) or None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    prompt = torch.from_numpy(tokens[:start].astype(np.int64))[None].to(device)
+    with (
+        torch.inference_mode(),
+        keeping_modes(model),
+        keeping_random_state(device),
+        with_output_layer(model),
+        quiet_transformers(),
+    ):
+        model.eval()
+        generated: Any = model
+        written = generated.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=how)
+    return Sample(
+        str(tokenizer.decode(tokens[:start])),
+        str(tokenizer.decode(written[0, start:].cpu(), skip_special_tokens=True)),
+        str(tokenizer.decode(tokens[start:end], skip_special_tokens=True)),
+    )
+
+
+def _places(passage: Passage, num_new_tokens: int) -> tuple[int, int]:
+    """Where the prompt of a passage ends, and what is to follow it."""
+    start = int(np.flatnonzero(passage.is_target)[0])
+    if passage.is_text:
+        start = max(start, min(len(passage.tokens) // 2, _LONGEST_PROMPT))
+        return start, min(start + num_new_tokens, len(passage.tokens))
+    others = np.flatnonzero(~passage.is_target[start:])
+    return start, start + int(others[0]) if len(others) else len(passage.tokens)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Generates samples on one rank, tells of them, and keeps them in a run's folder, in `samples.jsonl`."""
+
+    passages: list[Passage]
+    tokenizer: "PreTrainedTokenizerBase"
+    num_new_tokens: int
+    folder: Path
+    say: Callable[[str], None] = print
+
+    def show(self, model: nn.Module, when: str) -> None:
+        """Those of the model as it is `when` (before or after the training). Talks with no other rank.
+
+        One for which memory does not suffice is left out, which is said: it is no reason to end a run.
+        """
+        samples: list[tuple[int, Sample]] = []
+        for number, passage in enumerate(self.passages, 1):
+            try:
+                sample = generate(model, self.tokenizer, passage, self.num_new_tokens)
+            except Exception as error:
+                if classify(error) is Failure.OTHER:
+                    raise
+                self.say(f"sample {number}, {when} the training: left out, out of memory ({first_line(error)})")
+                release(error, next(model.parameters()).device)
+                continue
+            samples.append((number, sample))
+            self.say(f"sample {number}, {when} the training")
+            for name, text in asdict(sample).items():
+                self.say(f"  {name + ':':10} {_on_one_line(text)}")
+        file = self.folder / "samples.jsonl"
+        lines = []
+        with suppress(FileNotFoundError):
+            # A run that goes on tells of itself again.
+            lines = [line for line in file.read_text("utf-8").splitlines() if json.loads(line)["when"] != when]
+        lines += [json.dumps({"when": when, "number": n, **asdict(s)}) for n, s in samples]
+        write_atomically(file, "".join(f"{line}\n" for line in lines))
+
+
+def _on_one_line(text: str) -> str:
+    return shortened(" ".join(text.split()), _LONGEST_SHOWN)

@@ -1,0 +1,104 @@
+"""Causal language modelling: passages to examples, examples to a batch, tokens predicted from those before them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_accum.accumulation.splitting import Cutter
+from hf_accum.accumulation.window import Example
+from hf_accum.data.source import Row
+from hf_accum.data.stream import WindowStream
+from hf_accum.distributed.ranks import Ranks
+from hf_accum.tasks.causal_lm.data import Passage, passage_of
+from hf_accum.tasks.language_modeling.chunked_loss import (
+    TOLERANCE,
+    ChunkedCrossEntropy,
+    Targets,
+    not_training,
+    probe,
+    with_output_layer,
+)
+from hf_accum.tasks.language_modeling.perplexity import evaluate_tokens
+from hf_accum.tasks.tokenization import pad
+
+ACCURACY = "next_token_accuracy"
+
+
+def check_causal(model: nn.Module, name: str) -> None:
+    """Refuse a model, loaded by `name`, that reads the tokens it is to predict: it would only learn to copy them.
+
+    An encoder loads as a causal model with all its weights. Its config says so; other models are given a text with
+    two endings, which logits before the end must not tell apart. Without weights only the config is known.
+
+    Raises:
+        ValueError: if its attention sees later tokens.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    config: Any = model.config
+    is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True)
+    if is_encoder or _sees_later_tokens(model):
+        raise ValueError(
+            f"--model {name}: has to be a causal language model: its attention must not see later tokens, and that "
+            f"of this one ({config.model_type}) does; recipes.medical_mlm trains encoders"
+        )
+
+
+def _sees_later_tokens(model: nn.Module) -> bool:
+    device = next(model.parameters()).device
+    if device.type == "meta":
+        return False
+    inputs = probe(model, 5, device)
+    ids = inputs["input_ids"]
+    texts = torch.cat([ids[:, :4], ids[:, [0, 1, 2, 4]]])
+    with torch.inference_mode(), not_training(model), with_output_layer(model):
+        logits = model(input_ids=texts, attention_mask=torch.ones_like(texts)).logits.float()
+    one, other = logits[:, :3]
+    return float((one - other).abs().max()) > TOLERANCE * float(logits.abs().max())
+
+
+@dataclass(frozen=True)
+class CausalTexts:
+    """Passages; the weight of an example is the number of its tokens that are predicted."""
+
+    objective: ChunkedCrossEntropy
+    pad_token_id: int
+
+    def prepare(self, row: Row) -> Passage:
+        """The passage of a row."""
+        return passage_of(row)
+
+    def encode(self, rows: Sequence[tuple[str, Passage]]) -> list[Example]:
+        """Examples of (id, passage) rows."""
+        examples = []
+        for example_id, passage in rows:
+            places = np.flatnonzero(passage.is_target)
+            features = {"input_ids": passage.tokens, "places": places}
+            length, weight = len(passage.tokens), float(len(places))
+            examples.append(Example(example_id, length, weight, features, passage.num_truncated))
+        return examples
+
+    def collate(self, examples: Sequence[Example], length: int | None = None) -> tuple[dict[str, Tensor], Targets]:
+        """The model's inputs, (num_examples, length) each, and the tokens to predict, on the CPU; as `pad` does.
+
+        A token is predicted where the one before it is read.
+        """
+        inputs = pad(examples, self.pad_token_id, length)
+        width = inputs["input_ids"].shape[1]
+        positions = [row * width + example.features["places"] - 1 for row, example in enumerate(examples)]
+        tokens = [example.features["input_ids"][example.features["places"]] for example in examples]
+        return inputs, Targets(
+            torch.from_numpy(np.concatenate(positions)), torch.from_numpy(np.concatenate(tokens).astype(np.int64))
+        )
+
+    def evaluate(
+        self, model: nn.Module, held_out: WindowStream[Any], *, ranks: Ranks, cutter: Cutter
+    ) -> dict[str, Any]:
+        """The mean loss of predicted tokens, its exponential, and the share that is guessed right. A collective."""
+        return evaluate_tokens(
+            model, held_out, self.collate, self.objective, accuracy=ACCURACY, ranks=ranks, cutter=cutter
+        )

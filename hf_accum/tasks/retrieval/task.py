@@ -1,0 +1,188 @@
+"""Retrieval of texts by texts: rows to pairs, pairs to batches of texts, texts to vectors, vectors to ranks.
+
+Documents of the same tokens are one: a model could not tell them apart.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hf_accum.accumulation.grad_cache import InBatchNegatives
+from hf_accum.accumulation.splitting import Cutter
+from hf_accum.accumulation.window import Example
+from hf_accum.data.pipeline import to_device
+from hf_accum.data.stream import WindowStream
+from hf_accum.distributed.ranks import Ranks, together
+from hf_accum.evaluation.evaluate import check_best_metric, run_over
+from hf_accum.models.pooling import Pooling
+from hf_accum.tasks.tokenization import made_up_inputs, pad, text_of, tokenize
+from hf_accum.tuner.tracing import Workload
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Pair = tuple[str, str]
+"""A query and its document."""
+_RECALLS = (1, 5, 10)
+_QUERY, _DOCUMENT = ":query", ":document"
+Encoded = tuple[str, int | None, np.ndarray]
+"""Of a text: its id, the key of a document, its vector."""
+
+
+def encode_texts(model: nn.Module, inputs: Mapping[str, Tensor], pooling: Pooling) -> Tensor:
+    """A vector for each text, (num_texts, width): the mean of its tokens' last states, or that of one token."""
+    states = model(**inputs).last_hidden_state
+    mask = inputs["attention_mask"]
+    if pooling == "mean":
+        weights = mask.unsqueeze(-1).to(states.dtype)
+        return (states * weights).sum(1) / weights.sum(1)
+    if pooling == "cls":
+        return states[:, 0]
+    return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
+
+
+@dataclass(frozen=True)
+class TextRetrieval:
+    """Which document belongs to a query: texts of two columns, encoded by one model."""
+
+    query_column: str
+    document_column: str
+    tokenizer: "PreTrainedTokenizerBase"
+    objective: InBatchNegatives
+    max_length: int
+    pooling: Pooling = "mean"
+
+    def prepare(self, row: Mapping[str, Any]) -> Pair:
+        """A row's two texts.
+
+        Raises:
+            BadRow: if either is missing or cannot be used.
+        """
+        return text_of(row, self.query_column), text_of(row, self.document_column)
+
+    def encode(self, rows: Sequence[tuple[str, Pair]]) -> list[Example]:
+        """Tokenise (id, pair) rows."""
+        texts = [text for _, pair in rows for text in pair]
+        tokens = tokenize(self.tokenizer, texts, self.max_length)
+        examples = []
+        for index, (example_id, _) in enumerate(rows):
+            query, of_document = tokens[2 * index : 2 * index + 2]
+            parts = (
+                Example(example_id + _QUERY, len(query[0]), 1.0, {"input_ids": query[0]}),
+                Example(
+                    example_id + _DOCUMENT,
+                    len(of_document[0]),
+                    1.0,
+                    {"input_ids": of_document[0], "key": _key(of_document[0])},
+                ),
+            )
+            length = sum(part.length for part in parts)
+            examples.append(Example(example_id, length, 1.0, {}, query[1] + of_document[1], parts))
+        return examples
+
+    def collate(self, examples: Sequence[Example], length: int | None = None) -> dict[str, Tensor]:
+        """The model's inputs, (num_texts, length) each, on the CPU; as `pad` does."""
+        pad_token_id = self.tokenizer.pad_token_id
+        assert isinstance(pad_token_id, int)
+        return pad(examples, pad_token_id, length)
+
+    def vectors(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """As `encode_texts` does."""
+        return encode_texts(model, inputs, self.pooling)
+
+    def evaluate(
+        self, model: nn.Module, held_out: WindowStream[Pair], *, ranks: Ranks, cutter: Cutter
+    ) -> dict[str, Any]:
+        """Each query's document among all held-out documents, each of which counts once: the mean loss, the mean of
+        the reciprocal ranks, and the shares of queries whose document is among the first k. A collective.
+
+        Of documents that score alike the right one comes last.
+        """
+        device = next(model.parameters()).device
+
+        def forward(texts: Sequence[Example], length: int) -> list[Encoded]:
+            vectors = self.vectors(model, to_device(self.collate(texts, length), device))
+            kept = vectors if vectors.dtype == torch.float64 else vectors.float()
+            keys = [text.features.get("key") for text in texts]
+            return list(zip([text.id for text in texts], keys, kept.cpu().numpy(), strict=True))
+
+        results, _ = run_over(model, held_out, forward, cutter)
+        everyone = ranks.gather_objects(results)
+        encoded = [text for of_rank in everyone for of_batch in of_rank for text in of_batch]
+        figures = together(ranks, lambda: self.judge(encoded) if ranks.index == 0 else None)[0]
+        assert figures is not None
+        return figures
+
+    def judge(self, encoded: Sequence["Encoded"]) -> dict[str, Any]:
+        """The figures of `evaluate`, of the vectors of all texts, in whatever order."""
+        by_id = sorted(encoded, key=lambda text: text[0])
+        documents_of = {
+            text_id.removesuffix(_DOCUMENT): (key, vector) for text_id, key, vector in by_id if key is not None
+        }
+        places: dict[int, int] = {}
+        unique = []
+        for key, vector in documents_of.values():
+            if places.setdefault(key, len(places)) == len(unique):
+                unique.append(vector)
+        of_queries = [(text_id.removesuffix(_QUERY), vector) for text_id, key, vector in by_id if key is None]
+        queries = torch.from_numpy(np.stack([vector for _, vector in of_queries]))
+        documents = torch.from_numpy(np.stack(unique))
+        right = torch.tensor([places[documents_of[example_id][0]] for example_id, _ in of_queries])
+        keys = torch.arange(len(documents))
+        loss, ranks_of_right = 0.0, []
+        for chunk in torch.arange(len(queries)).split(self.objective.chunk_size):
+            scores = self.objective.scores(queries[chunk], documents)
+            own = scores.gather(1, right[chunk, None])
+            ranks_of_right.append(len(documents) - (scores < own).sum(1))  # last where a score is not a number
+            loss += float(self.objective(queries[chunk], right[chunk], documents, keys).sum())
+        found_at = torch.cat(ranks_of_right).double()
+        figures: dict[str, Any] = {
+            "num_examples": len(queries),
+            "num_documents": len(documents),
+            "loss": loss / len(queries),
+            "mrr": float((1 / found_at).mean()),
+        }
+        return figures | {f"recall_at_{k}": float((found_at <= k).double().mean()) for k in _RECALLS}
+
+
+def check_retrieval_metric(best_metric: str | None) -> None:
+    """Refuse a `--best_metric` that an evaluation of retrieval has no figure of.
+
+    Raises:
+        ValueError: naming those that it has.
+    """
+    check_best_metric(best_metric, {"mrr": 0.0} | {f"recall_at_{k}": 0.0 for k in _RECALLS})
+
+
+def _key(token_ids: np.ndarray) -> int:
+    """What tells a text from others for the model, that sees no more than its tokens; a signed 64-bit number."""
+    return int.from_bytes(blake2b(token_ids.tobytes(), digest_size=8).digest(), "big", signed=True)
+
+
+def retrieval_workload(
+    model: nn.Module,
+    optimizer: Callable[[nn.Module], Optimizer],
+    *,
+    pooling: Pooling,
+    max_length: int,
+    precision: str = "no",
+) -> Workload:
+    """What training and evaluating an encoder compute for a text, for the tracer and the tuner: no data is needed.
+
+    The rehearsal takes less memory than the forward with its graph.
+    """
+
+    def vectors(model: nn.Module, num_texts: int, length: int, device: torch.device) -> Tensor:
+        return encode_texts(model, made_up_inputs(model, num_texts, length, device), pooling)
+
+    def loss(model: nn.Module, num_texts: int, length: int, device: torch.device) -> Tensor:
+        of_texts = vectors(model, num_texts, length, device)
+        return (of_texts * torch.ones_like(of_texts)).sum()
+
+    return Workload(model, optimizer, loss, vectors, max_length, precision=precision, num_parts=2)

@@ -1,0 +1,1 @@
+"""Entities in the words of a text."""

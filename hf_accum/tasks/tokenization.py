@@ -1,0 +1,142 @@
+"""Texts of rows as examples, and examples as padded tensors."""
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_accum.accumulation.window import Example
+from hf_accum.data.formats.rows import BadRow, value_of
+from hf_accum.errors import shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+# A fast tokenizer keeps in itself whether it truncates, and the streams of training and evaluation share one.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def text_of(row: Mapping[str, Any], column: str) -> str:
+    """The text of a row.
+
+    Raises:
+        BadRow: if there is no such column, or no text in it.
+    """
+    text = value_of(row, column)
+    if text is None or (isinstance(text, float) and math.isnan(text)):
+        raise BadRow(column, "no text (null or NaN)")
+    if not isinstance(text, str):
+        raise BadRow(column, f"{shown(text)} is a {type(text).__name__}, not a text")
+    if not text.strip():
+        raise BadRow(column, "empty text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRow(column, "not UTF-8 (a lone surrogate)") from None
+    return text
+
+
+def tokenize(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int | None, *, special: bool = True
+) -> list[tuple[np.ndarray, int]]:
+    """Token ids of each text, at most `max_length` of them (None: all), and how many tokens that cut off.
+
+    With the `special` tokens of the tokenizer, or without.
+    """
+    how: dict[str, Any] = {"add_special_tokens": special, "verbose": False}
+    with _ONE_AT_A_TIME:
+        whole = tokenizer(list(texts), truncation=False, **how)["input_ids"]
+        long = [index for index, ids in enumerate(whole) if max_length is not None and len(ids) > max_length]
+        cut: list[list[int]] = []
+        if long:
+            cut = tokenizer([texts[i] for i in long], truncation=True, max_length=max_length, **how)["input_ids"]
+    kept: list[Sequence[int]] = list(whole)
+    for index, ids in zip(long, cut, strict=True):
+        kept[index] = ids
+    # A ninth of what lists of Python's integers take.
+    return [
+        (np.array(ids, dtype=np.int32), len(all_ids) - len(ids)) for ids, all_ids in zip(kept, whole, strict=True)
+    ]
+
+
+def tokenize_with_places(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids of a text, without the special ones around it, and at which character each starts."""
+    with _ONE_AT_A_TIME:
+        encoded = tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+        )
+    starts = [start for start, _ in encoded["offset_mapping"]]
+    return np.array(encoded["input_ids"], dtype=np.int32), np.array(starts, dtype=np.int64)
+
+
+def count_tokens(tokenizer: "PreTrainedTokenizerBase", words: Sequence[str]) -> list[int]:
+    """How many tokens each of the words of a text has, without special tokens."""
+    with _ONE_AT_A_TIME:
+        encoded = tokenizer(list(words), is_split_into_words=True, add_special_tokens=False, verbose=False)
+    counts = Counter(encoded.word_ids())
+    return [counts[index] for index in range(len(words))]
+
+
+def tokenize_words(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[Sequence[str]], max_length: int
+) -> list[tuple[np.ndarray, dict[int, int], int]]:
+    """Token ids of each text, given as words; of its words the places of their first tokens; what was cut off."""
+    how: dict[str, Any] = {"is_split_into_words": True, "verbose": False}
+    with _ONE_AT_A_TIME:
+        whole = tokenizer([list(words) for words in texts], truncation=False, **how)
+        long = [index for index, ids in enumerate(whole["input_ids"]) if len(ids) > max_length]
+        cut = (
+            tokenizer([list(texts[i]) for i in long], truncation=True, max_length=max_length, **how)
+            if long
+            else whole
+        )
+    cut_at = {index: place for place, index in enumerate(long)}
+    tokens = []
+    for index, all_ids in enumerate(whole["input_ids"]):
+        encoded, row = (cut, cut_at[index]) if index in cut_at else (whole, index)
+        ids = encoded["input_ids"][row]
+        places: dict[int, int] = {}
+        for place, word in enumerate(encoded.word_ids(row)):
+            if word is not None:
+                places.setdefault(word, place)
+        tokens.append((np.array(ids, dtype=np.int32), places, len(all_ids) - len(ids)))
+    return tokens
+
+
+def pad(examples: Sequence[Example], pad_token_id: int, length: int | None = None) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask` of examples, (num_examples, length), padded on the right.
+
+    `length` is that of the longest if it is not given.
+    """
+    length = length or max(example.length for example in examples)
+    input_ids = np.full((len(examples), length), pad_token_id)
+    attention_mask = np.zeros((len(examples), length), dtype=np.int64)
+    for row, example in enumerate(examples):
+        input_ids[row, : example.length] = example.features["input_ids"]
+        attention_mask[row, : example.length] = 1
+    return {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)}
+
+
+def made_up_inputs(model: nn.Module, num_examples: int, length: int, device: torch.device) -> dict[str, Tensor]:
+    """A batch of no text, of the shape (num_examples, length), for the tracer and the tuner.
+
+    The same operations at any size: a trace compares them one by one.
+    """
+    eos_token_id = getattr(getattr(model, "config", None), "eos_token_id", None)
+    if isinstance(eos_token_id, list):
+        eos_token_id = eos_token_id[0]
+    inputs = {
+        "input_ids": torch.zeros(num_examples, length, dtype=torch.long, device=device),
+        "attention_mask": torch.ones(num_examples, length, dtype=torch.long, device=device),
+    }
+    if eos_token_id is not None:
+        inputs["input_ids"][:, 0] = eos_token_id  # BART and T5 read the text's class there
+    if num_examples > 1 and length > 1:
+        inputs["attention_mask"][-1, -1] = 0  # padding, and so the mask that it needs
+    return inputs

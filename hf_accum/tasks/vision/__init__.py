@@ -1,0 +1,1 @@
+"""A class for each image, or for each of its pixels."""

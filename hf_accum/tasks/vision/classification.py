@@ -1,0 +1,139 @@
+"""Classification of images: rows to examples, examples to a batch, logits to what the metrics need."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hf_accum.accumulation.losses import Objective
+from hf_accum.accumulation.splitting import Cutter
+from hf_accum.accumulation.window import Example
+from hf_accum.data.formats.rows import BadRow
+from hf_accum.data.stream import WindowStream
+from hf_accum.distributed.ranks import Ranks
+from hf_accum.evaluation.evaluate import Metric, check_metrics, evaluate_model
+from hf_accum.tasks.labels import LabelColumn
+from hf_accum.tasks.vision.augmentation import UNCHANGED, Augmenter
+from hf_accum.tasks.vision.data import Pictures
+from hf_accum.tasks.vision.images import Picture
+from hf_accum.tasks.vision.inputs import PATCHES, ImageInputs, made_up_images, num_patches
+from hf_accum.tuner.tracing import Workload
+
+
+@dataclass(frozen=True)
+class ImageClassification:
+    """One class for each image. Images stay as they are stored until a batch is made of them."""
+
+    pictures: Pictures
+    labels: LabelColumn
+    objective: Objective
+    inputs: ImageInputs
+    augmenter: Augmenter | None
+
+    def prepare(self, row: Mapping[str, Any]) -> tuple[Picture, int]:
+        """A row's image, not decoded, and its class.
+
+        Raises:
+            BadRow: if either is missing or cannot be used.
+        """
+        label = self.labels.encode(row)
+        assert isinstance(label, int)
+        return self.pictures.of(row), label
+
+    def encode(self, rows: Sequence[tuple[str, tuple[Picture, int]]]) -> list[Example]:
+        """Examples of (id, (image, class)) rows."""
+        return [
+            Example(
+                id=example_id,
+                length=num_patches(self.inputs.resolution),
+                weight=self.objective.weight(torch.tensor([label])),
+                features={"picture": picture, "label": label, "augmentation": UNCHANGED},
+            )
+            for example_id, (picture, label) in rows
+        ]
+
+    def draw(self, example: Example, epoch: int | None) -> Example:
+        """Draw how an image is augmented in a pass; a held-out one (None) is not."""
+        if epoch is None or self.augmenter is None:
+            return example
+        augmentation = self.augmenter.draw(epoch, example.id)
+        return replace(example, features={**example.features, "augmentation": augmentation})
+
+    def collate(self, examples: Sequence[Example], length: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """The model's inputs, (num_examples, 3, resolution, resolution), and the classes, on the CPU.
+
+        Raises:
+            ValueError: for an image that cannot be decoded.
+        """
+        labels = torch.tensor([example.features["label"] for example in examples], dtype=torch.long)
+        return {"pixel_values": pixel_values(self.inputs, examples)}, labels
+
+    @staticmethod
+    def compact(logits: Tensor) -> Tensor:
+        """Predicted classes."""
+        return logits.argmax(-1).int()
+
+    def check_metrics(self, best_metric: str | None) -> None:
+        """Compute the metrics once, before the training that needs them.
+
+        Raises:
+            ValueError: as the function of the same name does.
+        """
+        check_metrics([self._metric], best_metric, self.compact(torch.eye(len(self.labels.names))))
+
+    def evaluate(
+        self, model: nn.Module, held_out: WindowStream[Any], *, ranks: Ranks, cutter: Cutter
+    ) -> dict[str, Any]:
+        """The loss and the metrics over all examples of a stream."""
+        how = (self.collate, self.objective, self.compact, [self._metric])
+        return evaluate_model(model, held_out, *how, ranks=ranks, cutter=cutter)
+
+    @property
+    def _metric(self) -> Metric:
+        return Metric("single_label", {"label_names": self.labels.names})
+
+
+def pixel_values(inputs: ImageInputs, examples: Sequence[Example]) -> Tensor:
+    """The images of examples, (num_examples, 3, resolution, resolution), augmented as was drawn.
+
+    Raises:
+        ValueError: for one that cannot be decoded.
+    """
+    try:
+        augmentations = [example.features["augmentation"] for example in examples]
+        return inputs.pixel_values([example.features["picture"] for example in examples], augmentations)
+    except BadRow as bad:
+        ids = ", ".join(example.id for example in examples)
+        raise ValueError(
+            f"an image of the examples {ids}: {bad}; a pass over the data before the training finds such images: "
+            "give --num_epochs, or --on_bad_row skip"
+        ) from bad
+
+
+def image_workload(
+    model: nn.Module,
+    optimizer: Callable[[nn.Module], Optimizer],
+    *,
+    objective: Objective,
+    compact: Callable[[Tensor], Tensor],
+    resolution: int,
+    of_pixels: bool,
+    precision: str = "no",
+) -> Workload:
+    """What training and evaluating compute, for the tracer and the tuner: no data is needed.
+
+    There is one label for each image, or one for each of its pixels.
+    """
+
+    def loss(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
+        shape = (num_examples, resolution, resolution) if of_pixels else (num_examples,)
+        labels = torch.zeros(shape, dtype=torch.long, device=device)
+        return objective(model(pixel_values=made_up_images(num_examples, length, device)).logits, labels)
+
+    def predict(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
+        return compact(model(pixel_values=made_up_images(num_examples, length, device)).logits)
+
+    return Workload(model, optimizer, loss, predict, num_patches(resolution), PATCHES, precision)

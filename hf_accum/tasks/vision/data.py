@@ -1,0 +1,241 @@
+"""A dataset of images with a class or a mask each: opened, and read once for what has to be known before training."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.data.formats.image_folder import ImageFile
+from hf_accum.data.formats.rows import BadRow, Row
+from hf_accum.data.split import Observed, SplitData, open_split
+from hf_accum.distributed.ranks import Ranks
+from hf_accum.tasks.labels import LabelColumn, sorted_names
+from hf_accum.tasks.vision.images import (
+    MOST_PIXELS,
+    Picture,
+    check_numbers,
+    check_size,
+    open_image,
+    open_mask,
+    picture_of,
+)
+
+_SMALL = (32, 32)  # to which a JPEG is decoded where it only has to be seen whether it can be
+_MOST_CLASSES = 256
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The images in a column. `bad` are those that cannot be used, by their keys, as one pass over all has found.
+
+    Of masks, `bad` also has pairs: a mask that is bad for one image may be good for another.
+    """
+
+    column: str
+    root: Path | None = None
+    most_pixels: int = MOST_PIXELS
+    bad: Mapping[str, str] = field(default_factory=dict, repr=False)
+    seen: bool = False
+    """Whether there was such a pass."""
+
+    def of(self, row: Row, beside: Picture | None = None) -> Picture:
+        """That of a row, not decoded; of a mask, the one `beside` its image.
+
+        Raises:
+            BadRow: if there is none, or it is known to be bad, be it by itself or beside that image.
+        """
+        picture = picture_of(row, self.column, self.root)
+        if self.bad:
+            reason = self.bad.get(picture.key)
+            if reason is None and beside is not None:
+                reason = self.bad.get(_pair(beside, picture))
+            if reason is not None:
+                raise BadRow(self.column, reason)
+        return picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData(SplitData):
+    """The dataset. Without a column of groups each image is one."""
+
+    pictures: Pictures
+
+    @property
+    def notes(self) -> list[str]:
+        """What was seen when it was opened."""
+        return list(dict.fromkeys([*self.source.notes, *self.eval_source.notes]))
+
+    def is_held_out(self, row: Row, of_eval_source: bool) -> bool:
+        """Whether a row is not to train on."""
+        if self.eval_fraction is not None and self.group_column == self.pictures.column:
+            row = {self.group_column: picture_of(row, self.pictures.column, self.pictures.root).key}
+        return super().is_held_out(row, of_eval_source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages(ImageData):
+    """Images with a class each."""
+
+    labels: LabelColumn
+
+    @property
+    def notes(self) -> list[str]:
+        """Also labels that no row to train on has, as far as they were counted."""
+        return [*super().notes, *self.notes_of_missing("no row to train on has the label", self.labels.names)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedImages(ImageData):
+    """Images with a mask each, whose pixels are numbers of classes; `ignore_index` is the number of none."""
+
+    masks: Pictures
+    names: tuple[str, ...]
+    ignore_index: int
+
+    @property
+    def notes(self) -> list[str]:
+        """Also classes that no pixel to train on has, as far as they were counted."""
+        keys = map(str, range(len(self.names)))
+        return [*super().notes, *self.notes_of_missing("no pixel to train on is of the class", self.names, keys)]
+
+
+def open_labelled_images(
+    dataset: str,
+    ranks: Ranks,
+    config: RecipeConfig,
+    *,
+    image_column: str,
+    label_column: str,
+    label_names: tuple[str, ...],
+    most_pixels: int = MOST_PIXELS,
+) -> LabelledImages:
+    """Open the dataset, and read it once, each image too, unless nothing has to be known of it.
+
+    Raises:
+        ValueError: for a dataset, column or row that cannot be used.
+    """
+    opened, images = _opened(dataset, config, image_column, [label_column], most_pixels)
+    class_names = opened.source.class_names.get(label_column, ())
+    names = label_names or class_names
+    labels = LabelColumn(label_column, "single_label_classification", names, "", class_names)
+    data = LabelledImages(labels=labels, pictures=images, **vars(opened))
+    if not _needs_pass(config, names):
+        return data
+    bad: dict[str, str] = {}
+
+    def observe(row: Row) -> Observed:
+        keys, picture = labels.keys(row), images.of(row)
+        _noting(bad, picture.key, lambda: open_image(picture, most_pixels, _SMALL))
+        return keys, (_digest(picture), keys)
+
+    data = data.surveyed(observe, ranks, config.on_bad_row)
+    names = names or sorted_names([*data.label_counts, *data.held_out_label_counts], label_column)
+    pictures = replace(images, bad=_of_all_ranks(bad, ranks), seen=True)
+    return replace(data, labels=replace(labels, names=names), pictures=pictures)
+
+
+def open_masked_images(
+    dataset: str,
+    ranks: Ranks,
+    config: RecipeConfig,
+    *,
+    image_column: str,
+    mask_column: str,
+    label_names: tuple[str, ...],
+    ignore_index: int,
+    most_pixels: int = MOST_PIXELS,
+) -> MaskedImages:
+    """Open the dataset, and read it once, each image and mask too, unless nothing has to be known of it.
+
+    Raises:
+        ValueError: for a dataset, column or row that cannot be used.
+    """
+    opened, images = _opened(dataset, config, image_column, [mask_column], most_pixels)
+    masks = replace(images, column=mask_column)
+    data = MaskedImages(pictures=images, masks=masks, names=label_names, ignore_index=ignore_index, **vars(opened))
+    if not _needs_pass(config, label_names):
+        return data
+    bad: dict[str, str] = {}
+    bad_masks: dict[str, str] = {}
+    most = len(label_names) or _MOST_CLASSES
+
+    def observe(row: Row) -> Observed:
+        picture, mask = images.of(row), masks.of(row)
+        image = _noting(bad, picture.key, lambda: open_image(picture, most_pixels))
+        opened = _noting(bad_masks, mask.key, lambda: open_mask(mask, most_pixels))
+        _noting(bad_masks, _pair(picture, mask), lambda: check_size(mask, opened.size, image.size))
+
+        def numbers() -> list[int]:
+            found = np.unique(np.asarray(opened))
+            check_numbers(mask, found, ignore_index, most, are_named=bool(label_names))
+            return [number for number in found.tolist() if number != ignore_index]
+
+        keys = tuple(map(str, _noting(bad_masks, mask.key, numbers)))
+        return keys, (_digest(picture), _digest(mask))
+
+    data = data.surveyed(observe, ranks, config.on_bad_row)
+    for counts, part in ((data.label_counts, "to train on"), (data.held_out_label_counts, "that are held out")):
+        if not counts:
+            raise ValueError(
+                f"column {mask_column!r}: no pixel of the masks {part} has a class, all are --ignore_index "
+                f"{ignore_index}: there is nothing to learn or to measure; give masks with classes, or another number"
+            )
+    if len(data.label_counts) < 2:
+        (only,) = data.label_counts
+        raise ValueError(
+            f"column {mask_column!r}: the masks to train on have no class but {only}, and at least 2 are needed "
+            f"(a pixel of --ignore_index {ignore_index} has none: if it is a class here, store it as a number below "
+            f"{len(label_names) or _MOST_CLASSES - 1})"
+        )
+    highest = max(map(int, [*data.label_counts, *data.held_out_label_counts]))
+    return replace(
+        data,
+        names=label_names or tuple(map(str, range(highest + 1))),
+        pictures=replace(images, bad=_of_all_ranks(bad, ranks), seen=True),
+        masks=replace(masks, bad=_of_all_ranks(bad_masks, ranks), seen=True),
+    )
+
+
+def _opened(
+    dataset: str, config: RecipeConfig, image_column: str, columns: list[str], most_pixels: int
+) -> tuple[SplitData, Pictures]:
+    group_column = config.group_column or image_column
+    opened = open_split(dataset, [image_column, *columns], config, group_column=group_column)
+    root = Path(dataset) if os.path.isdir(dataset) else Path(dataset).parent if os.path.isfile(dataset) else None
+    return opened, Pictures(image_column, root, most_pixels)
+
+
+def _needs_pass(config: RecipeConfig, names: tuple[str, ...]) -> bool:
+    """Only a pass tells the names, the number of examples, and which images cannot be decoded."""
+    return not names or config.num_epochs is not None or config.on_bad_row == "skip"
+
+
+def _pair(picture: Picture, mask: Picture) -> str:
+    """The key of an image and its mask together."""
+    return f"{picture.key}\0{mask.key}"
+
+
+def _noting(bad: dict[str, str], key: str, look: Callable[[], T]) -> T:
+    """What `look` finds; where that is a bad image, it is noted by the key."""
+    try:
+        return look()
+    except BadRow as error:
+        bad[key] = error.reason
+        raise
+
+
+def _of_all_ranks(bad: dict[str, str], ranks: Ranks) -> dict[str, str]:
+    return {key: reason for of_rank in ranks.gather_objects(bad) for key, reason in of_rank.items()}
+
+
+def _digest(picture: Picture) -> str:
+    """Of an image's content."""
+    if isinstance(picture.stored, ImageFile):
+        return blake2b(picture.read(), digest_size=16).hexdigest()
+    return picture.key

@@ -1,0 +1,178 @@
+"""Semantic segmentation: a class for each pixel of an image, and how well they are found."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_accum.accumulation.losses import IGNORE, Objective
+from hf_accum.accumulation.splitting import Cutter
+from hf_accum.accumulation.window import Example
+from hf_accum.data.formats.rows import BadRow
+from hf_accum.data.pipeline import to_device
+from hf_accum.data.stream import WindowStream
+from hf_accum.distributed.ranks import Ranks
+from hf_accum.evaluation.evaluate import check_best_metric, run_over
+from hf_accum.tasks.vision.augmentation import UNCHANGED, Augmentation, Augmenter
+from hf_accum.tasks.vision.classification import pixel_values
+from hf_accum.tasks.vision.data import Pictures
+from hf_accum.tasks.vision.images import Picture, check_numbers, check_size, open_mask, size_of
+from hf_accum.tasks.vision.inputs import ImageInputs, num_patches
+
+
+@dataclass(frozen=True)
+class SemanticSegmentation:
+    """One class for each pixel, but for those of `ignore_index`: an item is a pixel that has one.
+
+    Images and masks stay as they are stored until a batch is made of them.
+    """
+
+    pictures: Pictures
+    masks: Pictures
+    names: Sequence[str]
+    ignore_index: int
+    objective: Objective
+    inputs: ImageInputs
+    augmenter: Augmenter | None
+
+    def prepare(self, row: Mapping[str, Any]) -> tuple[Picture, Picture]:
+        """A row's image and its mask, neither decoded.
+
+        Raises:
+            BadRow: if either is missing or cannot be used.
+        """
+        picture = self.pictures.of(row)
+        return picture, self.masks.of(row, beside=picture)
+
+    def encode(self, rows: Sequence[tuple[str, tuple[Picture, Picture]]]) -> list[Example]:
+        """Examples of (id, (image, mask)) rows, which weigh nothing before `draw`."""
+        length = num_patches(self.inputs.resolution)
+        return [
+            Example(example_id, length, 0.0, {"picture": picture, "mask": mask})
+            for example_id, (picture, mask) in rows
+        ]
+
+    def draw(self, example: Example, epoch: int | None) -> Example:
+        """Draw how an image is augmented in a pass (a held-out one, None, is not), and weigh what is left of it.
+
+        Raises:
+            ValueError: for a mask that cannot be used.
+        """
+        changed = UNCHANGED
+        if epoch is not None and self.augmenter is not None:
+            changed = self.augmenter.draw(epoch, example.id)
+        if not self.masks.seen:
+            self._check_size(example)
+        weight = self.objective.weight(self._labels(example, changed))
+        return replace(example, weight=weight, features={**example.features, "augmentation": changed})
+
+    def collate(self, examples: Sequence[Example], length: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """The model's inputs, (num_examples, 3, resolution, resolution), and the classes of pixels, on the CPU.
+
+        Raises:
+            ValueError: for an image or a mask that cannot be used.
+        """
+        labels = [self._labels(example, example.features["augmentation"]) for example in examples]
+        return {"pixel_values": pixel_values(self.inputs, examples)}, torch.stack(labels)
+
+    @staticmethod
+    def compact(logits: Tensor) -> Tensor:
+        """Predicted classes of pixels."""
+        return logits.argmax(-1)
+
+    @staticmethod
+    def check_metrics(best_metric: str | None) -> None:
+        """Refuse a `--best_metric` that an evaluation has no figure of.
+
+        Raises:
+            ValueError: naming those that it has.
+        """
+        check_best_metric(best_metric, figures_of(np.eye(2, dtype=np.int64), ("no", "yes")))
+
+    def evaluate(
+        self, model: nn.Module, held_out: WindowStream[Any], *, ranks: Ranks, cutter: Cutter
+    ) -> dict[str, Any]:
+        """The mean loss of labelled pixels, and the figures of `figures_of`. A collective."""
+        device = next(model.parameters()).device
+
+        def forward(examples: Sequence[Example], length: int) -> tuple[int, float, np.ndarray]:
+            inputs, labels = to_device(self.collate(examples, length), device)
+            logits = model(**inputs).logits
+            counts = confusion(self.compact(logits), labels, len(self.names))
+            return len(examples), float(self.objective(logits, labels)), counts.cpu().numpy()
+
+        results, weight = run_over(model, held_out, forward, cutter)
+        everyone = [of_batch for of_rank in ranks.gather_objects(results) for of_batch in of_rank]
+        counts = np.sum([counts for _, _, counts in everyone], axis=0)
+        return {
+            "num_examples": sum(number for number, _, _ in everyone),
+            # Where no pixel is left with a class (of small ones none may be, once scaled) there is no loss to tell.
+            "loss": sum(loss for _, loss, _ in everyone) / weight if weight else math.nan,
+            **figures_of(counts, self.names),
+        }
+
+    def _check_size(self, example: Example) -> None:
+        """Compare the sizes of an image and its mask, where no pass over the data has."""
+        picture, mask = example.features["picture"], example.features["mask"]
+        try:
+            check_size(mask, size_of(mask, self.masks.most_pixels), size_of(picture, self.pictures.most_pixels))
+        except BadRow as bad:
+            raise _of_example(example, bad) from bad
+
+    def _labels(self, example: Example, augmentation: Augmentation) -> Tensor:
+        """The classes of an image's pixels, (resolution, resolution)."""
+        mask: Picture = example.features["mask"]
+        try:
+            opened = open_mask(mask, self.masks.most_pixels)
+            numbers = np.array(augmentation.mask(opened, self.inputs.resolution), dtype=np.int64)
+            check_numbers(mask, numbers, self.ignore_index, len(self.names), are_named=True)
+        except BadRow as bad:
+            raise _of_example(example, bad) from bad
+        labels = torch.from_numpy(numbers)
+        return labels.masked_fill_(labels == self.ignore_index, IGNORE)
+
+
+def _of_example(example: Example, bad: BadRow) -> ValueError:
+    shard, _, row = example.id.partition(":")
+    return ValueError(
+        f"shard {shard} of the dataset, row {row} (both from 0): {bad}; mend the row; a pass over the data before "
+        "the training finds all such masks: give --num_epochs, or leave them out by --on_bad_row skip"
+    )
+
+
+def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """How many pixels of each class (rows) were taken for each class (columns); of those with a label."""
+    kept = labels != IGNORE
+    pairs = labels[kept] * num_classes + predicted[kept]
+    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def figures_of(counts: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """Of a confusion matrix: mean IoU (over the classes that occur), mean and overall accuracy, and a table by class.
+
+    The intersection over union of a class: pixels that are of it and were taken for it, by those that are or were
+    (Everingham et al., The PASCAL Visual Object Classes Challenge, 2015, section 4.4).
+    """
+    right, truth, taken = np.diag(counts).astype(float), counts.sum(axis=1), counts.sum(axis=0)
+    union = truth + taken - right
+    ious = [float(r / u) if u else None for r, u in zip(right, union, strict=True)]
+    accuracies = [float(r / t) if t else None for r, t in zip(right, truth, strict=True)]
+    return {
+        "num_pixels": int(counts.sum()),
+        "mean_iou": _mean(ious),
+        "mean_accuracy": _mean(accuracies),
+        "overall_accuracy": float(right.sum() / max(1, counts.sum())),
+        "per_class": {
+            name: {"iou": iou, "accuracy": accuracy, "support": float(support)}
+            for name, iou, accuracy, support in zip(names, ious, accuracies, truth, strict=True)
+        },
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else 0.0

@@ -1,0 +1,1 @@
+"""What fits into memory: predicted, verified, kept."""

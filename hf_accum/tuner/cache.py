@@ -1,0 +1,256 @@
+"""The capacity of a run: as its flags say, remembered from earlier runs on such a device, the same on no two ranks.
+
+Each rank finds its own (its device may have other work, or be another one) and none goes on before all have.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_accum.accumulation.capacity import Capacity, Peak, WorkingCapacity
+from hf_accum.accumulation.splitting import Cutter
+from hf_accum.accumulation.time_model import Costs, WorkingCosts
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.device.memory import DeviceMemory, device_name, memory_info, open_memory
+from hf_accum.distributed.ranks import Ranks, refuse_layers_that_talk, together
+from hf_accum.errors import OutOfMemory
+from hf_accum.files import write_json
+from hf_accum.tuner.prediction import Prediction
+from hf_accum.tuner.search import NothingFits, Tuning, tune
+from hf_accum.tuner.tracing import CannotTrace, FixedBytes, Workload
+
+_FORMAT = 4
+_OF_NO_BYTES = frozenset({"lr", "betas", "eps", "weight_decay", "momentum_decay", "alpha"})
+
+
+def find_capacity(
+    config: RecipeConfig,
+    workload: Workload,
+    ranks: Ranks,
+    device: torch.device,
+    *,
+    checkpoint: Callable[[], None],
+    advise: Callable[[float], Sequence[str]],
+) -> list[Tuning]:
+    """Each rank's capacity, as `--micro_batch_size`, `--memory_budget` and `--gradient_checkpointing` ask for.
+
+    `checkpoint` turns gradient checkpointing on in the workload's model, or raises ValueError where it has none;
+    `advise` says what would fit into so many bytes, as predicted, where nothing does.
+
+    Raises:
+        OutOfMemory: if not even one example fits: by how much, and what would fit.
+        RankFailed: if that, or anything else, happened on another rank.
+        ValueError: for a budget that the device has not, a model that cannot be traced, or one whose layers talk to
+            the other ranks.
+    """
+    refuse_layers_that_talk(workload.model, ranks.count)
+    share = config.effective_batch_size
+    if config.stream_split == "examples":
+        share = -(-share // ranks.count)
+    share *= workload.num_parts
+
+    def mine() -> Tuning:
+        size = config.micro_batch_size
+        if size != "auto":
+            if config.gradient_checkpointing is True:
+                checkpoint()
+            is_checkpointed = config.gradient_checkpointing is True
+            given = Tuning.as_given(size, workload.max_length, is_checkpointed, workload.lengths)
+            if config.memory_budget == "auto":
+                return given
+            memory = open_memory(device, config.memory_budget)  # which limits an accelerator
+            return replace(given, limit_bytes=memory.limit_bytes) if device.type == "cpu" else given
+        memory = open_memory(device, config.memory_budget)
+
+        def remembered(checkpointing: bool) -> Tuning:
+            longest = config.max_probe_seconds
+            path = cache_path(workload, memory, device, ranks.count, longest)
+            tuning = tune(workload, memory, device, most=share, known=_read(path), max_probe_seconds=longest)
+            _write(path, tuning)
+            return replace(tuning, checkpointing=checkpointing, cache=path)
+
+        try:
+            if config.gradient_checkpointing is True:
+                checkpoint()
+                return remembered(True)
+            try:
+                return remembered(False)
+            except NothingFits as error:
+                if config.gradient_checkpointing is False:
+                    raise
+                try:
+                    checkpoint()
+                except ValueError:  # this model cannot
+                    raise error from None
+            return remembered(True)
+        except NothingFits as error:
+            ways = "".join(f"\n  {way}" for way in advise(error.budget_bytes))
+            raise OutOfMemory(f"{error}{'; what would fit:' if ways else ''}{ways}") from error
+        except CannotTrace as error:
+            raise ValueError(f"--micro_batch_size auto: {error}; give a number") from error
+
+    return together(ranks, mine)
+
+
+def cutter_of(tuning: Tuning, device: torch.device, *, learns: bool = True) -> Cutter:
+    """How a rank cuts its windows, to begin with; if it learns nothing, how it always does, in every run."""
+    costs = WorkingCosts(tuning.costs, is_settled=tuning.settled) if learns else WorkingCosts(is_settled=True)
+    # Tensor cores work on eights.
+    multiple_of = 1 if device.type == "cpu" else 8
+    name = device_name(device)
+    return Cutter(WorkingCapacity(tuning.capacity), costs, multiple_of, tuning.max_length, name, tuning.lengths)
+
+
+def keep_costs(tuning: Tuning, cutter: Cutter, ranks: Ranks) -> list[Tuning]:
+    """Each rank's tuning with the costs that its run has learned, which are kept for later runs. A collective."""
+    costs = cutter.costs
+    learned = tuning if costs is None else replace(tuning, costs=costs.costs, settled=costs.is_settled)
+    if learned.cache is not None and learned != tuning:
+        _write(learned.cache, learned)
+    return ranks.gather_objects(learned)
+
+
+def tuning_json(tunings: Sequence[Tuning]) -> dict[str, Any]:
+    """What tuning.json holds: the first rank's tuning and, if there are several, under `ranks` that of each."""
+    several = {"ranks": [tuning.as_json() for tuning in tunings]} if len(tunings) > 1 else {}
+    return tunings[0].as_json() | several
+
+
+# What earlier runs found
+
+
+def cache_path(
+    workload: Workload,
+    memory: DeviceMemory,
+    device: torch.device,
+    num_ranks: int,
+    max_probe_seconds: float | None = None,
+) -> Path:
+    """Where the result for a workload on such a device is kept: everything that it depends on is in the name."""
+    from huggingface_hub.constants import HF_HOME
+
+    depends_on = [memory.name, max_probe_seconds, _key(workload, device, num_ranks)]
+    key = json.dumps(depends_on, sort_keys=True, default=str)
+    return Path(HF_HOME) / "hf_accum" / "tuning" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def _key(workload: Workload, device: torch.device, num_ranks: int) -> dict[str, Any]:
+    model = workload.model
+    optimizer = workload.optimizer(model)
+    config = getattr(model, "config", None)
+    layout = [(name, list(t.shape), str(t.dtype), t.requires_grad) for name, t in model.named_parameters()]
+    layout += [(name, list(t.shape), str(t.dtype), False) for name, t in model.named_buffers()]
+    checkpointed = [
+        name for name, module in model.named_modules() if getattr(module, "gradient_checkpointing", False)
+    ]
+    dropouts = [module.p for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+    settings = {name: value for name, value in optimizer.defaults.items() if name not in _OF_NO_BYTES}
+    if device.type == "cpu":
+        place: tuple[Any, ...] = ("cpu", torch.get_num_threads())
+    else:
+        _, total = memory_info(device)
+        place = (device.type, device_name(device), total)
+    return {
+        "format": _FORMAT,
+        "model": type(model).__qualname__,
+        "config": config.to_dict() if config is not None else None,
+        "attention": getattr(config, "_attn_implementation", None),
+        "layout": layout,
+        "modules": [type(module).__qualname__ for module in model.modules()],
+        "checkpointed": checkpointed,
+        "dropouts": dropouts,
+        "optimizer": (type(optimizer).__qualname__, settings),
+        "max_length": workload.max_length,
+        "precision": workload.precision,
+        "strategy": "one rank" if num_ranks == 1 else "data parallel",
+        "device": place,
+        "versions": [version(name) for name in ("torch", "transformers", "peft", "accelerate", "hf-accum")],
+    }
+
+
+def _read(path: Path) -> Tuning | None:
+    """None if there is nothing there that can be used: then it is found anew, and written."""
+    try:
+        value = json.loads(path.read_text())
+        prediction = value["prediction"]
+        return Tuning(
+            capacity=Capacity(1),
+            device=str(value["device"]),
+            limit_bytes=int(value["limit_bytes"]),
+            max_length=int(value["max_length"]),
+            probes=(),
+            slope=_finite(value["slope"], above=0.0),
+            offset_bytes=_finite(value["offset_bytes"]),
+            seconds=0.0,
+            costs=Costs.from_json(value["costs"]),
+            settled=bool(value["costs_are_settled"]),
+            enough=None if value["enough"] is None else max(1, int(value["enough"])),
+            frontier=None if value["frontier"] is None else min(1.0, _finite(value["frontier"], above=0.0)),
+            prediction=Prediction(
+                **{name: Peak.from_json(prediction[name]) for name in ("training", "evaluation", "activations")},
+                fixed=FixedBytes(**{name: _at_least_0(bytes_) for name, bytes_ in prediction["fixed"].items()}),
+                state_shapes=[_shape(shape, name) for shape, name in prediction["state_shapes"]],
+                is_traced=bool(prediction["is_traced"]),
+            ),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return None
+
+
+def _finite(value: Any, above: float = -math.inf) -> float:
+    number = float(value)
+    if not (math.isfinite(number) and number > above):
+        raise ValueError(f"{value}: has to be finite, and above {above}")
+    return number
+
+
+def _at_least_0(value: Any) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value}: has to be a whole number, at least 0")
+    return value
+
+
+def _shape(shape: Any, name: str) -> tuple[torch.Size, torch.dtype]:
+    dtype = getattr(torch, name)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{name}: has to be a dtype")
+    return torch.Size(map(_at_least_0, shape)), dtype
+
+
+def _write(path: Path, tuning: Tuning) -> None:
+    prediction = tuning.prediction
+    assert prediction is not None
+    value = {
+        "device": tuning.device,
+        "limit_bytes": tuning.limit_bytes,
+        "max_length": tuning.max_length,
+        "slope": tuning.slope,
+        "offset_bytes": tuning.offset_bytes,
+        "costs": tuning.costs.as_json(),
+        "costs_are_settled": tuning.settled,
+        "frontier": tuning.frontier,
+        "enough": tuning.enough,
+        "prediction": {
+            "training": asdict(prediction.training),
+            "evaluation": asdict(prediction.evaluation),
+            "activations": asdict(prediction.activations),
+            "fixed": asdict(prediction.fixed),
+            "is_traced": prediction.is_traced,
+            "state_shapes": [
+                (list(shape), str(dtype).rpartition(".")[2]) for shape, dtype in prediction.state_shapes
+            ],
+        },
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, value)
+    except OSError:
+        pass  # a cache that cannot be written costs the next run a few seconds

@@ -1,0 +1,159 @@
+"""What fits where, without a device and without weights: from the model's config and a trace."""
+
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from hf_accum.accumulation.capacity import halved
+from hf_accum.byte_sizes import TOKENS, Lengths, format_bytes
+from hf_accum.config.recipe import VARIANTS, RecipeConfig
+from hf_accum.tuner.prediction import Prediction, predict
+from hf_accum.tuner.tracing import CannotTrace, Workload
+
+C = TypeVar("C", bound=RecipeConfig)
+Build = Callable[[C], Workload]
+"""A recipe's `workload`: what it trains, by its config, without weights."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train the same model, and what it is predicted to need. All bytes are those of tensors."""
+
+    name: str
+    prediction: Prediction
+    max_length: int
+    lengths: Lengths = TOKENS
+    assumed: str = ""
+
+    @property
+    def floor_bytes(self) -> int:
+        """What it needs at any micro-batch size: weights, gradients, optimizer state; the optimizer step."""
+        return self.prediction.fixed.floor
+
+    def needed_bytes(self, num_examples: int, length: int) -> int:
+        """The peak of training at a micro-batch, the optimizer step included."""
+        return self.prediction.needed_bytes(num_examples, length)
+
+    def largest(self, length: int, budget_bytes: float, at_most: int) -> int:
+        """The most examples of a length that fit; 0: not one."""
+        return self.prediction.largest(length, budget_bytes, at_most)
+
+    def parts(self, num_examples: int, length: int) -> dict[str, int]:
+        """Where the bytes go at the peak of a forward and backward; they add up to it."""
+        fixed = self.prediction.fixed
+        peak = self.prediction.training.bytes_at(num_examples, length)
+        activations = self.prediction.activations.bytes_at(num_examples, length) - fixed.total
+        return {
+            "weights": fixed.weights,
+            "gradients": fixed.gradients,
+            "optimizer state": fixed.optimizer_state,
+            "activations": activations,
+            "temporaries": peak - fixed.total - activations,
+        }
+
+
+MOST_SHOWN = 4096
+"""Examples: a plan does not look for more."""
+
+
+def plan(build: Build[C], config: C, variants: Collection[str]) -> tuple[list[Variant], list[str]]:
+    """Predict variants of a configuration; also says which cannot be, and why.
+
+    A variant sets `lora.rank` (to 0, or 16 where it is 0), `quantization` and `gradient_checkpointing` itself.
+
+    Raises:
+        ValueError: if none of them can.
+    """
+    rank = config.lora.rank or 16
+    lora, full = replace(config.lora, rank=rank), replace(config.lora, rank=0)
+    changes = {
+        "full": {"lora": full, "quantization": "none", "gradient_checkpointing": False},
+        "full_checkpointing": {"lora": full, "quantization": "none", "gradient_checkpointing": True},
+        "lora": {"lora": lora, "quantization": "none", "gradient_checkpointing": False},
+        "lora_checkpointing": {"lora": lora, "quantization": "none", "gradient_checkpointing": True},
+        "qlora": {"lora": lora, "quantization": "nf4", "gradient_checkpointing": False},
+        "qlora_checkpointing": {"lora": lora, "quantization": "nf4", "gradient_checkpointing": True},
+    }
+    found: list[Variant] = []
+    impossible: dict[str, list[str]] = {}
+    for key, name in VARIANTS.items():
+        if key not in variants:
+            continue
+        try:
+            found.append(_variant(name, build(replace(config, **changes[key]))))
+        except (ValueError, CannotTrace) as error:
+            impossible.setdefault(str(error), []).append(name)
+    if not found:
+        raise ValueError("; ".join(impossible))
+    return found, [f"{', '.join(names)}: {why}" for why, names in impossible.items()]
+
+
+def _variant(name: str, work: Workload) -> Variant:
+    return Variant(name, predict(work), work.max_length, work.lengths, work.assumed)
+
+
+def lengths_of(max_length: int, vary: bool = True) -> list[int]:
+    """The lengths that a plan shows: the longest and, where they vary, halves of it down to 32."""
+    return halved(max_length, 32) if vary else [max_length]
+
+
+def what_would_fit(build: Build[C], config: C, budget_bytes: float) -> list[str]:
+    """Changes of a configuration of which nothing fits, each with what it then needs, for the error message.
+
+    Those that fit come first; of the others only how much they lack is said.
+    """
+
+    def variant_of(name: str, changed: C) -> Variant | None:
+        try:
+            return _variant(name, build(changed))
+        except (ValueError, CannotTrace):
+            return None  # this model cannot do that
+
+    base = None
+    if config.gradient_checkpointing == "auto":  # that was tried already, if the model can
+        base = variant_of("", replace(config, gradient_checkpointing=True))
+        config = replace(config, gradient_checkpointing=base is not None)
+    base = base or variant_of("", config)
+    if base is None:
+        return []
+    ways: list[tuple[bool, str]] = []
+    for flags, changed in _less_memory(config, base.lengths).items():
+        variant = variant_of(flags, changed)
+        if variant is None:
+            continue
+        needed = variant.needed_bytes(1, variant.max_length)
+        if needed >= base.needed_bytes(1, base.max_length):
+            continue
+        number = variant.largest(variant.max_length, budget_bytes, config.effective_batch_size)
+        if number:
+            example = "example" if number == 1 else "examples"
+            ways.append((True, f"{flags}: {number} {example} at once ({format_bytes(needed)} for one)"))
+        else:
+            ways.append((False, f"{flags}: not enough by itself, {format_bytes(needed - budget_bytes)} too much"))
+    return [text for _, text in sorted(ways, key=lambda way: not way[0])]
+
+
+def _less_memory(config: C, lengths: Lengths = TOKENS) -> dict[str, C]:
+    """Changes that save memory, by the flags that make them: of those the ones that the config does not refuse."""
+    ways: dict[str, dict[str, Any]] = {}
+    if config.gradient_checkpointing is not True:
+        ways["--gradient_checkpointing true"] = {"gradient_checkpointing": True}
+    if config.lora.rank == 0:
+        ways["--lora.rank 16"] = {"lora": replace(config.lora, rank=16)}
+    elif config.lora.rank > 4:
+        ways["--lora.rank 4"] = {"lora": replace(config.lora, rank=4)}
+    if config.quantization == "none" and config.lora.rank > 0:
+        ways["--quantization nf4"] = {"quantization": "nf4"}
+    if config.dropout != 0:
+        ways["--dropout 0"] = {"dropout": 0.0}
+    longest: int = getattr(config, lengths.flag)
+    for part in (2, 4):
+        length = longest // part // lengths.flag_step * lengths.flag_step
+        if length >= 32:
+            ways[f"--{lengths.flag} {length}"] = {lengths.flag: length}
+    changes: dict[str, C] = {}
+    for flags, values in ways.items():
+        with suppress(ValueError):  # of a recipe's own: no adapters with --batch_norm micro_batch, say
+            changes[flags] = replace(config, **values)
+    return changes

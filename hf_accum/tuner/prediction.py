@@ -1,0 +1,67 @@
+"""The bytes that a workload needs, as functions of the micro-batch: predicted from a few traces, without a device."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from hf_accum.accumulation.capacity import Peak, fit_peak
+from hf_accum.tuner.tracing import CannotTrace, FixedBytes, Trace, Tracer, Workload
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a trace says: the peak of a forward and backward, that of evaluation, and what never changes."""
+
+    training: Peak
+    evaluation: Peak
+    activations: Peak
+    """Alive where the backward starts."""
+    fixed: FixedBytes
+    state_shapes: Sequence[tuple[torch.Size, torch.dtype]]
+    is_traced: bool = True
+    """Otherwise only what is fixed is known: an example of any length counts as one byte, and probes say how many."""
+
+    def needed_bytes(self, num_examples: int, length: int) -> int:
+        """The peak of training at a micro-batch, the optimizer step included."""
+        return max(self.fixed.floor, self.training.bytes_at(num_examples, length))
+
+    def largest(self, length: int, budget_bytes: float, at_most: int) -> int:
+        """The most examples of a length that fit; 0: not one."""
+        return self.training.largest(length, budget_bytes, at_most) if self.fixed.floor <= budget_bytes else 0
+
+
+def predict(workload: Workload, *, untraced: bool = False) -> Prediction:
+    """Trace a workload without a device, at up to three lengths.
+
+    With `untraced` a model whose forward depends on values is predicted to need what is fixed, and nothing is said of
+    its micro-batches.
+
+    Raises:
+        CannotTrace: if the model cannot be traced.
+    """
+    longest = workload.max_length
+    lengths = dict.fromkeys(
+        [longest, max(1, longest // 2), max(1, longest // 4)] if workload.lengths.vary else [longest]
+    )
+    tracer = Tracer(workload)
+    try:
+        traces = tracer.run([(number, length) for length in lengths for number in (1, 2, 3)])
+    except CannotTrace:
+        if not untraced or not hasattr(tracer, "fixed"):
+            raise
+        one_byte = Peak(((float(tracer.fixed.total), 1.0),), longest)
+        return Prediction(one_byte, one_byte, one_byte, tracer.fixed, tracer.state_shapes, is_traced=False)
+
+    def fit(timeline: Callable[[Trace], Sequence[int]]) -> Peak:
+        several = {(t.num_examples, t.length): timeline(t) for t in traces if t.num_examples > 1}
+        single = {(number, t.length): timeline(t) for t in traces if t.num_examples == 1 for number in (1, 2)}
+        return replace(fit_peak(several), single=fit_peak(single))
+
+    return Prediction(
+        training=fit(lambda trace: trace.training),
+        evaluation=fit(lambda trace: trace.evaluation),
+        activations=fit(lambda trace: [trace.training[trace.forward_end]]),
+        fixed=tracer.fixed,
+        state_shapes=tracer.state_shapes,
+    )

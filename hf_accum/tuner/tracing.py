@@ -1,0 +1,320 @@
+"""Bytes of training, counted over live tensors: on a real device, or on fake tensors without any.
+
+A fake trace runs the model's own operations on tensors that have a shape and no memory. The bytes that live at
+each moment of a forward and backward are, for one architecture, a polynomial of the number of examples and their
+length; `hf_accum.accumulation.capacity` fits it from a few traces.
+"""
+
+import copy
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from hf_accum.byte_sizes import TOKENS, Lengths
+from hf_accum.errors import first_line
+from hf_accum.seeding import keeping_random_state
+
+Loss = Callable[[nn.Module, int, int, torch.device], Tensor]
+Predict = Callable[[nn.Module, int, int, torch.device], object]
+
+_ONE_AT_A_TIME = threading.Lock()  # a trace changes what transformers asks of a mask, for all threads
+
+
+class CannotTrace(RuntimeError):
+    """The model does something that tensors without values cannot do; the message says what."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a rank computes for one window, on made-up examples: any number, of any length.
+
+    `loss(model, num_examples, length, device)` runs a forward on the worst case (all labels active, padding
+    there) and returns the summed loss, which is then run backward. `predict`, of the same arguments, is the
+    forward of evaluation. `optimizer(model)` makes the optimizer that training will use. `max_length` is the
+    longest length that training allows; `lengths` say what it is counted in, and whether all examples have it.
+    `precision` is accelerate's: no, bf16 or fp16. Where examples go through the model in several parts (the texts of
+    a pair), `num_parts` says in how many: what is called an example here is a part of one. `assumed` says what was
+    taken for granted where only the data tells.
+    """
+
+    model: nn.Module
+    optimizer: Callable[[nn.Module], Optimizer]
+    loss: Loss
+    predict: Predict
+    max_length: int
+    lengths: Lengths = TOKENS
+    precision: str = "no"
+    num_parts: int = 1
+    assumed: str = ""
+
+    def autocast(self, device: torch.device) -> Any:
+        """The context of a forward."""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+    def forward_backward(self, num_examples: int, length: int, device: torch.device) -> None:
+        """One micro-batch, its gradients added to those there are."""
+        with self.autocast(device):
+            loss = self.loss(self.model, num_examples, length, device)
+        loss.backward()
+
+    def evaluate(self, num_examples: int, length: int, device: torch.device) -> None:
+        """One micro-batch of evaluation, the model in eval mode."""
+        with keeping_modes(self.model), torch.inference_mode(), self.autocast(device):
+            self.model.eval()
+            self.predict(self.model, num_examples, length, device)
+
+
+class LiveBytes(TorchDispatchMode):
+    """While it is active: the bytes of all tensors that operations make and that are alive, and their peak.
+
+    With a `budget_bytes` it is a small device of its own: an operation whose result goes over it raises
+    torch.OutOfMemoryError. `held` tensors, which were there before, count from the start.
+
+    What a kernel allocates and frees within itself is not seen.
+    """
+
+    def __init__(self, budget_bytes: int | None = None, held: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.budget_bytes = budget_bytes
+        self.current_bytes = 0
+        self.peak_bytes = 0
+        self.timeline: list[int] = []
+        """Bytes after each operation that made new ones."""
+        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        for tensor in held:
+            self._count(tensor)
+        self.peak_bytes = self.current_bytes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        before = self.current_bytes
+        self._count_all(result)
+        if self.current_bytes > before:
+            if self.budget_bytes is not None and self.current_bytes > self.budget_bytes:
+                needed = self.current_bytes
+                del result  # the frame outlives the error
+                raise torch.OutOfMemoryError(
+                    f"virtual device out of memory. {func} needs {needed:,} bytes in all, of {self.budget_bytes:,}"
+                )
+            self.timeline.append(self.current_bytes)
+            self.peak_bytes = max(self.peak_bytes, self.current_bytes)
+        return result
+
+    def _count_all(self, result: Any) -> None:
+        for leaf in tree_iter(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf)
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._storages:
+            return
+        num_bytes = storage.nbytes()
+
+        def freed(_: object) -> None:
+            del self._storages[key]
+            self.current_bytes -= num_bytes
+
+        self._storages[key] = weakref.ref(storage, freed)
+        self.current_bytes += num_bytes
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Live bytes over one window at one micro-batch: `training` over a forward and backward with the gradients
+    and the optimizer's state alive, `forward_end` the moment of it where the backward starts; `evaluation` over a
+    forward without gradients.
+    """
+
+    num_examples: int
+    length: int
+    training: list[int]
+    forward_end: int
+    evaluation: list[int]
+
+
+@dataclass(frozen=True)
+class FixedBytes:
+    """What does not depend on the micro-batch. `optimizer_peak` is the whole of what lives in an optimizer step."""
+
+    weights: int
+    gradients: int
+    optimizer_state: int
+    optimizer_peak: int
+
+    @property
+    def total(self) -> int:
+        """What is alive all through a window."""
+        return self.weights + self.gradients + self.optimizer_state
+
+    @property
+    def floor(self) -> int:
+        """What a window needs at any micro-batch size: what is always alive, or the optimizer step."""
+        return max(self.total, self.optimizer_peak)
+
+
+@dataclass
+class Tracer:
+    """Runs a workload on fake tensors. The model's own parameters and buffers are set aside meanwhile, untouched.
+
+    They may be on any device, or on `meta` (a model built from its config, without weights). Fake tensors are
+    taken for CPU tensors: on `meta` other attention kernels are chosen, which need more memory.
+    """
+
+    workload: Workload
+    fixed: FixedBytes = field(init=False)
+    state_shapes: list[tuple[torch.Size, torch.dtype]] = field(init=False, default_factory=list)
+    """Of the optimizer's state, after its first step."""
+
+    def run(self, points: Iterable[tuple[int, int]]) -> list[Trace]:
+        """Trace micro-batches of (num_examples, length).
+
+        Raises:
+            CannotTrace: if an operation depends on values, or knows no fake tensors.
+        """
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        cpu = torch.device("cpu")
+        work = self.workload
+        try:
+            # Real tensors that are no parameter or buffer (weights of classes, say) are taken in as constants.
+            with (
+                _ONE_AT_A_TIME,
+                keeping_random_state(),
+                FakeTensorMode(allow_non_fake_inputs=True),
+                _faked(work.model),
+            ):
+                trainable = [p for p in work.model.parameters() if p.requires_grad]
+                optimizer = work.optimizer(work.model)
+                tensors = tensors_of(work.model)
+                for parameter in trainable:
+                    parameter.grad = torch.empty_like(parameter)
+                with LiveBytes(held=[*tensors, *(p.grad for p in trainable if p.grad is not None)]) as live:
+                    alive = live.current_bytes
+                    weights = sum_bytes(tensors)
+                    optimizer.step()
+                    state = live.current_bytes - alive
+                    self.fixed = FixedBytes(weights, alive - weights, state, live.peak_bytes)
+                    self.state_shapes = [(t.shape, t.dtype) for t in _state_tensors(optimizer)]
+                    traces = []
+                    for num_examples, length in points:
+                        live.timeline = []
+                        with _nothing_masked() if num_examples == 1 else nullcontext():
+                            with work.autocast(cpu):
+                                loss = work.loss(work.model, num_examples, length, cpu)
+                            forward_end = len(live.timeline) - 1
+                            loss.backward()
+                            del loss
+                            training, live.timeline = live.timeline, []
+                            work.evaluate(num_examples, length, cpu)
+                        traces.append(Trace(num_examples, length, training, forward_end, live.timeline))
+                    return traces
+        except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
+            if type(error) is torch.OutOfMemoryError:
+                raise
+            raise CannotTrace(
+                f"{type(work.model).__name__} cannot be traced without a device ({first_line(error)})"
+            ) from error
+
+
+def tensors_of(model: nn.Module) -> list[Tensor]:
+    """Parameters, buffers, and what belongs to quantised weights."""
+    states: list[Any] = [getattr(p, "quant_state", None) for p in model.parameters()]
+    of_weights = [t for state in states if state is not None for t in (state.absmax, state.code)]
+    return [*model.parameters(), *model.buffers(), *of_weights]
+
+
+def sum_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the tensors' storages, each counted once."""
+    storages = {s._cdata: s.nbytes() for s in (tensor.untyped_storage() for tensor in tensors)}
+    return sum(storages.values())
+
+
+def _state_tensors(optimizer: Optimizer) -> Iterator[Tensor]:
+    for state in optimizer.state.values():
+        yield from (leaf for leaf in tree_iter(state) if isinstance(leaf, Tensor))
+
+
+@contextmanager
+def keeping_modes(model: nn.Module) -> Iterator[None]:
+    """Afterwards each module is in train or eval mode as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _nothing_masked() -> Iterator[None]:
+    """Answer the question whether all of a mask is 1 with yes, as it is for a single example.
+
+    Models of transformers then leave the mask out, which makes another kernel possible. Of a fake tensor, which has
+    no values, they do not ask.
+    """
+    from transformers.utils import import_utils
+
+    with patch.object(import_utils, "is_fake_tensor", lambda _: False), _ValuesAreTrue():
+        yield
+
+
+class _ValuesAreTrue(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten = torch.ops.aten
+        asks = (aten.is_nonzero.default, aten.item.default, aten._local_scalar_dense.default)
+        if func in asks and args[0].dtype is torch.bool:
+            return True
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _faked(model: nn.Module) -> Iterator[None]:
+    """Put fake tensors in the place of a model's parameters and buffers, and at the end these back.
+
+    Tied weights stay tied.
+    """
+    places: list[tuple[dict[str, Any], str, Tensor]] = [
+        (tensors, name, tensor)
+        for module in model.modules()
+        for tensors in (module._parameters, module._buffers)
+        for name, tensor in tensors.items()
+        if tensor is not None
+    ]
+    fakes: dict[Tensor, Tensor] = {}
+    try:
+        for tensors, name, tensor in places:
+            if tensor not in fakes:
+                fakes[tensor] = _fake_of(tensor)
+            tensors[name] = fakes[tensor]
+        yield
+    finally:
+        for tensors, name, tensor in places:
+            tensors[name] = tensor
+
+
+def _fake_of(tensor: Tensor) -> Tensor:
+    fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    if not isinstance(tensor, nn.Parameter):
+        return fake
+    parameter: Any = nn.Parameter(fake, requires_grad=tensor.requires_grad)
+    state: Any = getattr(tensor, "quant_state", None)  # of bitsandbytes' 4-bit weights
+    if state is not None:
+        twin = copy.copy(state)
+        twin.absmax, twin.code = (
+            torch.empty(t.shape, dtype=t.dtype, device="cpu") for t in (state.absmax, state.code)
+        )
+        parameter.quant_state = twin
+    return parameter

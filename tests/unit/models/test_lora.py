@@ -1,0 +1,382 @@
+"""LoRA: where adapters sit, that the head is trained and saved, and what another program makes of the files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import AutoPeftModelForSequenceClassification, PeftModel
+from peft.tuners.lora import LoraLayer
+from tiny import ARCHITECTURES, HEADS, load_classifier, make_inputs, make_tokenizer, save_base
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForSequenceClassification, ViTConfig, ViTForImageClassification
+
+from hf_accum.config.recipe import LoraConfig
+from hf_accum.models.fused_lora import fuse_lora
+from hf_accum.models.loading import Pretrained
+from hf_accum.models.lora import (
+    add_lora,
+    checkpoint_activations,
+    count_parameters,
+    linear_and_conv,
+    load_weights,
+    save_model,
+    weights_folder,
+)
+from hf_accum.models.quantization import quantization_config, quantize_without_weights
+
+LORA = LoraConfig(rank=2, alpha=6.0)
+LABELS = torch.tensor([0, 2, 1])
+ONE_OF_EACH_KIND = ("bert", "distilbert", "llama")
+
+
+def adapt(pretrained: Pretrained, lora: LoraConfig = LORA, **how: Any) -> Any:
+    return add_lora(pretrained.model, lora, task_type="SEQ_CLS", new_modules=pretrained.new_modules, **how)
+
+
+def train(model: nn.Module, num_steps: int = 3) -> None:
+    """Enough for every adapter to do something: their second matrices start at zero."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(num_steps):
+        F.cross_entropy(model(**make_inputs()).logits, LABELS).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def logits_of(model: nn.Module) -> Tensor:
+    """In eval mode; the model stays in its own."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        logits = model(**make_inputs(seed=1)).logits
+    model.train(was_training)
+    return logits
+
+
+def in_module(name: str, modules: tuple[str, ...]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name before peft."""
+    return name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".modules_to_save.default", "")
+
+
+# Where adapters sit
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_linear_layer_but_the_head_is_adapted_and_the_head_is_trained_whole(
+    tmp_path: Path, architecture: str
+) -> None:
+    pretrained = load_classifier(save_base(tmp_path, architecture))
+    head = HEADS[architecture]
+    linear = {n for n, m in pretrained.model.named_modules() if isinstance(m, nn.Linear) and not in_module(n, head)}
+    of_head = {n for n, _ in pretrained.model.named_parameters() if in_module(n, head)}
+    assert linear
+    assert of_head
+
+    adapted = adapt(pretrained)
+    wrapped = {n.removeprefix("base_model.model.") for n, m in adapted.named_modules() if isinstance(m, LoraLayer)}
+    assert wrapped == linear
+    trained = [plain_name(n) for n, p in adapted.named_parameters() if p.requires_grad]
+    matrices = [f"{name}.lora_{side}.default.weight" for name in linear for side in "AB"]
+    assert sorted(trained) == sorted([*matrices, *of_head])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_training_moves_adapters_and_head_and_nothing_else(tmp_path: Path, architecture: str) -> None:
+    adapted = adapt(load_classifier(save_base(tmp_path, architecture)))
+    before = {name: p.detach().clone() for name, p in adapted.named_parameters()}
+    train(adapted)
+    for name, parameter in adapted.named_parameters():
+        is_trained = "lora_" in name or "modules_to_save" in name
+        assert torch.equal(parameter, before[name]) is not is_trained, name
+
+
+def test_a_pooler_without_pretrained_weights_is_trained_whole(tmp_path: Path) -> None:
+    folder = save_base(tmp_path, "bert")
+    AutoModel.from_pretrained(folder, add_pooling_layer=False).save_pretrained(tmp_path)
+    adapted = adapt(load_classifier(folder))
+    of_pooler = [n for n, p in adapted.named_parameters() if "pooler" in n and p.requires_grad]
+    assert sorted(map(plain_name, of_pooler)) == ["bert.pooler.dense.bias", "bert.pooler.dense.weight"]
+    assert all("modules_to_save" in name for name in of_pooler)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_head_that_was_trained_before_is_trained_on_and_saved(tmp_path: Path, architecture: str) -> None:
+    load_classifier(save_base(tmp_path / "base", architecture)).model.save_pretrained(tmp_path / "trained")
+    make_tokenizer().save_pretrained(str(tmp_path / "trained"))
+    pretrained = load_classifier(str(tmp_path / "trained"))
+    assert pretrained.new_modules == ()
+    of_head = [n for n, _ in pretrained.model.named_parameters() if in_module(n, HEADS[architecture])]
+    adapted = adapt(pretrained)
+    trained_whole = [plain_name(n) for n, p in adapted.named_parameters() if p.requires_grad and "lora_" not in n]
+    assert sorted(trained_whole) == sorted(of_head)
+    train(adapted)
+    save_model(adapted, make_tokenizer(), tmp_path / "adapter")
+    again = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=3)
+    torch.testing.assert_close(logits_of(again), logits_of(adapted))
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (
+            ["query", "value"],
+            {f"bert.encoder.layer.{i}.attention.self.{n}" for i in range(2) for n in ("query", "value")},
+        ),
+        (
+            r".*layer\.1\..*dense",
+            {f"bert.encoder.layer.1.{n}.dense" for n in ("attention.output", "intermediate", "output")},
+        ),
+    ],
+)
+def test_targets_by_name_or_regular_expression(tmp_path: Path, targets: list[str] | str, expected: set[str]) -> None:
+    adapted = adapt(load_classifier(save_base(tmp_path, "bert")), LoraConfig(rank=2, target_modules=targets))
+    assert {
+        n.removeprefix("base_model.model.") for n, m in adapted.named_modules() if isinstance(m, LoraLayer)
+    } == expected
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "nowhere"])
+def test_targets_that_the_model_does_not_have(tmp_path: Path, targets: list[str] | str) -> None:
+    pretrained = load_classifier(save_base(tmp_path, "bert"))
+    with pytest.raises(
+        ValueError, match=r"^--lora.target_modules .*has to match modules of BertForSeq.*dense.*query"
+    ):
+        adapt(pretrained, LoraConfig(rank=2, target_modules=targets))
+
+
+def test_four_bit_layers_are_targets_as_plain_ones_are() -> None:
+    """Of which the weights are kept in another shape."""
+    sizes: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 64}
+    config: Any = ViTConfig(num_hidden_layers=1, image_size=32, **sizes)
+    with torch.device("meta"):
+        model, plain = ViTForImageClassification(config), ViTForImageClassification(config)
+    options = quantization_config("nf4", ["classifier"])
+    assert options is not None
+    quantize_without_weights(model, options)
+    targets = linear_and_conv(model, ["classifier"], rank=2)
+    assert targets == linear_and_conv(plain, ["classifier"], rank=2)
+    kinds = (nn.Linear, nn.Conv2d)
+    assert targets == [n for n, m in plain.named_modules() if isinstance(m, kinds) and n != "classifier"]
+    assert len(targets) > 6
+    with pytest.raises(ValueError, match="no layer of ViTForImageClassification has more weights than an adapter"):
+        linear_and_conv(model, ["classifier"], rank=64)
+
+
+def test_only_convolutions_that_peft_follows_are_targets() -> None:
+    def conv(**how: Any) -> nn.Conv2d:
+        return nn.Conv2d(16, 16, 3, **how)
+
+    model = nn.Sequential(conv(), conv(groups=16), conv(dilation=2), conv(stride=2, padding=1))
+    assert linear_and_conv(model, [], rank=2) == ["0", "3"]
+
+
+def test_an_adapter_adds_alpha_over_rank_times_its_matrices(tmp_path: Path) -> None:
+    adapted = adapt(load_classifier(save_base(tmp_path, "bert")), LoraConfig(rank=4, alpha=10.0)).eval()
+    layer = adapted.base_model.model.bert.encoder.layer[0].attention.self.query
+    nn.init.normal_(layer.lora_B["default"].weight)
+    inputs = torch.randn(5, 16)
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    torch.testing.assert_close(layer(inputs), layer.base_layer(inputs) + 10.0 / 4 * inputs @ a.T @ b.T)
+
+
+def test_dropout_of_adapters(tmp_path: Path) -> None:
+    folder = save_base(tmp_path, "bert")
+
+    def rates(lora_dropout: float, override: float | None) -> set[float]:
+        pretrained = load_classifier(folder, dropout=override)
+        adapted = adapt(pretrained, LoraConfig(rank=2, dropout=lora_dropout), dropout=override)
+        return {m.p for n, m in adapted.named_modules() if isinstance(m, nn.Dropout) and "lora_" in n}
+
+    assert rates(0.25, None) == {0.25}
+    assert rates(0.25, 0.5) == {0.5}
+    assert rates(0.25, 0.0) == set()  # peft makes no layer for it
+    assert rates(0.0, 0.5) == {0.5}
+    assert rates(0.0, None) == set()  # peft puts no layer there
+
+
+@pytest.mark.parametrize("architecture", ONE_OF_EACH_KIND)
+def test_what_is_trained_is_float32_above_a_bfloat16_base(tmp_path: Path, architecture: str) -> None:
+    pretrained = load_classifier(save_base(tmp_path, architecture))
+    model: Any = pretrained.model
+    model.to(torch.bfloat16)
+    adapted = adapt(pretrained)
+    for name, parameter in adapted.named_parameters():
+        assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16), name
+    assert any(p.dtype == torch.bfloat16 for p in adapted.parameters())
+
+
+def test_parameters_are_counted(tmp_path: Path) -> None:
+    pretrained = load_classifier(save_base(tmp_path, "bert"))
+    total = sum(p.numel() for p in pretrained.model.parameters())
+    assert count_parameters(pretrained.model) == (total, total)
+    adapted = adapt(pretrained, LoraConfig(rank=2, target_modules=["query"]))
+    matrices, head = 2 * 2 * (16 + 16), 16 * 3 + 3  # layers x rank x (in + out)
+    # peft keeps the head it found beside the one that is trained.
+    assert count_parameters(adapted) == (matrices + head, total + matrices + head)
+
+
+# Rank 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rank_0_trains_all_and_saves_a_whole_model(tmp_path: Path, architecture: str) -> None:
+    pretrained = load_classifier(save_base(tmp_path / "base", architecture))
+    model = adapt(pretrained, LoraConfig(rank=0))
+    assert model is pretrained.model
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert weights_folder(model) == "model"
+    train(model)
+    save_model(model, make_tokenizer(), tmp_path / "model")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    assert torch.equal(logits_of(again), logits_of(model))
+
+    saved = logits_of(model)
+    train(model)
+    assert not torch.equal(logits_of(model), saved)
+    load_weights(model, tmp_path / "model")
+    assert torch.equal(logits_of(model), saved)
+
+
+# Saving and loading
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_weights_are_restored_and_loaded_by_peft(tmp_path: Path, architecture: str) -> None:
+    adapted = adapt(load_classifier(save_base(tmp_path / "base", architecture)))
+    assert weights_folder(adapted) == "adapter"
+    untrained = logits_of(adapted)
+    train(adapted)
+    saved = logits_of(adapted)
+    assert (saved - untrained).abs().max() > 0.01
+    save_model(adapted, make_tokenizer(), tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    again = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=3)
+    torch.testing.assert_close(logits_of(again), saved)  # peft's own layers add up in another order
+    fuse_lora(again)
+    assert torch.equal(logits_of(again), saved)
+
+    train(adapted)
+    assert not torch.equal(logits_of(adapted), saved)
+    load_weights(adapted, tmp_path / "adapter")
+    assert torch.equal(logits_of(adapted), saved)
+    trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    train(adapted)  # they are the trained ones still, and of the same model
+    assert [name for name, p in adapted.named_parameters() if p.requires_grad] == trained
+    assert not torch.equal(logits_of(adapted), saved)
+
+
+def test_a_program_without_this_package_predicts_the_same(tmp_path: Path) -> None:
+    expected = {}
+    for architecture in ONE_OF_EACH_KIND:
+        # With peft's own layers, which add up in the same order there.
+        adapted = adapt(load_classifier(save_base(tmp_path / "bases" / architecture, architecture)), fused=False)
+        train(adapted)
+        save_model(adapted, make_tokenizer(), tmp_path / architecture)
+        expected[architecture] = logits_of(adapted)
+    torch.save(make_inputs(seed=1), tmp_path / "inputs.pt")
+    code = """
+import json, sys
+import torch
+from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoTokenizer
+inputs = torch.load("inputs.pt")
+logits = {}
+for folder in sys.argv[1:]:
+    model = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=3).eval()
+    with torch.no_grad():
+        logits[folder] = model(**inputs).logits.tolist()
+    assert AutoTokenizer.from_pretrained(folder)("w1 w2")["input_ids"] == [2, 5, 6, 3]
+assert not any(name.startswith("hf_accum") for name in sys.modules)
+print(json.dumps(logits))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *ONE_OF_EACH_KIND], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    logits = json.loads(done.stdout.splitlines()[-1])
+    for architecture in ONE_OF_EACH_KIND:
+        torch.testing.assert_close(torch.tensor(logits[architecture]), expected[architecture], rtol=1e-6, atol=1e-7)
+
+
+def test_a_save_that_fails_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapted = adapt(load_classifier(save_base(tmp_path / "base", "bert")))
+    save_model(adapted, make_tokenizer(), tmp_path / "adapter")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()}
+    train(adapted)
+
+    class Unsaved:
+        def save_pretrained(self, folder: str) -> None:
+            assert list(Path(folder).iterdir())  # the weights are there already
+            raise OSError("no space left on device")
+
+    unsaved: Any = Unsaved()
+    with pytest.raises(OSError, match="no space left"):
+        save_model(adapted, unsaved, tmp_path / "adapter")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+
+
+# Gradient checkpointing
+
+
+def gradients(folder: str, lora: LoraConfig, *, is_checkpointing: bool) -> tuple[dict[str, Tensor], int]:
+    """Gradients of one step with dropout, and how often a part of the first layer ran."""
+    torch.manual_seed(3)
+    pretrained = load_classifier(folder)
+    model = adapt(pretrained, lora)
+    torch.manual_seed(4)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    if is_checkpointing:
+        checkpoint_activations(pretrained.model)
+    num_runs = 0
+
+    def count(*_: Any) -> None:
+        nonlocal num_runs
+        num_runs += 1
+
+    layers = next(m for m in pretrained.model.modules() if isinstance(m, nn.ModuleList))
+    linear = next(m for m in layers[0].modules() if isinstance(m, nn.Linear))
+    linear.register_forward_pre_hook(count)
+    torch.manual_seed(5)
+    F.cross_entropy(model(**make_inputs()).logits, LABELS).backward()
+    found = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    return {name: gradient for name, gradient in found.items() if gradient is not None}, num_runs
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("rank", [2, 0])
+def test_gradients_with_checkpointing_are_those_without(tmp_path: Path, architecture: str, rank: int) -> None:
+    folder = save_base(tmp_path, architecture)
+    lora = LoraConfig(rank=rank, dropout=0.1)
+    plain, num_runs = gradients(folder, lora, is_checkpointing=False)
+    checkpointed, num_runs_checkpointed = gradients(folder, lora, is_checkpointing=True)
+    assert (num_runs, num_runs_checkpointed) == (1, 2)  # it really computed again
+    assert checkpointed.keys() == plain.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-5, atol=1e-7)
+        if "lora_" in name:
+            assert gradient.abs().max() > 0, name
+    assert rank == 0 or sum("lora_" in name for name in plain) >= 8
+
+
+def test_an_architecture_without_checkpointing_is_refused(tmp_path: Path) -> None:
+    model = load_classifier(save_base(tmp_path, "bert")).model
+    model.supports_gradient_checkpointing = False
+    with pytest.raises(
+        ValueError, match="--gradient_checkpointing true: BertForSequenceClassification has no support"
+    ):
+        checkpoint_activations(model)
+
+
+def test_an_adapted_model_is_peft_s(tmp_path: Path) -> None:
+    assert isinstance(adapt(load_classifier(save_base(tmp_path, "bert"))), PeftModel)

@@ -1,0 +1,556 @@
+"""A run's folder and its checkpoints: nothing of an earlier run lost, the best kept, and nothing else."""
+
+import errno
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from thread_ranks import on_ranks, run_ranks
+from tiny import load_classifier, make_tokenizer, save_base
+from torch import nn
+
+import hf_accum.run.checkpoint as checkpoint_module
+from hf_accum.config.recipe import LoraConfig, RecipeConfig, as_dict, write_config
+from hf_accum.distributed.ranks import OneRank
+from hf_accum.errors import RankFailed
+from hf_accum.files import check_output_dir
+from hf_accum.models.lora import add_lora, load_weights, save_model
+from hf_accum.run.checkpoint import BestCheckpoint, Checkpoints, load, load_latest
+from hf_accum.run.folder import claim_folder, start_folder
+from hf_accum.run.manifest import Damaged
+from hf_accum.run.training_state import TrainingState
+
+CONFIG = RecipeConfig(seed=7)
+SUPPORT = Path(__file__).parents[2] / "support"
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+# The folder
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_new_or_empty_folder_gets_its_configuration(tmp_path: Path, is_there: bool) -> None:
+    folder = tmp_path / "runs" / "mine"
+    if is_there:
+        folder.mkdir(parents=True)
+    assert start_folder(folder, CONFIG, OneRank()) is None
+    assert files(tmp_path) == ["runs/mine/config.yaml"]
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == as_dict(CONFIG)
+
+
+def test_earlier_runs_are_moved_aside_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    for run in range(3):
+        earlier = start_folder(folder, RecipeConfig(seed=run), OneRank())
+        assert earlier == (None if run == 0 else tmp_path / f"mine-earlier-{run}")
+        (folder / "checkpoints" / "step-1").mkdir(parents=True)
+        (folder / "checkpoints" / "step-1" / "weights").write_text(str(run))
+    for run, name in enumerate(("mine-earlier-1", "mine-earlier-2", "mine")):
+        assert files(tmp_path / name) == ["checkpoints/step-1/weights", "config.yaml"]
+        assert (tmp_path / name / "checkpoints" / "step-1" / "weights").read_text() == str(run)
+        assert yaml.safe_load((tmp_path / name / "config.yaml").read_text())["seed"] == run
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", ".git", "metrics.jsonl"])
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(ValueError, match=rf"--output_dir {tmp_path}: has to be new, empty, or an earlier run's"):
+        start_folder(tmp_path, CONFIG, OneRank())
+    assert files(tmp_path) == [name]
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("precious")
+    with pytest.raises(ValueError, match=r"--output_dir .*run: has to be a folder, it is a file"):
+        start_folder(tmp_path / "run", CONFIG, OneRank())
+    with pytest.raises(ValueError, match=r"--output_dir .*: has to be a folder to write in \(.*Not a directory"):
+        start_folder(tmp_path / "run" / "sub", CONFIG, OneRank())
+    assert (tmp_path / "run").read_text() == "precious"
+
+
+def test_one_rank_makes_the_folder_and_all_know(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    assert run_ranks(3, lambda ranks: start_folder(folder, CONFIG, ranks)) == [None] * 3
+    assert run_ranks(3, lambda ranks: start_folder(folder, CONFIG, ranks)) == [tmp_path / "mine-earlier-1"] * 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "mine-earlier-1"]
+    (folder / "config.yaml").rename(folder / "other")
+    first, *others = on_ranks(3, lambda ranks: start_folder(folder, CONFIG, ranks))
+    assert isinstance(first, ValueError)
+    assert all(
+        isinstance(other, RankFailed) and "an earlier run's folder; it holds" in str(other) for other in others
+    )
+
+
+@pytest.mark.parametrize("name", [".config.yaml.17.partial", ".hf-accum-abc"])
+def test_what_a_killed_process_left_is_no_obstacle(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / name).write_text("half")
+    check_output_dir(folder)
+    assert start_folder(folder, CONFIG, OneRank()) is None
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
+def test_a_folder_is_one_run_s_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_accum.run.folder._PATIENCE_SECONDS", 0.2)
+    folder = tmp_path / "mine"
+    before = claim_folder(folder, OneRank())  # it is not there yet
+    with run_in(folder):
+        (folder / "metrics.jsonl").touch()
+        for _ in range(2):
+            with pytest.raises(ValueError, match="another run is at work in it"):
+                claim_folder(folder, OneRank())
+        with pytest.raises(ValueError, match="another run is at work in it"):
+            start_folder(folder, CONFIG, OneRank(), claim=before)
+        assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "metrics.jsonl"]
+        assert not list(tmp_path.glob("mine-earlier-*"))
+    claim = claim_folder(folder, OneRank())
+    claim.take(folder)  # again
+    assert start_folder(folder, CONFIG, OneRank(), claim=claim) == tmp_path / "mine-earlier-1"
+    claim_folder(folder, OneRank())  # of one process the runs come one after the other, whatever keeps the claim
+    with pytest.raises(AssertionError, match="another run is at work in it"), run_in(folder):
+        pass
+    del claim
+    with run_in(folder):
+        pass
+
+
+@contextmanager
+def run_in(folder: Path) -> Iterator[None]:
+    """Another process, whose run has begun in a folder."""
+    script = f"""
+import sys
+from pathlib import Path
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.distributed.ranks import OneRank
+from hf_accum.run.folder import claim_folder, start_folder
+from hf_accum.run import folder as run_folder
+run_folder._PATIENCE_SECONDS = 0.2
+claim = claim_folder(Path({str(folder)!r}), OneRank())
+start_folder(Path({str(folder)!r}), RecipeConfig(), OneRank(), claim=claim)
+print("begun", flush=True)
+sys.stdin.read()
+"""
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", script], text=True, **pipes) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "begun\n", process.stderr.read()
+        yield
+        process.stdin.close()
+
+
+# The best
+
+
+def best_of(metric: str, values: list[float | None]) -> tuple[list[bool], BestCheckpoint]:
+    best = BestCheckpoint(metric)
+    return [best.update(10 * i, {metric: value, "num_examples": 5}) for i, value in enumerate(values, 1)], best
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "better"),
+    [
+        ("accuracy", [0.5, 0.4, 0.6, 0.6, 0.7], [True, False, True, False, True]),
+        ("loss", [0.5, 0.4, 0.6, 0.4, 0.3], [True, True, False, False, True]),
+        ("mse", [2.0, 3.0, 1.0], [True, False, True]),
+        ("mae", [2.0, 3.0, 1.0], [True, False, True]),
+        ("brier_score", [0.2, 0.3, 0.1], [True, False, True]),
+        ("pearson", [-0.5, 0.0, -0.1], [True, True, False]),
+        ("macro_auroc", [None, 0.5, None, 0.6], [False, True, False, True]),
+        ("loss", [math.nan, 3.0, math.nan, 2.0], [False, True, False, True]),
+        ("accuracy", [math.nan, 0.1, math.inf], [False, True, True]),
+    ],
+)
+def test_what_is_better_than_all_before(metric: str, values: list[float | None], better: list[bool]) -> None:
+    found, best = best_of(metric, values)
+    assert found == better
+    last = max(i for i, is_better in enumerate(better) if is_better)
+    assert (best.value, best.step, best.num_evaluations_since) == (
+        values[last],
+        10 * (last + 1),
+        len(values) - 1 - last,
+    )
+
+
+@given(
+    values=st.lists(st.none() | st.floats(allow_nan=False), min_size=1), metric=st.sampled_from(("loss", "macro_f1"))
+)
+def test_the_best_is_the_first_of_the_best(values: list[float | None], metric: str) -> None:
+    _, best = best_of(metric, values)
+    known = [value for value in values if value is not None]
+    if known:
+        expected = (min if metric == "loss" else max)(known)
+        assert best.step == 10 * (values.index(expected) + 1)
+        assert best.value == expected
+    else:
+        assert (best.step, best.value) == (None, None)
+
+
+def test_patience_counts_evaluations_without_a_better_one() -> None:
+    best = BestCheckpoint("accuracy")
+    history = []
+    for value in (0.5, 0.4, 0.6, 0.6, 0.5):
+        best.update(1, {"accuracy": value})
+        history.append(best.is_beaten_for(2))
+    assert history == [False, False, False, False, True]
+    assert not best.is_beaten_for(None)
+    assert not best.is_beaten_for(3)
+
+
+def test_without_a_metric_nothing_is_the_best() -> None:
+    best = BestCheckpoint(None)
+    assert not best.update(1, {"accuracy": 1.0})
+    assert best.step is None
+    assert not best.is_beaten_for(1)
+
+
+# Checkpoints
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Any:
+    pretrained = load_classifier(save_base(tmp_path / "base", "bert"))
+    return add_lora(
+        pretrained.model,
+        LoraConfig(rank=2, target_modules=["query"]),
+        task_type="SEQ_CLS",
+        new_modules=pretrained.new_modules,
+    )
+
+
+def mark(model: nn.Module, step: int) -> None:
+    """Make the trainable weights those of a step."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.constant_(parameter, step)
+
+
+def marks(model: nn.Module) -> set[float]:
+    return {float(value) for p in model.parameters() if p.requires_grad for value in p.detach().unique()}
+
+
+def steps(folder: Path) -> list[int]:
+    """Of the checkpoints that are there, each of them whole."""
+    found = sorted((folder / "checkpoints").iterdir())
+    for path in found:
+        assert (path / "adapter" / "adapter_model.safetensors").is_file()
+        assert load(path).step == int(path.name.removeprefix("step-"))
+    return [load(path).step for path in found]
+
+
+SAID: list[str] = []
+
+
+def make_checkpoints(folder: Path, model: nn.Module, *, keep: int = 2, ranks: Any = None) -> Checkpoints:
+    SAID.clear()
+    return Checkpoints(folder / "run", model, make_tokenizer(), ranks or OneRank(), keep, SAID.append)
+
+
+def save(checkpoints: Checkpoints, step: int, best: int | None = None, **tensors: torch.Tensor) -> None:
+    checkpoints.save(TrainingState(tensors, {"made": "up"}), {"step": step, "best": {"step": best}})
+    assert checkpoints.wait()
+
+
+def test_the_weights_of_a_step_come_back(tmp_path: Path, model: Any) -> None:
+    checkpoints = make_checkpoints(tmp_path, model)
+    for step in (100, 12_345_678):
+        mark(model, step)
+        save(checkpoints, step, moment=torch.full((3,), float(step)))
+    assert [p.name for p in sorted((tmp_path / "run" / "checkpoints").iterdir())] == [
+        "step-00000100",
+        "step-12345678",
+    ]
+    mark(model, 3)
+    assert checkpoints.restore_weights(100)
+    assert marks(model) == {100.0}
+    loaded = load_latest(tmp_path / "run", SAID.append)
+    assert loaded is not None
+    assert loaded.step == 12_345_678
+    assert loaded.state.tensors["moment"].tolist() == [12_345_678.0] * 3
+    assert loaded.state.numbers == {"made": "up"}
+    assert SAID == []
+
+
+def test_what_is_saved_is_what_was_when_it_began(tmp_path: Path, model: Any) -> None:
+    """Training goes on while it is written."""
+    checkpoints = make_checkpoints(tmp_path, model)
+    mark(model, 1)
+    checkpoints.save(TrainingState({}, {}), {"step": 1})
+    mark(model, 2)
+    checkpoints.wait()
+    assert checkpoints.restore_weights(1)
+    assert marks(model) == {1.0}
+
+
+@pytest.mark.parametrize(("keep", "best", "kept"), [(2, None, [40, 50]), (1, 20, [20, 50]), (3, 50, [30, 40, 50])])
+def test_the_newest_are_kept_and_the_best(
+    tmp_path: Path, model: Any, keep: int, best: int | None, kept: list[int]
+) -> None:
+    checkpoints = make_checkpoints(tmp_path, model, keep=keep)
+    for step in (10, 20, 30, 40, 50):
+        mark(model, step)
+        save(checkpoints, step, best if best is not None and step >= best else None)
+    assert steps(tmp_path / "run") == kept
+    for step in kept:
+        assert checkpoints.restore_weights(step)
+        assert marks(model) == {float(step)}
+
+
+def test_a_step_that_is_there_is_not_saved_again(tmp_path: Path, model: Any) -> None:
+    """Nothing has changed, and a kill between taking it away and putting it back would lose it."""
+    checkpoints = make_checkpoints(tmp_path, model)
+    save(checkpoints, 7)
+    (path,) = (tmp_path / "run" / "checkpoints").iterdir()
+    before = [(file, file.stat().st_ino, file.stat().st_mtime_ns) for file in sorted(path.rglob("*"))]
+    save(checkpoints, 7)
+    assert [(file, file.stat().st_ino, file.stat().st_mtime_ns) for file in sorted(path.rglob("*"))] == before
+
+
+def test_the_former_best_stays_until_the_new_one_is_there(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_accum.run.checkpoint._SECONDS_BETWEEN_TRIES", ())
+    checkpoints = make_checkpoints(tmp_path, model, keep=1)
+    save(checkpoints, 10, best=10)
+    save(checkpoints, 20, best=10)
+    with monkeypatch.context() as full:
+        full.setattr("hf_accum.run.checkpoint.fill_folder_atomically", lambda *_: full_for_good())
+        checkpoints.save(TrainingState({}, {}), {"step": 30, "best": {"step": 30}})
+        assert not checkpoints.wait()
+    save(checkpoints, 40, best=30)
+    assert steps(tmp_path / "run") == [10, 40]
+    save(checkpoints, 50, best=50)
+    save(checkpoints, 60, best=50)
+    assert steps(tmp_path / "run") == [50, 60]
+
+
+def test_a_result_is_saved_with_patience_and_what_cannot_be_is_said(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_accum.run.checkpoint._SECONDS_BETWEEN_TRIES", (0.01, 0.01))
+    checkpoints = make_checkpoints(tmp_path, model)
+    tries: list[int] = []
+
+    def full_at_first(*arguments: Any) -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            full_for_good()
+        save_model(*arguments)
+
+    monkeypatch.setattr("hf_accum.run.checkpoint.save_model", full_at_first)
+    assert (checkpoints.export() / "adapter_model.safetensors").is_file()
+    assert len(SAID) == 2
+    monkeypatch.setattr("hf_accum.run.checkpoint.save_model", lambda *_: full_for_good())
+    with pytest.raises(ValueError, match=r"adapter could not be saved .*No space left on device.*: make room"):
+        checkpoints.export()
+
+
+def test_only_the_main_rank_writes(tmp_path: Path, model: Any) -> None:
+    class Second(OneRank):
+        index = 1
+
+    checkpoints = make_checkpoints(tmp_path, model, ranks=Second())
+    assert not checkpoints.is_main
+    assert checkpoints.export() == tmp_path / "run" / "adapter"
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_result_stands_beside_the_checkpoints(tmp_path: Path, model: Any) -> None:
+    checkpoints = make_checkpoints(tmp_path, model)
+    mark(model, 1)
+    save(checkpoints, 1)
+    mark(model, 2)
+    for _ in range(2):  # also in place of an earlier one
+        assert checkpoints.export() == tmp_path / "run" / "adapter"
+    assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
+    assert (tmp_path / "run" / "adapter" / "tokenizer.json").is_file()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["adapter", "checkpoints"]
+    assert marks(model) == {2.0}
+
+
+def test_full_fine_tuning_saves_models(tmp_path: Path) -> None:
+    model: Any = load_classifier(save_base(tmp_path / "base", "bert")).model
+    checkpoints = make_checkpoints(tmp_path, model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    save(checkpoints, 5)
+    assert checkpoints.export() == tmp_path / "run" / "model"
+    mark(model, 9)
+    assert checkpoints.restore_weights(5)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_model_is_restored_from_safetensors_of_its_own_folder_only(tmp_path: Path) -> None:
+    model = load_classifier(save_base(tmp_path / "base", "bert")).model
+    folder = tmp_path / "model"
+    save_model(model, make_tokenizer(), folder)
+    load_weights(model, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        load_weights(model, folder)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(OSError, match="an adapter in the place of a model"):
+        load_weights(model, folder)
+
+
+def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path: Path, model: Any) -> None:
+    save(make_checkpoints(tmp_path, model), 1)
+    names = files(tmp_path / "run" / "checkpoints" / "step-00000001")
+    assert {Path(name).suffix for name in names} <= {".json", ".safetensors", ".md", ".txt", ".jinja"}
+    assert "manifest.json" in names
+
+
+def test_a_disk_that_is_full_stops_nothing_and_is_said(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = make_checkpoints(tmp_path, model)
+    mark(model, 1)
+    save(checkpoints, 1)
+    written = checkpoint_module.write_manifest
+    failures = iter([True, True, False])
+
+    def full(folder: Path) -> None:
+        if next(failures):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written(folder)
+
+    monkeypatch.setattr(checkpoint_module, "write_manifest", full)
+    monkeypatch.setattr(checkpoint_module, "_SECONDS_BETWEEN_TRIES", (0.01, 0.01))
+    mark(model, 2)
+    checkpoints.save(TrainingState({}, {}), {"step": 2})
+    checkpoints.wait(hurry=False)
+    assert steps(tmp_path / "run") == [1, 2]
+    assert len(SAID) == 2
+    assert all("step-00000002 could not be saved (OSError" in line and "No space left" in line for line in SAID)
+    assert all("what there was before stays; tried again in" in line for line in SAID)
+    monkeypatch.setattr(checkpoint_module, "write_manifest", lambda _: full_for_good())
+    checkpoints.save(TrainingState({}, {}), {"step": 3})
+    assert not checkpoints.wait()
+    assert steps(tmp_path / "run") == [1, 2]
+    assert files(tmp_path / "run") == [
+        name for name in files(tmp_path / "run") if ".partial" not in name and ".old" not in name
+    ]
+
+
+def test_a_disk_that_is_really_full_is_no_end_either(tmp_path: Path) -> None:
+    """A limit on the size of files, which safetensors meets with an error of its own."""
+    script = f"""
+import resource, signal, sys
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(SUPPORT)!r}]
+from pathlib import Path
+from test_checkpoint import *
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder = Path({str(tmp_path)!r})
+model = load_classifier(save_base(folder / "base", "bert")).model
+checkpoints = make_checkpoints(folder, model)
+save(checkpoints, 1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+checkpoints.save(TrainingState({{}}, {{}}), {{"step": 2}})
+assert not checkpoints.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert [p.name for p in (folder / "run" / "checkpoints").iterdir()] == ["step-00000001"]
+assert "could not be saved" in SAID[0], SAID
+save(checkpoints, 3)
+print("went on")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("went on\n")
+
+
+def full_for_good() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _truncated(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def _flipped(data: bytes, at: float = 0.5) -> bytes:
+    place = min(len(data) - 1, int(len(data) * at))
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(_truncated, id="truncated"),
+        pytest.param(lambda data: b"", id="empty"),
+        pytest.param(lambda data: data + b" ", id="longer"),
+        pytest.param(lambda data: _flipped(data, 0.0), id="first byte"),
+        pytest.param(_flipped, id="a byte within"),
+        pytest.param(lambda data: _flipped(data, 1.0), id="last byte"),
+        pytest.param(None, id="missing"),
+    ],
+)
+def test_any_damage_is_noticed_and_the_one_before_is_used(tmp_path: Path, model: Any, damage: Any) -> None:
+    """Of every file of a checkpoint."""
+    checkpoints = make_checkpoints(tmp_path, model)
+    for step in (1, 2):
+        save(checkpoints, step, moment=torch.zeros(3))
+    folder = tmp_path / "run" / "checkpoints" / "step-00000002"
+    for name in files(folder):
+        path = folder / name
+        data = path.read_bytes()
+        if damage is None:
+            path.unlink()
+        elif damage(data) == data:
+            continue
+        else:
+            path.write_bytes(damage(data))
+        SAID.clear()
+        loaded = load_latest(tmp_path / "run", SAID.append)
+        if name == "manifest.json" and loaded is not None and loaded.step == 2:
+            # Only a byte of white space can go unnoticed.
+            assert damage is not None
+            assert json.loads(damage(data)) == json.loads(data)
+        else:
+            assert loaded is not None
+            assert loaded.step == 1
+            assert len(SAID) == 1
+            assert "step-00000002/" in SAID[0]
+        path.write_bytes(data)
+    loaded = load_latest(tmp_path / "run", SAID.append)
+    assert loaded is not None
+    assert loaded.step == 2
+    for step in (1, 2):
+        (tmp_path / "run" / "checkpoints" / f"step-{step:08}" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"none of its 2 checkpoints can be used .*--resume never"):
+        load_latest(tmp_path / "run", SAID.append)
+
+
+def test_a_run_that_goes_on_behind_an_earlier_one_sets_the_later_ones_aside(tmp_path: Path, model: Any) -> None:
+    checkpoints = make_checkpoints(tmp_path, model, keep=1)
+    save(checkpoints, 3)
+    run = tmp_path / "run"
+    write_config(CONFIG, run)
+    save(make_checkpoints(tmp_path, model, keep=2), 6)
+    start_folder(run, CONFIG, OneRank(), load(run / "checkpoints" / "step-00000003"))
+    save(make_checkpoints(tmp_path, model, keep=1), 4)
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["abandoned-step-00000006", "step-00000004"]
+
+
+def test_a_manifest_cannot_name_what_is_outside(tmp_path: Path, model: Any) -> None:
+    save(make_checkpoints(tmp_path, model), 1)
+    folder = tmp_path / "run" / "checkpoints" / "step-00000001"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["../../secret"] = {"bytes": 1, "blake2b": ""}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(Damaged, match="outside of the folder"):
+        load(folder)

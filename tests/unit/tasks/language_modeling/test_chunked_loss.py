@@ -1,0 +1,149 @@
+"""The loss of a language model in chunks: that of all logits, its gradients too, and less memory."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import CONFIGS, VOCAB_SIZE, make_decoder_config, make_inputs
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+from hf_accum.tasks.language_modeling.chunked_loss import (
+    ChunkedCrossEntropy,
+    Targets,
+    language_workload,
+    output_layer,
+    stop_before_output_layer,
+    with_output_layer,
+)
+from hf_accum.tuner.prediction import predict
+from hf_accum.tuner.tracing import LiveBytes
+
+MODELS: list[tuple[Any, str]] = [
+    *((AutoModelForMaskedLM, name) for name in ("bert", "roberta", "distilbert", "electra", "deberta", "modernbert")),
+    (AutoModelForCausalLM, "llama"),
+    (AutoModelForCausalLM, "biogpt"),
+]
+
+
+def make_model(auto_class: Any, name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return auto_class.from_config(CONFIGS[name]).double().eval()
+
+
+@pytest.mark.parametrize(("auto_class", "name"), MODELS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize("chunk_size", [1, 4, 1000])
+def test_loss_and_gradients_are_those_of_all_logits(auto_class: Any, name: str, chunk_size: int) -> None:
+    """In float64, against the model as it is and torch's cross-entropy over the whole vocabulary."""
+    inputs = make_inputs()
+    positions = torch.tensor([0, 3, 9, 12, 14])
+    tokens = torch.randint(VOCAB_SIZE, (5,), generator=torch.Generator().manual_seed(1))
+    model = make_model(auto_class, name)
+    logits = model(**inputs).logits
+    expected = F.cross_entropy(logits.flatten(0, 1)[positions], tokens, reduction="sum")
+    expected.backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    objective = ChunkedCrossEntropy(stop_before_output_layer(model), chunk_size)
+    loss = objective(model(**inputs).logits, Targets(positions, tokens))
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() == gradients.keys()
+    for parameter, gradient in gradients.items():
+        torch.testing.assert_close(found[parameter], gradient, rtol=1e-10, atol=1e-12)
+    judged, right = objective.judge(model(**inputs).logits, Targets(positions, tokens))
+    assert judged == pytest.approx(expected.item(), rel=1e-12)
+    assert right == int((logits.flatten(0, 1)[positions].argmax(-1) == tokens).sum())
+    with with_output_layer(model):
+        torch.testing.assert_close(model(**inputs).logits, logits)
+    assert model(**inputs).logits.shape[-1] == output_layer(model).in_features
+
+
+def test_a_model_that_does_more_than_multiply_is_refused_and_left_as_it_was() -> None:
+    model = make_model(AutoModelForCausalLM, "llama")
+    forward = model.forward
+    model.forward = lambda **inputs: _capped(forward(**inputs))  # type: ignore[method-assign]
+    before = model(**make_inputs()).logits
+    with pytest.raises(ValueError, match="does more than multiply by its output layer"):
+        stop_before_output_layer(model)
+    torch.testing.assert_close(model(**make_inputs()).logits, before)
+    with pytest.raises(ValueError, match="has no linear output layer"):
+        stop_before_output_layer(AutoModelForSequenceClassification.from_config(CONFIGS["bert"]))
+
+
+def test_a_cap_shows_at_small_logits_and_whatever_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At logits of thousandths tanh changes nothing; its padding, which token 0 is, has an embedding of zeros."""
+    config = make_decoder_config("gemma2", initializer_range=1e-3)
+    model = AutoModelForCausalLM.from_config(config)
+    assert model(input_ids=torch.tensor([[7, 8]])).logits.abs().max() < 0.1
+    with pytest.raises(ValueError, match=r"caps its logits .* give a --model that does not"):
+        stop_before_output_layer(model)
+    monkeypatch.setattr("hf_accum.tasks.language_modeling.chunked_loss._CAPS", ())
+    with pytest.raises(ValueError, match="does more than multiply by its output layer"):
+        stop_before_output_layer(model)
+    config.final_logit_softcapping = None
+    stop_before_output_layer(AutoModelForCausalLM.from_config(config))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "scale"), [("granite", {"logits_scaling": 7.0}), ("cohere", {"logit_scale": 0.1})]
+)
+def test_logits_that_are_scaled_are_so_in_the_loss(model_type: str, scale: dict[str, float]) -> None:
+    config = make_decoder_config(model_type, **scale)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).double().eval()
+    logits = model(**make_inputs()).logits
+    targets = Targets(torch.arange(5), torch.arange(5))
+    expected = F.cross_entropy(logits.flatten(0, 1)[:5], torch.arange(5), reduction="sum")
+    loss = ChunkedCrossEntropy(stop_before_output_layer(model), 2)(model(**make_inputs()).logits, targets)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def _capped(output: Any) -> Any:
+    output.logits = torch.tanh(output.logits)
+    return output
+
+
+def test_logits_never_stand_whole() -> None:
+    """A vocabulary of 20,000: the peak of forward and backward, by live tensors."""
+    layer = nn.Linear(8, 20_000, bias=False)
+    hidden = torch.randn(4, 64, 8, requires_grad=True)
+    positions = torch.arange(256)
+    targets = Targets(positions, positions)
+
+    def peak(chunk_size: int) -> int:
+        with LiveBytes(held=[layer.weight, hidden]) as live:
+            ChunkedCrossEntropy(layer, chunk_size)(hidden, targets).backward()
+        layer.weight.grad = hidden.grad = None
+        return live.peak_bytes
+
+    whole = 256 * 20_000 * 4
+    assert peak(256) > 2 * whole
+    assert peak(16) < whole / 2
+
+
+def test_no_target_is_no_loss() -> None:
+    layer = nn.Linear(8, 20)
+    none = torch.zeros(0, dtype=torch.long)
+    hidden = torch.randn(2, 3, 8, requires_grad=True)
+    loss = ChunkedCrossEntropy(layer, 4)(hidden, Targets(none, none))
+    loss.backward()
+    assert loss.item() == 0
+    assert hidden.grad is not None
+    assert not hidden.grad.any()
+
+
+@pytest.mark.parametrize(("auto_class", "name"), [MODELS[0], MODELS[6]], ids=["bert", "llama"])
+def test_a_smaller_chunk_is_predicted_to_need_less(auto_class: Any, name: str) -> None:
+    model = auto_class.from_config(CONFIGS[name])
+    stop_before_output_layer(model)
+
+    def needed(chunk_size: int) -> int:
+        work = language_workload(
+            model, lambda m: torch.optim.AdamW(m.parameters()), chunk_size=chunk_size, max_length=16
+        )
+        return predict(work).training.bytes_at(16, 16)
+
+    assert needed(8) < needed(256)

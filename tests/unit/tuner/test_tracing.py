@@ -1,0 +1,500 @@
+"""Bytes counted over live tensors, and on fake ones: the same as real tensors take."""
+
+import gc
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers.utils import import_utils
+
+from hf_accum.accumulation.losses import CrossEntropy
+from hf_accum.byte_sizes import Lengths
+from hf_accum.config.recipe import LoraConfig
+from hf_accum.models.lora import add_lora, checkpoint_activations
+from hf_accum.tuner.prediction import Prediction, predict
+from hf_accum.tuner.tracing import CannotTrace, LiveBytes, Tracer, Workload, sum_bytes
+
+CPU = torch.device("cpu")
+MAX_LENGTH = 32
+
+
+# Live bytes
+
+
+def test_live_bytes_of_a_sequence_counted_by_hand() -> None:
+    with LiveBytes() as live:
+        a = torch.zeros(10)
+        assert live.current_bytes == 40
+        b = a.view(2, 5)[1].t()  # the same memory
+        assert live.current_bytes == 40
+        c = a.double()
+        assert live.current_bytes == 120
+        a.add_(1)
+        assert live.current_bytes == 120
+        del a
+        assert live.current_bytes == 120  # a view of it is alive
+        del b
+        assert live.current_bytes == 80
+        d = (c > 0).nonzero()
+        assert live.current_bytes == 80 + d.nbytes == 80
+        e, f = torch.zeros(6).max(dim=0)
+        assert live.current_bytes == 80 + 4 + 8
+        del c, d, e
+        assert live.current_bytes == 8
+        del f
+        assert live.current_bytes == 0
+    assert live.peak_bytes == 120
+    outside = torch.zeros(1000)
+    assert (live.current_bytes, live.peak_bytes) == (0, 120)
+    assert outside.sum() == 0
+
+
+def test_the_timeline_has_the_bytes_after_each_operation_that_made_some() -> None:
+    with LiveBytes() as live:
+        a = torch.zeros(4)
+        b = a + a
+        del a
+        b.mul_(2)
+        c = b[:2]
+        d = torch.cat([b, c])
+        del b, c
+        e = d.sum()
+    assert live.timeline == [16, 32, 40, 28]
+    assert live.peak_bytes == 40
+    assert e.item() == d.sum().item()
+
+
+def test_what_was_held_before_counts_once_and_until_it_is_gone() -> None:
+    held = [torch.zeros(10), torch.zeros(5)]
+    live = LiveBytes(held=[*held, held[0][3:], held[1]])
+    assert (live.current_bytes, live.peak_bytes) == (60, 60)
+    with live:
+        held[0].mul_(2).view(5, 2)
+        assert live.current_bytes == 60
+        held.pop()
+        assert live.current_bytes == 40
+        kept = torch.zeros(30)
+    assert live.peak_bytes == 160
+    assert kept.nbytes == 120
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 50)), max_size=30))
+def test_any_sequence_of_making_and_dropping_is_counted(steps: list[tuple[int, int]]) -> None:
+    """Each of five places holds one tensor, which the next one there replaces."""
+    places: dict[int, Tensor] = {}
+    current, peak = dict.fromkeys(range(5), 0), 0
+    with LiveBytes() as live:
+        for place, size in steps:
+            if size % 3 == 0:
+                places.pop(place, None)
+                current[place] = 0
+            else:
+                made = torch.empty(size)  # while the old one is alive
+                peak = max(peak, sum(current.values()) + size * 4)
+                places[place] = made
+                del made
+                current[place] = size * 4
+            assert live.current_bytes == sum(current.values())
+    assert live.peak_bytes == peak
+
+
+def test_a_budget_is_an_allocator_that_refuses() -> None:
+    with LiveBytes(100) as live:
+        a = torch.zeros(20)
+        with pytest.raises(torch.OutOfMemoryError, match=r"needs 160 bytes in all, of 100") as caught:
+            a.add(1)
+        del caught
+        gc.collect()
+        assert live.current_bytes == 80  # what was refused is gone
+        b = torch.zeros(5)
+    assert (live.current_bytes, live.peak_bytes) == (100, 100)
+    assert (a.sum() + b.sum()).item() == 0
+
+
+def test_memory_of_several_tensors_is_summed_once() -> None:
+    a, b = torch.zeros(4), torch.zeros(3, dtype=torch.float64)
+    assert sum_bytes([]) == 0
+    assert sum_bytes([a, b, a, a[1:], b.view(3, 1)]) == 40
+
+
+# Models
+
+
+_SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": MAX_LENGTH,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+_SIZES_OF = {
+    "bert": _SIZES,
+    "distilbert": {
+        "vocab_size": 40,
+        "dim": 32,
+        "n_layers": 2,
+        "n_heads": 2,
+        "hidden_dim": 64,
+        "max_position_embeddings": MAX_LENGTH,
+    },
+    "gpt2": {"vocab_size": 40, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": MAX_LENGTH},
+    "llama": _SIZES | {"num_key_value_heads": 1},
+    "vit": {name: size for name, size in _SIZES.items() if not name.endswith("_id")}
+    | {"image_size": 24, "patch_size": 4},
+}
+NUM_LAYERS = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    architecture: str
+    lora: bool = False
+    checkpointing: bool = False
+    precision: str = "no"
+
+    def __str__(self) -> str:
+        parts = (self.architecture, "lora" if self.lora else "full", "checkpointing" if self.checkpointing else "")
+        return " ".join(part for part in (*parts, "" if self.precision == "no" else self.precision) if part)
+
+
+CASES = [
+    *(Case(architecture) for architecture in _SIZES_OF),
+    *(Case(architecture, lora=True, checkpointing=True) for architecture in _SIZES_OF),
+    *(Case(architecture, lora=True, precision="bf16") for architecture in _SIZES_OF),
+    Case("bert", lora=True),
+    Case("bert", checkpointing=True, precision="bf16"),
+]
+of_each_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def make_workload(case: Case) -> Workload:
+    torch.manual_seed(0)
+    is_image = case.architecture == "vit"
+    more = {"num_labels": 3} | ({} if is_image else {"pad_token_id": 0})
+    config = AutoConfig.for_model(case.architecture, **_SIZES_OF[case.architecture] | more)
+    auto = AutoModelForImageClassification if is_image else AutoModelForSequenceClassification
+    base = auto.from_config(config)
+    model: nn.Module = base
+    if case.lora:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # peft, of GPT-2's layers
+            model = add_lora(base, LoraConfig(rank=2, target_modules="all-linear"), task_type="SEQ_CLS")
+    if case.checkpointing:
+        checkpoint_activations(base)
+    model.train()
+
+    def inputs(num_examples: int, length: int, device: torch.device) -> dict[str, Tensor]:
+        if is_image:
+            return {"pixel_values": torch.zeros(num_examples, 3, 24, 24, device=device)}
+        ids = torch.full((num_examples, length), 5, device=device)
+        mask = torch.ones_like(ids)
+        if num_examples > 1:
+            mask[-1, -1] = 0
+        return {"input_ids": ids * mask, "attention_mask": mask}
+
+    def loss(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
+        labels = torch.zeros(num_examples, dtype=torch.long, device=device)
+        return CrossEntropy()(model(**inputs(num_examples, length, device)).logits, labels)
+
+    def predicted(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
+        return model(**inputs(num_examples, length, device)).logits.argmax(-1)
+
+    return Workload(model, make_optimizer, loss, predicted, MAX_LENGTH, Lengths(vary=not is_image), case.precision)
+
+
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], foreach=False)
+
+
+@cache
+def predicted(case: Case) -> tuple[Workload, Prediction]:
+    workload = make_workload(case)
+    return workload, predict(workload)
+
+
+def in_training(workload: Workload) -> list[Tensor]:
+    """All that is alive between two micro-batches of a real training, after its first step."""
+    trainable = [p for p in workload.model.parameters() if p.requires_grad]
+    gradients = []
+    for parameter in trainable:
+        parameter.grad = torch.zeros_like(parameter)
+        gradients.append(parameter.grad)
+    optimizer = make_optimizer(workload.model)
+    optimizer.step()
+    state = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+    return [*workload.model.parameters(), *workload.model.buffers(), *gradients, *state]
+
+
+def sizes_of(case: Case) -> list[tuple[int, int]]:
+    if case.architecture == "vit":
+        return [(1, MAX_LENGTH), (5, MAX_LENGTH)]
+    return [(1, MAX_LENGTH), (6, 19), (9, 5)]
+
+
+def peak_of_the_allocator(work: Callable[[], None]) -> int:
+    """What torch's own CPU allocator says of all memory taken and given back, kernels' own included."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    assert profiler.profiler is not None
+    kineto = profiler.profiler.kineto_results
+    assert kineto is not None
+    events = sorted((e for e in kineto.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    current = peak = 0
+    for event in events:
+        current += event.nbytes()  # type: ignore[attr-defined]
+        peak = max(peak, current)
+    assert current == 0
+    return peak
+
+
+@of_each_case
+def test_a_prediction_is_what_real_tensors_take(case: Case) -> None:
+    workload, prediction = predicted(case)
+    held = in_training(workload)
+    assert prediction.fixed.total == sum_bytes(held)
+    for size in sizes_of(case):
+        for work, peak in (
+            (workload.forward_backward, prediction.training),
+            (workload.evaluate, prediction.evaluation),
+        ):
+            with LiveBytes(held=held) as live:
+                work(*size, CPU)
+            assert 1.00 <= peak.bytes_at(*size) / live.peak_bytes <= 1.05
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.precision == "no"], ids=str)
+def test_a_prediction_is_what_the_allocator_gives_out(case: Case) -> None:
+    """In float32: in half precision kernels copy what they are given, which no operation shows.
+
+    Two things are not seen: a state of the random generator for each layer that is computed again, and one
+    meanwhile, which are counted here; and what kernels take and give back, which is below 1 %.
+    """
+    workload, prediction = predicted(case)
+    held = in_training(workload)
+    states = (NUM_LAYERS + 1) * torch.get_rng_state().nbytes if case.checkpointing else 0
+    for size in sizes_of(case):
+        workload.forward_backward(*size, CPU)
+        taken = peak_of_the_allocator(lambda size=size: workload.forward_backward(*size, CPU))
+        expected = prediction.training.bytes_at(*size) + states
+        assert 0.99 <= expected / (sum_bytes(held) + taken) <= 1.05
+
+
+@of_each_case
+def test_a_prediction_is_to_the_byte_what_a_trace_at_any_size_says(case: Case) -> None:
+    workload, prediction = predicted(case)
+    sizes = [*sizes_of(case), (2, MAX_LENGTH), (40, MAX_LENGTH)]
+    if case.architecture != "vit":
+        sizes += [(3, 2), (4, 31), (13, 7)]
+    tracer = Tracer(workload)
+    for trace in tracer.run(sizes):
+        size = (trace.num_examples, trace.length)
+        assert prediction.training.bytes_at(*size) == max(trace.training), size
+        assert prediction.evaluation.bytes_at(*size) == max(trace.evaluation), size
+        assert prediction.activations.bytes_at(*size) == trace.training[trace.forward_end], size
+    assert tracer.fixed == prediction.fixed
+    assert tracer.state_shapes == prediction.state_shapes
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.architecture != "vit"], ids=str)
+def test_a_single_token_takes_no_more_than_predicted(case: Case) -> None:
+    """Transposed or not it is contiguous, and some copies of longer texts fall away."""
+    workload, prediction = predicted(case)
+    for trace in Tracer(workload).run([(1, 1), (7, 1)]):
+        size = (trace.num_examples, trace.length)
+        assert 1.00 <= prediction.training.bytes_at(*size) / max(trace.training) <= 1.05
+        assert 1.00 <= prediction.evaluation.bytes_at(*size) / max(trace.evaluation) <= 1.05
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_what_does_not_depend_on_the_micro_batch(lora: bool) -> None:
+    workload, prediction = predicted(Case("bert", lora=lora))
+    model = workload.model
+    trainable = sum_bytes(p for p in model.parameters() if p.requires_grad)
+    fixed = prediction.fixed
+    assert fixed.weights == sum_bytes([*model.parameters(), *model.buffers()])
+    assert fixed.gradients == trainable
+    num_trained = sum(1 for p in model.parameters() if p.requires_grad)
+    assert fixed.optimizer_state == 2 * trainable + 4 * num_trained  # two moments, and the number of the step
+    optimizer = make_optimizer(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    with LiveBytes(held=[*model.parameters(), *model.buffers(), *gradients]) as live:
+        optimizer.step()
+    assert fixed.optimizer_peak == live.peak_bytes
+    shapes = [(t.shape, t.dtype) for s in optimizer.state.values() for t in s.values()]
+    assert list(prediction.state_shapes) == shapes
+
+
+# What a trace leaves as it was
+
+
+def state_of(model: nn.Module) -> Sequence[object]:
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return [
+        (
+            name,
+            id(t),
+            t.data_ptr(),
+            t.requires_grad,
+            id(t.grad),
+            t._version,
+            None if t.grad is None else t.grad._version,
+        )
+        for name, t in tensors
+    ] + [(name, module.training) for name, module in model.named_modules()]
+
+
+@pytest.fixture(params=[Case("bert"), Case("llama", lora=True, checkpointing=True)], ids=str)
+def workload(request: pytest.FixtureRequest) -> Workload:
+    work = make_workload(request.param)
+    work.model.eval()
+    next(work.model.children()).train()
+    for parameter in list(work.model.parameters())[::2]:
+        parameter.grad = torch.full_like(parameter, 3) if parameter.requires_grad else None
+    return work
+
+
+def test_a_trace_leaves_the_model_as_it_was(workload: Workload) -> None:
+    model = workload.model
+    before, values = state_of(model), {name: t.clone() for name, t in model.state_dict().items()}
+    random = torch.get_rng_state()
+    Tracer(workload).run([(2, 8)])
+    assert state_of(model) == before
+    assert all(torch.equal(t, values[name]) for name, t in model.state_dict().items())
+    assert all(bool((p.grad == 3).all()) for p in model.parameters() if p.grad is not None)
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("where", ["optimizer", "loss", "backward", "predict"])
+def test_a_trace_that_fails_leaves_the_model_as_it_was(workload: Workload, where: str) -> None:
+    model = workload.model
+    before = state_of(model)
+
+    def fail(*_: object) -> Tensor:
+        raise ValueError("the work failed")
+
+    class Backward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: object, *gradients: Tensor) -> Tensor:
+            return fail()
+
+    def loss(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
+        return Backward.apply(workload.loss(model, num_examples, length, device))  # type: ignore[return-value]
+
+    work = Workload(
+        model,
+        fail if where == "optimizer" else workload.optimizer,  # type: ignore[arg-type]
+        {"loss": fail, "backward": loss}.get(where, workload.loss),
+        fail if where == "predict" else workload.predict,
+        workload.max_length,
+    )
+    with pytest.raises(ValueError, match="the work failed"):
+        Tracer(work).run([(2, 8)])
+    assert state_of(model) == before
+
+
+class Tied(nn.Module):
+    """A language model's: one weight in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(50, 8)
+        self.head = nn.Linear(8, 50, bias=False)
+        self.head.weight = self.embedding.weight
+        self.register_buffer("one", torch.ones(3))
+        self.other = nn.Module()
+        self.other.register_buffer("same", self.get_buffer("one"))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.embedding(ids))
+
+
+def simple_workload(model: nn.Module, forward: Callable[[nn.Module, int, int], Tensor]) -> Workload:
+    return Workload(
+        model,
+        lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9, foreach=False),
+        lambda m, n, length, device: forward(m, n, length).sum(),
+        lambda m, n, length, device: forward(m, n, length),
+        max_length=16,
+    )
+
+
+def test_tied_weights_stay_tied_and_count_once() -> None:
+    model = Tied()
+    work = simple_workload(model, lambda m, n, length: m(torch.zeros(n, length, dtype=torch.long)))
+    tracer = Tracer(work)
+    tracer.run([(2, 4)])
+    assert model.head.weight is model.embedding.weight
+    assert model.other.same is model.one
+    assert tracer.fixed.weights == 50 * 8 * 4 + 12
+    assert tracer.fixed.gradients == tracer.fixed.optimizer_state == 50 * 8 * 4
+
+
+def test_a_model_without_weights_is_traced_as_one_with_them() -> None:
+    def work(device: str) -> Workload:
+        with torch.device(device):
+            model = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 2))
+        return simple_workload(model, lambda m, n, length: m(torch.zeros(n, length, 8)))
+
+    on_meta, on_cpu = Tracer(work("meta")), Tracer(work("cpu"))
+    assert on_meta.run([(2, 4), (3, 9)]) == on_cpu.run([(2, 4), (3, 9)])
+    assert on_meta.fixed == on_cpu.fixed
+
+
+def _by_value(x: Tensor) -> Tensor:
+    return x * 2 if bool(x.sum() > 0) else x
+
+
+@pytest.mark.parametrize(
+    "depends",
+    [
+        _by_value,
+        lambda x: x * x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: x * len(x.nonzero()),
+        lambda x: x * x.detach().numpy().sum(),
+        lambda x: F.pad(x, (0, int(x.detach().argmax()))),
+    ],
+    ids=["branch", "item", "mask", "nonzero", "numpy", "size"],
+)
+def test_a_model_that_depends_on_values_cannot_be_traced(depends: Callable[[Tensor], Tensor]) -> None:
+    model = nn.Linear(4, 4)
+    before = state_of(model)
+    work = simple_workload(model, lambda m, n, length: depends(m(torch.ones(n, length, 4))))
+    with pytest.raises(CannotTrace, match="Linear cannot be traced without a device"):
+        Tracer(work).run([(2, 4)])
+    assert state_of(model) == before
+    with pytest.raises(CannotTrace):
+        predict(work)
+    assert model(torch.ones(1, 4)).shape == (1, 4)
+
+
+def test_traces_in_several_threads_leave_transformers_as_it_was() -> None:
+    before = import_utils.is_fake_tensor
+
+    def trace(_: int) -> list[list[int]]:
+        work = make_workload(Case("llama"))
+        return [t.training for t in Tracer(work).run([(1, 8), (2, 8), (1, 8), (2, 8)])]
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(trace, range(8)))
+    assert import_utils.is_fake_tensor is before
+    assert all(result == results[0] for result in results)
