@@ -7,15 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_accum.accumulation.accumulate import accumulate, forget
+    from hf_accum.accumulation.accumulate import accumulate, discard_gradients
+    from hf_accum.accumulation.example import Example
     from hf_accum.accumulation.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
     from hf_accum.accumulation.nonfinite import GradientGuard
     from hf_accum.accumulation.splitting import cut
-    from hf_accum.accumulation.window import Example, MicroBatch, Window
+    from hf_accum.accumulation.window import MicroBatch, Window
     from hf_accum.data.pipeline import Pipeline
     from hf_accum.data.source import BadRow, Source, of_dataset, open_source
     from hf_accum.data.stream import WindowStream
-    from hf_accum.distributed.ranks import ranks_of, start_accelerator
+    from hf_accum.distributed.launch import start_accelerator
+    from hf_accum.distributed.ranks import ranks_of
     from hf_accum.evaluation.evaluate import Metric, evaluate_model
     from hf_accum.run.signals import StopRequest
 
@@ -26,7 +28,7 @@ _HOMES = {
     "BadRow": "data.source",
     "BinaryCrossEntropy": "accumulation.losses",
     "CrossEntropy": "accumulation.losses",
-    "Example": "accumulation.window",
+    "Example": "accumulation.example",
     "GradientGuard": "accumulation.nonfinite",
     "Metric": "evaluation.evaluate",
     "MicroBatch": "accumulation.window",
@@ -38,11 +40,11 @@ _HOMES = {
     "WindowStream": "data.stream",
     "cut": "accumulation.splitting",
     "evaluate_model": "evaluation.evaluate",
-    "forget": "accumulation.accumulate",
+    "discard_gradients": "accumulation.accumulate",
     "of_dataset": "data.source",
     "open_source": "data.source",
     "ranks_of": "distributed.ranks",
-    "start_accelerator": "distributed.ranks",
+    "start_accelerator": "distributed.launch",
 }
 
 __all__ = [
@@ -61,8 +63,8 @@ __all__ = [
     "WindowStream",
     "accumulate",
     "cut",
+    "discard_gradients",
     "evaluate_model",
-    "forget",
     "of_dataset",
     "open_source",
     "ranks_of",

@@ -2,8 +2,9 @@
 
 import math
 import re
-from dataclasses import dataclass
 from fractions import Fraction
+
+from hf_accum.errors import UserError
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4} | {
     "ki": 1024,
@@ -11,22 +12,6 @@ _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4} | {
     "gi": 1024**3,
     "ti": 1024**4,
 }
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """What the length of an example is counted in, which flag limits it, and whether examples differ in it.
-
-    The flag's values are multiples of `flag_step`.
-    """
-
-    unit: str = "tokens"
-    flag: str = "max_length"
-    vary: bool = True
-    flag_step: int = 1
-
-
-TOKENS = Lengths()
 
 
 def parse_bytes(text: str | int) -> int:
@@ -39,7 +24,7 @@ def parse_bytes(text: str | int) -> int:
     unit = _UNITS.get(match[2].lower()) if match else None
     num_bytes = 0 if match is None or unit is None else int(Fraction(match[1]) * unit)
     if not 0 < num_bytes < 2**63:
-        raise ValueError(f"{text!r}: has to be bytes, as 6GiB, 500MB or 6442450944")
+        raise UserError(f"{text!r}: has to be bytes, as 6GiB, 500MB or 6442450944")
     return num_bytes
 
 

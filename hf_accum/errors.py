@@ -13,6 +13,10 @@ OF_THE_PROGRAM = (AttributeError, NameError, AssertionError, MemoryError)
 """What is a fault of the program or the machine where a file is read; it can be wrong itself in any other way."""
 
 
+class UserError(ValueError):
+    """What a user did wrong: the message names the value, the rule and the way out."""
+
+
 class RankFailed(RuntimeError):
     """Another rank failed; the message says which, and what of."""
 

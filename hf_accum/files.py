@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from hf_accum.errors import UserError
+
 _TRIED = ".hf-accum-"  # a folder made to see whether one can be
 
 
@@ -82,10 +84,10 @@ def check_output_dir(folder: Path) -> None:
     """
     try:
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"--output_dir {folder}: has to be a folder, it is a file")
+            raise UserError(f"--output_dir {folder}: has to be a folder, it is a file")
         others = [] if not folder.is_dir() else sorted(p.name for p in folder.iterdir() if not is_leftover(p))
         if others and "config.yaml" not in others:
-            raise ValueError(
+            raise UserError(
                 f"--output_dir {folder}: has to be new, empty, or an earlier run's folder; it holds "
                 f"{', '.join(others[:5])}"
             )
@@ -94,7 +96,7 @@ def check_output_dir(folder: Path) -> None:
             name = folder.name if there == folder else folder.relative_to(there).parts[0]
             (Path(tried) / name).mkdir()  # not too long, and of allowed characters
     except OSError as error:
-        raise ValueError(f"--output_dir {folder}: has to be a folder to write in ({error})") from error
+        raise UserError(f"--output_dir {folder}: has to be a folder to write in ({error})") from error
 
 
 def fill_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:

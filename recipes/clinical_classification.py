@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_accum.config.recipe import RecipeConfig, parse, require, run
+from hf_accum.cli.exit import run
+from hf_accum.cli.parser import parse
+from hf_accum.config.recipe import RecipeConfig, require
 
 # Everything heavy is imported by `train`: help and a wrong flag need no torch.
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from hf_accum.distributed.ranks import Ranks
     from hf_accum.tasks.labels import LabelColumn
     from hf_accum.tasks.text_classification.data import LabelledTexts
-    from hf_accum.tuner.tracing import Workload
+    from hf_accum.tuner.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +92,8 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     """Run the recipe; returns the final evaluation."""
     from transformers import AutoModelForSequenceClassification
 
-    from hf_accum.accumulation.accumulate import accumulate, forget
-    from hf_accum.models.loading import load_tokenizer
+    from hf_accum.accumulation.accumulate import accumulate, discard_gradients
+    from hf_accum.models.tokenizers import load_tokenizer
     from hf_accum.models.trainable import load_trainable
     from hf_accum.run.training import StartedRun, Training
     from hf_accum.tasks.text_classification.task import TextClassification, build_objective, model_config
@@ -143,7 +145,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             learning_rate = scheduler.get_last_lr()[0]
             if guard.refuses(window, grad_norm):  # the loss or the gradient is not finite
-                forget(model, window)
+                discard_gradients(model, window)
                 if guard.gave_up:
                     break
             else:
@@ -200,13 +202,13 @@ def work_of(
 
 def open_data(config: ClinicalClassificationConfig, ranks: "Ranks") -> "LabelledTexts":
     """The dataset of the flags, or the embedded one with the columns that it has."""
-    from hf_accum.distributed.ranks import together
+    from hf_accum.distributed.collectives import on_all_ranks
     from hf_accum.tasks.text_classification.data import open_labelled_texts
     from recipes.embedded.synopses import clinical_synopses
 
     dataset, group_column, label_column = config.dataset, config.group_column, config.label_column
     if dataset is None:
-        dataset = together(ranks, clinical_synopses)[ranks.index]
+        dataset = on_all_ranks(ranks, clinical_synopses)[ranks.index]
         group_column = group_column or "disease"
         multi = config.problem == "multi_label_classification"
         label_column = label_column or ("modes" if multi else "inheritance")

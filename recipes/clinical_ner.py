@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from hf_accum.config.recipe import RecipeConfig, parse, require, run
+from hf_accum.cli.exit import run
+from hf_accum.cli.parser import parse
+from hf_accum.config.recipe import RecipeConfig, require
 
 # Everything heavy is imported by `train`: help and a wrong flag need no torch.
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from hf_accum.distributed.ranks import Ranks
     from hf_accum.tasks.token_classification.data import TaggedTexts
-    from hf_accum.tuner.tracing import Workload
+    from hf_accum.tuner.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +57,10 @@ def train(config: ClinicalNerConfig) -> Mapping[str, Any]:
     """Run the recipe; returns the final evaluation."""
     from transformers import AutoModelForTokenClassification
 
-    from hf_accum.accumulation.accumulate import accumulate, forget
+    from hf_accum.accumulation.accumulate import accumulate, discard_gradients
     from hf_accum.accumulation.losses import CrossEntropy
-    from hf_accum.models.loading import labels_in_order_of_head, load_tokenizer
+    from hf_accum.models.loading import labels_in_order_of_head
+    from hf_accum.models.tokenizers import load_tokenizer
     from hf_accum.models.trainable import load_trainable
     from hf_accum.run.training import StartedRun, Training
     from hf_accum.tasks.labels import named_labels
@@ -104,7 +107,7 @@ def train(config: ClinicalNerConfig) -> Mapping[str, Any]:
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             learning_rate = scheduler.get_last_lr()[0]
             if guard.refuses(window, grad_norm):  # the loss or the gradient is not finite
-                forget(model, window)
+                discard_gradients(model, window)
                 if guard.gave_up:
                     break
             else:
@@ -152,13 +155,13 @@ def work_of(model: "nn.Module", config: ClinicalNerConfig, precision: str) -> "W
 
 def open_data(config: ClinicalNerConfig, ranks: "Ranks", tokenizer: "PreTrainedTokenizerBase") -> "TaggedTexts":
     """The dataset of the flags, or the embedded one with the columns that it has."""
-    from hf_accum.distributed.ranks import together
+    from hf_accum.distributed.collectives import on_all_ranks
     from hf_accum.tasks.token_classification.data import open_tagged_texts
     from recipes.embedded.nero import biomedical_entities
 
     dataset, group_column = config.dataset, config.group_column
     if dataset is None:
-        dataset = together(ranks, biomedical_entities)[ranks.index]
+        dataset = on_all_ranks(ranks, biomedical_entities)[ranks.index]
         group_column = group_column or "sentence"
     return open_tagged_texts(
         dataset,

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_accum.config.recipe import LoraConfig, RecipeConfig, parse, require, run
+from hf_accum.cli.exit import run
+from hf_accum.cli.parser import parse
+from hf_accum.config.recipe import LoraConfig, RecipeConfig, require
 
 # Everything heavy is imported by `train`: help and a wrong flag need no torch.
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from hf_accum.tasks.vision.data import LabelledImages, MaskedImages
     from hf_accum.tasks.vision.inputs import ImageInputs
     from hf_accum.tasks.vision.segmentation import SemanticSegmentation
-    from hf_accum.tuner.tracing import Workload
+    from hf_accum.tuner.workload import Workload
 
 _MOST_PIXELS = 89_478_485  # as Pillow has it
 _TWO = ("no", "yes")  # classes, where they are not known
@@ -105,8 +107,8 @@ class DrivingImagesConfig(RecipeConfig):
 
 def train(config: DrivingImagesConfig) -> Mapping[str, Any]:
     """Run the recipe; returns the final evaluation."""
-    from hf_accum.accumulation.accumulate import accumulate, forget
-    from hf_accum.distributed.ranks import together
+    from hf_accum.accumulation.accumulate import accumulate, discard_gradients
+    from hf_accum.distributed.collectives import on_all_ranks
     from hf_accum.models.batch_norm import freeze_statistics, refuse_statistics_of_ranks
     from hf_accum.models.trainable import load_trainable
     from hf_accum.run.training import StartedRun, Training
@@ -116,7 +118,7 @@ def train(config: DrivingImagesConfig) -> Mapping[str, Any]:
 
     # What is wrong with the launch, the folder or the model is said before the data is read.
     run = StartedRun(config)
-    model_name = config.model or together(run.ranks, efficientnet_lite0)[run.ranks.index]
+    model_name = config.model or on_all_ranks(run.ranks, efficientnet_lite0)[run.ranks.index]
     refuse_statistics_of_ranks(workload(config).model, run.ranks.count)
     inputs, processor = load_image_inputs(model_name, config.resolution, config.max_image_pixels, config.doors)
 
@@ -158,7 +160,7 @@ def train(config: DrivingImagesConfig) -> Mapping[str, Any]:
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             learning_rate = scheduler.get_last_lr()[0]
             if guard.refuses(window, grad_norm):  # the loss or the gradient is not finite
-                forget(model, window)
+                discard_gradients(model, window)
                 if guard.gave_up:
                     break
             else:
@@ -223,11 +225,11 @@ def auto_class(config: DrivingImagesConfig) -> Any:
 
 def open_data(config: DrivingImagesConfig, ranks: "Ranks") -> "LabelledImages | MaskedImages":
     """The dataset of the flags, or the embedded one."""
-    from hf_accum.distributed.ranks import together
+    from hf_accum.distributed.collectives import on_all_ranks
     from hf_accum.tasks.vision.data import open_labelled_images, open_masked_images
     from recipes.embedded.signs import road_signs
 
-    dataset = together(ranks, road_signs)[ranks.index] if config.dataset is None else config.dataset
+    dataset = on_all_ranks(ranks, road_signs)[ranks.index] if config.dataset is None else config.dataset
     names = known_names(config) if config.task == "segmentation" else tuple(config.labels)
     how: dict[str, Any] = {"image_column": config.image_column, "label_names": names}
     how["most_pixels"] = config.max_image_pixels

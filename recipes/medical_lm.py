@@ -14,7 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_accum.config.recipe import RecipeConfig, parse, require, require_count, run
+from hf_accum.cli.exit import run
+from hf_accum.cli.parser import parse
+from hf_accum.config.recipe import RecipeConfig, require, require_count
+from hf_accum.errors import UserError
 
 # Everything heavy is imported by `train`: help and a wrong flag need no torch.
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
     from hf_accum.distributed.ranks import Ranks
     from hf_accum.tasks.causal_lm.data import PassageData, Reader
-    from hf_accum.tuner.tracing import Workload
+    from hf_accum.tuner.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +72,9 @@ def train(config: MedicalLmConfig) -> Mapping[str, Any]:
     """Run the recipe; returns the final evaluation."""
     from transformers import AutoModelForCausalLM
 
-    from hf_accum.accumulation.accumulate import accumulate, forget
-    from hf_accum.distributed.ranks import together
-    from hf_accum.models.loading import load_tokenizer
+    from hf_accum.accumulation.accumulate import accumulate, discard_gradients
+    from hf_accum.distributed.collectives import on_all_ranks
+    from hf_accum.models.tokenizers import load_tokenizer
     from hf_accum.models.trainable import load_trainable
     from hf_accum.run.training import StartedRun, Training
     from hf_accum.tasks.causal_lm.samples import Samples, first_held_out
@@ -83,7 +86,7 @@ def train(config: MedicalLmConfig) -> Mapping[str, Any]:
     # What is wrong with the launch, the folder or the model is said before the data is read.
     run = StartedRun(config)
     check_token_metric(config.best_metric, ACCURACY)
-    model_name = config.model or together(run.ranks, smollm2)[run.ranks.index]
+    model_name = config.model or on_all_ranks(run.ranks, smollm2)[run.ranks.index]
     workload(config)
     tokenizer = load_tokenizer(model_name, config.doors)
 
@@ -100,7 +103,7 @@ def train(config: MedicalLmConfig) -> Mapping[str, Any]:
         device=run.device,
     )
     if trainable.new_modules:
-        raise ValueError(
+        raise UserError(
             f"--model {model_name}: has to be a causal language model: it has no weights for "
             f"{', '.join(trainable.new_modules)}"
         )
@@ -130,7 +133,7 @@ def train(config: MedicalLmConfig) -> Mapping[str, Any]:
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             learning_rate = scheduler.get_last_lr()[0]
             if guard.refuses(window, grad_norm):  # the loss or the gradient is not finite
-                forget(model, window)
+                discard_gradients(model, window)
                 if guard.gave_up:
                     break
             else:
@@ -177,13 +180,13 @@ def work_of(model: "nn.Module", config: MedicalLmConfig, precision: str) -> "Wor
 
 def open_data(config: MedicalLmConfig, ranks: "Ranks", tokenizer: "PreTrainedTokenizerBase") -> "PassageData":
     """The dataset of the flags, or the embedded one with the columns that it has."""
-    from hf_accum.distributed.ranks import together
+    from hf_accum.distributed.collectives import on_all_ranks
     from hf_accum.tasks.causal_lm.data import open_passages
     from recipes.embedded.definitions import term_definitions
 
     dataset, group_column = config.dataset, config.group_column
     if dataset is None:
-        dataset = together(ranks, term_definitions)[ranks.index]
+        dataset = on_all_ranks(ranks, term_definitions)[ranks.index]
         group_column = group_column or "family"
     return open_passages(dataset, ranks, config, reader_of(config, tokenizer), group_column=group_column)
 

@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hf_accum.config.recipe import LoraConfig, RecipeConfig, parse, require, require_count, run
+from hf_accum.cli.exit import run
+from hf_accum.cli.parser import parse
+from hf_accum.config.recipe import LoraConfig, RecipeConfig, require, require_count
+from hf_accum.errors import UserError
 
 # Everything heavy is imported by `train`: help and a wrong flag need no torch.
 if TYPE_CHECKING:
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
     from hf_accum.data.split import SplitData
     from hf_accum.distributed.ranks import Ranks
-    from hf_accum.tuner.tracing import Workload
+    from hf_accum.tuner.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +54,8 @@ def train(config: MedicalMlmConfig) -> Mapping[str, Any]:
     """Run the recipe; returns the final evaluation."""
     from transformers import AutoModelForMaskedLM
 
-    from hf_accum.accumulation.accumulate import accumulate, forget
-    from hf_accum.models.loading import load_tokenizer
+    from hf_accum.accumulation.accumulate import accumulate, discard_gradients
+    from hf_accum.models.tokenizers import load_tokenizer
     from hf_accum.models.trainable import load_trainable
     from hf_accum.run.training import StartedRun, Training
     from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, stop_before_output_layer
@@ -66,7 +69,7 @@ def train(config: MedicalMlmConfig) -> Mapping[str, Any]:
     model_name = config.model or minilm()
     tokenizer = load_tokenizer(model_name, config.doors)
     if tokenizer.mask_token_id is None:
-        raise ValueError(f"--model {model_name}: has to have a token for what is hidden; its tokenizer has none")
+        raise UserError(f"--model {model_name}: has to have a token for what is hidden; its tokenizer has none")
     check_token_metric(config.best_metric, ACCURACY)
 
     # The data is read once before any weight is loaded: its size, its bad rows.
@@ -98,7 +101,7 @@ def train(config: MedicalMlmConfig) -> Mapping[str, Any]:
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             learning_rate = scheduler.get_last_lr()[0]
             if guard.refuses(window, grad_norm):  # the loss or the gradient is not finite
-                forget(model, window)
+                discard_gradients(model, window)
                 if guard.gave_up:
                     break
             else:
@@ -140,13 +143,13 @@ def work_of(model: "nn.Module", config: MedicalMlmConfig, precision: str) -> "Wo
 
 def open_data(config: MedicalMlmConfig, ranks: "Ranks", tokenizer: "PreTrainedTokenizerBase") -> "SplitData":
     """The dataset of the flags, or the embedded one with the columns that it has."""
-    from hf_accum.distributed.ranks import together
+    from hf_accum.distributed.collectives import on_all_ranks
     from hf_accum.tasks.masked_lm.data import open_plain_texts
     from recipes.embedded.synopses import clinical_synopses
 
     dataset, group_column = config.dataset, config.group_column
     if dataset is None:
-        dataset = together(ranks, clinical_synopses)[ranks.index]
+        dataset = on_all_ranks(ranks, clinical_synopses)[ranks.index]
         group_column = group_column or "disease"
     return open_plain_texts(
         dataset, ranks, config, tokenizer, text_column=config.text_column, group_column=group_column

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_accum.config.recipe import RecipeConfig, parse, require, run
+from hf_accum.cli.exit import run
+from hf_accum.cli.parser import parse
+from hf_accum.config.recipe import RecipeConfig, require
 
 # Everything heavy is imported by `train`: help and a wrong flag need no torch.
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from hf_accum.data.split import SplitData
     from hf_accum.distributed.ranks import Ranks
     from hf_accum.models.pooling import Pooling
-    from hf_accum.tuner.tracing import Workload
+    from hf_accum.tuner.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +58,9 @@ def train(config: TermRetrievalConfig) -> Mapping[str, Any]:
     """Run the recipe; returns the final evaluation."""
     from transformers import AutoModel
 
-    from hf_accum.accumulation.accumulate import accumulate, forget
+    from hf_accum.accumulation.accumulate import accumulate, discard_gradients
     from hf_accum.accumulation.grad_cache import InBatchNegatives, RepresentationCache
-    from hf_accum.models.loading import load_tokenizer
+    from hf_accum.models.tokenizers import load_tokenizer
     from hf_accum.models.trainable import load_trainable
     from hf_accum.run.training import StartedRun, Training
     from hf_accum.tasks.retrieval.task import TextRetrieval, check_retrieval_metric
@@ -94,9 +96,11 @@ def train(config: TermRetrievalConfig) -> Mapping[str, Any]:
         optimizer, scheduler = training.optimizer, training.scheduler
         for window in training.windows:  # the pairs of one optimizer step, whose loss is no sum over them
             cache = RepresentationCache(window, objective, run.ranks)
-            for micro_batch in window.micro_batches(cutter, rehearse=run.ranks):  # all without a graph, then all with
+            for micro_batch in window.micro_batches(
+                cutter, no_grad_pass=run.ranks
+            ):  # all without a graph, then all with
                 with accumulate(accelerator, model, micro_batch):
-                    if micro_batch.is_rehearsal:
+                    if micro_batch.is_no_grad_pass:
                         cache.keep(micro_batch, task.vectors(model, micro_batch.batch))
                     else:
                         gradient = cache.gradient(micro_batch)  # of the loss over all ranks, by each vector
@@ -105,7 +109,7 @@ def train(config: TermRetrievalConfig) -> Mapping[str, Any]:
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             learning_rate = scheduler.get_last_lr()[0]
             if guard.refuses(window, grad_norm):  # the loss or the gradient is not finite
-                forget(model, window)
+                discard_gradients(model, window)
                 if guard.gave_up:
                     break
             else:
@@ -152,13 +156,13 @@ def pooling_of(config: TermRetrievalConfig) -> "Pooling":
 
 def open_data(config: TermRetrievalConfig, ranks: "Ranks") -> "SplitData":
     """The dataset of the flags, or the embedded one with the columns that it has."""
-    from hf_accum.distributed.ranks import together
+    from hf_accum.distributed.collectives import on_all_ranks
     from hf_accum.tasks.retrieval.data import open_text_pairs
     from recipes.embedded.terms import clinical_terms
 
     dataset, group_column = config.dataset, config.group_column
     if dataset is None:
-        dataset = together(ranks, clinical_terms)[ranks.index]
+        dataset = on_all_ranks(ranks, clinical_terms)[ranks.index]
         group_column = group_column or "id"
     columns = config.query_column, config.document_column
     return open_text_pairs(dataset, ranks, config, columns, group_column=group_column or config.document_column)

@@ -11,7 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_accum.device.out_of_memory import Failure, classify, release
 from hf_accum.device.timer import Stopwatch
-from hf_accum.distributed.ranks import refuse_layers_that_talk, talking
+from hf_accum.distributed.collectives import refuse_layers_that_talk
+from hf_accum.distributed.ranks import talking
 from hf_accum.errors import first_line
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
     try:
         # Without DistributedDataParallel's own exchange in the last backward: a backward that runs out of memory
         # half way through an exchange cannot be taken back, and leaves the other ranks waiting.
-        if micro_batch.is_rehearsal:
+        if micro_batch.is_no_grad_pass:
             with torch.no_grad():
                 yield
         else:
@@ -78,11 +79,11 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
             micro_batch.out_of_memory = "on another rank"
             micro_batch.failed_elsewhere = True
     if micro_batch.out_of_memory is not None:
-        forget(model, micro_batch)
+        discard_gradients(model, micro_batch)
         return
-    if micro_batch.is_rehearsal:
+    if micro_batch.is_no_grad_pass:
         if is_last:
-            forget(model, micro_batch)
+            discard_gradients(model, micro_batch)
         return
     if stopwatch is not None:
         stopwatch.stop()
@@ -92,14 +93,14 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
             f"micro-batch {micro_batch.index + 1} of {micro_batch.count} did not match accelerate's own count: "
             "run each micro-batch of a window once, in order, and call accelerator.accumulate nowhere else"
         )
-    if micro_batch.stand_in:
-        forget(model, micro_batch)
+    if micro_batch.dummy:
+        discard_gradients(model, micro_batch)
     if is_last and accelerator.num_processes > 1:
         with talking():
             _sum_gradients([p for p in model.parameters() if p.requires_grad])
 
 
-def forget(model: nn.Module, window: "MicroBatch | Window") -> None:
+def discard_gradients(model: nn.Module, window: "MicroBatch | Window") -> None:
     """Leave nothing of a window, or of that of a micro-batch: no gradients, and running statistics as before it."""
     model.zero_grad(set_to_none=True)
     with torch.no_grad():

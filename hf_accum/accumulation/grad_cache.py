@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hf_accum.accumulation.window import MicroBatch, Window
 from hf_accum.distributed.ranks import Ranks, talking
+from hf_accum.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class InBatchNegatives:
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
-            raise ValueError(f"temperature {self.temperature}: has to be above 0")
+            raise UserError(f"temperature {self.temperature}: has to be above 0")
         if self.chunk_size < 1:
-            raise ValueError(f"chunk size {self.chunk_size}: has to be at least 1")
+            raise UserError(f"chunk size {self.chunk_size}: has to be at least 1")
 
     def __call__(self, queries: Tensor, right: Tensor, documents: Tensor, keys: Tensor) -> Tensor:
         """The losses of queries, (num_queries,).
@@ -98,7 +99,7 @@ class RepresentationCache:
         """Keep the representations of a rehearsal's texts, (num_texts, width)."""
         if micro_batch.index == 0:  # also where the window starts anew
             self._kept, self._of_ranks, self._gradients = [], [], None
-        if not micro_batch.stand_in:
+        if not micro_batch.dummy:
             self._kept.append((self._places_of(micro_batch), representations.detach()))
         if micro_batch.index < micro_batch.count - 1:
             return
@@ -119,7 +120,7 @@ class RepresentationCache:
                 with talking():
                     dist.all_gather(everyone, mine)
             self._gradients = self._contrast(everyone)
-        if micro_batch.stand_in:
+        if micro_batch.dummy:
             return self._gradients.new_zeros(len(micro_batch.examples), self._gradients.shape[1])
         return self._gradients[self._places_of(micro_batch)]
 

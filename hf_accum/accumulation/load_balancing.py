@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.time_model import SIZES, Costs, Speed, mean_costs
-from hf_accum.accumulation.window import Example
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.seeding import derive_seed
 

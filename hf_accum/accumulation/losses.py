@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_accum.errors import UserError
+
 IGNORE = -100
 """A label that counts for nothing, as in transformers."""
 
@@ -50,7 +52,7 @@ class CrossEntropy:
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label smoothing {self.label_smoothing}: has to be in [0, 1)")
+            raise UserError(f"label smoothing {self.label_smoothing}: has to be in [0, 1)")
         _check_positive("class weights", self.class_weights)
 
     def weight(self, labels: Tensor) -> float:
@@ -121,4 +123,4 @@ class SquaredError:
 
 def _check_positive(what: str, weights: Tensor | None) -> None:
     if weights is not None and not bool(((weights > 0) & weights.isfinite()).all()):
-        raise ValueError(f"{what} {weights.tolist()}: each has to be a finite number above 0")
+        raise UserError(f"{what} {weights.tolist()}: each has to be a finite number above 0")

@@ -8,8 +8,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from hf_accum.accumulation.capacity import WorkingCapacity
+from hf_accum.accumulation.example import TOKENS, Lengths
 from hf_accum.accumulation.time_model import SIZES, UNLEARNED, Costs, Speed, WorkingCosts
-from hf_accum.byte_sizes import TOKENS, Lengths
+from hf_accum.errors import UserError
 
 
 class Sized(Protocol):
@@ -113,7 +114,7 @@ def cut(
     def limit(length: int) -> int:
         size = most if isinstance(most, int) else most(length)
         if size < 1:
-            raise ValueError(f"micro-batch size {size}: has to be at least 1")
+            raise UserError(f"micro-batch size {size}: has to be at least 1")
         return size
 
     starts = _largest(lengths, limit) if costs is None else _fastest(lengths, limit, costs)

@@ -11,43 +11,20 @@ rank, and the gradients of the ranks are summed, so each micro-batch's summed lo
     scale = num_micro_batches / W
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
+from hf_accum.accumulation.example import Example, inputs_of
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.accumulation.time_model import Timing
-from hf_accum.data.shuffling import START, Place
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import OutOfMemory
 from hf_accum.seeding import derive_seed
-
-
-@dataclass(frozen=True)
-class Example:
-    """One example, ready for a batch.
-
-    `length` is in tokens (of an image in patches), `weight` that of its items, `features` what its batch is made of.
-    `num_truncated_tokens` were cut off to keep to the longest length allowed. Of a pair of texts, each of which goes
-    through the model by itself, the texts are the `parts`, and its `length` is the sum of theirs.
-    """
-
-    id: str
-    length: int
-    weight: float
-    features: Mapping[str, Any]
-    num_truncated_tokens: int = 0
-    parts: "tuple[Example, ...]" = ()
-
-
-def inputs_of(examples: Iterable[Example]) -> list[Example]:
-    """What goes through the model for examples: their parts, or they themselves."""
-    return [part for example in examples for part in example.parts or (example,)]
 
 
 @dataclass(eq=False)
@@ -57,7 +34,7 @@ class MicroBatch:
     `batch` is what was collated of them, on the device, where the windows come from a `Pipeline`.
 
     Multiply the summed loss by `scale` before the backward. A rank without examples runs one micro-batch with the
-    scale 0, a `stand_in`, whose gradient counts for nothing.
+    scale 0, a `dummy`, whose gradient counts for nothing.
 
     Where memory ran out, `accumulate` says so in `out_of_memory`, and the window starts anew in smaller pieces.
     `retry_ambiguous` is False once an error was tried again that only might have been one of memory.
@@ -77,7 +54,7 @@ class MicroBatch:
     batch: Any = None
     retry_ambiguous: bool = True
     statistics_before: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)
-    is_rehearsal: bool = False
+    is_no_grad_pass: bool = False
     tell: Callable[[bool], bool] | None = field(default=None, repr=False)
     out_of_memory: str | None = field(default=None, init=False)
     is_ambiguous: bool = field(default=False, init=False)
@@ -87,48 +64,9 @@ class MicroBatch:
     """Of its forward and backward, once they are queued."""
 
     @property
-    def stand_in(self) -> bool:
+    def dummy(self) -> bool:
         """Whether it counts for nothing."""
         return self.scale == 0
-
-
-@dataclass
-class StreamCounts:
-    """What a stream used, left out or cut so far: over all ranks, but for `bad_rows`, which this rank read."""
-
-    bad_rows: Counter[str] = field(default_factory=Counter)
-    num_examples: int = 0
-    num_truncated_examples: int = 0
-    num_truncated_tokens: int = 0
-    num_weightless_windows: int = 0
-
-    def copy(self) -> "StreamCounts":
-        """What they are now."""
-        return replace(self, bad_rows=Counter(self.bad_rows))
-
-
-@dataclass(frozen=True)
-class StreamState:
-    """How far a stream is on this rank: behind the window of a step, which ended at a place in the data."""
-
-    step: int = 0
-    place: Place = START
-    counts: StreamCounts = field(default_factory=StreamCounts)
-
-    def as_json(self) -> dict[str, Any]:
-        """What `from_json` reads."""
-        counts = vars(self.counts) | {"bad_rows": dict(self.counts.bad_rows)}
-        return {"step": self.step, "place": self.place.as_json(), "counts": counts}
-
-    @staticmethod
-    def from_json(value: Mapping[str, Any]) -> "StreamState":
-        """The inverse of `as_json`.
-
-        Raises:
-            KeyError, TypeError, ValueError: if the value is no such thing.
-        """
-        counts = StreamCounts(**{**value["counts"], "bad_rows": Counter(value["counts"]["bad_rows"])})
-        return StreamState(int(value["step"]), Place.from_json(value["place"]), counts)
 
 
 Piece = tuple[Example, ...]
@@ -159,7 +97,7 @@ class MadeAhead:
 class Window:
     """One optimizer step. Counts and `digest` are over all ranks, `examples` are this rank's own.
 
-    `stand_in` is what a rank without examples computes for nothing. The outcome of the step (losses, padding,
+    `dummy` is what a rank without examples computes for nothing. The outcome of the step (losses, padding,
     replays) is collected here while it runs.
     """
 
@@ -167,16 +105,14 @@ class Window:
     epoch: int
     seed: int
     examples: tuple[Example, ...]
-    stand_in: Example
+    dummy: Example
     rank: int
     num_examples: int
     num_items: float
     num_tokens: int
     digest: str
-    counts: StreamCounts = field(default_factory=StreamCounts, repr=False)
-    """Of the stream, up to this window."""
-    place: Place = START
-    """In the data, behind this rank's examples of this window."""
+    state: Any = field(default=None, repr=False)
+    """Of the stream, behind this window: from which it goes on."""
     collate: Callable[[Piece, int], Any] = field(default=lambda piece, length: None, repr=False)
     """Makes a micro-batch's batch of its examples and their padded length."""
     made_ahead: MadeAhead | None = field(default=None, repr=False)
@@ -190,21 +126,16 @@ class Window:
     """The micro-batches' own."""
     _losses: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
-    @property
-    def state(self) -> StreamState:
-        """From which a stream goes on behind this window."""
-        return StreamState(self.step, self.place, self.counts)
-
     def micro_batches(
-        self, cutter: Cutter | WorkingCapacity | int, rehearse: Ranks | None = None
+        self, cutter: Cutter | WorkingCapacity | int, no_grad_pass: Ranks | None = None
     ) -> Iterator[MicroBatch]:
         """This rank's micro-batches, of similar length, each at most as large as the capacity for its length.
 
         If memory runs out in one, `accumulate` drops the gradients of the window and the micro-batches start
         again from the first, over the same examples, in pieces that the corrected capacity allows.
 
-        With `rehearse` all of them come as rehearsals before they come for real, on all the ranks together: if one of
-        these runs out of memory, all start again. A collective at the end of each pass.
+        With `no_grad_pass` all of them come without a graph before they come with one, on all the ranks together: if
+        one runs out of memory, all start again. A collective at the end of each pass.
 
         Raises:
             OutOfMemory: if a single example does not fit, tried twice.
@@ -217,12 +148,12 @@ class Window:
         tried_alone: set[str] = set()
         while True:
             failed = None
-            for micro_batch in self._attempt(cutter, retry_ambiguous, rehearse):
+            for micro_batch in self._attempt(cutter, retry_ambiguous, no_grad_pass):
                 yield micro_batch
                 if micro_batch.out_of_memory is not None:
                     failed = micro_batch
                     break
-                counts = not micro_batch.stand_in and not micro_batch.is_rehearsal
+                counts = not micro_batch.dummy and not micro_batch.is_no_grad_pass
                 if cutter.costs is not None and micro_batch.timing is not None and counts:
                     cutter.costs.observe(len(micro_batch.examples), micro_batch.length, micro_batch.timing)
             if failed is None:
@@ -251,9 +182,9 @@ class Window:
     def cut(self, cutter: Cutter) -> Cut:
         """This rank's examples in the pieces of a forward each; at least one, for a rank without examples too."""
         version = cutter.version  # before the cut: if it changes meanwhile, the cut is an old one
-        return Cut(cutter.cut(inputs_of(self.examples)) or [tuple(inputs_of([self.stand_in])[:1])], cutter, version)
+        return Cut(cutter.cut(inputs_of(self.examples)) or [tuple(inputs_of([self.dummy])[:1])], cutter, version)
 
-    def _attempt(self, cutter: Cutter, retry_ambiguous: bool, rehearse: Ranks | None) -> Iterator[MicroBatch]:
+    def _attempt(self, cutter: Cutter, retry_ambiguous: bool, no_grad_pass: Ranks | None) -> Iterator[MicroBatch]:
         ahead, self.made_ahead = self.made_ahead, None
         if ahead is not None and not ahead.cut.is_that_of(cutter):
             ahead = None
@@ -267,11 +198,11 @@ class Window:
         self._losses.clear()
         scale = len(pieces) / self.num_items if self.examples else 0.0
         self.statistics_before = statistics = []
-        if rehearse is None:
+        if no_grad_pass is None:
             passes: list[tuple[bool, Iterable[Any]]] = [(False, batches)]
         else:
             passes = [(True, kept := list(batches)), (False, kept)]
-        for is_rehearsal, made in passes:
+        for is_no_grad_pass, made in passes:
             for index, (piece, length, batch) in enumerate(zip(pieces, lengths, made, strict=True)):
                 seed = derive_seed(self.seed, "micro-batch", self.rank, index)
                 yield MicroBatch(
@@ -284,8 +215,8 @@ class Window:
                     batch,
                     retry_ambiguous,
                     statistics,
-                    is_rehearsal,
-                    None if rehearse is None else partial(_tell, rehearse),
+                    is_no_grad_pass,
+                    None if no_grad_pass is None else partial(_tell, no_grad_pass),
                 )
 
     def record(self, loss: Tensor) -> None:

@@ -1,28 +1,25 @@
 """How a run that failed ends: one line to the user, the traceback where it can be found again, its status."""
 
 import atexit
-import dis
 import os
 import signal
 import sys
-import sysconfig
 import tempfile
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
+from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.secrets import without_secrets
-from hf_accum.errors import NotFinite, OutOfMemory, RankFailed, first_line
+from hf_accum.device.malloc import prepare_for_limits
+from hf_accum.errors import NotFinite, OutOfMemory, RankFailed, Stopped, UserError, first_line
 
 MISTAKE = 2
 """A process's status after a user's mistake."""
 FAULT = 1
 """Its status after anything else."""
-
-_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-_OURS = ("hf_accum", "recipes")
 
 
 def tell(error: Exception, *, debug: bool = False, output_dir: str | None = None) -> int:
@@ -52,8 +49,7 @@ def _printable(message: str) -> str:
 
 
 def _message(error: Exception) -> tuple[int, str]:
-    is_told = isinstance(error, RankFailed | OutOfMemory | NotFinite)
-    if is_told or (isinstance(error, ValueError) and is_of_ours(error)):
+    if isinstance(error, UserError | RankFailed | OutOfMemory | NotFinite):
         return MISTAKE, str(error)
     if isinstance(error, RuntimeError | MemoryError):
         from hf_accum.device.out_of_memory import Failure, classify
@@ -65,28 +61,6 @@ def _message(error: Exception) -> tuple[int, str]:
                 "a smaller --memory_budget or --micro_batch_size, or --lora.rank, leaves more for it"
             )
     return FAULT, first_line(error)
-
-
-def is_of_ours(error: Exception) -> bool:
-    """Whether an error was raised by a statement of this package or of a recipe, and so says what to do.
-
-    A ValueError that a library raises, or a built-in function that was called with a wrong value, does not: it is
-    as likely a fault of the program as a user's mistake.
-    """
-    trace = error.__traceback__
-    if trace is None:
-        return True  # never raised: made by ours
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    frame = trace.tb_frame
-    module = str(frame.f_globals.get("__name__", ""))
-    file = frame.f_code.co_filename
-    is_library = file.startswith("<") or file.startswith(_LIBRARIES)
-    return _is_raise(trace) and (module.partition(".")[0] in _OURS or not is_library)
-
-
-def _is_raise(trace: TracebackType) -> bool:
-    return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _keep(told: str, output_dir: str | None) -> Path | None:
@@ -136,3 +110,30 @@ def ending_past_threads() -> Iterator[None]:
     except BaseException:
         status = 1
         raise
+
+
+EXIT_STOPPED = 75
+"""Of a process that has ended early on request, and can go on: sysexits.h calls it EX_TEMPFAIL, "try again later"."""
+
+
+_AFTER_THE_CAUSE_SECONDS = 2.0  # torchrun tells of the rank that ends first
+
+
+@ending_past_threads()
+def run(work: Callable[[], object], config: RecipeConfig | None = None, *, debug: bool = False) -> None:
+    """Run a recipe's work; an error ends the process with one message: status 2 after a user's mistake, else 1.
+
+    So it does on the ranks where the mistake did not show. With `debug`, or the config's, its traceback is shown. A
+    run that was asked to stop ends with `EXIT_STOPPED`.
+    """
+    prepare_for_limits()
+    try:
+        work()
+    except Stopped:
+        raise SystemExit(EXIT_STOPPED) from None  # the log has said why
+    except Exception as error:
+        debug = debug or (config is not None and config.debug)
+        status = tell(error, debug=debug, output_dir=None if config is None else config.output_dir)
+        if isinstance(error, RankFailed):
+            time.sleep(_AFTER_THE_CAUSE_SECONDS)
+        raise SystemExit(status) from error

@@ -1,27 +1,13 @@
 """The commands: `hf-accum plan`."""
 
 import argparse
-import importlib
-import inspect
-import json
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
-from hf_accum.byte_sizes import format_bytes, parse_bytes
-from hf_accum.config.recipe import VARIANTS, RecipeConfig, parse, run
-from hf_accum.errors import first_line
+from hf_accum.cli.commands.plan import _PLAN, _VARIANTS, _plan
+from hf_accum.cli.exit import run
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from hf_accum.tuner.plan import Variant
-
-_VARIANTS = ",".join(VARIANTS)
-_PLAN = """What fits into which memory, without a GPU and without weights: the largest micro-batch for each length, by
-memory size and by way of training, and where the bytes go. All from the model's config."""
+    pass
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,166 +28,6 @@ def main(arguments: list[str] | None = None) -> None:
         lambda: _plan(parsed.recipe, parsed.memory, parsed.variants, parsed.picture, parsed.verified, flags),
         debug=debug,
     )
-
-
-def _plan(
-    recipe: str, memory: str, variants: str, picture: str | None, verified: str | None, flags: list[str]
-) -> None:
-    """Check what was given, up to the recipe's own flags, and then plan as these say (`--debug`)."""
-    try:
-        budgets = [parse_bytes(size) for size in memory.split(",")]
-    except ValueError as error:
-        raise ValueError(f"--memory {error}") from error
-    chosen = [variant.strip() for variant in variants.split(",")]
-    unknown = sorted(set(chosen) - set(VARIANTS))
-    if unknown:
-        raise ValueError(f"--variants {', '.join(unknown)}: has to be of {_VARIANTS}")
-    if picture is not None and Path(picture).suffix not in (".svg", ".png"):
-        raise ValueError(f"--picture {picture}: has to end in .svg or .png")
-    if picture is not None and not Path(picture).parent.is_dir():
-        raise ValueError(f"--picture {picture}: has to be in a folder that is there")
-    measured = None if verified is None else _verified(Path(verified))
-    module = _recipe(recipe)
-    parameters = list(inspect.signature(module.workload).parameters.values())
-    config_class = parameters[0].annotation if parameters else None
-    if isinstance(config_class, str):
-        config_class = getattr(module, config_class, None)
-    if not (isinstance(config_class, type) and issubclass(config_class, RecipeConfig)):
-        raise ValueError(f"{recipe}: its function `workload(config)` has to say which RecipeConfig it takes")
-    config: RecipeConfig = parse(config_class, _PLAN, flags)
-
-    run(lambda: _show(recipe, module, config, chosen, budgets, measured, picture), config)
-
-
-def _show(
-    recipe: str,
-    module: ModuleType,
-    config: RecipeConfig,
-    variants: Sequence[str],
-    budgets: Sequence[int],
-    measured: "Table | None",
-    picture: str | None,
-) -> None:
-    from rich.console import Console
-
-    from hf_accum.tuner.plan import plan
-
-    console = Console(soft_wrap=True)
-    console.print(f"planning {recipe} for {config.model or 'its embedded model'}")
-    found, impossible = plan(module.workload, config, variants)
-    longest, lengths = found[0].max_length, found[0].lengths
-    console.print(f"examples of {'up to ' if lengths.vary else ''}{longest} {lengths.unit}")
-    if found[0].assumed:
-        console.print(f"counted for {found[0].assumed}")
-    for flag, value in _overridden(config).items():
-        console.print(f"{flag} {value} says nothing here: each way of training has its own (--variants chooses)")
-    for why in impossible:
-        console.print(f"left out: {why}", markup=False, highlight=False)
-    console.print(_frontiers(found, budgets))
-    console.print(_parts(found))
-    console.print(
-        "These numbers are predicted: bytes of tensors, of one rank, in float32, from a trace without a device. A "
-        "GPU needs some hundred MiB more (its context, fragments): a run with --micro_batch_size auto measures them, "
-        "and its tuning.json (--verified) says what was verified."
-    )
-    if measured is not None:
-        console.print(measured)
-    if picture is not None:
-        from hf_accum.tuner.plan_picture import draw
-
-        draw(found, budgets, Path(picture))
-        console.print(f"drawn: {picture}")
-
-
-def _overridden(config: RecipeConfig) -> dict[str, object]:
-    """Flags that were given, and that every variant of a plan sets itself."""
-    given: dict[str, object] = {}
-    if config.lora.rank == 0:
-        given["--lora.rank"] = 0
-    if config.quantization != RecipeConfig.quantization:
-        given["--quantization"] = config.quantization
-    if config.gradient_checkpointing != RecipeConfig.gradient_checkpointing:
-        given["--gradient_checkpointing"] = str(config.gradient_checkpointing).lower()
-    return given
-
-
-def _recipe(name: str) -> ModuleType:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)  # a recipe of one's own
-    is_module = all(part.isidentifier() for part in name.split("."))
-    for path in (name, f"recipes.{name}") if is_module else ():
-        try:
-            module = importlib.import_module(path)
-        except ModuleNotFoundError as error:
-            if error.name is None or not (path == error.name or path.startswith(f"{error.name}.")):
-                raise
-            continue
-        if hasattr(module, "workload"):
-            return module
-    raise ValueError(f"{name}: no recipe of that name, nor a module with a function `workload(config)`")
-
-
-def _frontiers(variants: "Sequence[Variant]", budgets: Sequence[int]) -> "Table":
-    from rich.table import Table
-
-    from hf_accum.tuner.plan import MOST_SHOWN, lengths_of
-
-    unit = variants[0].lengths.unit
-    lengths = lengths_of(variants[0].max_length, variants[0].lengths.vary)
-    title = f"largest micro-batch: examples of so many {unit}"
-    table = Table("memory", "training", *map(str, lengths), title=title, title_justify="left")
-    for budget in budgets:
-        for index, variant in enumerate(variants):
-            cells = [_number(variant.largest(length, budget, MOST_SHOWN), MOST_SHOWN) for length in lengths]
-            table.add_row(format_bytes(budget) if index == 0 else "", variant.name, *cells)
-        table.add_section()
-    return table
-
-
-def _number(number: int, most: int) -> str:
-    return "-" if number == 0 else f"{most}+" if number == most else str(number)
-
-
-def _parts(variants: "Sequence[Variant]") -> "Table":
-    from rich.table import Table
-
-    length = variants[0].max_length
-    title = f"where the bytes go: one example of {length} {variants[0].lengths.unit}"
-    table = Table("", *(variant.name for variant in variants), title=title, title_justify="left")
-    parts = [variant.parts(1, length) for variant in variants]
-    for part in parts[0]:
-        table.add_row(part, *(format_bytes(of[part]) for of in parts))
-    table.add_section()
-    predictions = [variant.prediction for variant in variants]
-    rows = {
-        "peak": [sum(of.values()) for of in parts],
-        "each further one": [p.training.bytes_at(65, length) - p.training.bytes_at(64, length) for p in predictions],
-        "optimizer step": [p.fixed.optimizer_peak for p in predictions],
-        "evaluation": [p.evaluation.bytes_at(1, length) for p in predictions],
-    }
-    for name, numbers in rows.items():
-        table.add_row(name, *map(format_bytes, numbers))
-    return table
-
-
-def _verified(path: Path) -> "Table":
-    """What a run found, from its tuning.json."""
-    from rich.table import Table
-
-    try:
-        tuning = json.loads(path.read_text())
-        budget, probes = format_bytes(tuning["budget_bytes"]), tuning["probes"]
-        table = Table("examples", "tokens", "predicted", "measured", title_justify="left")
-        table.title = f"verified by {path} on {tuning['device']}, {budget}"
-        for probe in probes:
-            measured = probe["measured_bytes"]
-            shown = "did not fit" if measured is None else format_bytes(measured)
-            predicted = format_bytes(probe["predicted_bytes"])
-            table.add_row(str(probe["num_examples"]), str(probe["length"]), predicted, shown)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--verified {path}: has to be the tuning.json of a run ({first_line(error)})") from error
-    return table
 
 
 if __name__ == "__main__":

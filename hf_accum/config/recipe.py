@@ -1,39 +1,13 @@
 """The flags that every recipe shares, defined once, and their command line."""
 
-import dataclasses
 import math
-import re
-import sys
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Literal
 
 from hf_accum.byte_sizes import parse_bytes
-from hf_accum.cli.exit import ending_past_threads, tell
-from hf_accum.cli.parser import check_config_files, with_values
 from hf_accum.config.lora import LoraConfig
-from hf_accum.config.secrets import without_secrets
+from hf_accum.config.trust import Doors
 from hf_accum.config.validation import check_texts, require, require_count, require_finite
-from hf_accum.device.malloc import prepare_for_limits
-from hf_accum.errors import RankFailed, Stopped
-from hf_accum.models.trust import Doors
-
-C = TypeVar("C", bound="RecipeConfig")
-
-EXIT_STOPPED = 75
-"""Of a process that has ended early on request, and can go on: sysexits.h calls it EX_TEMPFAIL, "try again later"."""
-
-VARIANTS = {
-    "full": "full",
-    "full_checkpointing": "full + checkpointing",
-    "lora": "LoRA",
-    "lora_checkpointing": "LoRA + checkpointing",
-    "qlora": "QLoRA",
-    "qlora_checkpointing": "QLoRA + checkpointing",
-}
-"""Ways to train one model, which a plan compares: by their names in the command, what they are called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,79 +223,3 @@ class RecipeConfig:
                 listed = value.strip().removeprefix("[").removesuffix("]").split(",")
                 names = [name for item in listed if (name := item.strip().strip("'\""))]
                 object.__setattr__(self, flag, names)
-
-
-def parse(config_class: type[C], description: str, arguments: Sequence[str] | None = None) -> C:
-    """A recipe's configuration from the command line: a YAML file by `--config`, then flags on top.
-
-    A switch (a flag of true or false) may stand alone: `--debug`. `--help` and `--print_config` need no torch. A
-    value that is not allowed ends the process with status 2 and a message that says which, and why.
-    """
-    from jsonargparse import ArgumentParser, set_dumper, set_parsing_settings
-
-    class Parser(ArgumentParser):
-        """Tells no secret in its messages, which repeat what was given."""
-
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            """End the process with a message."""
-            super().error(without_secrets(message), ex)
-
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    set_dumper("yaml", _to_yaml)
-    parser = Parser(prog=Path(sys.argv[0]).name, description=description, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file with any of the flags below.")
-    parser.add_class_arguments(config_class)
-    switches = {f"--{f.name}" for f in dataclasses.fields(config_class) if f.type is bool}
-    given = with_values(sys.argv[1:] if arguments is None else arguments, switches)
-    try:
-        check_config_files(given)
-        values = vars(parser.instantiate(parser.parse_args(given)))
-        return config_class(**{f.name: values[f.name] for f in dataclasses.fields(config_class)})
-    except ValueError as error:
-        parser.error(str(error))
-
-
-_AFTER_THE_CAUSE_SECONDS = 2.0  # torchrun tells of the rank that ends first
-
-
-@ending_past_threads()
-def run(work: Callable[[], object], config: RecipeConfig | None = None, *, debug: bool = False) -> None:
-    """Run a recipe's work; an error ends the process with one message: status 2 after a user's mistake, else 1.
-
-    So it does on the ranks where the mistake did not show. With `debug`, or the config's, its traceback is shown. A
-    run that was asked to stop ends with `EXIT_STOPPED`.
-    """
-    prepare_for_limits()
-    try:
-        work()
-    except Stopped:
-        raise SystemExit(EXIT_STOPPED) from None  # the log has said why
-    except Exception as error:
-        debug = debug or (config is not None and config.debug)
-        status = tell(error, debug=debug, output_dir=None if config is None else config.output_dir)
-        if isinstance(error, RankFailed):
-            time.sleep(_AFTER_THE_CAUSE_SECONDS)
-        raise SystemExit(status) from error
-
-
-def as_dict(config: RecipeConfig) -> dict[str, Any]:
-    """The configuration as plain values, nested as its flags are."""
-    return dataclasses.asdict(config)
-
-
-def write_config(config: RecipeConfig, folder: Path) -> None:
-    """Write `config.yaml`, which `--config` reads back to the same configuration."""
-    from hf_accum.files import write_atomically
-
-    write_atomically(folder / "config.yaml", _to_yaml(as_dict(config)))
-
-
-def _to_yaml(values: dict[str, Any]) -> str:
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        """Puts quotes on texts that jsonargparse, but not PyYAML, would read back as a number: 1e5."""
-
-    number = re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$")
-    Dumper.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
-    return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True)

@@ -6,6 +6,7 @@ from dataclasses import is_dataclass
 from typing import Any
 
 from hf_accum.config.secrets import holds_secret
+from hf_accum.errors import UserError
 
 LARGEST_COUNT = 10**9
 """Of anything that a flag counts: more is a slip of the pen."""
@@ -18,7 +19,7 @@ def require(holds: bool, flag: str, value: object, rule: str) -> None:
         ValueError: naming the flag, its value and the rule, if it does not hold.
     """
     if not holds:
-        raise ValueError(f"--{flag} {value}: has to be {rule}")
+        raise UserError(f"--{flag} {value}: has to be {rule}")
 
 
 def require_count(flag: str, value: int, rule: str = "at least 1", least: int = 1) -> None:
@@ -65,7 +66,7 @@ def _texts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _check_text(flag: str, text: str) -> None:
     if holds_secret(text):  # and is not repeated
-        raise ValueError(
+        raise UserError(
             f"--{flag} ***: has to be without tokens and passwords, which would be seen in config.yaml, by trackers "
             "and in the list of processes: give them by the environment (HF_TOKEN) or by `hf auth login`"
         )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_accum.errors import UserError
+
 
 @dataclass(frozen=True)
 class Stamp:
@@ -23,9 +25,9 @@ class Stamp:
         """
         now = stamp_of(self.file)
         if now is None:
-            raise ValueError(f"{name}: was removed while the run reads it: each pass has to see the same dataset")
+            raise UserError(f"{name}: was removed while the run reads it: each pass has to see the same dataset")
         if now != self:
-            raise ValueError(
+            raise UserError(
                 f"{name}: was changed while the run reads it ({self.num_bytes:,} bytes before, {now.num_bytes:,} "
                 "now): each pass has to see the same dataset; start a new run, or work on a copy"
             )
@@ -49,13 +51,13 @@ def check_folder(dataset: str) -> None:
     folder = Path(dataset)
     script = folder / f"{folder.resolve().name}.py"
     if os.path.isfile(script):
-        raise ValueError(
+        raise UserError(
             f"dataset {dataset!r}: has a loading script, {script.name}, which is code and is not run: give a folder "
             "or file with the data alone (jsonl, csv, parquet)"
         )
     for pattern in _described_files(folder):
         if "://" in pattern or "::" in pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-            raise ValueError(_outside(dataset, pattern))
+            raise UserError(_outside(dataset, pattern))
 
 
 def _described_files(folder: Path) -> list[str]:
@@ -109,4 +111,4 @@ def check_inside(dataset: str, files: Sequence[str]) -> None:
         else:
             inside = last.lower().startswith(repository) and ".." not in Path(last).parts
         if not inside:
-            raise ValueError(_outside(dataset, last))
+            raise UserError(_outside(dataset, last))

@@ -10,8 +10,9 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.accumulation.window import Cut, Example, MadeAhead, Piece, Window
+from hf_accum.accumulation.window import Cut, MadeAhead, Piece, Window
 from hf_accum.data.prefetch import prefetched
 from hf_accum.data.stream import WindowStream
 
@@ -87,7 +88,7 @@ class Pipeline(Generic[B]):
                 batches = _Batches(window, take, len(start.cut.pieces))
                 window.collate = self._collate_now(window)
                 window.made_ahead = MadeAhead(start.cut, self._on_device(batches))
-                self.counts = window.counts
+                self.counts = window.state.counts
                 yield window
                 window.made_ahead = None
                 batches.leave_out()

@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 
 from hf_accum.data.source import Row, Source, good_rows
+from hf_accum.errors import UserError
 from hf_accum.seeding import derive_seed
 
 T = TypeVar("T")
@@ -98,7 +99,7 @@ class Order(Generic[T]):
 
         def block() -> Block[T]:
             if len(items) < skipped:
-                raise ValueError(
+                raise UserError(
                     f"the dataset has changed: {skipped} examples were used of a block that has {len(items)} now; "
                     "--resume never starts anew"
                 )

@@ -16,7 +16,7 @@ from hf_accum.data.dataset_files import Stamp, check_folder, check_inside, stamp
 from hf_accum.data.formats.image_folder import open_image_folder
 from hf_accum.data.formats.rows import BadRow, Row, opened, read_csv, read_json, read_parquet
 from hf_accum.data.retries import retried
-from hf_accum.errors import OF_THE_PROGRAM, first_line
+from hf_accum.errors import OF_THE_PROGRAM, UserError, first_line
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -73,7 +73,7 @@ def good_rows(
         except BadRow as bad:
             if on_bad_row == "error":
                 row_number = number // source.parts_per_row + 1
-                raise ValueError(
+                raise UserError(
                     f"{source.names[shard]}, row {row_number}: {bad}; mend the row, or leave such rows out by "
                     "--on_bad_row skip"
                 ) from None
@@ -133,11 +133,11 @@ def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revisi
     if os.path.isfile(dataset):
         path, data_files = _format_of(dataset), glob.escape(dataset)
     elif not os.path.isdir(dataset) and (dataset.startswith((".", "/", "~")) or dataset.count("/") > 1):
-        raise ValueError(f"dataset {dataset!r}: no such file or folder")
+        raise UserError(f"dataset {dataset!r}: no such file or folder")
     elif dataset in _PACKAGED_DATASETS_MODULES and not os.path.isdir(dataset):
-        raise ValueError(f"dataset {dataset!r}: is the name of a format; give a file, a folder or an id of the hub")
+        raise UserError(f"dataset {dataset!r}: is the name of a format; give a file, a folder or an id of the hub")
     if revision is not None and os.path.exists(dataset):
-        raise ValueError(
+        raise UserError(
             f"--dataset_revision {revision}: has to be left out with a local dataset ({dataset}), which has only "
             "what is in it"
         )
@@ -145,13 +145,13 @@ def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revisi
     try:
         builder = load_dataset_builder(path, data_files=data_files, revision=revision)
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"dataset {dataset!r}: neither a local file or folder with data in it, nor a dataset of the hub that "
             f"can be reached ({first_line(error)})"
         ) from error
     splits = tuple(str(name) for name in builder.config.data_files or builder.info.splits or ())
     if splits and split not in splits:
-        raise ValueError(f"dataset {dataset!r} has no split {split!r}: it has {', '.join(splits)}")
+        raise UserError(f"dataset {dataset!r} has no split {split!r}: it has {', '.join(splits)}")
     features = builder.info.features or {}
     class_names = _class_names(features)
     files = [str(file) for file in (builder.config.data_files or {}).get(split, ())]
@@ -174,7 +174,7 @@ def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revisi
             try:
                 stream = load_dataset(path, data_files=data_files, revision=revision, split=split, streaming=True)
             except Exception as error:
-                raise ValueError(f"dataset {dataset!r}: cannot be read ({first_line(error)})") from error
+                raise UserError(f"dataset {dataset!r}: cannot be read ({first_line(error)})") from error
             # Without decoding: rows of media hold paths, which would be opened wherever they lead.
             return of_dataset(stream.decode(False) if stream.features else stream, class_names, files)
 
@@ -210,7 +210,7 @@ def _format_of(file: str) -> str:
     if suffix == ".parquet":
         return "parquet"
     if suffix not in formats:
-        raise ValueError(f"dataset {file!r}: a file has to be .jsonl, .json, .csv, .tsv or .parquet")
+        raise UserError(f"dataset {file!r}: a file has to be .jsonl, .json, .csv, .tsv or .parquet")
     return formats[suffix]
 
 
@@ -252,7 +252,7 @@ def _checked(names: Sequence[str], read: Read, stamps: Mapping[int, Mapping[str,
         except Exception as error:
             check(shard)  # rather this than what came of it
             after = f" after row {last}" if last > start else ""
-            raise ValueError(f"{names[shard]}: cannot be read{after} ({first_line(error)})") from error
+            raise UserError(f"{names[shard]}: cannot be read{after} ({first_line(error)})") from error
         check(shard)
 
     return checked
@@ -268,7 +268,7 @@ def _of_equal_passes(names: Sequence[str], read: Read) -> Read:
             end = number + 1
             yield number, row
         if (start == 0 or end > start) and num_rows.setdefault(shard, end) != end:
-            raise ValueError(
+            raise UserError(
                 f"{names[shard]}: has {end} rows now, and had {num_rows[shard]} before: each pass has to see the "
                 "same dataset"
             )
@@ -296,11 +296,11 @@ def _parquet_class_names(dataset: str, files: Sequence[str], columns: Sequence[s
                 schema = pq.read_schema(raw)
             found = _class_names(Features.from_arrow_schema(schema)) if index == 0 else class_names
         except Exception as error:
-            raise ValueError(f"dataset {dataset!r}: {file} cannot be read ({first_line(error)})") from error
+            raise UserError(f"dataset {dataset!r}: {file} cannot be read ({first_line(error)})") from error
         for column in columns:
             if column not in schema.names:
                 where = f"in {file} " if len(files) > 1 else ""
-                raise ValueError(
+                raise UserError(
                     f"dataset {dataset!r} {where}has no column {column!r}: it has {', '.join(schema.names)}"
                 )
         class_names = found

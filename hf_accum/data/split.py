@@ -8,7 +8,7 @@ from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import Row, Source, open_source
 from hf_accum.data.survey import Survey, is_held_out, survey
 from hf_accum.distributed.ranks import Ranks
-from hf_accum.errors import shortened
+from hf_accum.errors import UserError, shortened
 
 Observed = tuple[tuple[str, ...], object]
 """Of a row: its labels, and what of it counts as its content."""
@@ -69,7 +69,7 @@ class SplitData:
         if self.eval_fraction is None:
             found.add(one_side(of_eval_source=True))
         if not found.num_train or not found.num_held_out:
-            raise ValueError(
+            raise UserError(
                 f"the dataset has {found.num_train} usable examples to train on and {found.num_held_out} held out "
                 f"({found.bad_rows.total()} bad rows): both are needed; give more rows, --eval_split or another "
                 "--eval_fraction"

@@ -2,8 +2,8 @@
 
 `hf_accum.data.shuffling` says in which order a rank reads. Two ways to split over ranks:
 
-- `examples`: there is one order, common to all ranks. Each rank reads all rows and keeps, and tokenises, its
-  share of each window. The windows are the same on any number of ranks.
+- `examples`: one order, common to all ranks. Each rank reads all rows, and keeps and tokenises its share of each
+  window. The windows are the same on any number of ranks.
 - `shards`: each rank reads its own shards only. The ranks announce how many examples they have ready, so that
   each window is full as long as there are examples anywhere, however uneven the shards are.
 """
@@ -15,15 +15,17 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Generic, Literal, TypeVar
 
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.load_balancing import balanced
 from hf_accum.accumulation.time_model import Speed
-from hf_accum.accumulation.window import Example, StreamCounts, StreamState, Window
+from hf_accum.accumulation.window import Window
 from hf_accum.data.prefetch import prefetched
 from hf_accum.data.shuffling import START, Order, Place
 from hf_accum.data.source import Row, Source
+from hf_accum.data.stream_state import StreamCounts, StreamState
 from hf_accum.data.window_sync import Facts, agree, leave, share_out
 from hf_accum.distributed.ranks import Ranks
-from hf_accum.errors import ReadingFailed
+from hf_accum.errors import ReadingFailed, UserError
 from hf_accum.seeding import derive_seed
 
 T = TypeVar("T")
@@ -93,9 +95,9 @@ class WindowStream(Generic[T]):
         start: StreamState | None = None,
     ) -> None:
         if effective_batch_size < 1:
-            raise ValueError(f"effective batch size {effective_batch_size}: has to be at least 1")
+            raise UserError(f"effective batch size {effective_batch_size}: has to be at least 1")
         if shuffle_block_size < 1:
-            raise ValueError(f"shuffle block size {shuffle_block_size}: has to be at least 1 (1: in file order)")
+            raise UserError(f"shuffle block size {shuffle_block_size}: has to be at least 1 (1: in file order)")
         self.source = source
         self.prepare = prepare
         self.encode = encode
@@ -124,7 +126,7 @@ class WindowStream(Generic[T]):
             on_bad_row,
             of_ranks=(ranks.index, ranks.count) if split == "shards" else None,
         )
-        self._apart = ranks.apart()
+        self._group = ranks.new_group()
 
     def __iter__(self) -> Iterator[Window]:
         """The windows of all epochs, numbered from 1.
@@ -136,12 +138,12 @@ class WindowStream(Generic[T]):
         try:
             yield from self._windows()
         except GeneratorExit:
-            leave(self._apart)
+            leave(self._group)
             raise
 
     def _windows(self) -> Iterator[Window]:
         self.counts = self.start.counts.copy()
-        stand_in: Example | None = None
+        dummy: Example | None = None
         step = self.start.step + 1
         in_common = self.split == "examples"
         produce = self._produce_common if in_common else self._produce_shards
@@ -152,23 +154,22 @@ class WindowStream(Generic[T]):
                 if facts.num_items == 0 and self.skip_weightless:
                     self.counts.num_weightless_windows += 1
                     continue
-                if stand_in is None:
-                    stand_in = examples[0] if examples else self.first_example()
+                if dummy is None:
+                    dummy = examples[0] if examples else self.first_example()
                 if self.balance is not None:
-                    examples = balanced(examples, facts.counts, self.balance(step), self._apart)
+                    examples = balanced(examples, facts.counts, self.balance(step), self._group)
                 yield Window(
                     step=step,
                     epoch=epoch,
                     seed=derive_seed(self.seed, "window", step),
                     examples=examples,
-                    stand_in=stand_in,
+                    dummy=dummy,
                     rank=self.ranks.index,
                     num_examples=window_size,
                     num_items=facts.num_items,
                     num_tokens=facts.num_tokens,
                     digest=facts.digest,
-                    counts=self.counts.copy(),
-                    place=place,
+                    state=StreamState(step, place, self.counts.copy()),
                 )
                 step += 1
 
@@ -187,7 +188,7 @@ class WindowStream(Generic[T]):
             if facts.is_end:
                 return
             if set(facts.announced) != {facts.num_examples}:
-                raise ValueError(
+                raise UserError(
                     f"the ranks read different data: their next windows have {facts.announced} examples; each "
                     "rank has to see the same dataset"
                 )
@@ -224,7 +225,7 @@ class WindowStream(Generic[T]):
             if window:
                 yield self._common_piece(epoch, window, _taken(bad_rows), place)
             if is_empty:
-                raise ValueError(_EMPTY)
+                raise UserError(_EMPTY)
             yield _Piece(epoch, (), after_last, (), ends_epoch=True)
 
     def _common_piece(self, epoch: int, window: list[tuple[str, T]], bad_rows: Counter[str], place: Place) -> _Piece:
@@ -265,7 +266,7 @@ class WindowStream(Generic[T]):
                 if facts.num_examples:
                     yield epoch, facts.num_examples, mine, place, facts
                 elif facts.is_end and not self._was_begun(epoch):
-                    raise ValueError(_EMPTY)
+                    raise UserError(_EMPTY)
                 quotas = share_out(self.effective_batch_size, facts.announced)
                 if sum(quotas) == 0:
                     break
@@ -305,7 +306,7 @@ class WindowStream(Generic[T]):
         for block in in_file_order.blocks(0):
             if block.items:
                 return self._encoded(block.items[:1], epoch=0)[0]
-        raise ValueError(_EMPTY)
+        raise UserError(_EMPTY)
 
     def _encoded(self, rows: Sequence[tuple[str, T]], epoch: int) -> tuple[Example, ...]:
         examples = self.encode(rows)
@@ -326,7 +327,7 @@ class WindowStream(Generic[T]):
         examples, announced = describe(piece) if piece is not None else ((), 0)
         is_stop_asked = self.stopping is not None and self.stopping()
         try:
-            facts = agree(self._apart, examples, announced, error, is_stop_asked)
+            facts = agree(self._group, examples, announced, error, is_stop_asked)
         except Exception as failure:
             if failure is error or isinstance(failure, ReadingFailed):
                 self.failure = failure

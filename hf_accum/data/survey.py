@@ -7,7 +7,8 @@ from hashlib import blake2b
 from typing import Literal
 
 from hf_accum.data.source import BadRow, Row, Source, good_rows
-from hf_accum.distributed.ranks import Ranks, together
+from hf_accum.distributed.collectives import on_all_ranks
+from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import shown
 from hf_accum.seeding import derive_seed
 
@@ -64,7 +65,7 @@ def survey(
         return found
 
     total = Survey()
-    for part in together(ranks, mine):
+    for part in on_all_ranks(ranks, mine):
         total.add(part)
     return total
 

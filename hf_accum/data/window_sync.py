@@ -6,7 +6,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from hf_accum.accumulation.window import Example
+from hf_accum.accumulation.example import Example
 from hf_accum.distributed.ranks import Ranks, bits_float, float_bits
 from hf_accum.errors import RankFailed, ReadingFailed
 

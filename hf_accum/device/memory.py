@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from hf_accum.byte_sizes import format_bytes, parse_bytes
+from hf_accum.device.live_bytes import LiveBytes
 from hf_accum.device.malloc import return_freed_memory
 from hf_accum.device.out_of_memory import Failure, classify, empty_cache, release
-from hf_accum.errors import first_line
-from hf_accum.tuner.tracing import LiveBytes
+from hf_accum.errors import UserError, first_line
 
 # What is left free on top of what was measured, for what differs from step to step. On a CPU a process grew by 36 MiB
 # over 20 steps after its tuning (tests/bench/README.md). Of GPUs, whose allocators keep fragments between blocks of
@@ -108,7 +108,7 @@ class AcceleratorMemory:
             self.limit_bytes = available - _reserve("accelerator", available)
             return
         if budget_bytes > available:
-            raise ValueError(
+            raise UserError(
                 f"--memory_budget {format_bytes(budget_bytes)}: {device} has {format_bytes(total)}, of which "
                 f"{format_bytes(available)} are free for this run; give less, or auto"
             )
@@ -159,7 +159,7 @@ def memory_info(device: torch.device) -> tuple[int, int]:
             total = module.recommended_max_memory()  # MPS, which shares the machine's memory
             return max(0, total - module.driver_allocated_memory()), total
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"--micro_batch_size auto: torch {torch.__version__} does not count memory on {device} "
             f"({first_line(error)}); give a number"
         ) from error

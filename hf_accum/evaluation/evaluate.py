@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from hf_accum.accumulation.capacity import WorkingCapacity
+from hf_accum.accumulation.example import Example, inputs_of
 from hf_accum.accumulation.losses import Objective
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.accumulation.window import Example, inputs_of
 from hf_accum.data.pipeline import to_device
 from hf_accum.data.stream import WindowStream
 from hf_accum.device.out_of_memory import Failure, classify, release
-from hf_accum.distributed.ranks import Ranks, together
-from hf_accum.errors import OutOfMemory, first_line
-from hf_accum.tuner.tracing import keeping_modes
+from hf_accum.distributed.collectives import on_all_ranks
+from hf_accum.distributed.ranks import Ranks
+from hf_accum.errors import OutOfMemory, UserError, first_line
+from hf_accum.models.modes import keeping_modes
 
 Metrics = dict[str, Any]
 R = TypeVar("R")
@@ -52,12 +53,12 @@ class Metric:
                 )
                 figures = module.compute(predictions=predictions, references=references, **self.arguments)
         except (FileNotFoundError, ConnectionError, ImportError) as error:
-            raise ValueError(
+            raise UserError(
                 f"metric {self.name!r}: neither shipped ({', '.join(shipped_metrics())}) nor to be had from the "
                 f"hub ({first_line(error)})"
             ) from error
         except (TypeError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"metric {self.name!r} cannot take this task's predictions ({first_line(error)})"
             ) from error
         plain = (np.generic, np.ndarray)  # which JSON does not have
@@ -89,7 +90,7 @@ def check_best_metric(best_metric: str | None, figures: Mapping[str, Any]) -> No
     """
     known = {"loss", *(name for name, value in figures.items() if not isinstance(value, Mapping))}
     if best_metric is not None and best_metric not in known:
-        raise ValueError(f"--best_metric {best_metric}: has to be one of {', '.join(sorted(known))}")
+        raise UserError(f"--best_metric {best_metric}: has to be one of {', '.join(sorted(known))}")
 
 
 def run_over(
@@ -169,7 +170,7 @@ def evaluate_model(
             figures |= metric.compute(predicted, truth)
         return figures
 
-    figures = together(ranks, compute)[0]
+    figures = on_all_ranks(ranks, compute)[0]
     assert figures is not None
     return figures
 

@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hf_accum.errors import UserError
+
 
 class _Frozen:
     """A BatchNorm layer that stays in eval mode."""
@@ -50,9 +52,9 @@ def freeze_statistics(model: nn.Module) -> int:
             continue
         layer_is = f"--batch_norm frozen: {name}, a {type(layer).__name__},"
         if type(layer) not in _KINDS:
-            raise ValueError(f"{layer_is} is a kind of BatchNorm that is not known here: {_WAY_OUT}")
+            raise UserError(f"{layer_is} is a kind of BatchNorm that is not known here: {_WAY_OUT}")
         if layer.running_mean is None:
-            raise ValueError(f"{layer_is} has no statistics of its own: {_WAY_OUT}")
+            raise UserError(f"{layer_is} has no statistics of its own: {_WAY_OUT}")
         layer.__class__ = _KINDS[type(layer)]
         layer.eval()
     return len(layers)
@@ -70,7 +72,7 @@ def refuse_statistics_of_ranks(model: nn.Module, num_ranks: int) -> None:
         ValueError: if there is such a layer, and more than one rank.
     """
     if num_ranks > 1 and not has_frozen_statistics(model):
-        raise ValueError(
+        raise UserError(
             f"--batch_norm micro_batch: has to be frozen on {num_ranks} ranks: each would keep statistics of its own "
             "images, and the saved model has room for one rank's; --batch_norm frozen, or one process"
         )

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_accum.errors import UserError
 from hf_accum.models.quantization import head_modules
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def check_labels(name: str, of_head: Any, wanted: Any, way_out: str) -> None:
         return
     shown = ", ".join(map(repr, known[:20])) + (", ..." if len(known) > 20 else "")
     in_order = sorted(known) == sorted(wanted.values())
-    raise ValueError(
+    raise UserError(
         f"model {name!r}: its head tells {shown}, in this order, and the labels are {', '.join(wanted.values())}: "
         + ("give --labels in the order of the head" if in_order else "give the model that it was made from")
         + way_out

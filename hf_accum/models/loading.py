@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from hf_accum.cli.exit import is_of_ours
+from hf_accum.config.trust import Doors
 from hf_accum.device.out_of_memory import Failure, classify
-from hf_accum.errors import first_line
+from hf_accum.errors import UserError, first_line
 from hf_accum.models.heads import check_labels, other_labels, renew_head
 from hf_accum.models.quantization import (
     check_quantized,
@@ -19,8 +19,7 @@ from hf_accum.models.quantization import (
     quantization_config,
     quantize_without_weights,
 )
-from hf_accum.models.trust import Doors, check_model_files, local
-from hf_accum.models.word_tokens import take_words_as_in_a_text
+from hf_accum.models.trust import check_model_files, local
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -34,42 +33,6 @@ class Pretrained:
 
     model: "PreTrainedModel"
     new_modules: tuple[str, ...]
-
-
-def load_tokenizer(
-    name: str,
-    doors: Doors = Doors(),  # noqa: B008 (frozen)
-    *,
-    of_words: bool = False,
-) -> "PreTrainedTokenizerBase":
-    """The model's tokenizer, able to pad; `of_words`, to take texts that are lists of words.
-
-    Raises:
-        ValueError: if there is none under that name, or one that knows no words, cannot tell of which words its
-            tokens are, or makes other tokens of words than of a text.
-    """
-    from transformers import AutoTokenizer
-
-    # Byte-level tokenizers take a word for the start of a text without a space before it.
-    how = {"add_prefix_space": True} if of_words else {}
-    with quiet_transformers():
-        tokenizer = _loaded(
-            "tokenizer", name, lambda: AutoTokenizer.from_pretrained(local(name), **doors.of_hub, **how)
-        )
-    if of_words and not tokenizer.is_fast:
-        raise ValueError(f"--model {name}: has to have a fast tokenizer, which tells of which words its tokens are")
-    if len(tokenizer) <= len(tokenizer.all_special_ids) + 2:  # transformers makes one of nothing at all
-        raise ValueError(
-            f"--model {name}: has to have the files of its tokenizer, which without them knows only "
-            f"{len(tokenizer)} tokens"
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token_id is None:
-        raise ValueError(f"--model {name}: its tokenizer has to have a token for padding, or for the end of a text")
-    if of_words:
-        take_words_as_in_a_text(name, tokenizer)
-    return tokenizer
 
 
 def load_model(
@@ -133,7 +96,7 @@ def load_model(
             missing |= renew_head(model)
     elif info["mismatched_keys"]:
         weight, stored, wanted = min(info["mismatched_keys"], key=lambda mismatch: mismatch[0])
-        raise ValueError(
+        raise UserError(
             f"model {name!r}: its weights do not fit: {weight} is {tuple(stored)} there, and has to be "
             f"{tuple(wanted)}; if it is a classifier of other labels, give the model that it was made from" + new_head
         )
@@ -144,7 +107,7 @@ def load_model(
         set_dropout(model, dropout)
     new_modules = _modules_of(model, missing)
     if "" in new_modules:
-        raise ValueError(f"model {name!r}: none of its weights fits {type(model).__name__}")
+        raise UserError(f"model {name!r}: none of its weights fits {type(model).__name__}")
     if not set(head_modules(model)) & set(new_modules):
         check_labels(name, said.get("id2label"), config_values.get("id2label"), new_head)
     _check_positions(model, name, max_length)
@@ -223,17 +186,17 @@ def _loaded(what: str, name: str, load: Callable[[], T]) -> T:
     try:
         return load()
     except Exception as error:
-        if classify(error) is Failure.OUT_OF_MEMORY or (isinstance(error, ValueError) and is_of_ours(error)):
+        if classify(error) is Failure.OUT_OF_MEMORY or isinstance(error, UserError):
             raise
         said = first_line(error)
         if "custom code" in str(error):
             said += "; --trust_remote_code runs its code, which is to be read first"
         if what == "weights" and not isinstance(error, OSError):
-            raise ValueError(f"model {name!r}: its weights cannot be read ({said})") from error
+            raise UserError(f"model {name!r}: its weights cannot be read ({said})") from error
         if what == "weights":
             what = "model in safetensors"
             said += "; --allow_pickle_weights reads pytorch_model.bin too, as tensors only"
-        raise ValueError(
+        raise UserError(
             f"--model {name}: has to be a local folder, or an id of the hub, with a {what} to load ({said})"
         ) from error
 
@@ -276,7 +239,7 @@ def _position_embeddings(model: nn.Module) -> list[nn.Embedding]:
 def _check_positions(model: nn.Module, name: str, max_length: int) -> None:
     positions = num_positions(model)
     if positions is not None and max_length > positions:
-        raise ValueError(f"--max_length {max_length}: has to be at most {positions}, the positions that {name!r} has")
+        raise UserError(f"--max_length {max_length}: has to be at most {positions}, the positions that {name!r} has")
 
 
 def _check_tokenizer(model: "PreTrainedModel", name: str, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -284,7 +247,7 @@ def _check_tokenizer(model: "PreTrainedModel", name: str, tokenizer: "PreTrained
     embeddings = model.get_input_embeddings()
     highest = max(tokenizer.get_vocab().values(), default=0)
     if isinstance(embeddings, nn.Embedding) and highest >= embeddings.num_embeddings:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer of {name!r} knows {highest + 1} tokens, the model {embeddings.num_embeddings}: they do "
             "not belong together"
         )
@@ -292,7 +255,7 @@ def _check_tokenizer(model: "PreTrainedModel", name: str, tokenizer: "PreTrained
     assert isinstance(padding, int)
     counted_from = {module.padding_idx for module in _position_embeddings(model)} - {None}
     if counted_from and counted_from != {padding}:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer of {name!r} pads with token {padding}, the model counts positions from its padding token "
             f"{', '.join(map(str, counted_from))}: they do not belong together"
         )

@@ -1,32 +1,18 @@
 """LoRA adapters: put on, counted, saved."""
 
-import json
 import warnings
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hf_accum.config.lora import LINEAR_AND_CONV, LoraConfig
-from hf_accum.files import fill_folder_atomically
-from hf_accum.models.loading import quiet_transformers
+from hf_accum.errors import UserError
 from hf_accum.models.quantization import head_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-class Processor(Protocol):
-    """What makes a model's inputs: a tokenizer, or an image processor."""
-
-    def save_pretrained(self, save_directory: str, /) -> object:
-        """Write its files into a folder."""
-        ...
-
-
-_SETS = ("target_modules", "modules_to_save", "exclude_modules")
 
 
 def add_lora(
@@ -73,7 +59,7 @@ def add_lora(
         except ValueError as error:
             kinds = (nn.Linear, nn.Conv2d)
             linear = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, kinds)}
-            raise ValueError(
+            raise UserError(
                 f"--lora.target_modules {lora.target_modules}: has to match modules of {type(model).__name__}, as "
                 f"{', '.join(sorted(linear))} ({error})"
             ) from error
@@ -114,7 +100,7 @@ def linear_and_conv(model: nn.Module, heads: Sequence[str], rank: int) -> list[s
         if num_outputs * num_inputs > rank * (num_outputs + num_inputs):
             names.append(name)
     if not names:
-        raise ValueError(
+        raise UserError(
             f"--lora.rank {rank}: no layer of {type(model).__name__} has more weights than an adapter of that rank; "
             "a smaller one, or 0 to train all weights"
         )
@@ -131,7 +117,7 @@ def checkpoint_activations(model: "PreTrainedModel") -> None:
         ValueError: if the architecture has no support for it.
     """
     if not model.supports_gradient_checkpointing:
-        raise ValueError(f"--gradient_checkpointing true: {type(model).__name__} has no support for it")
+        raise UserError(f"--gradient_checkpointing true: {type(model).__name__} has no support for it")
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     model.disable_input_require_grads()  # transformers asks for the same gradient
     model.config.use_cache = False
@@ -141,80 +127,3 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Trainable parameters, and all."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
-
-
-def save_model(model: nn.Module, processor: Processor, folder: Path) -> None:
-    """Save an adapter (with the head), or a whole model, and what makes its inputs: the folder is there whole or not.
-
-    `model` is the one that transformers or peft made, not a wrapper of it.
-    """
-    fill_folder_atomically(folder, lambda partial: write_model(model, processor, partial))
-
-
-def write_model(
-    model: nn.Module,
-    processor: Processor,
-    folder: Path,
-    weights: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write an adapter or a model into a folder; `weights`, as `weights_of` gave them, instead of those of now."""
-    from peft import PeftModel
-
-    how: dict[str, Any] = {} if weights is None else {"state_dict": dict(weights)}
-    if isinstance(model, PeftModel):
-        how["save_embedding_layers"] = False
-    with quiet_transformers():
-        model.save_pretrained(str(folder), **how)  # type: ignore[operator]
-        processor.save_pretrained(str(folder))
-    if isinstance(model, PeftModel):
-        _put_in_order(folder / "adapter_config.json")
-
-
-def _put_in_order(config: Path) -> None:
-    """Sort the names of modules, which peft keeps as sets: in each process they have another order."""
-    values = json.loads(config.read_text(encoding="utf-8"))
-    values |= {name: sorted(values[name]) for name in _SETS if isinstance(values.get(name), list)}
-    config.write_text(json.dumps(values, indent=2, sort_keys=True), encoding="utf-8")
-
-
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """A copy on the CPU of the weights that `save_model` saves: of an adapter what is trained, else all."""
-    from peft import PeftModel
-
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    copies: dict[int, Tensor] = {}  # tied weights stay tied
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        if isinstance(model, PeftModel) and name not in trained:
-            continue
-        key = tensor.data_ptr()
-        if key not in copies or copies[key].shape != tensor.shape:
-            copies[key] = tensor.detach().to("cpu", copy=True)
-        weights[name] = copies[key]
-    return weights
-
-
-def weights_folder(model: nn.Module) -> str:
-    """What the folder of a model's weights is called in a run: `adapter`, or `model` if all of it is trained."""
-    from peft import PeftModel
-
-    return "adapter" if isinstance(model, PeftModel) else "model"
-
-
-def load_weights(model: nn.Module, folder: Path) -> None:
-    """Load what `save_model` saved back into the same model."""
-    from peft import PeftModel, set_peft_model_state_dict
-    from safetensors.torch import load_file, load_model
-
-    if isinstance(model, PeftModel):
-        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
-        return
-    try:
-        load_model(model, folder / "model.safetensors")
-    except (RuntimeError, FileNotFoundError):  # transformers saves some under other names, and large ones in pieces
-        kind: Any = type(model)
-        if (folder / "adapter_config.json").exists():
-            raise OSError(f"{folder.name} has an adapter in the place of a model") from None
-        how = {"dtype": next(model.parameters()).dtype, "use_safetensors": True, "local_files_only": True}
-        saved = kind.from_pretrained(str(folder), config=model.config, **how)
-        model.load_state_dict(saved.state_dict())

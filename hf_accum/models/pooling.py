@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_accum.errors import first_line
-from hf_accum.models.trust import Doors, local
+from hf_accum.config.trust import Doors
+from hf_accum.errors import UserError, first_line
+from hf_accum.models.trust import local
 
 Pooling = Literal["mean", "cls", "last"]
 
@@ -31,9 +32,7 @@ def own_pooling(name: str, doors: Doors) -> Pooling | None:
     kinds = [(str(layer["type"]).rpartition(".")[2], layer.get("path", "")) for layer in layers]
     others = [kind for kind, _ in kinds if kind not in _LAYERS]
     if others:
-        raise ValueError(
-            f"--model {name}: has layers that this recipe does not know ({', '.join(others)}): {way_out}"
-        )
+        raise UserError(f"--model {name}: has layers that this recipe does not know ({', '.join(others)}): {way_out}")
     folder = next((path for kind, path in kinds if kind == "Pooling"), None)
     said = None if folder is None else _read(name, f"{folder}/config.json", doors)
     if said is None:
@@ -44,7 +43,7 @@ def own_pooling(name: str, doors: Doors) -> Pooling | None:
     )
     known = _BY_NAME if isinstance(named, str) else _POOLINGS
     if len(found) != 1 or found[0] not in known:
-        raise ValueError(
+        raise UserError(
             f"--model {name}: was made with the pooling {' and '.join(map(str, found)) or 'of nothing'}, and here "
             "there are mean, cls and last: give one of them by --pooling"
         )
@@ -71,4 +70,4 @@ def _read(name: str, file: str, doors: Doors) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"--model {name}: its {file} cannot be read ({first_line(error)})") from error
+        raise UserError(f"--model {name}: its {file} cannot be read ({first_line(error)})") from error

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from hf_accum.errors import UserError
+
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
@@ -27,7 +29,7 @@ def quantization_config(quantization: str, keep: Sequence[str], precision: str =
     if quantization == "none":
         return None
     if find_spec("bitsandbytes") is None:
-        raise ValueError(f"--quantization {quantization}: needs bitsandbytes: pip install bitsandbytes")
+        raise UserError(f"--quantization {quantization}: needs bitsandbytes: pip install bitsandbytes")
     from transformers import BitsAndBytesConfig
 
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -86,7 +88,7 @@ def check_quantized(model: nn.Module) -> None:
     import bitsandbytes as bnb
 
     if not any(isinstance(module, bnb.nn.Linear4bit) for module in model.modules()):
-        raise ValueError(
+        raise UserError(
             f"--quantization nf4: {type(model).__name__} has no linear layer beside its head, and only such layers "
             "can have 4-bit weights; leave the flag out"
         )

@@ -2,34 +2,11 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Doors:
-    """Closed as they are: nothing of a model runs, and its weights are read from safetensors only.
-
-    `revision` (and `code_revision`, for code of another repository) is a branch, tag or commit of the hub.
-    """
-
-    revision: str | None = None
-    trust_remote_code: bool = False
-    code_revision: str | None = None
-    allow_pickle_weights: bool = False
-
-    @property
-    def of_hub(self) -> dict[str, Any]:
-        """What transformers' `from_pretrained` takes, of configs and tokenizers too."""
-        options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-        return options | ({"code_revision": self.code_revision} if self.code_revision else {})
-
-    @property
-    def of_weights(self) -> dict[str, Any]:
-        """What `from_pretrained` of a model takes besides."""
-        # None: safetensors where there are any.
-        return {"use_safetensors": None if self.allow_pickle_weights else True, "weights_only": True}
+from hf_accum.config.trust import Doors
+from hf_accum.errors import UserError
 
 
 def local(name: str) -> str:
@@ -50,24 +27,24 @@ def check_model_files(name: str, doors: Doors) -> dict[str, Any]:
 
     if os.path.isdir(name) and (doors.revision or doors.code_revision):
         flag = "revision" if doors.revision else "code_revision"
-        raise ValueError(
+        raise UserError(
             f"--{flag} {doors.revision or doors.code_revision}: has to be left out with a local folder ({name}), "
             "which has only what is in it"
         )
     if find_adapter_config_file(local(name), revision=doors.revision) is not None:
-        raise ValueError(
+        raise UserError(
             f"--model {name}: is an adapter, or has one in it, made for weights of another place: give the model, "
             "with the adapter merged into it (peft's merge_and_unload) if it is to be trained on"
         )
     values, _ = PreTrainedConfig.get_config_dict(local(name), revision=doors.revision)
     if not isinstance(values, dict):
-        raise ValueError(f"--model {name}: its config.json has to be a JSON object")
+        raise UserError(f"--model {name}: its config.json has to be a JSON object")
     # Otherwise weights that are not safetensors may be fetched from a pull request that a converter opens.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"
     if doors.trust_remote_code:
         _check_code(name, values.get("auto_map"), doors)
     elif kernels := next((k for k in _attention_kernels(values) if "/" in k), None):
-        raise ValueError(
+        raise UserError(
             f"--model {name}: its config.json asks for attention kernels from the hub ({kernels}), which are code: "
             "--trust_remote_code allows it"
         )
@@ -77,12 +54,12 @@ def check_model_files(name: str, doors: Doors) -> dict[str, Any]:
         and not doors.allow_pickle_weights
         and not weights.endswith((".safetensors", ".safetensors.index.json"))
     ):
-        raise ValueError(f"--model {name}: its weights are in {weights}, {_PICKLE_RULE}")
+        raise UserError(f"--model {name}: its weights are in {weights}, {_PICKLE_RULE}")
     folder = Path(name)
     if os.path.isdir(name) and not doors.allow_pickle_weights and not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         if pickled:
-            raise ValueError(f"--model {name}: its weights are in {pickled[0]}, {_PICKLE_RULE}")
+            raise UserError(f"--model {name}: its weights are in {pickled[0]}, {_PICKLE_RULE}")
     return values
 
 
@@ -111,7 +88,7 @@ def _check_code(name: str, auto_map: Any, doors: Doors) -> None:
     references = [ref for value in auto_map.values() for ref in (value if isinstance(value, list) else [value])]
     for reference in references:
         if "--" in str(reference):
-            raise ValueError(
+            raise UserError(
                 f"--revision {doors.revision}: does not pin the code of {name}, which is in another repository, "
                 f"{str(reference).partition('--')[0]}: give --code_revision too"
             )

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from hf_accum.errors import UserError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -22,7 +24,7 @@ def take_words_as_in_a_text(name: str, tokenizer: Any) -> None:
     backend = tokenizer.backend_tokenizer
     backend.normalizer = All([step for step in (backend.normalizer, Prepend(" ")) if step is not None])
     if not _has_the_tokens_of_a_text(tokenizer):
-        raise ValueError(
+        raise UserError(
             f"--model {name}: its tokenizer makes other tokens of a list of words than of a text with spaces between "
             "them, as which the model knows them; take another model"
         )

@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_accum.distributed.ranks import Ranks
-from hf_accum.errors import first_line
+from hf_accum.errors import UserError, first_line
 from hf_accum.evaluation.evaluate import LOWER_IS_BETTER
 from hf_accum.files import fill_folder_atomically, is_leftover
-from hf_accum.models.lora import Processor, load_weights, save_model, weights_folder, weights_of, write_model
+from hf_accum.models.saving import Processor, load_weights, save_model, weights_folder, weights_of, write_model
 from hf_accum.run.manifest import Damaged, check_manifest, write_manifest
 from hf_accum.run.training_state import TrainingState
 
@@ -159,7 +159,7 @@ class Checkpoints:
                 break
             except Exception as error:
                 if pause is None:
-                    raise ValueError(
+                    raise UserError(
                         f"the result {path} could not be saved ({first_line(error)}): make room, or see to the "
                         "permissions; the same command then goes on from the last checkpoint"
                     ) from error
@@ -224,7 +224,7 @@ def load_latest(folder: Path, say: Callable[[str], None]) -> Loaded | None:
             say(f"checkpoint {error}: it is passed over")
             last = error
     if steps:
-        raise ValueError(
+        raise UserError(
             f"--output_dir {folder}: none of its {len(steps)} checkpoints can be used ({last}); --resume never "
             "starts anew, and keeps the earlier run beside"
         )

@@ -7,8 +7,11 @@ import sys
 import time
 from pathlib import Path
 
-from hf_accum.config.recipe import RecipeConfig, write_config
-from hf_accum.distributed.ranks import Ranks, together
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.config.serialization import write_config
+from hf_accum.distributed.collectives import on_all_ranks
+from hf_accum.distributed.ranks import Ranks
+from hf_accum.errors import UserError
 from hf_accum.files import check_output_dir, is_leftover, write_atomically
 from hf_accum.run.checkpoint import Loaded, remove_half_written, set_aside
 from hf_accum.run.log import TRACKERS_PROJECT
@@ -62,7 +65,7 @@ class FolderClaim:
                 os.close(descriptor)
                 if not is_taken:
                     return  # a file system without locks
-                raise ValueError(
+                raise UserError(
                     f"--output_dir {folder}: another run is at work in it; wait until it has ended, end it, or give "
                     "another folder"
                 ) from None
@@ -88,7 +91,7 @@ def claim_folder(folder: Path, ranks: Ranks) -> FolderClaim:
             check_output_dir(folder)
             claim.take(folder)
 
-    together(ranks, look)
+    on_all_ranks(ranks, look)
     return claim
 
 
@@ -117,7 +120,7 @@ def start_folder(
         there = {path.name for path in folder.iterdir() if not is_leftover(path)} if folder.is_dir() else set()
         if there and not goes_on:
             if others := sorted(there - _OF_A_RUN):
-                raise ValueError(
+                raise UserError(
                     f"--output_dir {folder}: has to be new, empty, or an earlier run's folder; it holds "
                     f"{', '.join(others)}"
                 )
@@ -138,10 +141,10 @@ def start_folder(
                     _keep_lines(folder / name, resumed.step)
             write_config(config, folder)
         except OSError as error:
-            raise ValueError(f"--output_dir {folder}: has to be a folder to write in ({error})") from error
+            raise UserError(f"--output_dir {folder}: has to be a folder to write in ({error})") from error
         return earlier
 
-    return together(ranks, lambda: start() if ranks.index == 0 else None)[0]
+    return on_all_ranks(ranks, lambda: start() if ranks.index == 0 else None)[0]
 
 
 def _keep_lines(file: Path, last_step: int) -> None:

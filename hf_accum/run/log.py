@@ -15,10 +15,13 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from hf_accum.accumulation.window import StreamCounts, Window
-from hf_accum.config.recipe import RecipeConfig, as_dict
+from hf_accum.accumulation.window import Window
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.config.serialization import as_dict
+from hf_accum.data.stream_state import StreamCounts
 from hf_accum.device.memory import peak_memory_bytes
-from hf_accum.distributed.ranks import Ranks, bits_float, float_bits, together
+from hf_accum.distributed.collectives import on_all_ranks
+from hf_accum.distributed.ranks import Ranks, bits_float, float_bits
 from hf_accum.errors import Stopped, first_line
 from hf_accum.files import JsonLines, write_json
 
@@ -246,7 +249,7 @@ class RunLog:
                 with suppress(Exception):  # the run's end is not theirs to say
                     self.accelerator.trackers.pop().finish()
 
-        together(self.ranks, end_trackers)
+        on_all_ranks(self.ranks, end_trackers)
 
     def _track(self, values: Mapping[str, Any], step: int) -> None:
         """Hand figures to the trackers; one that fails (a full disk, no network) is left out from there on."""

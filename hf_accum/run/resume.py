@@ -9,11 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.accumulation.window import StreamState
-from hf_accum.config.recipe import RecipeConfig, as_dict
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.config.serialization import as_dict
 from hf_accum.data.shuffling import Place
-from hf_accum.distributed.ranks import Ranks, together
-from hf_accum.models.lora import load_weights, weights_folder
+from hf_accum.data.stream_state import StreamState
+from hf_accum.distributed.collectives import on_all_ranks
+from hf_accum.distributed.ranks import Ranks
+from hf_accum.errors import UserError
+from hf_accum.models.saving import load_weights, weights_folder
 from hf_accum.run.checkpoint import BestCheckpoint, Checkpoints, Loaded, load, load_latest
 from hf_accum.run.manifest import Damaged
 from hf_accum.run.training_state import Stateful, put_back, take_state
@@ -106,7 +109,7 @@ def find_resume(folder: Path, config: RecipeConfig, facts: Mapping[str, Any], ra
             try:
                 loaded = load(path)
             except Damaged as error:
-                raise ValueError(
+                raise UserError(
                     f"--resume {config.resume}: has to be auto, never, or a checkpoint's folder, as "
                     f"RUN/checkpoints/step-00000100 ({error})"
                 ) from error
@@ -118,7 +121,7 @@ def find_resume(folder: Path, config: RecipeConfig, facts: Mapping[str, Any], ra
         return Resumed(loaded, notes, starts_anew, "base" in config.allow_changes)
 
     # Rank 0 reads: the others may not see its disk.
-    return together(ranks, lambda: find() if ranks.index == 0 else None)[0] or Resumed(None)
+    return on_all_ranks(ranks, lambda: find() if ranks.index == 0 else None)[0] or Resumed(None)
 
 
 def _compare(
@@ -147,7 +150,7 @@ def _compare(
     if refused:
         told = "; ".join(f"{name} was {before}, now {after}" for name, before, after in refused)
         names = ",".join(dict.fromkeys(name for name, _, _ in refused))
-        raise ValueError(
+        raise UserError(
             f"the checkpoint {loaded.path} is of a run that would go another way: {told}; --resume never starts anew "
             f"(the earlier run is kept beside), --allow_changes {names} goes on all the same"
         )
@@ -205,7 +208,7 @@ class RunState:
         if loaded is None:
             return
         if loaded.numbers["base"] != self._base and not resumed.base_may_differ:
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint {loaded.path} was trained on another base model: the weights that are not trained "
                 "differ; give --model and --revision of then, or --resume never; --allow_changes base goes on all "
                 "the same"

@@ -7,31 +7,35 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.nonfinite import GradientGuard
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.accumulation.window import Example, Window
+from hf_accum.accumulation.window import Window
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.pipeline import Pipeline
 from hf_accum.data.source import Row
 from hf_accum.data.split import SplitData
 from hf_accum.data.stream import WindowStream
-from hf_accum.distributed.ranks import Ranks, broadcast_weights, ranks_of, start_accelerator, together
+from hf_accum.distributed.collectives import broadcast_weights, on_all_ranks
+from hf_accum.distributed.launch import start_accelerator
+from hf_accum.distributed.ranks import Ranks, ranks_of
 from hf_accum.files import write_json
 from hf_accum.models.dropout_masks import draw_masks_fast
-from hf_accum.models.lora import Processor
-from hf_accum.models.optimizer import build_optimizer, count_steps
+from hf_accum.models.optimizer import build_optimizer
+from hf_accum.models.saving import Processor
 from hf_accum.models.trainable import Trainable
 from hf_accum.run.checkpoint import BestCheckpoint, Checkpoints
 from hf_accum.run.folder import claim_folder, start_folder
 from hf_accum.run.log import RunLog
 from hf_accum.run.resume import Resumed, RunState, facts_of_run, find_resume, stream_state
+from hf_accum.run.schedule import count_steps
 from hf_accum.run.signals import StopRequest
 from hf_accum.run.summary import describe_run
 from hf_accum.seeding import use_deterministic_algorithms
-from hf_accum.tuner.cache import cutter_of, find_capacity, keep_costs, tuning_json
 from hf_accum.tuner.plan import what_would_fit
+from hf_accum.tuner.run_capacity import cutter_of, find_capacity, keep_costs, tuning_json
 from hf_accum.tuner.search import Tuning
-from hf_accum.tuner.tracing import Workload
+from hf_accum.tuner.workload import Workload
 
 C = TypeVar("C", bound=RecipeConfig)
 T = TypeVar("T")
@@ -264,18 +268,18 @@ class Training:
             checkpoints.wait()
             if self._step:
                 self._save()
-            self._log.end_early(self._step, early, together(ranks, checkpoints.wait)[0])
+            self._log.end_early(self._step, early, on_all_ranks(ranks, checkpoints.wait)[0])
             run.accelerator.end_training()
             raise early
         checkpoints.wait(hurry=False)
-        exported = together(ranks, checkpoints.export)[0]  # before anything else can fail
+        exported = on_all_ranks(ranks, checkpoints.export)[0]  # before anything else can fail
         step, best, figures = self._step, self._best, self._evaluate()
         self._log.evaluation(step, figures)
         is_best = best.update(step, figures) or best.step is None
-        if not is_best and together(ranks, lambda: checkpoints.restore_weights(best.step or 0))[0]:
+        if not is_best and on_all_ranks(ranks, lambda: checkpoints.restore_weights(best.step or 0))[0]:
             self._log.say(f"by {best.metric} the checkpoint of step {best.step} is the best: it is the result")
             broadcast_weights(self._plain_model, run.accelerator)
-            together(ranks, checkpoints.export)
+            on_all_ranks(ranks, checkpoints.export)
             step, figures = best.step or step, self._evaluate()
         self._log.finish(step, figures, self._pipeline, exported)
         self._write_tuning(keep_costs(self._tuning, self.cutter, ranks))

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hf_accum.errors import UserError
+
 _OPTIMIZER, _BUFFER = "optimizer", "buffer"
 
 
@@ -76,7 +78,7 @@ def put_back(
             index, _, key = rest.partition(".")
             of_parameters.setdefault(int(index), {})[key] = tensor
         elif rest not in statistics:
-            raise ValueError(f"the checkpoint has running statistics {rest!r} that this model has not")
+            raise UserError(f"the checkpoint has running statistics {rest!r} that this model has not")
     groups = numbers["optimizer"]["param_groups"]
     _check_groups(groups, of_parameters, optimizer.state_dict()["param_groups"], model)
     # Learning rates and weight decay are those of now: equal, unless they were allowed to change.
@@ -103,12 +105,12 @@ def _go_on(scheduler: Any, numbers: Mapping[str, Any], optimizer: Any) -> None:
 
 def _check_groups(groups: Any, of_parameters: Mapping[int, Any], own: Any, model: nn.Module) -> None:
     if [group["params"] for group in groups] != [group["params"] for group in own]:
-        raise ValueError("the checkpoint is of another optimizer: its groups of parameters are others")
+        raise UserError("the checkpoint is of another optimizer: its groups of parameters are others")
     trainable = [p for p in model.parameters() if p.requires_grad]
     shapes = sorted(tuple(p.shape) for p in trainable)
     moments = sorted(tuple(state["exp_avg"].shape) for state in of_parameters.values() if "exp_avg" in state)
     if moments and moments != shapes and len(moments) == len(shapes):
-        raise ValueError("the checkpoint is of another model: the sizes of what is trained are others")
+        raise UserError("the checkpoint is of another model: the sizes of what is trained are others")
 
 
 def on_cpu(tensor: Tensor) -> Tensor:

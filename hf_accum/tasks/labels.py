@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hf_accum.data.formats.rows import BadRow, value_of
-from hf_accum.errors import shown
+from hf_accum.errors import UserError, shown
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
@@ -135,9 +135,9 @@ def sorted_names(keys: Iterable[str], column: str) -> tuple[str, ...]:
     """
     names = sorted(set(keys), key=lambda key: (0, int(key), key) if _is_integer(key) else (1, 0, key))
     if len(names) < 2:
-        raise ValueError(f"column {column!r} has {len(names)} different labels: there have to be at least 2")
+        raise UserError(f"column {column!r} has {len(names)} different labels: there have to be at least 2")
     if len(names) > _MOST_LABELS:
-        raise ValueError(
+        raise UserError(
             f"column {column!r} has {len(names)} different labels, more than {_MOST_LABELS}: is it a text or a "
             "number (--problem regression)? Name the classes by --labels if they are really that many"
         )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_accum.accumulation.window import Example
+from hf_accum.accumulation.example import Example
 from hf_accum.data.formats.rows import BadRow, value_of
 from hf_accum.errors import shown
 

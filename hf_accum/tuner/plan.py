@@ -6,10 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from hf_accum.accumulation.capacity import halved
-from hf_accum.byte_sizes import TOKENS, Lengths, format_bytes
-from hf_accum.config.recipe import VARIANTS, RecipeConfig
+from hf_accum.accumulation.example import TOKENS, Lengths
+from hf_accum.byte_sizes import format_bytes
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.config.variants import VARIANTS
+from hf_accum.errors import UserError
 from hf_accum.tuner.prediction import Prediction, predict
-from hf_accum.tuner.tracing import CannotTrace, Workload
+from hf_accum.tuner.tracing import CannotTrace
+from hf_accum.tuner.workload import Workload
 
 C = TypeVar("C", bound=RecipeConfig)
 Build = Callable[[C], Workload]
@@ -85,7 +89,7 @@ def plan(build: Build[C], config: C, variants: Collection[str]) -> tuple[list[Va
         except (ValueError, CannotTrace) as error:
             impossible.setdefault(str(error), []).append(name)
     if not found:
-        raise ValueError("; ".join(impossible))
+        raise UserError("; ".join(impossible))
     return found, [f"{', '.join(names)}: {why}" for why, names in impossible.items()]
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from hf_accum.accumulation.capacity import Peak, fit_peak
-from hf_accum.tuner.tracing import CannotTrace, FixedBytes, Trace, Tracer, Workload
+from hf_accum.tuner.tracing import CannotTrace, FixedBytes, Trace, Tracer
+from hf_accum.tuner.workload import Workload
 
 
 @dataclass(frozen=True)

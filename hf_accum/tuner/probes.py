@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hf_accum.device.live_bytes import sum_bytes, tensors_of
 from hf_accum.device.memory import DeviceMemory
 from hf_accum.device.timer import Stopwatch
+from hf_accum.models.modes import keeping_modes
 from hf_accum.seeding import keeping_random_state
 from hf_accum.tuner.prediction import Prediction
-from hf_accum.tuner.tracing import Workload, keeping_modes, sum_bytes, tensors_of
+from hf_accum.tuner.workload import Workload
 
 
 @dataclass(frozen=True)

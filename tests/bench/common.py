@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
+    from hf_accum.accumulation.example import Example
     from hf_accum.accumulation.splitting import Cutter
-    from hf_accum.accumulation.window import Example, Window
+    from hf_accum.accumulation.window import Window
     from hf_accum.data.source import Row, Source
     from hf_accum.tasks.labels import LabelColumn
     from hf_accum.tasks.text_classification.task import TextClassification
@@ -127,7 +128,7 @@ def minilm_task(labels: "LabelColumn", text_column: str, max_length: int) -> "Te
     """The recipe's task on the CPU, without class weights, by MiniLM's tokenizer."""
 
     from hf_accum.accumulation.losses import CrossEntropy
-    from hf_accum.models.loading import load_tokenizer
+    from hf_accum.models.tokenizers import load_tokenizer
     from hf_accum.tasks.text_classification.task import TextClassification
     from recipes.embedded.models import minilm
 

@@ -41,9 +41,9 @@ from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.accumulation.time_model import Costs, WorkingCosts
 from hf_accum.config.recipe import LoraConfig
+from hf_accum.device.live_bytes import LiveBytes, tensors_of
 from hf_accum.device.malloc import return_freed_memory
 from hf_accum.models.optimizer import build_optimizer
-from hf_accum.tuner.tracing import LiveBytes, tensors_of
 
 MIB = 2**20
 

@@ -26,9 +26,9 @@ from common import argument_parser, print_header, print_table, use_threads
 from held_out import evaluate, rows_of
 from transformers import AutoModelForCausalLM
 
-from hf_accum.config.recipe import parse
+from hf_accum.cli.parser import parse
 from hf_accum.distributed.ranks import OneRank
-from hf_accum.models.loading import load_tokenizer
+from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.models.trainable import load_trainable
 from hf_accum.tasks.causal_lm.data import Passage, PassageData
 from hf_accum.tasks.causal_lm.task import ACCURACY, CausalTexts

@@ -38,8 +38,10 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from hf_accum.config.recipe import parse, require, run
-from hf_accum.models.optimizer import count_steps
+from hf_accum.cli.exit import run
+from hf_accum.cli.parser import parse
+from hf_accum.config.recipe import require
+from hf_accum.run.schedule import count_steps
 from recipes.clinical_classification import ClinicalClassificationConfig
 
 T = TypeVar("T")

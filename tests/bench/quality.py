@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 from hf_accum.accumulation.losses import CrossEntropy
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.evaluation.evaluate import Metric
-from hf_accum.models.loading import load_tokenizer
+from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.models.trainable import load_trainable
 from hf_accum.tasks.labels import named_labels
 from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, stop_before_output_layer

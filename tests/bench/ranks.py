@@ -38,10 +38,10 @@ from common import (
     use_threads,
 )
 
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.load_balancing import assign
 from hf_accum.accumulation.splitting import Cutter, cut
 from hf_accum.accumulation.time_model import Costs, Speed
-from hf_accum.accumulation.window import Example
 from hf_accum.config.recipe import LoraConfig
 
 WINDOW = 64

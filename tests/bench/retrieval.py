@@ -29,17 +29,18 @@ from transformers.utils import logging as transformers_logging
 
 from hf_accum import Pipeline, WindowStream, accumulate, ranks_of, start_accelerator
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.grad_cache import InBatchNegatives, RepresentationCache
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.accumulation.window import Example, Window
+from hf_accum.accumulation.window import Window
 from hf_accum.byte_sizes import format_bytes
 from hf_accum.data.source import Row
+from hf_accum.device.live_bytes import LiveBytes
 from hf_accum.distributed.ranks import OneRank
-from hf_accum.models.loading import load_tokenizer
 from hf_accum.models.optimizer import build_optimizer
+from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.models.trainable import load_trainable
 from hf_accum.tasks.retrieval.task import TextRetrieval
-from hf_accum.tuner.tracing import LiveBytes
 from recipes.embedded.models import minilm
 from recipes.term_retrieval import TermRetrievalConfig, open_data
 
@@ -142,9 +143,9 @@ class Bench:
     def whole_window(self, model: nn.Module, window: Window) -> None:
         """The loop of the recipe."""
         cache = RepresentationCache(window, self.objective, self.ranks)
-        for micro_batch in window.micro_batches(self.cutter, rehearse=self.ranks):
+        for micro_batch in window.micro_batches(self.cutter, no_grad_pass=self.ranks):
             with accumulate(self.accelerator, model, micro_batch):
-                if micro_batch.is_rehearsal:
+                if micro_batch.is_no_grad_pass:
                     cache.keep(micro_batch, self.task.vectors(model, micro_batch.batch))
                 else:
                     gradient = cache.gradient(micro_batch)

@@ -26,9 +26,9 @@ from overhead import by_hf_accum, in_turns, report, start_training
 
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.accumulation.window import StreamCounts, StreamState
 from hf_accum.config.recipe import LoraConfig
 from hf_accum.data.shuffling import START
+from hf_accum.data.stream_state import StreamCounts, StreamState
 from hf_accum.run.checkpoint import BestCheckpoint, Checkpoints
 from hf_accum.run.resume import RunState
 

@@ -155,7 +155,7 @@ class Contenders:
         ]
 
         def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            from hf_accum.accumulation.window import Example
+            from hf_accum.accumulation.example import Example
 
             examples = [Example("", len(r["input_ids"]), 1.0, {"input_ids": r["input_ids"]}) for r in rows]
             return {**pad(examples, 0), "labels": torch.tensor([r["label"] for r in rows])}

@@ -1,6 +1,6 @@
 """What finds a micro-batch size, side by side: this project's `tune`, and its neighbours.
 
-All on one virtual device of so many bytes (`hf_accum.tuner.tracing.LiveBytes`: real operations on the CPU, live
+All on one virtual device of so many bytes (`hf_accum.device.live_bytes.LiveBytes`: real operations on the CPU, live
 tensors counted, out of memory raised over the budget), with MiniLM and adapters of rank 16, no dropout, sequence
 classification, all texts as long as allowed, 64 examples wanted for each optimizer step:
 
@@ -51,15 +51,16 @@ from transformers.utils import logging as transformers_logging
 from hf_accum import CrossEntropy, Example, Window, accumulate, start_accelerator
 from hf_accum.accumulation.capacity import WorkingCapacity
 from hf_accum.config.recipe import LoraConfig
+from hf_accum.device.live_bytes import LiveBytes
 from hf_accum.device.memory import VirtualMemory
-from hf_accum.models.loading import load_model, load_tokenizer
+from hf_accum.models.loading import load_model
 from hf_accum.models.lora import add_lora
 from hf_accum.models.optimizer import build_optimizer
+from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.tasks.labels import LabelColumn
 from hf_accum.tasks.text_classification.task import classification_workload, model_config
 from hf_accum.tasks.tokenization import pad
 from hf_accum.tuner.search import tune
-from hf_accum.tuner.tracing import LiveBytes
 from recipes.embedded.models import minilm
 
 CPU = torch.device("cpu")

@@ -32,7 +32,7 @@ from common import (
 )
 from torch import Tensor
 
-from hf_accum.accumulation.window import Example
+from hf_accum.accumulation.example import Example
 from hf_accum.config.recipe import LoraConfig
 
 WINDOW = 64

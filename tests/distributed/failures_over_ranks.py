@@ -25,8 +25,9 @@ from transformers import get_scheduler
 from window_cases import Task, batch, largest_relative_difference, make_examples, make_window
 
 from hf_accum import accumulate, ranks_of, start_accelerator
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.losses import CrossEntropy
-from hf_accum.accumulation.window import Example, Window
+from hf_accum.accumulation.window import Window
 from hf_accum.models.optimizer import build_optimizer
 
 TASK = Task(

@@ -21,7 +21,7 @@ from window_cases import (
 )
 
 from hf_accum import accumulate, ranks_of, start_accelerator
-from hf_accum.accumulation.window import Example
+from hf_accum.accumulation.example import Example
 
 
 def spread(how: str, examples: list[Example], num_ranks: int) -> list[list[Example]]:

@@ -20,10 +20,10 @@ from window_cases import (
 
 from hf_accum import Pipeline, WindowStream, accumulate
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.losses import IGNORE
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.accumulation.time_model import KNOTS, Costs, WorkingCosts
-from hf_accum.accumulation.window import Example
 from hf_accum.data.source import Source
 from hf_accum.distributed.ranks import OneRank
 

@@ -22,8 +22,8 @@ from hf_accum.tasks.language_modeling.chunked_loss import (
     stop_before_output_layer,
     with_output_layer,
 )
-from hf_accum.tasks.masked_lm.data import Frame
 from hf_accum.tasks.masked_lm.task import MaskedTexts
+from hf_accum.tasks.special_tokens import Frame
 from hf_accum.tasks.token_classification.data import Part, TagColumns, labels_of
 from hf_accum.tasks.token_classification.task import EntityTagging
 

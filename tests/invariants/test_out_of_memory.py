@@ -30,10 +30,11 @@ from window_cases import (
 
 from hf_accum import accumulate
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
-from hf_accum.accumulation.window import Example, MicroBatch, Window
+from hf_accum.accumulation.example import Example
+from hf_accum.accumulation.window import MicroBatch, Window
+from hf_accum.device.live_bytes import LiveBytes
 from hf_accum.errors import OutOfMemory
 from hf_accum.models.optimizer import build_optimizer
-from hf_accum.tuner.tracing import LiveBytes
 
 MAX_NORM = 0.01  # below the gradient's norm, so that clipping does something
 LEARNING_RATE = 0.01

@@ -30,7 +30,7 @@ def patch(what: str, rank: int, at_window: int) -> None:
     def with_a_fault(accelerator: Any, model: Any, micro_batch: Any) -> Iterator[None]:
         nonlocal num_windows
         with accumulate(accelerator, model, micro_batch):
-            is_first_pass = micro_batch.is_rehearsal or micro_batch.tell is None
+            is_first_pass = micro_batch.is_no_grad_pass or micro_batch.tell is None
             if micro_batch.index == 0 and is_first_pass:
                 num_windows += 1
                 if num_windows == 2 and accelerator.process_index == 0:

@@ -95,7 +95,8 @@ def test_a_quantised_model_learns_conversations_end_to_end(
 def test_only_what_is_beside_output_layer_and_norms_has_four_bits(tmp_path: Path) -> None:
     from bitsandbytes.nn import Linear4bit
 
-    from hf_accum.models.loading import load_model, load_tokenizer
+    from hf_accum.models.loading import load_model
+    from hf_accum.models.tokenizers import load_tokenizer
 
     folder = save_chat_model(tmp_path / "model")
     tokenizer = load_tokenizer(folder)
@@ -108,7 +109,8 @@ def test_only_what_is_beside_output_layer_and_norms_has_four_bits(tmp_path: Path
 
 def test_the_token_that_pads_is_trained_where_it_stands_in_texts(tmp_path: Path) -> None:
     """Without a token for padding the one that ends a text pads: its embedding has a gradient as any other."""
-    from hf_accum.models.loading import load_model, load_tokenizer
+    from hf_accum.models.loading import load_model
+    from hf_accum.models.tokenizers import load_tokenizer
 
     folder = save_chat_model(tmp_path / "model")
     tokenizer = load_tokenizer(folder)
@@ -228,7 +230,8 @@ def test_the_embedded_model_is_one_that_writes_and_has_a_chat_template(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Converted anew; the spans of a real template; a perplexity that no random weights have."""
-    from hf_accum.models.loading import load_model, load_tokenizer
+    from hf_accum.models.loading import load_model
+    from hf_accum.models.tokenizers import load_tokenizer
     from hf_accum.tasks.causal_lm.instructions import PromptsAndResponses
     from recipes.embedded.models import smollm2
 

@@ -14,7 +14,8 @@ from run_files import metrics_of
 from tiny import WORDS, make_tokenizer, save_base
 
 from hf_accum.cli.main import main as hf_accum
-from hf_accum.config.recipe import RecipeConfig, parse
+from hf_accum.cli.parser import parse
+from hf_accum.config.recipe import RecipeConfig
 
 README = (Path(__file__).parents[2] / "recipes" / "README.md").read_text()
 COLUMNS = 10

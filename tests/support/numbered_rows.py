@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hf_accum.accumulation.window import Example
+from hf_accum.accumulation.example import Example
 from hf_accum.data.source import BadRow, Row, Source
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks

@@ -13,8 +13,9 @@ from transformers import BertConfig, BertModel
 from window_cases import make_window
 
 from hf_accum import accumulate
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.grad_cache import InBatchNegatives, RepresentationCache
-from hf_accum.accumulation.window import Example, Window
+from hf_accum.accumulation.window import Window
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.tasks.retrieval.task import encode_texts
 from hf_accum.tasks.tokenization import pad
@@ -90,10 +91,10 @@ def run_window(
     """The loop of the recipe, over this rank's pairs of a window."""
     window = make_window(pairs, whole[0], rank=ranks.index, whole=whole)
     cache = RepresentationCache(window, InBatchNegatives(TEMPERATURE, chunk_size), ranks)
-    for micro_batch in window.micro_batches(size, rehearse=ranks):
+    for micro_batch in window.micro_batches(size, no_grad_pass=ranks):
         armed = nullcontext() if failing is None else failing.during(micro_batch)
         with accumulate(accelerator, model, micro_batch), armed:
-            if micro_batch.is_rehearsal:
+            if micro_batch.is_no_grad_pass:
                 cache.keep(micro_batch, vectors_of(model, micro_batch.examples))
             else:
                 gradient = cache.gradient(micro_batch)

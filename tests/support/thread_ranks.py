@@ -45,7 +45,7 @@ class ThreadRanks:
         self._counter.received += received.values()
         return received
 
-    def apart(self) -> "ThreadRanks":
+    def new_group(self) -> "ThreadRanks":
         """On a board and a barrier of their own, which the first rank makes."""
         mine = ([None] * self.count, threading.Barrier(self.count)) if self.index == 0 else None
         shared = self._meet(mine)[0]

@@ -15,7 +15,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hf_accum.models.loading import Pretrained, load_model, load_tokenizer
+from hf_accum.models.loading import Pretrained, load_model
+from hf_accum.models.tokenizers import load_tokenizer
 
 NUM_POSITIONS = 20
 WORDS = tuple(f"w{index}" for index in range(40))

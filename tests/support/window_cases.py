@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
 
 from hf_accum.accumulation.accumulate import accumulate
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.losses import IGNORE, BinaryCrossEntropy, CrossEntropy, Objective, SquaredError
-from hf_accum.accumulation.window import Example, Window
+from hf_accum.accumulation.window import Window
 
 NUM_CLASSES = 3
 CLASS_WEIGHTS = torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64)
@@ -115,7 +116,7 @@ def batch(examples: Sequence[Example]) -> tuple[dict[str, Tensor], Tensor]:
 
 def make_window(
     examples: Sequence[Example],
-    stand_in: Example,
+    dummy: Example,
     *,
     rank: int = 0,
     whole: Sequence[Example],
@@ -126,7 +127,7 @@ def make_window(
         epoch=0,
         seed=0,
         examples=tuple(examples),
-        stand_in=stand_in,
+        dummy=dummy,
         rank=rank,
         num_examples=len(whole),
         num_items=sum(e.weight for e in whole),

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from hf_accum.data.dataset_files import Stamp, stamp_of
 from hf_accum.data.formats.rows import BadRow, Row, opened, read_csv, read_json, read_parquet
 from hf_accum.data.retries import retried
-from hf_accum.errors import OF_THE_PROGRAM, first_line, shown
+from hf_accum.errors import OF_THE_PROGRAM, UserError, first_line, shown
 from hf_accum.seeding import derive_seed
 
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -52,12 +52,12 @@ class ImageFile:
             raise
         except (FileNotFoundError, PermissionError) as error:
             if not is_local:
-                raise ValueError(f"{self.name}: cannot be read ({first_line(error)})") from error
+                raise UserError(f"{self.name}: cannot be read ({first_line(error)})") from error
             raise BadRow(column, f"{self.name} cannot be read ({first_line(error)})") from error
         except OF_THE_PROGRAM:
             raise
         except Exception as error:  # as networks and disks fail
-            raise ValueError(f"{self.name}: cannot be read ({first_line(error)})") from error
+            raise UserError(f"{self.name}: cannot be read ({first_line(error)})") from error
         return content
 
     def _content(self, column: str, most_bytes: int) -> bytes:
@@ -97,7 +97,7 @@ def open_image_folder(dataset: str, files: Sequence[str]) -> ImageFolder:
     """
     archives = [file for file in files if PurePosixPath(file).suffix.lower() in (".zip", ".tar", ".gz", ".tgz")]
     if archives or any("::" in file for file in files):
-        raise ValueError(f"dataset {dataset!r}: has archives of images ({(archives or files)[0]}): unpack them first")
+        raise UserError(f"dataset {dataset!r}: has archives of images ({(archives or files)[0]}): unpack them first")
 
     paths = {_name(dataset, file): file for file in sorted(set(files))}
     described = [name for name in paths if posixpath.basename(name) in _METADATA]
@@ -107,7 +107,7 @@ def open_image_folder(dataset: str, files: Sequence[str]) -> ImageFolder:
         if posixpath.basename(name) not in _METADATA
     }
     if len({posixpath.basename(name) for name in described}) > 1:
-        raise ValueError(
+        raise UserError(
             f"dataset {dataset!r}: has metadata in several formats ({', '.join(described[:4])}): leave one of them"
         )
     rows: list[tuple[str, Row | BadRow]] = []
@@ -117,17 +117,17 @@ def open_image_folder(dataset: str, files: Sequence[str]) -> ImageFolder:
         except OF_THE_PROGRAM:
             raise
         except Exception as error:  # files of others can be wrong in any way
-            raise ValueError(f"dataset {dataset!r}: {name} cannot be read ({first_line(error)})") from error
+            raise UserError(f"dataset {dataset!r}: {name} cannot be read ({first_line(error)})") from error
     if not described:
         above = next((name for name in _METADATA if os.path.isfile(os.path.join(dataset, name))), None)
         if above is not None:
-            raise ValueError(
+            raise UserError(
                 f"dataset {dataset!r}: its {above} lies above the folders of the splits, and is of none: put one "
                 "beside the images of each"
             )
         rows += _labelled(images)
     if not rows:
-        raise ValueError(f"dataset {dataset!r}: has no image")
+        raise UserError(f"dataset {dataset!r}: has no image")
     rows.sort(key=lambda row: derive_seed("shard of an image", row[0]))
     shards: list[list[Row | BadRow]] = [[] for _ in range(min(_NUM_SHARDS, len(rows)))]
     for index, (_, row) in enumerate(rows):

@@ -9,12 +9,12 @@ from typing import Any
 
 import fsspec
 
-from hf_accum.errors import first_line, shortened
+from hf_accum.errors import UserError, first_line, shortened
 
 Row = Mapping[str, Any]
 
 
-class BadRow(ValueError):
+class BadRow(UserError):
     """A row that cannot be used: which field, and why."""
 
     def __init__(self, field: str, reason: str) -> None:
@@ -76,7 +76,7 @@ def read_csv(file: str, start: int, separator: str) -> Iterator[tuple[int, Row |
     with opened(file, "rt", compression="infer", **how) as lines:
         header = next(filter(None, csv.reader(lines, delimiter=separator)), [])  # blank lines are no rows
         if len(set(header)) < len(header):
-            raise ValueError(f"two columns have the same name: {', '.join(header)}")
+            raise UserError(f"two columns have the same name: {', '.join(header)}")
         reader = csv.DictReader(lines, header, delimiter=separator, restkey="", restval=None)
         for number, row in enumerate(reader):
             if number >= start:

@@ -5,7 +5,7 @@ from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from hf_accum.errors import first_line, shown
+from hf_accum.errors import UserError, first_line, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ def written(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -
         is_last = index + 1 == len(messages)
         through = whole if is_last else _write(tokenizer, messages[: index + 1], asks=False)
         if not through.startswith(before) or not whole.startswith(through):
-            raise ValueError(
+            raise UserError(
                 f"the tokenizer's chat template writes message {index + 1} of {len(messages)} in another way when "
                 "the conversation goes on: what the assistant says cannot be told from the rest"
             )
@@ -50,7 +50,7 @@ def written(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -
 
 def _write(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, asks: bool) -> str:
     if not messages:
-        raise ValueError("the assistant speaks first: there is nothing to answer")
+        raise UserError("the assistant speaks first: there is nothing to answer")
     try:
         # Templates are programs that come with a tokenizer (run in a sandbox): anything may be raised.
         text = tokenizer.apply_chat_template(
@@ -60,9 +60,9 @@ def _write(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *,
             add_generation_prompt=asks,
         )
     except Exception as error:
-        raise ValueError(f"the tokenizer's chat template refuses it ({first_line(error)})") from error
+        raise UserError(f"the tokenizer's chat template refuses it ({first_line(error)})") from error
     if not isinstance(text, str):
-        raise ValueError(f"the tokenizer's chat template makes {shown(text)} of it, which is no text")
+        raise UserError(f"the tokenizer's chat template makes {shown(text)} of it, which is no text")
     return text
 
 

@@ -12,7 +12,8 @@ from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import BadRow, Row, Source, in_parts
 from hf_accum.data.split import Observed, SplitData, open_split
 from hf_accum.distributed.ranks import Ranks
-from hf_accum.tasks.masked_lm.data import Frame
+from hf_accum.errors import UserError
+from hf_accum.tasks.special_tokens import frame_of
 from hf_accum.tasks.tokenization import text_of, tokenize
 
 if TYPE_CHECKING:
@@ -59,15 +60,6 @@ class Reader(Protocol):
         ...
 
 
-def frame_of(tokenizer: "PreTrainedTokenizerBase") -> Frame:
-    """The tokens before a text, as the tokenizer puts them, and after it: the one that ends a text, so that a model
-    learns to end too.
-    """
-    frame = Frame.of(tokenizer)
-    end = tokenizer.eos_token_id
-    return Frame(frame.before, (end,)) if isinstance(end, int) else frame
-
-
 class WholeTexts:
     """A text as one passage, or as several consecutive ones: no token is lost, and each is predicted once.
 
@@ -83,7 +75,7 @@ class WholeTexts:
         self._frame = frame_of(tokenizer)
         self._most = max_length - len(self._frame.before)  # without what stands before
         if self._most < 2:
-            raise ValueError(f"--max_length {max_length}: has to leave place for text beside the special tokens")
+            raise UserError(f"--max_length {max_length}: has to leave place for text beside the special tokens")
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_accum.data.source import BadRow, Row
-from hf_accum.errors import shortened, shown
+from hf_accum.errors import UserError, shortened, shown
 from hf_accum.tasks.causal_lm.chat import ASSISTANT, Message, Span, written
-from hf_accum.tasks.causal_lm.data import Passage, frame_of
-from hf_accum.tasks.masked_lm.data import Frame
+from hf_accum.tasks.causal_lm.data import Passage
+from hf_accum.tasks.special_tokens import Frame, frame_of
 from hf_accum.tasks.tokenization import text_of, tokenize_with_places
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Conversations:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", messages_column: str, max_length: int) -> None:
         _check_tokenizer(tokenizer)
         if tokenizer.chat_template is None:
-            raise ValueError(
+            raise UserError(
                 f"--messages_column {messages_column}: needs a tokenizer with a chat template, and that of the model "
                 "has none; give another model, or --prompt_column and --response_column"
             )
@@ -116,7 +116,7 @@ class Conversations:
 
 def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
     if not tokenizer.is_fast:
-        raise ValueError("the model has to have a fast tokenizer, which tells of which characters its tokens are")
+        raise UserError("the model has to have a fast tokenizer, which tells of which characters its tokens are")
 
 
 def _written(

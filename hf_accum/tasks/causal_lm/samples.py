@@ -19,10 +19,10 @@ from hf_accum.device.out_of_memory import Failure, classify, release
 from hf_accum.errors import first_line, shortened
 from hf_accum.files import write_atomically
 from hf_accum.models.loading import num_positions, quiet_transformers
+from hf_accum.models.modes import keeping_modes
 from hf_accum.seeding import keeping_random_state
 from hf_accum.tasks.causal_lm.data import Passage, passage_of
 from hf_accum.tasks.language_modeling.chunked_loss import with_output_layer
-from hf_accum.tuner.tracing import keeping_modes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,17 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.accumulation.window import Example
 from hf_accum.data.source import Row
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
+from hf_accum.errors import UserError
+from hf_accum.models.modes import not_training
 from hf_accum.tasks.causal_lm.data import Passage, passage_of
 from hf_accum.tasks.language_modeling.chunked_loss import (
     TOLERANCE,
     ChunkedCrossEntropy,
     Targets,
-    not_training,
     probe,
     with_output_layer,
 )
@@ -42,7 +43,7 @@ def check_causal(model: nn.Module, name: str) -> None:
     config: Any = model.config
     is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True)
     if is_encoder or _sees_later_tokens(model):
-        raise ValueError(
+        raise UserError(
             f"--model {name}: has to be a causal language model: its attention must not see later tokens, and that "
             f"of this one ({config.model_type}) does; recipes.medical_mlm trains encoders"
         )

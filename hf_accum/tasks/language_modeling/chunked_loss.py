@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
+from hf_accum.errors import UserError
+from hf_accum.models.modes import not_training
 from hf_accum.tasks.tokenization import made_up_inputs
-from hf_accum.tuner.tracing import Workload
+from hf_accum.tuner.workload import Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,7 +51,7 @@ def stop_before_output_layer(model: nn.Module) -> nn.Linear:
     of_text = config.get_text_config()
     for name in _CAPS:
         if cap := getattr(of_text, name, None):
-            raise ValueError(
+            raise UserError(
                 f"{architecture_of(model)} caps its logits ({name} {cap} in its config): its loss cannot be computed "
                 "in chunks; give a --model that does not, as Gemma 3 instead of Gemma 2"
             )
@@ -72,7 +74,7 @@ def _check_nothing_follows(model: nn.Module, layer: nn.Linear) -> None:
         finally:
             del layer.forward
     if not torch.allclose(factor * found, expected, rtol=0, atol=TOLERANCE * _LOUD):
-        raise ValueError(
+        raise UserError(
             f"{architecture_of(model)} does more than multiply by its output layer to make logits: its loss cannot "
             "be computed in chunks; give another --model"
         )
@@ -99,12 +101,12 @@ def output_layer(model: nn.Module) -> nn.Linear:
     layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     if isinstance(getattr(layer, "base_layer", None), nn.Linear):  # peft's
         name = next(name for name, module in model.named_modules() if module is layer)
-        raise ValueError(
+        raise UserError(
             f"--lora.target_modules: has to leave out {name.rpartition('.')[2]}, the output layer, which is not "
             "called by the model: the loss multiplies by its weights, in chunks"
         )
     if not isinstance(layer, nn.Linear):
-        raise ValueError(f"{architecture_of(model)} has no linear output layer: it is no language model")
+        raise UserError(f"{architecture_of(model)} has no linear output layer: it is no language model")
     return layer
 
 
@@ -130,17 +132,6 @@ def _as_it_is(input: Tensor) -> Tensor:
     return input
 
 
-@contextmanager
-def not_training(model: nn.Module) -> Iterator[None]:
-    """The model is in eval mode inside."""
-    was = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was)
-
-
 @dataclass(frozen=True, eq=False)
 class ChunkedCrossEntropy:
     """Cross-entropy over the vocabulary, one item per target; `chunk_size` targets at a time.
@@ -155,7 +146,7 @@ class ChunkedCrossEntropy:
 
     def __post_init__(self) -> None:
         if self.chunk_size < 1:
-            raise ValueError(f"chunk size {self.chunk_size}: has to be at least 1")
+            raise UserError(f"chunk size {self.chunk_size}: has to be at least 1")
 
     def __call__(self, hidden: Tensor, targets: Targets) -> Tensor:
         """The summed cross-entropy."""

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.accumulation.window import Example
 from hf_accum.data.pipeline import to_device
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks

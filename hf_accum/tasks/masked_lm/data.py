@@ -1,7 +1,7 @@
 """A dataset of plain texts as tokens: long ones in consecutive parts, so that no token is lost."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +10,8 @@ from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import BadRow, Row, in_parts
 from hf_accum.data.split import Observed, SplitData, open_split
 from hf_accum.distributed.ranks import Ranks
-from hf_accum.errors import shown
+from hf_accum.errors import UserError, shown
+from hf_accum.tasks.special_tokens import Frame
 from hf_accum.tasks.tokenization import text_of, tokenize
 
 if TYPE_CHECKING:
@@ -18,31 +19,6 @@ if TYPE_CHECKING:
 
 _MOST_PARTS = 65_536  # of one text
 _TOKENS = "tokens of the part"
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The special tokens before and after a text."""
-
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-
-    @staticmethod
-    def of(tokenizer: "PreTrainedTokenizerBase") -> "Frame":
-        """As the tokenizer puts them."""
-        whole = tokenizer("a")["input_ids"]
-        inside = tokenizer("a", add_special_tokens=False)["input_ids"]
-        start = next(i for i in range(len(whole)) if whole[i : i + len(inside)] == inside)
-        return Frame(tuple(whole[:start]), tuple(whole[start + len(inside) :]))
-
-    @property
-    def size(self) -> int:
-        """How many they are."""
-        return len(self.before) + len(self.after)
-
-    def around(self, tokens: np.ndarray) -> np.ndarray:
-        """Tokens with the special ones."""
-        return np.concatenate([self.before, tokens, self.after]).astype(np.int32)
 
 
 def tokens_of(row: Row) -> np.ndarray:
@@ -70,7 +46,7 @@ def open_plain_texts(
     opened = open_split(dataset, [text_column], config, group_column=group_column or text_column)
     most = config.max_length - Frame.of(tokenizer).size
     if most < 1:
-        raise ValueError(f"--max_length {config.max_length}: has to leave place for text beside the special tokens")
+        raise UserError(f"--max_length {config.max_length}: has to leave place for text beside the special tokens")
     group = opened.group_column
 
     def parts_of(row: Row) -> Sequence[Row]:

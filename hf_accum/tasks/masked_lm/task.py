@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.accumulation.window import Example
 from hf_accum.data.source import Row
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.seeding import derive_seed
 from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, Targets
 from hf_accum.tasks.language_modeling.perplexity import evaluate_tokens
-from hf_accum.tasks.masked_lm.data import Frame, tokens_of
+from hf_accum.tasks.masked_lm.data import tokens_of
+from hf_accum.tasks.special_tokens import Frame
 from hf_accum.tasks.tokenization import pad
 
 if TYPE_CHECKING:

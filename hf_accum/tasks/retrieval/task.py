@@ -13,16 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.grad_cache import InBatchNegatives
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.accumulation.window import Example
 from hf_accum.data.pipeline import to_device
 from hf_accum.data.stream import WindowStream
-from hf_accum.distributed.ranks import Ranks, together
+from hf_accum.distributed.collectives import on_all_ranks
+from hf_accum.distributed.ranks import Ranks
 from hf_accum.evaluation.evaluate import check_best_metric, run_over
 from hf_accum.models.pooling import Pooling
 from hf_accum.tasks.tokenization import made_up_inputs, pad, text_of, tokenize
-from hf_accum.tuner.tracing import Workload
+from hf_accum.tuner.workload import Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -115,7 +116,7 @@ class TextRetrieval:
         results, _ = run_over(model, held_out, forward, cutter)
         everyone = ranks.gather_objects(results)
         encoded = [text for of_rank in everyone for of_batch in of_rank for text in of_batch]
-        figures = together(ranks, lambda: self.judge(encoded) if ranks.index == 0 else None)[0]
+        figures = on_all_ranks(ranks, lambda: self.judge(encoded) if ranks.index == 0 else None)[0]
         assert figures is not None
         return figures
 

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.losses import BinaryCrossEntropy, CrossEntropy, Objective, SquaredError
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.accumulation.window import Example
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
+from hf_accum.errors import UserError
 from hf_accum.evaluation.evaluate import Metric, check_metrics, evaluate_model
 from hf_accum.tasks.labels import LabelColumn, named_labels
 from hf_accum.tasks.tokenization import made_up_inputs, pad, text_of, tokenize
-from hf_accum.tuner.tracing import Workload
+from hf_accum.tuner.workload import Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -185,7 +186,7 @@ def build_objective(
             counts = torch.tensor([(label_counts or {}).get(n, 0) for n in labels.names], dtype=torch.float64)
             if not bool(counts.all()):
                 absent = [name for name, count in zip(labels.names, counts, strict=True) if not count]
-                raise ValueError(
+                raise UserError(
                     f"--class_weights {class_weights}: no row to train on has the label {', '.join(absent)}; "
                     "give the weights as numbers, or leave the label out"
                 )

@@ -9,7 +9,7 @@ from hf_accum.data.formats.rows import BadRow, value_of
 from hf_accum.data.source import Row, in_parts
 from hf_accum.data.split import Observed, SplitData, open_split
 from hf_accum.distributed.ranks import Ranks
-from hf_accum.errors import shortened, shown
+from hf_accum.errors import UserError, shortened, shown
 from hf_accum.tasks.tokenization import count_tokens
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def open_tagged_texts(
     columns = TagColumns(words_column, tags_column, opened.source.class_names.get(tags_column, ()), types)
     most = config.max_length - tokenizer.num_special_tokens_to_add()
     if most < 1:
-        raise ValueError(f"--max_length {config.max_length}: has to leave place for words beside the special tokens")
+        raise UserError(f"--max_length {config.max_length}: has to leave place for words beside the special tokens")
 
     def parts_of(row: Row) -> list[Row]:
         words, tags = columns.read(row)
@@ -185,7 +185,7 @@ def open_tagged_texts(
     if not known:
         known = tuple(sorted({*data.label_counts, *data.held_out_label_counts}))
     if not 1 <= len(known) <= _MOST_TYPES:
-        raise ValueError(
+        raise UserError(
             f"column {tags_column!r} has {len(known)} types of entities: there have to be 1 to {_MOST_TYPES}"
         )
     return replace(data, columns=replace(columns, types=known), types=known)

@@ -9,17 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.losses import IGNORE, Objective
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.accumulation.window import Example
 from hf_accum.data.pipeline import to_device
 from hf_accum.data.source import Row
 from hf_accum.data.stream import WindowStream
-from hf_accum.distributed.ranks import Ranks, together
+from hf_accum.distributed.collectives import on_all_ranks
+from hf_accum.distributed.ranks import Ranks
 from hf_accum.evaluation.evaluate import Metric, check_best_metric, run_over
 from hf_accum.tasks.token_classification.data import MOST_PARTS, OUTSIDE, Part, TagColumns
 from hf_accum.tasks.tokenization import made_up_inputs, pad, tokenize_words
-from hf_accum.tuner.tracing import Workload
+from hf_accum.tuner.workload import Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,7 +112,7 @@ class EntityTagging:
             figures = {"num_texts": len(texts), "num_words": sum(map(len, references)), "loss": loss}
             return figures | _METRIC.compute(list(predictions), list(references))
 
-        figures = together(ranks, compute)[0]
+        figures = on_all_ranks(ranks, compute)[0]
         assert figures is not None
         return figures
 

@@ -8,19 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.losses import Objective
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.accumulation.window import Example
 from hf_accum.data.formats.rows import BadRow
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
+from hf_accum.errors import UserError
 from hf_accum.evaluation.evaluate import Metric, check_metrics, evaluate_model
 from hf_accum.tasks.labels import LabelColumn
 from hf_accum.tasks.vision.augmentation import UNCHANGED, Augmenter
 from hf_accum.tasks.vision.data import Pictures
 from hf_accum.tasks.vision.images import Picture
 from hf_accum.tasks.vision.inputs import PATCHES, ImageInputs, made_up_images, num_patches
-from hf_accum.tuner.tracing import Workload
+from hf_accum.tuner.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def pixel_values(inputs: ImageInputs, examples: Sequence[Example]) -> Tensor:
         return inputs.pixel_values([example.features["picture"] for example in examples], augmentations)
     except BadRow as bad:
         ids = ", ".join(example.id for example in examples)
-        raise ValueError(
+        raise UserError(
             f"an image of the examples {ids}: {bad}; a pass over the data before the training finds such images: "
             "give --num_epochs, or --on_bad_row skip"
         ) from bad

@@ -14,6 +14,7 @@ from hf_accum.data.formats.image_folder import ImageFile
 from hf_accum.data.formats.rows import BadRow, Row
 from hf_accum.data.split import Observed, SplitData, open_split
 from hf_accum.distributed.ranks import Ranks
+from hf_accum.errors import UserError
 from hf_accum.tasks.labels import LabelColumn, sorted_names
 from hf_accum.tasks.vision.images import (
     MOST_PIXELS,
@@ -182,13 +183,13 @@ def open_masked_images(
     data = data.surveyed(observe, ranks, config.on_bad_row)
     for counts, part in ((data.label_counts, "to train on"), (data.held_out_label_counts, "that are held out")):
         if not counts:
-            raise ValueError(
+            raise UserError(
                 f"column {mask_column!r}: no pixel of the masks {part} has a class, all are --ignore_index "
                 f"{ignore_index}: there is nothing to learn or to measure; give masks with classes, or another number"
             )
     if len(data.label_counts) < 2:
         (only,) = data.label_counts
-        raise ValueError(
+        raise UserError(
             f"column {mask_column!r}: the masks to train on have no class but {only}, and at least 2 are needed "
             f"(a pixel of --ignore_index {ignore_index} has none: if it is a class here, store it as a number below "
             f"{len(label_names) or _MOST_CLASSES - 1})"

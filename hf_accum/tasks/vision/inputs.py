@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hf_accum.byte_sizes import Lengths
-from hf_accum.errors import first_line
+from hf_accum.accumulation.example import Lengths
+from hf_accum.config.trust import Doors
+from hf_accum.errors import UserError, first_line
 from hf_accum.models.loading import quiet_transformers
-from hf_accum.models.trust import Doors, local
+from hf_accum.models.modes import keeping_modes
+from hf_accum.models.trust import local
 from hf_accum.tasks.vision.augmentation import UNCHANGED, Augmentation
 from hf_accum.tasks.vision.images import MOST_PIXELS, Picture, open_rgb
-from hf_accum.tuner.tracing import keeping_modes
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
@@ -47,7 +48,7 @@ def load_image_processor(name: str, doors: Doors = Doors()) -> "BaseImageProcess
         with quiet_transformers():
             return AutoImageProcessor.from_pretrained(local(name), backend="pil", **doors.of_hub)
     except Exception as error:  # files of others can be wrong in any way
-        raise ValueError(
+        raise UserError(
             f"--model {name}: has to be a local folder, or an id of the hub, with an image processor to load: "
             f"preprocessor_config.json ({first_line(error)})"
         ) from error
@@ -69,7 +70,7 @@ def load_image_inputs(
         inputs = ImageInputs.of(own, resolution, most_pixels)
         return inputs, inputs.processor(own)
     except ValueError as error:
-        raise ValueError(f"--model {name}: {error}") from error
+        raise UserError(f"--model {name}: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,18 +104,18 @@ class ImageInputs:
                 for colour in colours
             ]
         except Exception as error:
-            raise ValueError(f"its image processor takes no RGB image ({first_line(error)})") from error
+            raise UserError(f"its image processor takes no RGB image ({first_line(error)})") from error
         known = f"its image processor, a {type(processor).__name__}, has to do no more than to resize and normalise"
         if any(values.shape != (3, side, side) or np.ptp(values, axis=(1, 2)).any() for values in probed):
-            raise ValueError(known)
+            raise UserError(known)
         black, grey, white, coloured = (values[:, 0, 0].astype(np.float32) for values in probed)
         scale, shift = (white - black) / np.float32(255), black
         if not (scale > 0).all() or not np.allclose(grey, 51 * scale + shift, atol=1e-4):
-            raise ValueError(known)
+            raise UserError(known)
         order = tuple(int(np.abs(np.array(_COLOUR) - value).argmin()) for value in (coloured - shift) / scale)
         expected = np.array(_COLOUR)[list(order)] * scale + shift
         if set(order) != {0, 1, 2} or not np.allclose(coloured, expected, atol=1e-4):
-            raise ValueError(f"{known}: it mixes red, green and blue")
+            raise UserError(f"{known}: it mixes red, green and blue")
         resample = getattr(processor, "resample", None)
         return ImageInputs(
             resolution, scale, shift, _BILINEAR if resample is None else int(resample), most_pixels, order
@@ -145,7 +146,7 @@ class ImageInputs:
                 found = make()
                 if self._are_made_by(found):
                     return found
-        raise ValueError(
+        raise UserError(
             f"its image processor, a {kind.__name__}, cannot be told to scale whole images to a square, and no plain "
             "one takes red, green and blue in its order"
         )
@@ -197,7 +198,7 @@ def check_resolution(model: nn.Module, name: str, resolution: int) -> None:
             return  # it asks for values: nothing is said of the size
         of_config = getattr(getattr(model, "config", None), "image_size", None)
         said = "" if of_config is None else f": its config says image_size {of_config}"
-        raise ValueError(
+        raise UserError(
             f"--resolution {resolution}: {name!r}, a {type(model).__name__}, takes no images of that size{said} "
             f"({first_line(error)})"
         ) from error

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.losses import IGNORE, Objective
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.accumulation.window import Example
 from hf_accum.data.formats.rows import BadRow
 from hf_accum.data.pipeline import to_device
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
+from hf_accum.errors import UserError
 from hf_accum.evaluation.evaluate import check_best_metric, run_over
 from hf_accum.tasks.vision.augmentation import UNCHANGED, Augmentation, Augmenter
 from hf_accum.tasks.vision.classification import pixel_values
@@ -136,9 +137,9 @@ class SemanticSegmentation:
         return labels.masked_fill_(labels == self.ignore_index, IGNORE)
 
 
-def _of_example(example: Example, bad: BadRow) -> ValueError:
+def _of_example(example: Example, bad: BadRow) -> UserError:
     shard, _, row = example.id.partition(":")
-    return ValueError(
+    return UserError(
         f"shard {shard} of the dataset, row {row} (both from 0): {bad}; mend the row; a pass over the data before "
         "the training finds all such masks: give --num_epochs, or leave them out by --on_bad_row skip"
     )

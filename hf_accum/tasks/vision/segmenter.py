@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from hf_accum.errors import UserError
+
 _PROBED = 64  # pixels a side
 _WIDTH = 64
 _SMALLEST_STRIDE = 4
@@ -116,13 +118,13 @@ def _shapes_of_maps(encoder: nn.Module) -> dict[int, int]:
         images = torch.zeros(1, 3, _PROBED, _PROBED, device="meta")
         states = _maps_of(encoder, images)
     except Exception as error:
-        raise ValueError(f"--task segmentation: {name} gives no feature maps ({error})") from error
+        raise UserError(f"--task segmentation: {name} gives no feature maps ({error})") from error
     if any(state.ndim != 4 for state in states):
-        raise ValueError(
+        raise UserError(
             f"--task segmentation: needs a model with feature maps (a convolutional one, say), which {name} has not"
         )
     last = {state.shape[-1]: place for place, state in enumerate(states)}
     places = sorted(place for size, place in last.items() if 1 < size <= _PROBED // _SMALLEST_STRIDE)
     if not places:
-        raise ValueError(f"--task segmentation: {name} has no feature map between a quarter of the image and a pixel")
+        raise UserError(f"--task segmentation: {name} has no feature map between a quarter of the image and a pixel")
     return {place: states[place].shape[1] for place in places}

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from numbered_rows import make_stream, source_of
 from thread_ranks import ThreadRanks, run_ranks
 
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.load_balancing import assign, balanced
 from hf_accum.accumulation.splitting import cut
 from hf_accum.accumulation.time_model import SIZES, UNLEARNED, Costs, Observation, Speed, fit_costs, mean_costs
-from hf_accum.accumulation.window import Example
 from hf_accum.data.stream import Split
 
 ONLY_TOKENS = Costs(0.0, 1.0, 0.0)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from thread_ranks import ThreadRanks, run_ranks
 from torch import nn
 
-from hf_accum.accumulation.accumulate import accumulate, forget
+from hf_accum.accumulation.accumulate import accumulate, discard_gradients
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.nonfinite import GradientGuard
-from hf_accum.accumulation.window import Example, Window
+from hf_accum.accumulation.window import Window
 from hf_accum.distributed.ranks import OneRank, Ranks
 from hf_accum.errors import NotFinite
 
@@ -26,7 +27,7 @@ def make_window(step: int, loss: float, rank: int = 0, ids: tuple[str, ...] = ("
         epoch=0,
         seed=0,
         examples=examples,
-        stand_in=Example("stand-in", 3, 1.0, {}),
+        dummy=Example("stand-in", 3, 1.0, {}),
         rank=rank,
         num_examples=len(ids),
         num_items=len(ids),
@@ -145,7 +146,7 @@ def test_a_refused_window_leaves_no_gradient_and_no_statistics(accelerator: Acce
         epoch=0,
         seed=0,
         examples=examples,
-        stand_in=examples[0],
+        dummy=examples[0],
         rank=0,
         num_examples=4,
         num_items=4.0,
@@ -161,7 +162,7 @@ def test_a_refused_window_leaves_no_gradient_and_no_statistics(accelerator: Acce
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
     assert make_guard(tmp_path / "nonfinite.jsonl", []).refuses(window, grad_norm)
     assert any(value.isnan().any() for value in model.state_dict().values())
-    forget(model, window)
+    discard_gradients(model, window)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.splitting import Cutter, cut
 from hf_accum.accumulation.time_model import KNOTS, UNLEARNED, Costs, WorkingCosts
-from hf_accum.accumulation.window import Example
 
 costs_of_devices = st.builds(
     Costs,

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.splitting import Cutter, cut
 from hf_accum.accumulation.time_model import KNOTS, UNLEARNED, Costs, Observation, WorkingCosts, fit_costs
-from hf_accum.accumulation.window import Example
 
 SIZES = [(n, length) for n in (1, 2, 5, 12, 30) for length in (10, 40, 100, 300, 512)]
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from window_cases import make_window
 
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.splitting import cut
-from hf_accum.accumulation.window import Example
 
 
 def examples_of(lengths: list[int]) -> list[Example]:

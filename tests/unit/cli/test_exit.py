@@ -9,22 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from hf_accum.cli.exit import is_of_ours
-from hf_accum.config.recipe import RecipeConfig, run
-from hf_accum.errors import OutOfMemory, RankFailed, first_line, shown
+from hf_accum.cli.exit import run
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.errors import OutOfMemory, RankFailed, UserError, first_line, shown
 
 TOKEN = "hf_" + "aB3dE6gH9jK2mN5pQ8" * 2
 
 
 def ours() -> None:
-    raise ValueError("notes.csv, row 7: field 'label': missing")
+    raise UserError("notes.csv, row 7: field 'label': missing")
 
 
 def ours_for_another() -> None:
     try:
         json.loads("{")
     except ValueError as error:
-        raise ValueError("notes.json: has to be JSON") from error
+        raise UserError("notes.json: has to be JSON") from error
 
 
 def of_a_library() -> None:
@@ -139,18 +139,10 @@ def test_no_secret_is_told(debug: bool, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_what_a_terminal_would_obey_is_told_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     def work() -> None:
-        raise ValueError("field '\x1b[2J\u202e\ud800é💊':\nmissing")
+        raise UserError("field '\x1b[2J\u202e\ud800é💊':\nmissing")
 
     assert ended(work) == 2
     assert capsys.readouterr().err == "error: field '\\x1b[2J\\u202e\\ud800é💊':\nmissing\n"
-
-
-def test_ours_are_errors_that_a_statement_of_ours_raised() -> None:
-    assert is_of_ours(raised(ours))
-    assert is_of_ours(raised(ours_for_another))
-    assert not is_of_ours(raised(of_a_library))
-    assert not is_of_ours(raised(of_a_builtin))
-    assert is_of_ours(ValueError("never raised"))
 
 
 def test_messages_of_libraries_are_told_in_a_line() -> None:
@@ -176,7 +168,7 @@ def test_values_are_told_in_short() -> None:
 
 SCRIPT = """
 import atexit, sys
-from hf_accum.config.recipe import run
+from hf_accum.cli.exit import run
 from hf_accum.errors import Stopped
 
 class Kept:

@@ -18,9 +18,9 @@ from hf_accum.accumulation.capacity import Capacity
 from hf_accum.byte_sizes import format_bytes, parse_bytes
 from hf_accum.cli.main import main
 from hf_accum.config.recipe import LoraConfig
-from hf_accum.tuner.cache import tuning_json
 from hf_accum.tuner.plan import Variant, plan
 from hf_accum.tuner.probes import Probe
+from hf_accum.tuner.run_capacity import tuning_json
 from hf_accum.tuner.search import Tuning
 from recipes.clinical_classification import ClinicalClassificationConfig, workload
 

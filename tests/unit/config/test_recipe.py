@@ -15,9 +15,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from hf_accum.byte_sizes import parse_bytes
-from hf_accum.config.recipe import LoraConfig, RecipeConfig, as_dict, parse, require, run, write_config
-from hf_accum.errors import Stopped
-from hf_accum.models.trust import Doors
+from hf_accum.cli.exit import run
+from hf_accum.cli.parser import parse
+from hf_accum.config.recipe import LoraConfig, RecipeConfig, require
+from hf_accum.config.serialization import as_dict, write_config
+from hf_accum.config.trust import Doors
+from hf_accum.errors import Stopped, UserError
 from recipes.clinical_classification import ClinicalClassificationConfig
 
 MULTI = "multi_label_classification"
@@ -410,7 +413,7 @@ def test_a_user_s_mistake_while_running_is_one_message_and_status_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def work() -> None:
-        raise ValueError("notes.csv, row 7: field 'label': missing")
+        raise UserError("notes.csv, row 7: field 'label': missing")
 
     with pytest.raises(SystemExit) as ended:
         run(work)

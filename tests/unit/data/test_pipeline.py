@@ -13,9 +13,9 @@ from thread_ranks import ThreadRanks, on_ranks, run_ranks
 from transformers import BatchEncoding
 
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.accumulation.time_model import WorkingCosts
-from hf_accum.accumulation.window import Example
 from hf_accum.data.pipeline import Pipeline
 from hf_accum.data.source import BadRow, Row
 from hf_accum.data.stream import WindowStream

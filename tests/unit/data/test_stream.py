@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from numbered_rows import ShardSizes, encode, make_stream, prepare, source_of
 from thread_ranks import ThreadRanks, on_ranks, run_ranks
 
-from hf_accum.accumulation.window import Example, StreamState, Window
+from hf_accum.accumulation.example import Example
+from hf_accum.accumulation.window import Window
 from hf_accum.data.source import BadRow, Row, Source
 from hf_accum.data.stream import Split, WindowStream
+from hf_accum.data.stream_state import StreamState
 from hf_accum.data.window_sync import share_out
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.errors import RankFailed
@@ -96,7 +98,7 @@ def test_the_ranks_agree_on_what_a_window_is(
             assert window.num_examples == len(examples)
             assert window.num_items == sum(e.weight for e in examples)
             assert window.num_tokens == sum(e.length for e in examples)
-            assert window.stand_in.weight > 0
+            assert window.dummy.weight > 0
         assert len({window.digest for window in same}) == 1
         digests.add(same[0].digest)
     assert len(digests) == len(windows[0])

@@ -67,7 +67,7 @@ def test_a_bad_row_on_one_rank_ends_all(tmp_path: Path) -> None:
 
     run_ranks(2, work)
     named = "train-01.jsonl, row 2: field 'labels': missing"
-    assert outcomes[1].startswith(f"ValueError: {named}")
+    assert outcomes[1].startswith(f"UserError: {named}")
     assert outcomes[0].startswith("RankFailed: rank 1 failed")
     assert named in outcomes[0]
 

@@ -19,8 +19,8 @@ from launching import run
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from hf_accum.device.live_bytes import LiveBytes
 from hf_accum.device.out_of_memory import Failure, classify, release
-from hf_accum.tuner.tracing import LiveBytes
 
 # What torch's check of every CUDA and HIP call appends.
 ASYNCHRONOUS = (

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from launching import launch
 from thread_ranks import ThreadRanks, on_ranks
 
-from hf_accum.distributed.ranks import OneRank, bits_float, float_bits, start_accelerator, talking, together
+from hf_accum.distributed.collectives import on_all_ranks
+from hf_accum.distributed.launch import start_accelerator
+from hf_accum.distributed.ranks import OneRank, bits_float, float_bits, talking
 from hf_accum.errors import RankFailed
 
 
@@ -45,15 +47,15 @@ def test_an_error_on_one_rank_is_an_error_on_all() -> None:
                 raise ValueError("no disk")
             return ranks.index
 
-        return together(ranks, mine)
+        return on_all_ranks(ranks, mine)
 
     outcomes = on_ranks(3, work)
     assert isinstance(outcomes[1], ValueError)
     for rank in (0, 2):
         assert isinstance(outcomes[rank], RankFailed)
         assert str(outcomes[rank]) == "rank 1 failed: ValueError: no disk"
-    assert on_ranks(3, lambda ranks: together(ranks, lambda: ranks.index * 2)) == [[0, 2, 4]] * 3
-    assert together(OneRank(), lambda: "x") == ["x"]
+    assert on_ranks(3, lambda ranks: on_all_ranks(ranks, lambda: ranks.index * 2)) == [[0, 2, 4]] * 3
+    assert on_all_ranks(OneRank(), lambda: "x") == ["x"]
 
 
 @pytest.fixture

@@ -30,8 +30,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from hf_accum.accumulation.window import Example
-from hf_accum.models.loading import load_model, load_tokenizer, num_positions, set_dropout
+from hf_accum.accumulation.example import Example
+from hf_accum.models.loading import load_model, num_positions, set_dropout
+from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.tasks.tokenization import pad
 
 WITH_POSITIONS = ("bert", "roberta", "distilbert", "electra", "biogpt")

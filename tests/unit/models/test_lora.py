@@ -18,16 +18,9 @@ from transformers import AutoModel, AutoModelForSequenceClassification, ViTConfi
 from hf_accum.config.recipe import LoraConfig
 from hf_accum.models.fused_lora import fuse_lora
 from hf_accum.models.loading import Pretrained
-from hf_accum.models.lora import (
-    add_lora,
-    checkpoint_activations,
-    count_parameters,
-    linear_and_conv,
-    load_weights,
-    save_model,
-    weights_folder,
-)
+from hf_accum.models.lora import add_lora, checkpoint_activations, count_parameters, linear_and_conv
 from hf_accum.models.quantization import quantization_config, quantize_without_weights
+from hf_accum.models.saving import load_weights, save_model, weights_folder
 
 LORA = LoraConfig(rank=2, alpha=6.0)
 LABELS = torch.tensor([0, 2, 1])

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hf_accum.models.optimizer import build_optimizer, count_steps
+from hf_accum.models.optimizer import build_optimizer
+from hf_accum.run.schedule import count_steps
 
 
 def make_model() -> nn.Sequential:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from hf_accum.config.trust import Doors
 from hf_accum.models.pooling import own_pooling
-from hf_accum.models.trust import Doors
 
 MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 

@@ -15,14 +15,17 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from hf_accum.config.recipe import LoraConfig
-from hf_accum.models.loading import Pretrained, build_without_weights, load_model, load_tokenizer
+from hf_accum.device.live_bytes import LiveBytes, sum_bytes, tensors_of
+from hf_accum.models.loading import Pretrained, build_without_weights, load_model
 from hf_accum.models.lora import add_lora
 from hf_accum.models.optimizer import build_optimizer
 from hf_accum.models.quantization import quantization_config
+from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.tasks.labels import LabelColumn
 from hf_accum.tasks.text_classification.task import build_objective, classification_workload
 from hf_accum.tuner.prediction import predict
-from hf_accum.tuner.tracing import LiveBytes, Tracer, Workload, sum_bytes, tensors_of
+from hf_accum.tuner.tracing import Tracer
+from hf_accum.tuner.workload import Workload
 from recipes.clinical_classification import ClinicalClassificationConfig, main
 from recipes.embedded.models import minilm
 

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from tiny import load_classifier, save_base
 from transformers import AutoModelForSequenceClassification
 
-from hf_accum.models.loading import build_without_weights, load_tokenizer
-from hf_accum.models.trust import Doors
+from hf_accum.config.trust import Doors
+from hf_accum.models.loading import build_without_weights
+from hf_accum.models.tokenizers import load_tokenizer
 
 CODE = """
 import pathlib
@@ -182,7 +183,8 @@ def test_a_local_folder_has_no_revisions(model: Path, flag: str) -> None:
 PINNED = """
 import sys
 from hf_accum.models.trust import Doors
-from hf_accum.models.loading import build_without_weights, load_model, load_tokenizer
+from hf_accum.models.loading import build_without_weights, load_model
+from hf_accum.models.tokenizers import load_tokenizer
 from transformers import AutoModelForSequenceClassification as Auto
 for revision in (None, "main", "a" * 40, "b" * 40):
     doors = Doors(revision=revision)

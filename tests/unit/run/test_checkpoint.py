@@ -20,11 +20,13 @@ from tiny import load_classifier, make_tokenizer, save_base
 from torch import nn
 
 import hf_accum.run.checkpoint as checkpoint_module
-from hf_accum.config.recipe import LoraConfig, RecipeConfig, as_dict, write_config
+from hf_accum.config.recipe import LoraConfig, RecipeConfig
+from hf_accum.config.serialization import as_dict, write_config
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.errors import RankFailed
 from hf_accum.files import check_output_dir
-from hf_accum.models.lora import add_lora, load_weights, save_model
+from hf_accum.models.lora import add_lora
+from hf_accum.models.saving import load_weights, save_model
 from hf_accum.run.checkpoint import BestCheckpoint, Checkpoints, load, load_latest
 from hf_accum.run.folder import claim_folder, start_folder
 from hf_accum.run.manifest import Damaged

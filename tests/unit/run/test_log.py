@@ -18,7 +18,8 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from thread_ranks import run_ranks
 
-from hf_accum.accumulation.window import Example, Window
+from hf_accum.accumulation.example import Example
+from hf_accum.accumulation.window import Window
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.stream import StreamCounts, WindowStream
 from hf_accum.device.memory import peak_memory_bytes
@@ -57,7 +58,7 @@ def make_window(step: int, lengths: Sequence[Sequence[int]], rank: int = 0, epoc
         epoch=epoch,
         seed=0,
         examples=mine,
-        stand_in=Example("stand-in", 3, 1.0, {}),
+        dummy=Example("stand-in", 3, 1.0, {}),
         rank=rank,
         num_examples=len(everyone),
         num_items=0.5 * len(everyone),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import WORDS, make_tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from hf_accum.accumulation.window import Example
+from hf_accum.accumulation.example import Example
 from hf_accum.data.source import BadRow
 from hf_accum.tasks.tokenization import pad, text_of, tokenize
 

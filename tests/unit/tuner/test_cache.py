@@ -21,9 +21,10 @@ from hf_accum.distributed.ranks import OneRank, Ranks
 from hf_accum.errors import OutOfMemory, RankFailed
 from hf_accum.models.lora import checkpoint_activations
 from hf_accum.models.optimizer import build_optimizer
-from hf_accum.tuner.cache import _read, cache_path, cutter_of, find_capacity, keep_costs, tuning_json
+from hf_accum.tuner.cache import _read, cache_path
+from hf_accum.tuner.run_capacity import cutter_of, find_capacity, keep_costs, tuning_json
 from hf_accum.tuner.search import Tuning
-from hf_accum.tuner.tracing import Workload
+from hf_accum.tuner.workload import Workload
 
 
 @pytest.fixture(autouse=True)

@@ -17,11 +17,14 @@ from transformers import AlbertConfig, AutoModelForSequenceClassification, BertC
 
 from hf_accum.accumulation.capacity import Peak
 from hf_accum.byte_sizes import format_bytes
-from hf_accum.config.recipe import LoraConfig, parse
+from hf_accum.cli.parser import parse
+from hf_accum.config.recipe import LoraConfig
+from hf_accum.device.live_bytes import LiveBytes, sum_bytes
 from hf_accum.tasks.vision.inputs import PATCHES, made_up_images, num_patches
 from hf_accum.tuner.plan import VARIANTS, Variant, lengths_of, plan, what_would_fit
 from hf_accum.tuner.prediction import Prediction
-from hf_accum.tuner.tracing import CannotTrace, FixedBytes, LiveBytes, Tracer, Workload, sum_bytes
+from hf_accum.tuner.tracing import CannotTrace, FixedBytes, Tracer
+from hf_accum.tuner.workload import Workload
 from recipes.clinical_classification import ClinicalClassificationConfig, workload
 from recipes.driving_images import DrivingImagesConfig
 

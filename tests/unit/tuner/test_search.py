@@ -16,7 +16,7 @@ from hf_accum.device.memory import VirtualMemory
 from hf_accum.errors import OutOfMemory
 from hf_accum.tuner.prediction import predict
 from hf_accum.tuner.search import NothingFits, Tuning, tune
-from hf_accum.tuner.tracing import Workload
+from hf_accum.tuner.workload import Workload
 
 
 def check_against_brute_force(work: Workload, budget: int, most: int, lengths: Iterable[int]) -> None:

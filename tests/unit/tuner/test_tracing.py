@@ -17,12 +17,14 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 from transformers.utils import import_utils
 
+from hf_accum.accumulation.example import Lengths
 from hf_accum.accumulation.losses import CrossEntropy
-from hf_accum.byte_sizes import Lengths
 from hf_accum.config.recipe import LoraConfig
+from hf_accum.device.live_bytes import LiveBytes, sum_bytes
 from hf_accum.models.lora import add_lora, checkpoint_activations
 from hf_accum.tuner.prediction import Prediction, predict
-from hf_accum.tuner.tracing import CannotTrace, LiveBytes, Tracer, Workload, sum_bytes
+from hf_accum.tuner.tracing import CannotTrace, Tracer
+from hf_accum.tuner.workload import Workload
 
 CPU = torch.device("cpu")
 MAX_LENGTH = 32

@@ -13,8 +13,9 @@ from tiny import WORDS, make_tokenizer
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import BadRow
 from hf_accum.distributed.ranks import OneRank, Ranks
-from hf_accum.tasks.causal_lm.data import PassageData, Reader, WholeTexts, frame_of, open_passages, passage_of
+from hf_accum.tasks.causal_lm.data import PassageData, Reader, WholeTexts, open_passages, passage_of
 from hf_accum.tasks.causal_lm.instructions import PromptsAndResponses
+from hf_accum.tasks.special_tokens import frame_of
 
 
 def opened(folder: Path, rows: list[Any], reader: Reader, ranks: Ranks | None = None, **how: Any) -> PassageData:

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM
 from window_cases import assert_window_has_gradient_of
 
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.accumulation.window import Example
 from hf_accum.data.source import Source
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks

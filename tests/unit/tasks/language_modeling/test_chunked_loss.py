@@ -9,6 +9,7 @@ from tiny import CONFIGS, VOCAB_SIZE, make_decoder_config, make_inputs
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
+from hf_accum.device.live_bytes import LiveBytes
 from hf_accum.tasks.language_modeling.chunked_loss import (
     ChunkedCrossEntropy,
     Targets,
@@ -18,7 +19,6 @@ from hf_accum.tasks.language_modeling.chunked_loss import (
     with_output_layer,
 )
 from hf_accum.tuner.prediction import predict
-from hf_accum.tuner.tracing import LiveBytes
 
 MODELS: list[tuple[Any, str]] = [
     *((AutoModelForMaskedLM, name) for name in ("bert", "roberta", "distilbert", "electra", "deberta", "modernbert")),

@@ -10,13 +10,14 @@ from tiny import WORDS, make_tokenizer
 from torch import nn
 from transformers import AutoTokenizer
 
-from hf_accum.accumulation.window import Example
+from hf_accum.accumulation.example import Example
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.split import SplitData
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy
-from hf_accum.tasks.masked_lm.data import Frame, open_plain_texts, tokens_of
+from hf_accum.tasks.masked_lm.data import open_plain_texts, tokens_of
 from hf_accum.tasks.masked_lm.task import MaskedTexts
+from hf_accum.tasks.special_tokens import Frame
 from recipes.embedded.models import minilm
 
 OBJECTIVE = ChunkedCrossEntropy(nn.Linear(2, 2))

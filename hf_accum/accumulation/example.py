@@ -1,0 +1,43 @@
+"""One example, ready for a batch; and what its length is counted in."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example, ready for a batch.
+
+    `length` is in tokens (of an image in patches), `weight` that of its items, `features` what its batch is made of.
+    `num_truncated_tokens` were cut off to keep to the longest length allowed. Of a pair of texts, each of which goes
+    through the model by itself, the texts are the `parts`, and its `length` is the sum of theirs.
+    """
+
+    id: str
+    length: int
+    weight: float
+    features: Mapping[str, Any]
+    num_truncated_tokens: int = 0
+    parts: "tuple[Example, ...]" = ()
+
+
+def inputs_of(examples: Iterable[Example]) -> list[Example]:
+    """What goes through the model for examples: their parts, or they themselves."""
+    return [part for example in examples for part in example.parts or (example,)]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What the length of an example is counted in, which flag limits it, and whether examples differ in it.
+
+    The flag's values are multiples of `flag_step`.
+    """
+
+    unit: str = "tokens"
+    flag: str = "max_length"
+    vary: bool = True
+    flag_step: int = 1
+
+
+TOKENS = Lengths()

@@ -1,0 +1,79 @@
+"""Bytes of live tensors, counted as operations make and free them; with a budget a small virtual device."""
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+
+class LiveBytes(TorchDispatchMode):
+    """While it is active: the bytes of all tensors that operations make and that are alive, and their peak.
+
+    With a `budget_bytes` it is a small device of its own: an operation whose result goes over it raises
+    torch.OutOfMemoryError. `held` tensors, which were there before, count from the start.
+
+    What a kernel allocates and frees within itself is not seen.
+    """
+
+    def __init__(self, budget_bytes: int | None = None, held: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.budget_bytes = budget_bytes
+        self.current_bytes = 0
+        self.peak_bytes = 0
+        self.timeline: list[int] = []
+        """Bytes after each operation that made new ones."""
+        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        for tensor in held:
+            self._count(tensor)
+        self.peak_bytes = self.current_bytes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        before = self.current_bytes
+        self._count_all(result)
+        if self.current_bytes > before:
+            if self.budget_bytes is not None and self.current_bytes > self.budget_bytes:
+                needed = self.current_bytes
+                del result  # the frame outlives the error
+                raise torch.OutOfMemoryError(
+                    f"virtual device out of memory. {func} needs {needed:,} bytes in all, of {self.budget_bytes:,}"
+                )
+            self.timeline.append(self.current_bytes)
+            self.peak_bytes = max(self.peak_bytes, self.current_bytes)
+        return result
+
+    def _count_all(self, result: Any) -> None:
+        for leaf in tree_iter(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf)
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._storages:
+            return
+        num_bytes = storage.nbytes()
+
+        def freed(_: object) -> None:
+            del self._storages[key]
+            self.current_bytes -= num_bytes
+
+        self._storages[key] = weakref.ref(storage, freed)
+        self.current_bytes += num_bytes
+
+
+def tensors_of(model: nn.Module) -> list[Tensor]:
+    """Parameters, buffers, and what belongs to quantised weights."""
+    states: list[Any] = [getattr(p, "quant_state", None) for p in model.parameters()]
+    of_weights = [t for state in states if state is not None for t in (state.absmax, state.code)]
+    return [*model.parameters(), *model.buffers(), *of_weights]
+
+
+def sum_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the tensors' storages, each counted once."""
+    storages = {s._cdata: s.nbytes() for s in (tensor.untyped_storage() for tensor in tensors)}
+    return sum(storages.values())

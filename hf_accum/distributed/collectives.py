@@ -1,0 +1,64 @@
+"""What all ranks do together."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from hf_accum.errors import RankFailed, UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+from hf_accum.distributed.ranks import Ranks, T, talking
+
+
+def broadcast_weights(model: nn.Module, accelerator: "Accelerator") -> None:
+    """Give every rank the parameters and buffers of rank 0. A collective."""
+    from accelerate.utils import broadcast
+
+    if accelerator.num_processes == 1:
+        return
+    with torch.no_grad(), talking():
+        for tensor in model.state_dict().values():
+            tensor.copy_(broadcast(tensor, from_process=0))
+
+
+def refuse_layers_that_talk(model: nn.Module, num_ranks: int) -> None:
+    """Refuse layers that talk to the other ranks in every forward: the ranks' numbers of forwards differ.
+
+    Raises:
+        ValueError: if there are several ranks and such a layer.
+    """
+    if num_ranks > 1:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.SyncBatchNorm):
+                raise UserError(
+                    f"layer {name} is a SyncBatchNorm, which waits for the other ranks in every forward, while here "
+                    "ranks may run different numbers of micro-batches: use BatchNorm, frozen (eval mode) or of each "
+                    "rank's own statistics, or GroupNorm"
+                )
+
+
+def on_all_ranks(ranks: Ranks, work: Callable[[], T]) -> list[T]:
+    """Run `work` on every rank and return all results; an error on one rank is raised on all.
+
+    Without it, ranks that succeed would wait in the next collective for one that has left.
+
+    Raises:
+        RankFailed: on the ranks that did not fail themselves.
+        Exception: whatever `work` raised on this one.
+    """
+    result: T | None = None
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as failure:
+        error = failure
+    outcomes = ranks.gather_objects((result, None if error is None else f"{type(error).__name__}: {error}"))
+    if error is not None:
+        raise error
+    for index, (_, message) in enumerate(outcomes):
+        if message is not None:
+            raise RankFailed(f"rank {index} failed: {message}")
+    return [value for value, _ in outcomes]  # type: ignore[misc]

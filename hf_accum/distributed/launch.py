@@ -1,0 +1,99 @@
+"""Starting accelerate on the processes of a run, as `accelerate launch` configured it."""
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+from hf_accum.distributed.ranks import TIMEOUT_MINUTES
+from hf_accum.errors import UserError
+
+_RANK_VARIABLES = ("LOCAL_RANK", "RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+
+
+def start_accelerator(
+    *,
+    trackers: Sequence[str] = (),
+    logging_dir: str | os.PathLike[str] | None = None,
+    timeout_minutes: float = TIMEOUT_MINUTES,
+) -> "Accelerator":
+    """accelerate's Accelerator, as `accelerate launch` configured it, checked for what this loop needs.
+
+    Where there is no accelerator it runs on the CPU, with several processes too (gloo). A rank that waits for
+    another one longer than `timeout_minutes`, for its gradients, ends with an error.
+
+    Raises:
+        ValueError: for DeepSpeed, FSDP and other strategies whose forward talks between ranks; for fewer
+            processes than the launch asked for; for fp16 on a CPU, which accelerate would silently ignore.
+    """
+    _refuse_unsupported_launch()
+    from accelerate import Accelerator
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import (
+        DistributedDataParallelKwargs,
+        DistributedType,
+        GradientAccumulationPlugin,
+        InitProcessGroupKwargs,
+        ProjectConfiguration,
+    )
+
+    missing = sorted(set(trackers) - {str(tracker) for tracker in get_available_trackers()})
+    if missing:
+        raise UserError(
+            f"--trackers {', '.join(missing)}: not known to accelerate, or not installed here; "
+            f"there are {', '.join(map(str, get_available_trackers())) or 'none'}"
+        )
+    on_cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
+        log_with=list(trackers) or None,
+        project_config=None if logging_dir is None else ProjectConfiguration(logging_dir=str(logging_dir)),
+        # No second copy of the gradients for their exchange.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes)),
+        ],
+    )
+    asked_for = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes < asked_for:
+        raise UserError(
+            f"the launch asked for {asked_for} processes, but accelerate runs {accelerator.num_processes}: "
+            "start several ranks by `accelerate launch --multi_gpu --num_processes N`, on CPUs too"
+        )
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU) and not str(
+        accelerator.distributed_type.value
+    ).startswith("MULTI_"):
+        raise UserError(
+            f"accelerate is configured for {accelerator.distributed_type.value}, whose ranks talk in every "
+            "forward, while here ranks may run different numbers of micro-batches: use plain data parallelism "
+            "(distributed_type MULTI_GPU)"
+        )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError(
+            "mixed precision fp16 needs a GPU (accelerate would silently train in float32): use bf16 or no"
+        )
+    return accelerator
+
+
+def _refuse_unsupported_launch() -> None:
+    environment = os.environ
+    if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise UserError(
+            "accelerate is configured for DeepSpeed, which takes over the accumulation, the division by its "
+            "steps and the clipping, so that the window's gradient could not be kept exact: use plain data "
+            "parallelism (distributed_type MULTI_GPU), with LoRA or gradient checkpointing to save memory"
+        )
+    # `accelerate launch --cpu --num_processes 2` (or MULTI_CPU without mpirun) starts one process only. What is
+    # left of the wish is a rendezvous address without a rank.
+    launched = "ACCELERATE_MIXED_PRECISION" in environment
+    if launched and "MASTER_ADDR" in environment and not any(name in environment for name in _RANK_VARIABLES):
+        raise UserError(
+            "accelerate was asked for several processes but started one, as it does with --cpu, use_cpu: true or "
+            "MULTI_CPU without mpirun: use `accelerate launch --multi_gpu --num_processes N` (or "
+            "accelerate_configs/cpu_2_processes.yaml), on CPUs too; for a single process, unset MASTER_ADDR"
+        )

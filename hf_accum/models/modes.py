@@ -1,0 +1,32 @@
+"""Train and eval mode of the modules of a model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    pass
+
+
+@contextmanager
+def keeping_modes(model: nn.Module) -> Iterator[None]:
+    """Afterwards each module is in train or eval mode as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def not_training(model: nn.Module) -> Iterator[None]:
+    """The model is in eval mode inside."""
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)

@@ -1,0 +1,113 @@
+"""The capacity of a run: as its flags say, each rank its own."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from hf_accum.accumulation.capacity import WorkingCapacity
+from hf_accum.accumulation.splitting import Cutter
+from hf_accum.accumulation.time_model import WorkingCosts
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.device.memory import device_name, open_memory
+from hf_accum.distributed.collectives import on_all_ranks, refuse_layers_that_talk
+from hf_accum.distributed.ranks import Ranks
+from hf_accum.errors import OutOfMemory, UserError
+from hf_accum.tuner.cache import _read, _write, cache_path
+from hf_accum.tuner.search import NothingFits, Tuning, tune
+from hf_accum.tuner.tracing import CannotTrace
+from hf_accum.tuner.workload import Workload
+
+
+def find_capacity(
+    config: RecipeConfig,
+    workload: Workload,
+    ranks: Ranks,
+    device: torch.device,
+    *,
+    checkpoint: Callable[[], None],
+    advise: Callable[[float], Sequence[str]],
+) -> list[Tuning]:
+    """Each rank's capacity, as `--micro_batch_size`, `--memory_budget` and `--gradient_checkpointing` ask for.
+
+    `checkpoint` turns gradient checkpointing on in the workload's model, or raises ValueError where it has none;
+    `advise` says what would fit into so many bytes, as predicted, where nothing does.
+
+    Raises:
+        OutOfMemory: if not even one example fits: by how much, and what would fit.
+        RankFailed: if that, or anything else, happened on another rank.
+        ValueError: for a budget that the device has not, a model that cannot be traced, or one whose layers talk to
+            the other ranks.
+    """
+    refuse_layers_that_talk(workload.model, ranks.count)
+    share = config.effective_batch_size
+    if config.stream_split == "examples":
+        share = -(-share // ranks.count)
+    share *= workload.num_parts
+
+    def mine() -> Tuning:
+        size = config.micro_batch_size
+        if size != "auto":
+            if config.gradient_checkpointing is True:
+                checkpoint()
+            is_checkpointed = config.gradient_checkpointing is True
+            given = Tuning.as_given(size, workload.max_length, is_checkpointed, workload.lengths)
+            if config.memory_budget == "auto":
+                return given
+            memory = open_memory(device, config.memory_budget)  # which limits an accelerator
+            return replace(given, limit_bytes=memory.limit_bytes) if device.type == "cpu" else given
+        memory = open_memory(device, config.memory_budget)
+
+        def remembered(checkpointing: bool) -> Tuning:
+            longest = config.max_probe_seconds
+            path = cache_path(workload, memory, device, ranks.count, longest)
+            tuning = tune(workload, memory, device, most=share, known=_read(path), max_probe_seconds=longest)
+            _write(path, tuning)
+            return replace(tuning, checkpointing=checkpointing, cache=path)
+
+        try:
+            if config.gradient_checkpointing is True:
+                checkpoint()
+                return remembered(True)
+            try:
+                return remembered(False)
+            except NothingFits as error:
+                if config.gradient_checkpointing is False:
+                    raise
+                try:
+                    checkpoint()
+                except ValueError:  # this model cannot
+                    raise error from None
+            return remembered(True)
+        except NothingFits as error:
+            ways = "".join(f"\n  {way}" for way in advise(error.budget_bytes))
+            raise OutOfMemory(f"{error}{'; what would fit:' if ways else ''}{ways}") from error
+        except CannotTrace as error:
+            raise UserError(f"--micro_batch_size auto: {error}; give a number") from error
+
+    return on_all_ranks(ranks, mine)
+
+
+def cutter_of(tuning: Tuning, device: torch.device, *, learns: bool = True) -> Cutter:
+    """How a rank cuts its windows, to begin with; if it learns nothing, how it always does, in every run."""
+    costs = WorkingCosts(tuning.costs, is_settled=tuning.settled) if learns else WorkingCosts(is_settled=True)
+    # Tensor cores work on eights.
+    multiple_of = 1 if device.type == "cpu" else 8
+    name = device_name(device)
+    return Cutter(WorkingCapacity(tuning.capacity), costs, multiple_of, tuning.max_length, name, tuning.lengths)
+
+
+def keep_costs(tuning: Tuning, cutter: Cutter, ranks: Ranks) -> list[Tuning]:
+    """Each rank's tuning with the costs that its run has learned, which are kept for later runs. A collective."""
+    costs = cutter.costs
+    learned = tuning if costs is None else replace(tuning, costs=costs.costs, settled=costs.is_settled)
+    if learned.cache is not None and learned != tuning:
+        _write(learned.cache, learned)
+    return ranks.gather_objects(learned)
+
+
+def tuning_json(tunings: Sequence[Tuning]) -> dict[str, Any]:
+    """What tuning.json holds: the first rank's tuning and, if there are several, under `ranks` that of each."""
+    several = {"ranks": [tuning.as_json() for tuning in tunings]} if len(tunings) > 1 else {}
+    return tunings[0].as_json() | several

@@ -1,0 +1,114 @@
+"""The house: rooms on floors, imports that point down; `accelerate` stays where devices and ranks are."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIBRARY = sorted(path for path in (ROOT / "hf_accum").rglob("*.py"))
+RECIPES = sorted((ROOT / "recipes").rglob("*.py"))
+
+LEAVES = {"byte_sizes", "errors", "files", "seeding"}
+"""Modules at the root of the package: they import nothing but each other."""
+
+FLOORS = [
+    {"config"},
+    {"distributed", "device"},
+    {"accumulation", "models"},
+    {"data", "tuner"},
+    {"evaluation"},
+    {"tasks"},
+    {"run"},
+    {"cli"},
+]
+"""The rooms from the ground floor up. A module imports from its own room, from floors below, and leaves."""
+
+MAY_IMPORT_ACCELERATE = {"accumulation/accumulate", "distributed", "run/log", "run/summary"}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").as_posix().removeprefix("hf_accum/").removesuffix("/__init__")
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file imports anywhere in it, type checking included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            if node.module.startswith("hf_accum"):
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def modules_imported(path: Path) -> set[str]:
+    """Of these the modules of this package, by their places in it."""
+    names = {name_of(module) for module in LIBRARY}
+    return {place for name in imported(path) if (place := "/".join(name.split(".")[1:])) in names} - {name_of(path)}
+
+
+def floor_of(module: str) -> int:
+    room = module.split("/")[0]
+    return -1 if room in LEAVES else next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+MODULES = [path for path in LIBRARY if path != ROOT / "hf_accum" / "__init__.py"]
+
+
+def test_every_module_is_in_a_room() -> None:
+    places = {name_of(path).split("/")[0] for path in MODULES}
+    assert places == LEAVES | set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_down(path: Path) -> None:
+    here = name_of(path)
+    room, floor = here.split("/")[0], floor_of(here)
+    for module in modules_imported(path):
+        is_leaf = floor_of(module) == floor == -1
+        assert floor_of(module) < floor or module.split("/")[0] == room or is_leaf, f"{here} imports {module}"
+    assert not any(name.split(".")[0] in ("recipes", "tests") for name in imported(path))
+
+
+def test_no_modules_import_each_other() -> None:
+    TopologicalSorter({name_of(path): modules_imported(path) for path in MODULES}).prepare()  # raises for a circle
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name_of)
+def test_accelerate_appears_where_devices_or_ranks_do(path: Path) -> None:
+    here = name_of(path)
+    if here not in MAY_IMPORT_ACCELERATE and here.split("/")[0] not in MAY_IMPORT_ACCELERATE:
+        assert not any(name.split(".")[0] == "accelerate" for name in imported(path))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_no_recipe_imports_a_recipe(path: Path) -> None:
+    recipes = {f"recipes.{p.stem}" for p in (ROOT / "recipes").glob("*.py") if p.stem != "__init__"}
+    assert not recipes & imported(path)
+    assert not any(name.split(".")[0] == "tests" for name in imported(path))
+
+
+@pytest.mark.parametrize("path", LIBRARY + RECIPES, ids=name_of)
+def test_a_module_stays_small(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 350
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import sys, hf_accum; print([m for m in ('torch', 'transformers', 'accelerate') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there() -> None:
+    import hf_accum
+
+    for name in hf_accum.__all__:
+        assert getattr(hf_accum, name).__name__ == name
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = hf_accum.no_such_thing
