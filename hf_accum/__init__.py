@@ -9,38 +9,46 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_accum.accumulation.accumulate import accumulate, discard_gradients
     from hf_accum.accumulation.example import Example
+    from hf_accum.accumulation.execution import MicroBatch, WindowExecution
     from hf_accum.accumulation.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
-    from hf_accum.accumulation.nonfinite import GradientGuard
+    from hf_accum.accumulation.nonfinite import NonFiniteCheck
     from hf_accum.accumulation.splitting import cut
-    from hf_accum.accumulation.window import MicroBatch, Window
+    from hf_accum.accumulation.window import Window
     from hf_accum.data.pipeline import Pipeline
     from hf_accum.data.source import BadRow, Source, of_dataset, open_source
     from hf_accum.data.stream import WindowStream
     from hf_accum.distributed.launch import start_accelerator
     from hf_accum.distributed.ranks import ranks_of
     from hf_accum.evaluation.evaluate import Metric, evaluate_model
+    from hf_accum.models.tokenizers import load_tokenizer
     from hf_accum.run.signals import StopRequest
+    from hf_accum.run.start import StartedRun
+    from hf_accum.run.training import Training
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "accumulate": "accumulation.accumulate",
     "BadRow": "data.source",
     "BinaryCrossEntropy": "accumulation.losses",
     "CrossEntropy": "accumulation.losses",
     "Example": "accumulation.example",
-    "GradientGuard": "accumulation.nonfinite",
     "Metric": "evaluation.evaluate",
-    "MicroBatch": "accumulation.window",
+    "MicroBatch": "accumulation.execution",
+    "NonFiniteCheck": "accumulation.nonfinite",
     "Pipeline": "data.pipeline",
     "Source": "data.source",
     "SquaredError": "accumulation.losses",
+    "StartedRun": "run.start",
     "StopRequest": "run.signals",
+    "Training": "run.training",
     "Window": "accumulation.window",
+    "WindowExecution": "accumulation.execution",
     "WindowStream": "data.stream",
+    "accumulate": "accumulation.accumulate",
     "cut": "accumulation.splitting",
-    "evaluate_model": "evaluation.evaluate",
     "discard_gradients": "accumulation.accumulate",
+    "evaluate_model": "evaluation.evaluate",
+    "load_tokenizer": "models.tokenizers",
     "of_dataset": "data.source",
     "open_source": "data.source",
     "ranks_of": "distributed.ranks",
@@ -52,19 +60,23 @@ __all__ = [
     "BinaryCrossEntropy",
     "CrossEntropy",
     "Example",
-    "GradientGuard",
     "Metric",
     "MicroBatch",
+    "NonFiniteCheck",
     "Pipeline",
     "Source",
     "SquaredError",
+    "StartedRun",
     "StopRequest",
+    "Training",
     "Window",
+    "WindowExecution",
     "WindowStream",
     "accumulate",
     "cut",
     "discard_gradients",
     "evaluate_model",
+    "load_tokenizer",
     "of_dataset",
     "open_source",
     "ranks_of",

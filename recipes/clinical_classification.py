@@ -7,23 +7,20 @@ One's own model and data go by flags:
         --dataset notes.jsonl --text_column note --label_column diagnosis --group_column patient
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from hf_accum.cli.exit import run
-from hf_accum.cli.parser import parse
-from hf_accum.config.recipe import RecipeConfig, require
+from hf_accum.cli.command import command
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.tasks.flags import ClassWeights, Problem, check_classification
 
-# Everything heavy is imported by `train`: help and a wrong flag need no torch.
-if TYPE_CHECKING:
-    from torch import nn
-
-    from hf_accum.accumulation.losses import Objective
+if TYPE_CHECKING:  # everything heavy is imported in functions: help and a wrong flag need no torch
     from hf_accum.distributed.ranks import Ranks
+    from hf_accum.models.spec import ModelSpec
     from hf_accum.tasks.labels import LabelColumn
     from hf_accum.tasks.text_classification.data import LabelledTexts
+    from hf_accum.tasks.text_classification.task import TextClassification
     from hf_accum.tuner.workload import Workload
 
 
@@ -35,15 +32,13 @@ class ClinicalClassificationConfig(RecipeConfig):
     """Column with the text."""
     label_column: str | None = None
     """Column with the label; default: label, or that of the embedded dataset."""
-    problem: Literal["single_label_classification", "multi_label_classification", "regression"] = (
-        "single_label_classification"
-    )
+    problem: Problem = "single_label_classification"
     """One class for each text, any number of labels, or a number."""
     labels: list[str] | str = field(default_factory=list)
     """Names of the labels, in order (a list, or with commas between); default: those in the data, sorted."""
     label_separator: str = "|"
     """Between the labels of one text, where they are one string (multi_label_classification)."""
-    class_weights: Literal["none", "balanced", "sqrt_balanced"] | list[float] = "none"
+    class_weights: ClassWeights = "none"
     """Weight of each class in the loss: balanced is n / (classes * n of the class), sqrt_balanced its square
     root, or a number for each label in order (single_label_classification)."""
     positive_weights: list[float] = field(default_factory=list)
@@ -51,153 +46,85 @@ class ClinicalClassificationConfig(RecipeConfig):
     label_smoothing: float = 0.0
     """Share of the target spread evenly over the classes (single_label_classification)."""
     extra_metrics: list[str] | str = field(default_factory=list)
-    """Metrics of the hub to compute beside the shipped ones, by name: matthews_correlation,... They are code, and
-    need trust_remote_code."""
+    """Metrics of the hub beside the shipped ones, by name. They are code, and need trust_remote_code."""
 
     def __post_init__(self) -> None:
         """Check every value."""
         super().__post_init__()
         self.split_names("labels", "extra_metrics")
-        problem, labels = self.problem, self.labels
-        single, multi = problem == "single_label_classification", problem == "multi_label_classification"
-        for name in ("text_column", "label_column"):
-            require(getattr(self, name) != "", name, "''", "left out, or not empty")
-        require(bool(self.label_separator), "label_separator", repr(self.label_separator), "not empty")
-        code = bool(self.extra_metrics) and not self.trust_remote_code
-        for holds, flag, rule in (
-            (0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)"),
-            (len(set(labels)) == len(labels), "labels", "all different"),
-            (not code, "extra_metrics", "left out without --trust_remote_code: metrics of the hub are code"),
-            (len(labels) != 1, "labels", "at least 2 names"),
-            (single or self.class_weights == "none", "class_weights", f"none for {problem}"),
-            (single or not self.label_smoothing, "label_smoothing", f"0 for {problem}"),
-            (multi or not self.positive_weights, "positive_weights", f"empty for {problem}"),
-            (problem != "regression" or not labels, "labels", "empty for regression"),
-        ):
-            require(holds, flag, getattr(self, flag), rule)
-        for flag in ("class_weights", "positive_weights"):
-            weights = getattr(self, flag)
-            if isinstance(weights, list) and (weights or flag == "class_weights"):
-                require(bool(self.labels), flag, weights, "given together with --labels, which says their order")
-                require(
-                    len(weights) == len(self.labels),
-                    flag,
-                    weights,
-                    f"one for each of the {len(self.labels)} labels",
-                )
-                require(all(w > 0 and math.isfinite(w) for w in weights), flag, weights, "finite and above 0")
+        check_classification(self)
 
 
 def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     """Run the recipe; returns the final evaluation."""
-    from transformers import AutoModelForSequenceClassification
+    from hf_accum import StartedRun, Training, accumulate, load_tokenizer
 
-    from hf_accum.accumulation.accumulate import accumulate, discard_gradients
-    from hf_accum.models.tokenizers import load_tokenizer
-    from hf_accum.models.trainable import load_trainable
-    from hf_accum.run.training import StartedRun, Training
-    from hf_accum.tasks.text_classification.task import TextClassification, build_objective, model_config
-    from recipes.embedded.models import minilm
+    run = StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
+    data = open_data(config, run.ranks)  # read once, before any weight: its labels, its size, its bad rows
+    tokenizer = load_tokenizer(model_name(config), config.doors)
+    task = task_of(config, data.labels, tokenizer, data.label_counts)
+    task.check_metrics(config.best_metric)
+    spec, config = spec_of(config, data.labels), replace(config, labels=list(data.labels.names))
+    with Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
+        accelerator, model, summed_loss = training.accelerator, training.model, task.summed_loss
+        optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
+        for window in training.windows:  # the texts of one optimizer step
+            for micro_batch in window.micro_batches(training.capacity):  # cut; again, smaller, if memory ran out
+                with accumulate(accelerator, model, micro_batch):
+                    loss = summed_loss(model, micro_batch.batch)  # over the micro-batch, in float32
+                    accelerator.backward(micro_batch.scaled(loss))  # noted, and divided once
+            grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            if nonfinite.accepts(window, grad_norm):
+                optimizer.step()
+                scheduler.step()
+            optimizer.zero_grad()
+            training.step_done(window, grad_norm)
+        return training.finish()
 
-    # What is wrong with the launch, the folder or the model is said before the data is read.
-    run = StartedRun(config)
-    workload(config)
-    model_name = config.model or minilm()
-    tokenizer = load_tokenizer(model_name, config.doors)
 
-    # The data is read once before any weight is loaded: its labels, its size, its bad rows.
-    data = open_data(config, run.ranks)
-    config = replace(config, labels=list(data.labels.names))
-    run.find_resume(config, data)
+def task_of(
+    config: ClinicalClassificationConfig, labels: "LabelColumn", tokenizer: Any, counts: Mapping[str, int]
+) -> "TextClassification":
+    """What an example is, and its loss. Without a tokenizer: for a plan."""
+    from hf_accum.tasks.text_classification.task import TextClassification, build_objective
+
     objective = build_objective(
-        data.labels,
+        labels,
         class_weights=config.class_weights,
         positive_weights=config.positive_weights,
         label_smoothing=config.label_smoothing,
-        label_counts=data.label_counts,
+        label_counts=counts,
     )
-    task = TextClassification(
-        config.text_column, data.labels, objective, tokenizer, config.max_length, tuple(config.extra_metrics)
-    )
-    task.check_metrics(config.best_metric)
+    metrics = tuple(config.extra_metrics)
+    return TextClassification(config.text_column, labels, objective, tokenizer, config.max_length, metrics)
 
-    trainable = load_trainable(
-        AutoModelForSequenceClassification,
-        model_name,
-        tokenizer,
-        config,
-        task_type="SEQ_CLS",
-        precision=run.precision,
-        device=run.device,
-        **model_config(data.labels),
-    )
-    work = work_of(trainable.model, config, data.labels, objective, run.precision)
-    with Training(run, config, data, task, trainable, tokenizer, work, workload) as training:
-        accelerator, model, cutter, guard = run.accelerator, training.model, training.cutter, training.guard
-        optimizer, scheduler = training.optimizer, training.scheduler
-        for window in training.windows:  # the examples of one optimizer step
-            for micro_batch in window.micro_batches(cutter):
-                with accumulate(accelerator, model, micro_batch):
-                    inputs, labels = micro_batch.batch
-                    loss = objective(model(**inputs).logits, labels)  # summed, in float32
-                    window.record(loss)
-                    accelerator.backward(loss * micro_batch.scale)
-            grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            learning_rate = scheduler.get_last_lr()[0]
-            if guard.refuses(window, grad_norm):  # the loss or the gradient is not finite
-                discard_gradients(model, window)
-                if guard.gave_up:
-                    break
-            else:
-                optimizer.step()
-                if not accelerator.optimizer_step_was_skipped:  # as fp16's scaler does on overflow
-                    scheduler.step()
-            optimizer.zero_grad()
-            training.step_done(window, grad_norm, learning_rate)
-        return training.finish()
+
+def spec_of(config: ClinicalClassificationConfig, labels: "LabelColumn") -> "ModelSpec":
+    """Which model is trained."""
+    from transformers import AutoModelForSequenceClassification
+
+    from hf_accum.models.spec import ModelSpec
+    from hf_accum.tasks.text_classification.task import model_config
+
+    return ModelSpec(AutoModelForSequenceClassification, model_name(config), "SEQ_CLS", model_config(labels))
+
+
+def model_name(config: ClinicalClassificationConfig) -> str:
+    """That of the flags, or the embedded one."""
+    from recipes.embedded.models import minilm
+
+    return config.model or minilm()
 
 
 def workload(config: ClinicalClassificationConfig, precision: str = "no") -> "Workload":
     """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
-    from transformers import AutoModelForSequenceClassification
-
-    from hf_accum.models.trainable import without_weights
     from hf_accum.tasks.labels import LabelColumn
-    from hf_accum.tasks.text_classification.task import build_objective, model_config
-    from recipes.embedded.models import minilm
+    from hf_accum.tuner.workload import planned
 
     names = () if config.problem == "regression" else tuple(config.labels) or ("no", "yes")
     labels = LabelColumn("label", config.problem, names, config.label_separator)
-    objective = build_objective(labels, label_smoothing=config.label_smoothing)
-    model = without_weights(
-        AutoModelForSequenceClassification,
-        config.model or minilm(),
-        config,
-        task_type="SEQ_CLS",
-        **model_config(labels),
-    )
-    return work_of(model, config, labels, objective, precision)
-
-
-def work_of(
-    model: "nn.Module",
-    config: ClinicalClassificationConfig,
-    labels: "LabelColumn",
-    objective: "Objective",
-    precision: str,
-) -> "Workload":
-    """What is computed with a model, on examples that are made up."""
-    from hf_accum.models.optimizer import build_optimizer
-    from hf_accum.tasks.text_classification.task import classification_workload
-
-    return classification_workload(
-        model,
-        lambda model: build_optimizer(model, config.learning_rate, config.weight_decay),
-        labels=labels,
-        objective=objective,
-        max_length=config.max_length,
-        precision=precision,
-    )
+    task = task_of(config, labels, None, dict.fromkeys(names, 1))
+    return planned(spec_of(config, labels), task, config, precision)
 
 
 def open_data(config: ClinicalClassificationConfig, ranks: "Ranks") -> "LabelledTexts":
@@ -226,11 +153,7 @@ def open_data(config: ClinicalClassificationConfig, ranks: "Ranks") -> "Labelled
     )
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
-    config = parse(ClinicalClassificationConfig, __doc__ or "", arguments)
-    run(lambda: train(config), config)
-
+main = command(ClinicalClassificationConfig, train, __doc__)
 
 if __name__ == "__main__":
     main()

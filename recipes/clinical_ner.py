@@ -11,17 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from hf_accum.cli.exit import run
-from hf_accum.cli.parser import parse
-from hf_accum.config.recipe import RecipeConfig, require
+from hf_accum.cli.command import command
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.config.validation import require
 
-# Everything heavy is imported by `train`: help and a wrong flag need no torch.
-if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PreTrainedTokenizerBase
-
+if TYPE_CHECKING:  # everything heavy is imported in functions: help and a wrong flag need no torch
     from hf_accum.distributed.ranks import Ranks
-    from hf_accum.tasks.token_classification.data import TaggedTexts
+    from hf_accum.models.spec import ModelSpec
+    from hf_accum.tasks.token_classification.data import TagColumns, TaggedTexts
+    from hf_accum.tasks.token_classification.task import EntityTagging
     from hf_accum.tuner.workload import Workload
 
 
@@ -55,105 +53,72 @@ class ClinicalNerConfig(RecipeConfig):
 
 def train(config: ClinicalNerConfig) -> Mapping[str, Any]:
     """Run the recipe; returns the final evaluation."""
+    from hf_accum import StartedRun, Training, accumulate, load_tokenizer
+    from hf_accum.models.loading import labels_in_order_of_head
+    from hf_accum.tasks.token_classification.data import labels_of
+
+    run = StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
+    tokenizer = load_tokenizer(model_name(config), config.doors, of_words=True)
+    data = open_data(config, run.ranks, tokenizer)  # read once, before any weight: its types, its size, its bad rows
+    labels = labels_in_order_of_head(model_name(config), labels_of(data.types), config.doors)
+    task = task_of(config, data.columns, labels, tokenizer)
+    task.check_metrics(config.best_metric)
+    spec, config = spec_of(config, labels), replace(config, types=list(data.types))
+    with Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
+        accelerator, model, summed_loss = training.accelerator, training.model, task.summed_loss
+        optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
+        for window in training.windows:  # the texts of one optimizer step
+            for micro_batch in window.micro_batches(training.capacity):
+                with accumulate(accelerator, model, micro_batch):
+                    loss = summed_loss(model, micro_batch.batch)  # summed over the words that count, in float32
+                    accelerator.backward(micro_batch.scaled(loss))
+            grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            if nonfinite.accepts(window, grad_norm):
+                optimizer.step()
+                scheduler.step()
+            optimizer.zero_grad()
+            training.step_done(window, grad_norm)
+        return training.finish()
+
+
+def task_of(
+    config: ClinicalNerConfig, columns: "TagColumns", labels: tuple[str, ...], tokenizer: Any
+) -> "EntityTagging":
+    """What an example is, and its loss. Without a tokenizer: for a plan."""
+    from hf_accum.accumulation.losses import CrossEntropy
+    from hf_accum.tasks.token_classification.task import EntityTagging
+
+    return EntityTagging(columns, labels, CrossEntropy(), tokenizer, config.max_length)
+
+
+def spec_of(config: ClinicalNerConfig, labels: tuple[str, ...]) -> "ModelSpec":
+    """Which model is trained."""
     from transformers import AutoModelForTokenClassification
 
-    from hf_accum.accumulation.accumulate import accumulate, discard_gradients
-    from hf_accum.accumulation.losses import CrossEntropy
-    from hf_accum.models.loading import labels_in_order_of_head
-    from hf_accum.models.tokenizers import load_tokenizer
-    from hf_accum.models.trainable import load_trainable
-    from hf_accum.run.training import StartedRun, Training
+    from hf_accum.models.spec import ModelSpec
     from hf_accum.tasks.labels import named_labels
-    from hf_accum.tasks.token_classification.data import labels_of
-    from hf_accum.tasks.token_classification.task import EntityTagging
+
+    return ModelSpec(AutoModelForTokenClassification, model_name(config), "TOKEN_CLS", named_labels(labels))
+
+
+def model_name(config: ClinicalNerConfig) -> str:
+    """That of the flags, or the embedded one."""
     from recipes.embedded.models import minilm
 
-    # What is wrong with the launch, the folder or the model is said before the data is read.
-    run = StartedRun(config)
-    workload(config)
-    model_name = config.model or minilm()
-    tokenizer = load_tokenizer(model_name, config.doors, of_words=True)
-
-    # The data is read once before any weight is loaded: its types of entities, its size, its bad rows.
-    data = open_data(config, run.ranks, tokenizer)
-    config = replace(config, types=list(data.types))
-    run.find_resume(config, data)
-    labels = labels_in_order_of_head(model_name, labels_of(data.types), config.doors)
-    objective = CrossEntropy()
-    task = EntityTagging(data.columns, labels, objective, tokenizer, config.max_length)
-    task.check_metrics(config.best_metric)
-
-    trainable = load_trainable(
-        AutoModelForTokenClassification,
-        model_name,
-        tokenizer,
-        config,
-        task_type="TOKEN_CLS",
-        precision=run.precision,
-        device=run.device,
-        **named_labels(labels),
-    )
-    work = work_of(trainable.model, config, run.precision)
-    with Training(run, config, data, task, trainable, tokenizer, work, workload) as training:
-        accelerator, model, cutter, guard = run.accelerator, training.model, training.cutter, training.guard
-        optimizer, scheduler = training.optimizer, training.scheduler
-        for window in training.windows:  # the texts of one optimizer step
-            for micro_batch in window.micro_batches(cutter):
-                with accumulate(accelerator, model, micro_batch):
-                    inputs, tags = micro_batch.batch
-                    loss = objective(model(**inputs).logits, tags)  # summed over the words, in float32
-                    window.record(loss)
-                    accelerator.backward(loss * micro_batch.scale)
-            grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            learning_rate = scheduler.get_last_lr()[0]
-            if guard.refuses(window, grad_norm):  # the loss or the gradient is not finite
-                discard_gradients(model, window)
-                if guard.gave_up:
-                    break
-            else:
-                optimizer.step()
-                if not accelerator.optimizer_step_was_skipped:  # as fp16's scaler does on overflow
-                    scheduler.step()
-            optimizer.zero_grad()
-            training.step_done(window, grad_norm, learning_rate)
-        return training.finish()
+    return config.model or minilm()
 
 
 def workload(config: ClinicalNerConfig, precision: str = "no") -> "Workload":
     """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
-    from transformers import AutoModelForTokenClassification
+    from hf_accum.tasks.token_classification.data import TagColumns, labels_of
+    from hf_accum.tuner.workload import planned
 
-    from hf_accum.models.trainable import without_weights
-    from hf_accum.tasks.labels import named_labels
-    from hf_accum.tasks.token_classification.data import labels_of
-    from recipes.embedded.models import minilm
-
-    model = without_weights(
-        AutoModelForTokenClassification,
-        config.model or minilm(),
-        config,
-        task_type="TOKEN_CLS",
-        **named_labels(labels_of(tuple(config.types) or ("entity",))),
-    )
-    return work_of(model, config, precision)
+    labels = labels_of(tuple(config.types) or ("entity",))
+    task = task_of(config, TagColumns(config.words_column, config.tags_column), labels, None)
+    return planned(spec_of(config, labels), task, config, precision)
 
 
-def work_of(model: "nn.Module", config: ClinicalNerConfig, precision: str) -> "Workload":
-    """What is computed with a model, on examples that are made up."""
-    from hf_accum.accumulation.losses import CrossEntropy
-    from hf_accum.models.optimizer import build_optimizer
-    from hf_accum.tasks.token_classification.task import tagging_workload
-
-    return tagging_workload(
-        model,
-        lambda model: build_optimizer(model, config.learning_rate, config.weight_decay),
-        objective=CrossEntropy(),
-        max_length=config.max_length,
-        precision=precision,
-    )
-
-
-def open_data(config: ClinicalNerConfig, ranks: "Ranks", tokenizer: "PreTrainedTokenizerBase") -> "TaggedTexts":
+def open_data(config: ClinicalNerConfig, ranks: "Ranks", tokenizer: Any) -> "TaggedTexts":
     """The dataset of the flags, or the embedded one with the columns that it has."""
     from hf_accum.distributed.collectives import on_all_ranks
     from hf_accum.tasks.token_classification.data import open_tagged_texts
@@ -176,11 +141,7 @@ def open_data(config: ClinicalNerConfig, ranks: "Ranks", tokenizer: "PreTrainedT
     )
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
-    config = parse(ClinicalNerConfig, __doc__ or "", arguments)
-    run(lambda: train(config), config)
-
+main = command(ClinicalNerConfig, train, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -11,19 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_accum.cli.exit import run
-from hf_accum.cli.parser import parse
-from hf_accum.config.recipe import LoraConfig, RecipeConfig, require
+from hf_accum.cli.command import command
+from hf_accum.config.lora import LoraConfig
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.config.validation import require
 
-# Everything heavy is imported by `train`: help and a wrong flag need no torch.
-if TYPE_CHECKING:
-    from torch import nn
-
+if TYPE_CHECKING:  # everything heavy is imported in functions: help and a wrong flag need no torch
     from hf_accum.distributed.ranks import Ranks
-    from hf_accum.tasks.vision.classification import ImageClassification
+    from hf_accum.models.spec import ModelSpec
     from hf_accum.tasks.vision.data import LabelledImages, MaskedImages
     from hf_accum.tasks.vision.inputs import ImageInputs
-    from hf_accum.tasks.vision.segmentation import SemanticSegmentation
     from hf_accum.tuner.workload import Workload
 
 _MOST_PIXELS = 89_478_485  # as Pillow has it
@@ -107,120 +104,91 @@ class DrivingImagesConfig(RecipeConfig):
 
 def train(config: DrivingImagesConfig) -> Mapping[str, Any]:
     """Run the recipe; returns the final evaluation."""
-    from hf_accum.accumulation.accumulate import accumulate, discard_gradients
-    from hf_accum.distributed.collectives import on_all_ranks
-    from hf_accum.models.batch_norm import freeze_statistics, refuse_statistics_of_ranks
-    from hf_accum.models.trainable import load_trainable
-    from hf_accum.run.training import StartedRun, Training
-    from hf_accum.tasks.labels import named_labels
+    from hf_accum import StartedRun, Training, accumulate
+    from hf_accum.models.batch_norm import refuse_statistics_of_ranks
     from hf_accum.tasks.vision.inputs import load_image_inputs
+
+    run = StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
+    refuse_statistics_of_ranks(run.planned.model, run.ranks.count)
+    inputs, processor = load_image_inputs(
+        model_name(config), config.resolution, config.max_image_pixels, config.doors
+    )
+    data = open_data(config, run.ranks)  # read once, before any weight: its classes, its size, its bad images
+    task, spec = task_of(config, inputs, data), spec_of(config, data.class_names)
+    task.check_metrics(config.best_metric)
+    run.known(labels=list(data.class_names))  # to say what would fit, where nothing does
+    how = {"processor": processor, "draw": task.draw}  # images are augmented anew in each pass
+    with Training(run=run, config=config, data=data, task=task, spec=spec, **how) as training:
+        accelerator, model, summed_loss = training.accelerator, training.model, task.summed_loss
+        optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
+        for window in training.windows:  # the images of one optimizer step
+            for micro_batch in window.micro_batches(training.capacity):
+                with accumulate(accelerator, model, micro_batch):
+                    loss = summed_loss(model, micro_batch.batch)  # summed over images or pixels, in float32
+                    accelerator.backward(micro_batch.scaled(loss))
+            grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            if nonfinite.accepts(window, grad_norm):
+                optimizer.step()
+                scheduler.step()
+            optimizer.zero_grad()
+            training.step_done(window, grad_norm)
+        return training.finish()
+
+
+def task_of(config: DrivingImagesConfig, inputs: "ImageInputs", data: "LabelledImages | MaskedImages | None") -> Any:
+    """What an example is, and its loss. Without data: for a plan."""
+    from hf_accum.accumulation.losses import CrossEntropy
+    from hf_accum.tasks.vision.augmentation import Augmenter
+    from hf_accum.tasks.vision.classification import ImageClassification
+    from hf_accum.tasks.vision.segmentation import SemanticSegmentation
+
+    augmenter = None
+    if config.augment:
+        augmenter = Augmenter(config.seed, config.crop_scale, config.horizontal_flip, config.color_jitter)
+    kind = SemanticSegmentation if config.task == "segmentation" else ImageClassification
+    return kind(data, CrossEntropy(), inputs, augmenter)  # type: ignore[arg-type] (the data is that of the task)
+
+
+def spec_of(config: DrivingImagesConfig, names: tuple[str, ...]) -> "ModelSpec":
+    """Which model is trained."""
+    from transformers import AutoModelForImageClassification
+
+    from hf_accum.models.batch_norm import freeze_statistics
+    from hf_accum.models.spec import ModelSpec
+    from hf_accum.tasks.labels import named_labels
+    from hf_accum.tasks.vision.segmenter import SemanticSegmenter
+
+    auto_class = SemanticSegmenter if config.task == "segmentation" else AutoModelForImageClassification
+    return ModelSpec(
+        auto_class,
+        model_name(config),
+        None,
+        named_labels(names),
+        replace_head=config.ignore_mismatched_sizes,
+        prepare=freeze_statistics if config.batch_norm == "frozen" else None,
+    )
+
+
+def model_name(config: DrivingImagesConfig) -> str:
+    """That of the flags, or the embedded one."""
     from recipes.embedded.efficientnet import efficientnet_lite0
 
-    # What is wrong with the launch, the folder or the model is said before the data is read.
-    run = StartedRun(config)
-    model_name = config.model or on_all_ranks(run.ranks, efficientnet_lite0)[run.ranks.index]
-    refuse_statistics_of_ranks(workload(config).model, run.ranks.count)
-    inputs, processor = load_image_inputs(model_name, config.resolution, config.max_image_pixels, config.doors)
-
-    # The data is read once before any weight is loaded: its classes, its size, its bad images.
-    data = open_data(config, run.ranks)
-    task, names = task_of(config, data, inputs), names_of(data)
-    objective = task.objective
-    run.find_resume(config, data)
-    task.check_metrics(config.best_metric)
-
-    trainable = load_trainable(
-        auto_class(config),
-        model_name,
-        None,
-        config,
-        task_type=None,
-        precision=run.precision,
-        device=run.device,
-        replace_head=config.ignore_mismatched_sizes,
-        **named_labels(names),
-    )
-    if config.batch_norm == "frozen":
-        freeze_statistics(trainable.model)
-    work = work_of(trainable.model, config, run.precision)
-
-    def of_this_run(changed: DrivingImagesConfig, precision: str) -> "Workload":
-        return workload(replace(changed, labels=list(names)), precision)
-
-    with Training(run, config, data, task, trainable, processor, work, of_this_run, task.draw) as training:
-        accelerator, model, cutter, guard = run.accelerator, training.model, training.cutter, training.guard
-        optimizer, scheduler = training.optimizer, training.scheduler
-        for window in training.windows:  # the images of one optimizer step
-            for micro_batch in window.micro_batches(cutter):
-                with accumulate(accelerator, model, micro_batch):
-                    images, labels = micro_batch.batch  # decoded and augmented ahead of the device
-                    loss = objective(model(**images).logits, labels)  # summed over images or pixels, in float32
-                    window.record(loss)
-                    accelerator.backward(loss * micro_batch.scale)
-            grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            learning_rate = scheduler.get_last_lr()[0]
-            if guard.refuses(window, grad_norm):  # the loss or the gradient is not finite
-                discard_gradients(model, window)
-                if guard.gave_up:
-                    break
-            else:
-                optimizer.step()
-                if not accelerator.optimizer_step_was_skipped:  # as fp16's scaler does on overflow
-                    scheduler.step()
-            optimizer.zero_grad()
-            training.step_done(window, grad_norm, learning_rate)
-        return training.finish()
+    return config.model or efficientnet_lite0()
 
 
 def workload(config: DrivingImagesConfig, precision: str = "no") -> "Workload":
     """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
-    from hf_accum.models.batch_norm import freeze_statistics
     from hf_accum.models.trainable import without_weights
-    from hf_accum.tasks.labels import named_labels
-    from hf_accum.tasks.vision.inputs import check_resolution
-    from recipes.embedded.efficientnet import efficientnet_lite0
+    from hf_accum.tasks.vision.inputs import check_resolution, inputs_without_processor
+    from hf_accum.tuner.workload import planned
 
-    name, names = config.model or efficientnet_lite0(), known_names(config)
-
-    def model_of(config: DrivingImagesConfig) -> "nn.Module":
-        return without_weights(auto_class(config), name, config, task_type=None, **named_labels(names or _TWO))
-
-    whole = replace(config.lora, rank=0)
-    plain = model_of(replace(config, lora=whole, quantization="none", gradient_checkpointing=False))
-    check_resolution(plain, name, config.resolution)
-    model = model_of(config)
-    if config.batch_norm == "frozen":
-        freeze_statistics(model)
-    work = work_of(model, config, precision)
-    return work if names else replace(work, assumed=f"{len(_TWO)} classes, since --labels names none")
-
-
-def work_of(model: "nn.Module", config: DrivingImagesConfig, precision: str) -> "Workload":
-    """What is computed with a model, on images that are made up."""
-    from hf_accum.accumulation.losses import CrossEntropy
-    from hf_accum.models.optimizer import build_optimizer
-    from hf_accum.tasks.vision.classification import ImageClassification, image_workload
-    from hf_accum.tasks.vision.segmentation import SemanticSegmentation
-
-    task = SemanticSegmentation if config.task == "segmentation" else ImageClassification
-    return image_workload(
-        model,
-        lambda model: build_optimizer(model, config.learning_rate, config.weight_decay),
-        objective=CrossEntropy(),
-        compact=task.compact,
-        resolution=config.resolution,
-        of_pixels=config.task == "segmentation",
-        precision=precision,
-    )
-
-
-def auto_class(config: DrivingImagesConfig) -> Any:
-    """By which the model of a task is loaded."""
-    from transformers import AutoModelForImageClassification
-
-    from hf_accum.tasks.vision.segmenter import SemanticSegmenter
-
-    return SemanticSegmenter if config.task == "segmentation" else AutoModelForImageClassification
+    names = known_names(config)
+    spec = spec_of(config, names or _TWO)
+    plain = replace(config, lora=replace(config.lora, rank=0), quantization="none", gradient_checkpointing=False)
+    check_resolution(without_weights(spec, plain), model_name(config), config.resolution)
+    assumed = "" if names else f"{len(_TWO)} classes, since --labels names none"
+    task = task_of(config, inputs_without_processor(config.resolution), None)
+    return planned(spec, task, config, precision, assumed)
 
 
 def open_data(config: DrivingImagesConfig, ranks: "Ranks") -> "LabelledImages | MaskedImages":
@@ -248,37 +216,7 @@ def known_names(config: DrivingImagesConfig) -> tuple[str, ...]:
     return ("background", *CLASSES) if config.task == "segmentation" else CLASSES
 
 
-def names_of(data: "LabelledImages | MaskedImages") -> tuple[str, ...]:
-    """The names of the classes, in order."""
-    from hf_accum.tasks.vision.data import MaskedImages
-
-    return data.names if isinstance(data, MaskedImages) else data.labels.names
-
-
-def task_of(
-    config: DrivingImagesConfig, data: "LabelledImages | MaskedImages", inputs: "ImageInputs"
-) -> "ImageClassification | SemanticSegmentation":
-    """What is made of the images."""
-    from hf_accum.accumulation.losses import CrossEntropy
-    from hf_accum.tasks.vision.augmentation import Augmenter
-    from hf_accum.tasks.vision.classification import ImageClassification
-    from hf_accum.tasks.vision.data import MaskedImages
-    from hf_accum.tasks.vision.segmentation import SemanticSegmentation
-
-    augmenter = None
-    if config.augment:
-        augmenter = Augmenter(config.seed, config.crop_scale, config.horizontal_flip, config.color_jitter)
-    if isinstance(data, MaskedImages):
-        how = (CrossEntropy(), inputs, augmenter)
-        return SemanticSegmentation(data.pictures, data.masks, data.names, data.ignore_index, *how)
-    return ImageClassification(data.pictures, data.labels, CrossEntropy(), inputs, augmenter)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
-    config = parse(DrivingImagesConfig, __doc__ or "", arguments)
-    run(lambda: train(config), config)
-
+main = command(DrivingImagesConfig, train, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -14,18 +14,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_accum.cli.exit import run
-from hf_accum.cli.parser import parse
-from hf_accum.config.recipe import RecipeConfig, require, require_count
-from hf_accum.errors import UserError
+from hf_accum.cli.command import command
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.config.validation import require, require_count
 
-# Everything heavy is imported by `train`: help and a wrong flag need no torch.
-if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PreTrainedTokenizerBase
-
+if TYPE_CHECKING:  # everything heavy is imported in functions: help and a wrong flag need no torch
     from hf_accum.distributed.ranks import Ranks
+    from hf_accum.models.spec import ModelSpec
     from hf_accum.tasks.causal_lm.data import PassageData, Reader
+    from hf_accum.tasks.causal_lm.task import CausalTexts
     from hf_accum.tuner.workload import Workload
 
 
@@ -70,115 +67,78 @@ class MedicalLmConfig(RecipeConfig):
 
 def train(config: MedicalLmConfig) -> Mapping[str, Any]:
     """Run the recipe; returns the final evaluation."""
-    from transformers import AutoModelForCausalLM
+    from hf_accum import StartedRun, Training, accumulate, load_tokenizer
+    from hf_accum.tasks.causal_lm.samples import samples_of
 
-    from hf_accum.accumulation.accumulate import accumulate, discard_gradients
-    from hf_accum.distributed.collectives import on_all_ranks
-    from hf_accum.models.tokenizers import load_tokenizer
-    from hf_accum.models.trainable import load_trainable
-    from hf_accum.run.training import StartedRun, Training
-    from hf_accum.tasks.causal_lm.samples import Samples, first_held_out
-    from hf_accum.tasks.causal_lm.task import ACCURACY, CausalTexts, check_causal
-    from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, stop_before_output_layer
-    from hf_accum.tasks.language_modeling.perplexity import check_token_metric
+    run = StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
+    tokenizer = load_tokenizer(model_name(config), config.doors)
+    task, spec = task_of(config, tokenizer, run.precision), spec_of(config)
+    task.check_metrics(config.best_metric)
+    data = open_data(config, run.ranks, tokenizer)  # read once, before any weight: its size, its bad rows
+    training = Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer)
+    samples = samples_of(data, tokenizer, config.num_samples, config.sample_length, config.on_bad_row, run)
+    if training.resumed.loaded is None:
+        samples.show(training.plain_model, "before")
+    with training:
+        accelerator, model, summed_loss = training.accelerator, training.model, task.summed_loss
+        optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
+        for window in training.windows:  # the texts of one optimizer step
+            for micro_batch in window.micro_batches(training.capacity):
+                with accumulate(accelerator, model, micro_batch):
+                    loss = summed_loss(model, micro_batch.batch)  # summed over the tokens to predict, in chunks
+                    accelerator.backward(micro_batch.scaled(loss))
+            grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            if nonfinite.accepts(window, grad_norm):
+                optimizer.step()
+                scheduler.step()
+            optimizer.zero_grad()
+            training.step_done(window, grad_norm)
+        figures = training.finish()
+    samples.show(training.plain_model, "after")
+    return figures
+
+
+def task_of(config: MedicalLmConfig, tokenizer: Any, precision: str) -> "CausalTexts":
+    """What an example is, and its loss. Without a tokenizer: for a plan."""
+    from hf_accum.tasks.causal_lm.task import CausalTexts
+    from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy
+
+    return CausalTexts(tokenizer, ChunkedCrossEntropy(config.loss_chunk_size, precision), config.max_length)
+
+
+def spec_of(config: MedicalLmConfig) -> "ModelSpec":
+    """Which model is trained: it gives the inputs of its output layer, by which the loss multiplies in chunks."""
+    from transformers import AutoModelForCausalLM, PreTrainedModel
+
+    from hf_accum.models.spec import ModelSpec
+    from hf_accum.tasks.causal_lm.task import check_causal
+    from hf_accum.tasks.language_modeling.chunked_loss import stop_before_output_layer
+
+    name = model_name(config)
+
+    def prepare(model: PreTrainedModel) -> None:
+        check_causal(model, name)
+        stop_before_output_layer(model)
+
+    how: dict[str, Any] = {"has_to_be": "a causal language model", "prepare": prepare}
+    return ModelSpec(AutoModelForCausalLM, name, "CAUSAL_LM", **how)
+
+
+def model_name(config: MedicalLmConfig) -> str:
+    """That of the flags, or the embedded one."""
     from recipes.embedded.models import smollm2
 
-    # What is wrong with the launch, the folder or the model is said before the data is read.
-    run = StartedRun(config)
-    check_token_metric(config.best_metric, ACCURACY)
-    model_name = config.model or on_all_ranks(run.ranks, smollm2)[run.ranks.index]
-    workload(config)
-    tokenizer = load_tokenizer(model_name, config.doors)
-
-    # The data is read once before any weight is loaded: its size, its bad rows, what is too long.
-    data = open_data(config, run.ranks, tokenizer)
-    run.find_resume(config, data)
-    trainable = load_trainable(
-        AutoModelForCausalLM,
-        model_name,
-        tokenizer,
-        config,
-        task_type="CAUSAL_LM",
-        precision=run.precision,
-        device=run.device,
-    )
-    if trainable.new_modules:
-        raise UserError(
-            f"--model {model_name}: has to be a causal language model: it has no weights for "
-            f"{', '.join(trainable.new_modules)}"
-        )
-    check_causal(trainable.base, model_name)
-    layer = stop_before_output_layer(trainable.base)
-    objective = ChunkedCrossEntropy(layer, config.loss_chunk_size, run.precision)
-    assert isinstance(tokenizer.pad_token_id, int)
-    task = CausalTexts(objective, tokenizer.pad_token_id)
-    work = work_of(trainable.model, config, run.precision)
-    training = Training(run, config, data, task, trainable, tokenizer, work, workload)
-    samples = None
-    if run.ranks.index == 0 and config.num_samples:
-        held_out = first_held_out(data, config.num_samples, config.on_bad_row)
-        samples = Samples(held_out, tokenizer, config.sample_length, run.folder)
-        if run.resumed.loaded is None:
-            samples.show(trainable.model, "before")
-    with training:
-        accelerator, model, cutter, guard = run.accelerator, training.model, training.cutter, training.guard
-        optimizer, scheduler = training.optimizer, training.scheduler
-        for window in training.windows:  # the texts of one optimizer step
-            for micro_batch in window.micro_batches(cutter):
-                with accumulate(accelerator, model, micro_batch):
-                    inputs, next_tokens = micro_batch.batch
-                    loss = objective(model(**inputs).logits, next_tokens)  # summed over them, in chunks
-                    window.record(loss)
-                    accelerator.backward(loss * micro_batch.scale)
-            grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            learning_rate = scheduler.get_last_lr()[0]
-            if guard.refuses(window, grad_norm):  # the loss or the gradient is not finite
-                discard_gradients(model, window)
-                if guard.gave_up:
-                    break
-            else:
-                optimizer.step()
-                if not accelerator.optimizer_step_was_skipped:  # as fp16's scaler does on overflow
-                    scheduler.step()
-            optimizer.zero_grad()
-            training.step_done(window, grad_norm, learning_rate)
-        figures = training.finish()
-    if samples is not None:
-        samples.show(trainable.model, "after")
-    return figures
+    return config.model or smollm2()
 
 
 def workload(config: MedicalLmConfig, precision: str = "no") -> "Workload":
     """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
-    from transformers import AutoModelForCausalLM
+    from hf_accum.tuner.workload import planned
 
-    from hf_accum.models.trainable import without_weights
-    from hf_accum.tasks.causal_lm.task import check_causal
-    from hf_accum.tasks.language_modeling.chunked_loss import stop_before_output_layer
-    from recipes.embedded.models import smollm2
-
-    model_name = config.model or smollm2()
-    model = without_weights(AutoModelForCausalLM, model_name, config, task_type="CAUSAL_LM")
-    check_causal(model, model_name)
-    stop_before_output_layer(model)
-    return work_of(model, config, precision)
+    return planned(spec_of(config), task_of(config, None, precision), config, precision)
 
 
-def work_of(model: "nn.Module", config: MedicalLmConfig, precision: str) -> "Workload":
-    """What is computed with a model, on examples that are made up."""
-    from hf_accum.models.optimizer import build_optimizer
-    from hf_accum.tasks.language_modeling.chunked_loss import language_workload
-
-    return language_workload(
-        model,
-        lambda model: build_optimizer(model, config.learning_rate, config.weight_decay),
-        chunk_size=config.loss_chunk_size,
-        max_length=config.max_length,
-        precision=precision,
-    )
-
-
-def open_data(config: MedicalLmConfig, ranks: "Ranks", tokenizer: "PreTrainedTokenizerBase") -> "PassageData":
+def open_data(config: MedicalLmConfig, ranks: "Ranks", tokenizer: Any) -> "PassageData":
     """The dataset of the flags, or the embedded one with the columns that it has."""
     from hf_accum.distributed.collectives import on_all_ranks
     from hf_accum.tasks.causal_lm.data import open_passages
@@ -191,7 +151,7 @@ def open_data(config: MedicalLmConfig, ranks: "Ranks", tokenizer: "PreTrainedTok
     return open_passages(dataset, ranks, config, reader_of(config, tokenizer), group_column=group_column)
 
 
-def reader_of(config: MedicalLmConfig, tokenizer: "PreTrainedTokenizerBase") -> "Reader":
+def reader_of(config: MedicalLmConfig, tokenizer: Any) -> "Reader":
     """How the flags have a row read."""
     from hf_accum.tasks.causal_lm.data import WholeTexts
     from hf_accum.tasks.causal_lm.instructions import Conversations, PromptsAndResponses
@@ -205,11 +165,7 @@ def reader_of(config: MedicalLmConfig, tokenizer: "PreTrainedTokenizerBase") -> 
     return WholeTexts(tokenizer, config.text_column or "text", config.max_length)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
-    config = parse(MedicalLmConfig, __doc__ or "", arguments)
-    run(lambda: train(config), config)
-
+main = command(MedicalLmConfig, train, __doc__)
 
 if __name__ == "__main__":
     main()

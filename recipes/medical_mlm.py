@@ -11,18 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hf_accum.cli.exit import run
-from hf_accum.cli.parser import parse
-from hf_accum.config.recipe import LoraConfig, RecipeConfig, require, require_count
-from hf_accum.errors import UserError
+from hf_accum.cli.command import command
+from hf_accum.config.lora import LoraConfig
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.config.validation import require, require_count
 
-# Everything heavy is imported by `train`: help and a wrong flag need no torch.
-if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PreTrainedTokenizerBase
-
+if TYPE_CHECKING:  # everything heavy is imported in functions: help and a wrong flag need no torch
     from hf_accum.data.split import SplitData
     from hf_accum.distributed.ranks import Ranks
+    from hf_accum.models.spec import ModelSpec
+    from hf_accum.tasks.masked_lm.task import MaskedTexts
     from hf_accum.tuner.workload import Workload
 
 
@@ -52,96 +50,66 @@ class MedicalMlmConfig(RecipeConfig):
 
 def train(config: MedicalMlmConfig) -> Mapping[str, Any]:
     """Run the recipe; returns the final evaluation."""
+    from hf_accum import StartedRun, Training, accumulate
+    from hf_accum.tasks.masked_lm.task import load_masking_tokenizer
+
+    run = StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
+    tokenizer = load_masking_tokenizer(model_name(config), config.doors)
+    task, spec = task_of(config, tokenizer, run.precision), spec_of(config)
+    task.check_metrics(config.best_metric)
+    data = open_data(config, run.ranks, tokenizer)  # read once, before any weight: its size, its bad rows
+    how = {"processor": tokenizer, "draw": task.draw}  # which tokens are hidden is drawn in each pass
+    with Training(run=run, config=config, data=data, task=task, spec=spec, **how) as training:
+        accelerator, model, summed_loss = training.accelerator, training.model, task.summed_loss
+        optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
+        for window in training.windows:  # the texts of one optimizer step
+            for micro_batch in window.micro_batches(training.capacity):
+                with accumulate(accelerator, model, micro_batch):
+                    loss = summed_loss(model, micro_batch.batch)  # summed over the hidden tokens, in chunks
+                    accelerator.backward(micro_batch.scaled(loss))
+            grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            if nonfinite.accepts(window, grad_norm):
+                optimizer.step()
+                scheduler.step()
+            optimizer.zero_grad()
+            training.step_done(window, grad_norm)
+        return training.finish()
+
+
+def task_of(config: MedicalMlmConfig, tokenizer: Any, precision: str) -> "MaskedTexts":
+    """What an example is, and its loss. Without a tokenizer: for a plan."""
+    from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy
+    from hf_accum.tasks.masked_lm.task import MaskedTexts
+
+    objective = ChunkedCrossEntropy(config.loss_chunk_size, precision)
+    return MaskedTexts(tokenizer, objective, config.max_length, config.seed, config.mlm_probability)
+
+
+def spec_of(config: MedicalMlmConfig) -> "ModelSpec":
+    """Which model is trained: it gives the inputs of its output layer, by which the loss multiplies in chunks."""
     from transformers import AutoModelForMaskedLM
 
-    from hf_accum.accumulation.accumulate import accumulate, discard_gradients
-    from hf_accum.models.tokenizers import load_tokenizer
-    from hf_accum.models.trainable import load_trainable
-    from hf_accum.run.training import StartedRun, Training
-    from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, stop_before_output_layer
-    from hf_accum.tasks.language_modeling.perplexity import check_token_metric
-    from hf_accum.tasks.masked_lm.task import ACCURACY, MaskedTexts
+    from hf_accum.models.spec import ModelSpec
+    from hf_accum.tasks.language_modeling.chunked_loss import stop_before_output_layer
+
+    return ModelSpec(AutoModelForMaskedLM, model_name(config), "MASKED_LM", prepare=stop_before_output_layer)
+
+
+def model_name(config: MedicalMlmConfig) -> str:
+    """That of the flags, or the embedded one."""
     from recipes.embedded.models import minilm
 
-    # What is wrong with the launch, the folder or the model is said before the data is read.
-    run = StartedRun(config)
-    workload(config)
-    model_name = config.model or minilm()
-    tokenizer = load_tokenizer(model_name, config.doors)
-    if tokenizer.mask_token_id is None:
-        raise UserError(f"--model {model_name}: has to have a token for what is hidden; its tokenizer has none")
-    check_token_metric(config.best_metric, ACCURACY)
-
-    # The data is read once before any weight is loaded: its size, its bad rows.
-    data = open_data(config, run.ranks, tokenizer)
-    run.find_resume(config, data)
-    trainable = load_trainable(
-        AutoModelForMaskedLM,
-        model_name,
-        tokenizer,
-        config,
-        task_type="MASKED_LM",
-        precision=run.precision,
-        device=run.device,
-    )
-    layer = stop_before_output_layer(trainable.base)
-    objective = ChunkedCrossEntropy(layer, config.loss_chunk_size, run.precision)
-    task = MaskedTexts(tokenizer, objective, config.seed, config.mlm_probability)
-    work = work_of(trainable.model, config, run.precision)
-    with Training(run, config, data, task, trainable, tokenizer, work, workload, task.draw) as training:
-        accelerator, model, cutter, guard = run.accelerator, training.model, training.cutter, training.guard
-        optimizer, scheduler = training.optimizer, training.scheduler
-        for window in training.windows:  # the texts of one optimizer step
-            for micro_batch in window.micro_batches(cutter):
-                with accumulate(accelerator, model, micro_batch):
-                    inputs, hidden_tokens = micro_batch.batch
-                    loss = objective(model(**inputs).logits, hidden_tokens)  # summed over them, in chunks
-                    window.record(loss)
-                    accelerator.backward(loss * micro_batch.scale)
-            grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            learning_rate = scheduler.get_last_lr()[0]
-            if guard.refuses(window, grad_norm):  # the loss or the gradient is not finite
-                discard_gradients(model, window)
-                if guard.gave_up:
-                    break
-            else:
-                optimizer.step()
-                if not accelerator.optimizer_step_was_skipped:  # as fp16's scaler does on overflow
-                    scheduler.step()
-            optimizer.zero_grad()
-            training.step_done(window, grad_norm, learning_rate)
-        return training.finish()
+    return config.model or minilm()
 
 
 def workload(config: MedicalMlmConfig, precision: str = "no") -> "Workload":
     """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
-    from transformers import AutoModelForMaskedLM
+    from hf_accum.tuner.workload import planned
 
-    from hf_accum.models.trainable import without_weights
-    from hf_accum.tasks.language_modeling.chunked_loss import stop_before_output_layer
-    from recipes.embedded.models import minilm
-
-    model = without_weights(AutoModelForMaskedLM, config.model or minilm(), config, task_type="MASKED_LM")
-    stop_before_output_layer(model)
-    return work_of(model, config, precision)
+    return planned(spec_of(config), task_of(config, None, precision), config, precision)
 
 
-def work_of(model: "nn.Module", config: MedicalMlmConfig, precision: str) -> "Workload":
-    """What is computed with a model, on examples that are made up."""
-    from hf_accum.models.optimizer import build_optimizer
-    from hf_accum.tasks.language_modeling.chunked_loss import language_workload
-
-    return language_workload(
-        model,
-        lambda model: build_optimizer(model, config.learning_rate, config.weight_decay),
-        chunk_size=config.loss_chunk_size,
-        max_length=config.max_length,
-        share=min(1.0, 2 * config.mlm_probability),  # more than that are never hidden but in short texts
-        precision=precision,
-    )
-
-
-def open_data(config: MedicalMlmConfig, ranks: "Ranks", tokenizer: "PreTrainedTokenizerBase") -> "SplitData":
+def open_data(config: MedicalMlmConfig, ranks: "Ranks", tokenizer: Any) -> "SplitData":
     """The dataset of the flags, or the embedded one with the columns that it has."""
     from hf_accum.distributed.collectives import on_all_ranks
     from hf_accum.tasks.masked_lm.data import open_plain_texts
@@ -156,11 +124,7 @@ def open_data(config: MedicalMlmConfig, ranks: "Ranks", tokenizer: "PreTrainedTo
     )
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
-    config = parse(MedicalMlmConfig, __doc__ or "", arguments)
-    run(lambda: train(config), config)
-
+main = command(MedicalMlmConfig, train, __doc__)
 
 if __name__ == "__main__":
     main()

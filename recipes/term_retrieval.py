@@ -13,17 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_accum.cli.exit import run
-from hf_accum.cli.parser import parse
-from hf_accum.config.recipe import RecipeConfig, require
+from hf_accum.cli.command import command
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.config.validation import require
 
-# Everything heavy is imported by `train`: help and a wrong flag need no torch.
-if TYPE_CHECKING:
-    from torch import nn
-
+if TYPE_CHECKING:  # everything heavy is imported in functions: help and a wrong flag need no torch
     from hf_accum.data.split import SplitData
     from hf_accum.distributed.ranks import Ranks
-    from hf_accum.models.pooling import Pooling
+    from hf_accum.models.spec import ModelSpec
+    from hf_accum.tasks.retrieval.task import TextRetrieval
     from hf_accum.tuner.workload import Workload
 
 
@@ -56,102 +54,69 @@ class TermRetrievalConfig(RecipeConfig):
 
 def train(config: TermRetrievalConfig) -> Mapping[str, Any]:
     """Run the recipe; returns the final evaluation."""
-    from transformers import AutoModel
+    from hf_accum import StartedRun, Training, accumulate, load_tokenizer
+    from hf_accum.accumulation.grad_cache import RepresentationCache
 
-    from hf_accum.accumulation.accumulate import accumulate, discard_gradients
-    from hf_accum.accumulation.grad_cache import InBatchNegatives, RepresentationCache
-    from hf_accum.models.tokenizers import load_tokenizer
-    from hf_accum.models.trainable import load_trainable
-    from hf_accum.run.training import StartedRun, Training
-    from hf_accum.tasks.retrieval.task import TextRetrieval, check_retrieval_metric
-    from recipes.embedded.models import minilm
-
-    # What is wrong with the launch, the folder or the model is said before the data is read.
-    run = StartedRun(config)
-    model_name = config.model or minilm()
-    pooling = pooling_of(config)
-    config = replace(config, pooling=pooling)
-    workload(config)
-    tokenizer = load_tokenizer(model_name, config.doors)
-    check_retrieval_metric(config.best_metric)
-
-    # The data is read once before any weight is loaded: its size, its bad rows.
-    data = open_data(config, run.ranks)
-    run.find_resume(config, data)
-    trainable = load_trainable(
-        AutoModel,
-        model_name,
-        tokenizer,
-        config,
-        task_type="FEATURE_EXTRACTION",
-        precision=run.precision,
-        device=run.device,
-    )
-    objective = InBatchNegatives(config.temperature)
-    columns = config.query_column, config.document_column
-    task = TextRetrieval(*columns, tokenizer, objective, config.max_length, pooling)
-    work = work_of(trainable.model, config, run.precision)
-    with Training(run, config, data, task, trainable, tokenizer, work, workload) as training:
-        accelerator, model, cutter, guard = run.accelerator, training.model, training.cutter, training.guard
-        optimizer, scheduler = training.optimizer, training.scheduler
-        for window in training.windows:  # the pairs of one optimizer step, whose loss is no sum over them
-            cache = RepresentationCache(window, objective, run.ranks)
-            for micro_batch in window.micro_batches(
-                cutter, no_grad_pass=run.ranks
-            ):  # all without a graph, then all with
+    run = StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
+    tokenizer = load_tokenizer(model_name(config), config.doors)
+    task, spec = task_of(config, tokenizer), spec_of(config)
+    task.check_metrics(config.best_metric)
+    data = open_data(config, run.ranks)  # read once, before any weight: its size, its bad rows
+    config = replace(config, pooling=task.pooling)
+    with Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
+        accelerator, model, summed_loss = training.accelerator, training.model, task.summed_loss
+        optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
+        for window in training.windows:  # the pairs of one optimizer step
+            cache = RepresentationCache(window, task.objective, run.ranks)  # whose loss is no sum over them
+            for micro_batch in window.micro_batches(training.capacity, no_grad_pass=run.ranks):
                 with accumulate(accelerator, model, micro_batch):
-                    if micro_batch.is_no_grad_pass:
+                    if micro_batch.is_no_grad_pass:  # all of them first, to know all vectors
                         cache.keep(micro_batch, task.vectors(model, micro_batch.batch))
                     else:
                         gradient = cache.gradient(micro_batch)  # of the loss over all ranks, by each vector
-                        vectors = task.vectors(model, micro_batch.batch)
-                        accelerator.backward((vectors * gradient).sum() * micro_batch.scale)
+                        product = summed_loss(model, (micro_batch.batch, gradient))
+                        accelerator.backward(micro_batch.scaled(product, noted=cache.loss(micro_batch)))
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            learning_rate = scheduler.get_last_lr()[0]
-            if guard.refuses(window, grad_norm):  # the loss or the gradient is not finite
-                discard_gradients(model, window)
-                if guard.gave_up:
-                    break
-            else:
+            if nonfinite.accepts(window, grad_norm):
                 optimizer.step()
-                if not accelerator.optimizer_step_was_skipped:  # as fp16's scaler does on overflow
-                    scheduler.step()
+                scheduler.step()
             optimizer.zero_grad()
-            training.step_done(window, grad_norm, learning_rate)
+            training.step_done(window, grad_norm)
         return training.finish()
+
+
+def task_of(config: TermRetrievalConfig, tokenizer: Any) -> "TextRetrieval":
+    """What an example is, and its loss. Without a tokenizer: for a plan."""
+    from hf_accum.accumulation.grad_cache import InBatchNegatives
+    from hf_accum.models.pooling import own_pooling
+    from hf_accum.tasks.retrieval.task import TextRetrieval
+
+    pooling = config.pooling or own_pooling(model_name(config), config.doors) or "mean"
+    columns, objective = (config.query_column, config.document_column), InBatchNegatives(config.temperature)
+    return TextRetrieval(*columns, tokenizer, objective, config.max_length, pooling)
+
+
+def spec_of(config: TermRetrievalConfig) -> "ModelSpec":
+    """Which model is trained."""
+    from transformers import AutoModel
+
+    from hf_accum.models.spec import ModelSpec
+
+    return ModelSpec(AutoModel, model_name(config), "FEATURE_EXTRACTION")
+
+
+def model_name(config: TermRetrievalConfig) -> str:
+    """That of the flags, or the embedded one."""
+    from recipes.embedded.models import minilm
+
+    return config.model or minilm()
 
 
 def workload(config: TermRetrievalConfig, precision: str = "no") -> "Workload":
     """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
-    from transformers import AutoModel
+    from hf_accum.tuner.workload import planned
 
-    from hf_accum.models.trainable import without_weights
-    from recipes.embedded.models import minilm
-
-    model = without_weights(AutoModel, config.model or minilm(), config, task_type="FEATURE_EXTRACTION")
-    return work_of(model, config, precision)
-
-
-def work_of(model: "nn.Module", config: TermRetrievalConfig, precision: str) -> "Workload":
-    """What is computed with a model, on texts that are made up."""
-    from hf_accum.models.optimizer import build_optimizer
-    from hf_accum.tasks.retrieval.task import retrieval_workload
-
-    return retrieval_workload(
-        model,
-        lambda model: build_optimizer(model, config.learning_rate, config.weight_decay),
-        pooling=pooling_of(config),
-        max_length=config.max_length,
-        precision=precision,
-    )
-
-
-def pooling_of(config: TermRetrievalConfig) -> "Pooling":
-    """That of the flag, or that of the model, or the mean."""
-    from hf_accum.models.pooling import own_pooling
-    from recipes.embedded.models import minilm
-
-    return config.pooling or own_pooling(config.model or minilm(), config.doors) or "mean"
+    return planned(spec_of(config), task_of(config, None), config, precision)
 
 
 def open_data(config: TermRetrievalConfig, ranks: "Ranks") -> "SplitData":
@@ -168,11 +133,7 @@ def open_data(config: TermRetrievalConfig, ranks: "Ranks") -> "SplitData":
     return open_text_pairs(dataset, ranks, config, columns, group_column=group_column or config.document_column)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
-    config = parse(TermRetrievalConfig, __doc__ or "", arguments)
-    run(lambda: train(config), config)
-
+main = command(TermRetrievalConfig, train, __doc__)
 
 if __name__ == "__main__":
     main()

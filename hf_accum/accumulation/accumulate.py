@@ -1,6 +1,6 @@
 """The gradient of one window, through accelerate's `accumulate` context."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,41 +18,36 @@ from hf_accum.errors import first_line
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from hf_accum.accumulation.window import MicroBatch, Window
+    from hf_accum.accumulation.execution import MicroBatch, WindowExecution
 
 _BUCKET_BYTES = 25 * 2**20
 
 
 @contextmanager
 def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "MicroBatch") -> Iterator[None]:
-    """`accelerator.accumulate(model)` for one micro-batch of a window of any number of them.
+    """`accelerator.accumulate(model)` for one micro-batch; **an out-of-memory inside ends the body early**, unraised.
 
+    Inside, run the forward, and `accelerator.backward(micro_batch.scaled(loss))` on the *summed* loss, once.
     Gradients are kept on this rank until the window's last micro-batch is through; then they are summed over the
-    ranks. Inside, run the forward, and `accelerator.backward(loss * micro_batch.scale)` on the *summed* loss.
-    Random numbers drawn by the forward (dropout) are seeded by the micro-batch.
+    ranks. Random numbers drawn by the forward (dropout) are seeded by the micro-batch.
 
-    Ranks may run different numbers of micro-batches, each at least one. If memory runs out inside, the gradients
-    of the window are dropped, running statistics (of BatchNorm) are as before it, the error goes no further, and
-    `window.micro_batches` starts the window anew; the other ranks, which know nothing of it, wait at the sum, or
-    start anew too where the micro-batch has them told.
+    If memory runs out, the gradients of the window are dropped, running statistics (of BatchNorm) are as before it,
+    and `micro_batches` starts the window anew in smaller pieces: what the body did after the failing operation is not
+    done, and it runs again. The other ranks, which know nothing of it, wait at the sum, or start anew too where the
+    micro-batch has them told. Ranks may run different numbers of micro-batches, each at least one.
 
-    A rehearsal runs without a graph, leaves running statistics as they were, and is not counted by accelerate.
+    Settings of accelerate and DistributedDataParallel that a window needs are given back at its end.
+
+    A no-grad pass runs without a graph, leaves running statistics as they were, and is not counted by accelerate.
 
     Raises:
-        ValueError: if the model has layers that talk to the other ranks in the forward (SyncBatchNorm).
+        UserError: if the loss was not scaled just once, or did not go backward; if the model has layers that talk to
+            the other ranks in the forward (SyncBatchNorm).
+        RuntimeError: if accelerate counts other micro-batches than these.
     """
+    execution = micro_batch.execution
     if micro_batch.index == 0:
-        # accelerate closes a window at every num_steps-th call, and also where a prepared loader ends. Both are
-        # set anew for each window: it counts its own micro-batches, and no loader has a say in it.
-        accelerator.gradient_state.plugin_kwargs["sync_with_dataloader"] = False
-        accelerator.gradient_accumulation_steps = micro_batch.count
-        accelerator.step = 0
-        refuse_layers_that_talk(model, accelerator.num_processes)
-        if not micro_batch.statistics_before:
-            micro_batch.statistics_before += [(s, s.clone()) for s in _running_statistics(model)]
-    if isinstance(model, DistributedDataParallel):
-        # Its first forward would give all ranks the buffers of the first: a second time if memory runs out in it.
-        model.require_forward_param_sync = False
+        _prepare(accelerator, model, micro_batch)
     _seed(micro_batch.seed, accelerator.device)
     stopwatch = Stopwatch.on(accelerator.device)
     try:
@@ -67,6 +62,7 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
     except Exception as error:
         failure = classify(error)
         if failure is Failure.OTHER or (failure is Failure.AMBIGUOUS and not micro_batch.retry_ambiguous):
+            execution.restore_settings()
             raise
         micro_batch.out_of_memory = first_line(error)
         micro_batch.is_ambiguous = failure is Failure.AMBIGUOUS
@@ -79,11 +75,11 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
             micro_batch.out_of_memory = "on another rank"
             micro_batch.failed_elsewhere = True
     if micro_batch.out_of_memory is not None:
-        discard_gradients(model, micro_batch)
+        discard_gradients(model, execution)
         return
     if micro_batch.is_no_grad_pass:
         if is_last:
-            discard_gradients(model, micro_batch)
+            discard_gradients(model, execution)
         return
     if stopwatch is not None:
         stopwatch.stop()
@@ -93,19 +89,55 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
             f"micro-batch {micro_batch.index + 1} of {micro_batch.count} did not match accelerate's own count: "
             "run each micro-batch of a window once, in order, and call accelerator.accumulate nowhere else"
         )
-    if micro_batch.dummy:
-        discard_gradients(model, micro_batch)
+    micro_batch.check_complete()
+    if micro_batch.is_dummy:
+        discard_gradients(model, execution)
     if is_last and accelerator.num_processes > 1:
         with talking():
             _sum_gradients([p for p in model.parameters() if p.requires_grad])
 
 
-def discard_gradients(model: nn.Module, window: "MicroBatch | Window") -> None:
-    """Leave nothing of a window, or of that of a micro-batch: no gradients, and running statistics as before it."""
+def discard_gradients(model: nn.Module, execution: "WindowExecution") -> None:
+    """Leave nothing of a window that was run: no gradients, and running statistics as before it."""
     model.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for statistic, before in window.statistics_before:
-            statistic.copy_(before)
+    execution.restore_statistics()
+
+
+def _prepare(accelerator: "Accelerator", model: nn.Module, micro_batch: "MicroBatch") -> None:
+    """Set accelerate's own count for a window, keeping what it was; and keep the model's running statistics.
+
+    accelerate closes a window at every num_steps-th call, and also where a prepared loader ends. Here each window
+    counts its own micro-batches, and no loader has a say in it.
+    """
+    execution = micro_batch.execution
+    refuse_layers_that_talk(model, accelerator.num_processes)
+    if execution.settings_before is None:
+        execution.settings_before = _settings_of(accelerator, model)
+    accelerator.gradient_state.plugin_kwargs["sync_with_dataloader"] = False
+    accelerator.gradient_accumulation_steps = micro_batch.count
+    accelerator.step = 0
+    if isinstance(model, DistributedDataParallel):
+        # Its first forward would give all ranks the buffers of the first: a second time if memory runs out in it.
+        model.require_forward_param_sync = False
+    if not execution.statistics_before:
+        execution.statistics_before += [(s, s.clone()) for s in _running_statistics(model)]
+
+
+def _settings_of(accelerator: "Accelerator", model: nn.Module) -> Callable[[], None]:
+    """What gives back the settings of now."""
+    kwargs = accelerator.gradient_state.plugin_kwargs
+    had = dict(kwargs)
+    step = accelerator.step
+    synced = model.require_forward_param_sync if isinstance(model, DistributedDataParallel) else None
+
+    def give_back() -> None:
+        kwargs.clear()
+        kwargs.update(had)
+        accelerator.step = step
+        if synced is not None:
+            model.require_forward_param_sync = synced  # type: ignore[assignment] (a plain attribute)
+
+    return give_back
 
 
 def _running_statistics(model: nn.Module) -> Iterator[Tensor]:

@@ -153,12 +153,12 @@ class WorkingCapacity:
             self._tuned_at[length] = self.tuned.num_examples(length)
         return int(min([self._tuned_at[length], *(ceiling.at(length) for ceiling in list(self._ceilings))]))
 
-    def as_json(self) -> dict[str, Any]:
-        """What `restore` reads."""
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` takes."""
         return {"tuned": self.tuned.as_json(), "ceilings": [asdict(ceiling) for ceiling in self._ceilings]}
 
-    def restore(self, value: Mapping[str, Any]) -> None:
-        """Go on from what `as_json` gave.
+    def load_state_dict(self, value: Mapping[str, Any]) -> None:
+        """Go on from a state.
 
         Raises:
             KeyError, TypeError, ValueError: if the value is no such thing.

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_accum.accumulation.window import MicroBatch, Window
+from hf_accum.accumulation.execution import MicroBatch, WindowExecution
 from hf_accum.distributed.ranks import Ranks, talking
 from hf_accum.errors import UserError
 
@@ -78,11 +78,11 @@ class RepresentationCache:
     features. Making one is a collective.
 
     What can run out of memory stands where that is told to the other ranks before they wait for this one: the buffers
-    of the exchange are made with the last rehearsal, and nothing but the exchange before it.
+    of the exchange are made with the last no-grad pass, and nothing but the exchange before it.
     """
 
-    def __init__(self, window: Window, objective: InBatchNegatives, ranks: Ranks) -> None:
-        self.window = window
+    def __init__(self, execution: WindowExecution, objective: InBatchNegatives, ranks: Ranks) -> None:
+        window = execution.window
         self.objective = objective
         self.ranks = ranks
         keys = ranks.gather_objects([pair.parts[1].features["key"] for pair in window.examples])
@@ -94,12 +94,13 @@ class RepresentationCache:
         self._kept: list[tuple[list[int], Tensor]] = []
         self._of_ranks: list[Tensor] = []
         self._gradients: Tensor | None = None
+        self._loss: Tensor | None = None
 
     def keep(self, micro_batch: MicroBatch, representations: Tensor) -> None:
-        """Keep the representations of a rehearsal's texts, (num_texts, width)."""
+        """Keep the representations of a no-grad pass's texts, (num_texts, width)."""
         if micro_batch.index == 0:  # also where the window starts anew
             self._kept, self._of_ranks, self._gradients = [], [], None
-        if not micro_batch.dummy:
+        if not micro_batch.is_dummy:
             self._kept.append((self._places_of(micro_batch), representations.detach()))
         if micro_batch.index < micro_batch.count - 1:
             return
@@ -111,8 +112,7 @@ class RepresentationCache:
     def gradient(self, micro_batch: MicroBatch) -> Tensor:
         """Of the loss summed over the pairs of all ranks, by the representations of these texts: (num_texts, width).
 
-        A collective at the first micro-batch of a window, when all are kept; the loss of this rank's own pairs is
-        recorded in the window then.
+        A collective at the first micro-batch of a window, when all are kept.
         """
         if self._gradients is None:
             *everyone, mine = self._of_ranks
@@ -120,9 +120,17 @@ class RepresentationCache:
                 with talking():
                     dist.all_gather(everyone, mine)
             self._gradients = self._contrast(everyone)
-        if micro_batch.dummy:
+        if micro_batch.is_dummy:
             return self._gradients.new_zeros(len(micro_batch.examples), self._gradients.shape[1])
         return self._gradients[self._places_of(micro_batch)]
+
+    def loss(self, micro_batch: MicroBatch) -> Tensor:
+        """What the log is to be told of a micro-batch: at the first one the loss summed over this rank's own pairs.
+
+        Each pair's loss is of all pairs together, and so of no micro-batch; the others have none.
+        """
+        assert self._loss is not None
+        return self._loss if micro_batch.index == 0 else torch.zeros_like(self._loss)
 
     def _contrast(self, of_ranks: Sequence[Tensor]) -> Tensor:
         """The gradients by this rank's texts, queries first."""
@@ -133,7 +141,7 @@ class RepresentationCache:
         )
         start = sum(self._counts[: self.ranks.index])
         own = slice(start, start + self._counts[self.ranks.index])
-        self.window.record(losses[own].sum())
+        self._loss = losses[own].sum()
         return torch.cat([by_queries[own], by_documents[own]])
 
     def _places_of(self, micro_batch: MicroBatch) -> list[int]:

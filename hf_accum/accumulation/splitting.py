@@ -70,20 +70,20 @@ class Cutter:
         most = tuple(self.capacity.tuned.num_examples(length) for length in SIZES)
         return Speed(self.device, UNLEARNED if self.costs is None else self.costs.at_step(step), most)
 
-    def as_json(self) -> dict[str, Any]:
-        """What `restore` reads: what decides how windows are cut."""
-        costs = None if self.costs is None else self.costs.as_json()
-        return {"capacity": self.capacity.as_json(), "costs": costs}
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` takes: what decides how windows are cut."""
+        costs = None if self.costs is None else self.costs.state_dict()
+        return {"capacity": self.capacity.state_dict(), "costs": costs}
 
-    def restore(self, value: Mapping[str, Any]) -> None:
-        """Cut as the cutter did that gave this.
+    def load_state_dict(self, value: Mapping[str, Any]) -> None:
+        """Cut as the cutter did whose state this is.
 
         Raises:
             KeyError, TypeError, ValueError: if the value is no such thing.
         """
-        self.capacity.restore(value["capacity"])
+        self.capacity.load_state_dict(value["capacity"])
         if self.costs is not None and value["costs"] is not None:
-            self.costs.restore(value["costs"])
+            self.costs.load_state_dict(value["costs"])
 
     def window_done(self) -> None:
         """A window went through."""

@@ -215,8 +215,8 @@ class WorkingCosts:
         if not self.is_settled:
             self._running.append((num_examples, length, timing))
 
-    def as_json(self) -> dict[str, Any]:
-        """What `restore` reads. Micro-batches whose times are not known yet are left out."""
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` takes. Micro-batches whose times are not known yet are left out."""
         seen = [[o.num_examples, o.length, o.seconds] for o in [*self._first, *self._observations]]
         return {
             "costs": self.costs.as_json(),
@@ -225,8 +225,8 @@ class WorkingCosts:
             "observations": [] if self.is_settled else seen,
         }
 
-    def restore(self, value: Mapping[str, Any]) -> None:
-        """Go on from what `as_json` gave.
+    def load_state_dict(self, value: Mapping[str, Any]) -> None:
+        """Go on from a state.
 
         Raises:
             KeyError, TypeError, ValueError: if the value is no such thing.

@@ -11,10 +11,12 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from hf_accum.accumulation.example import Example
+from hf_accum.accumulation.execution import Cut, MadeAhead, Piece, WindowExecution, cut_window
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.accumulation.window import Cut, MadeAhead, Piece, Window
+from hf_accum.accumulation.window import Window
 from hf_accum.data.prefetch import prefetched
 from hf_accum.data.stream import WindowStream
+from hf_accum.data.stream_state import StreamState, gathered
 
 B = TypeVar("B")
 
@@ -65,9 +67,11 @@ class Pipeline(Generic[B]):
         self.keeps_failure = keeps_failure
         self.counts = windows.counts.copy()
         """Of all windows so far."""
+        self._before = windows.start
+        self._last: WindowExecution | None = None
         self._copying = torch.Stream(device) if device.type in _COPY_ASIDE else None
 
-    def __iter__(self) -> Iterator[Window]:
+    def __iter__(self) -> Iterator[WindowExecution]:
         """The windows. Whatever a window's micro-batches do not take of its batches is left out."""
         with closing(prefetched(self._produce, self.num_batches)) as made:
 
@@ -83,14 +87,14 @@ class Pipeline(Generic[B]):
 
             start, seconds = take()
             while isinstance(start, _Start):
-                window = start.window
-                window.seconds_waited = seconds
-                batches = _Batches(window, take, len(start.cut.pieces))
-                window.collate = self._collate_now(window)
-                window.made_ahead = MadeAhead(start.cut, self._on_device(batches))
-                self.counts = window.state.counts
-                yield window
-                window.made_ahead = None
+                execution = WindowExecution(start.window, seconds_waited=seconds)
+                batches = _Batches(execution, take, len(start.cut.pieces))
+                execution.collate = self._collate_now(execution)
+                execution.made_ahead = MadeAhead(start.cut, self._on_device(batches))
+                self._before, self._last = self._state, execution
+                self.counts = start.window.state.counts
+                yield execution
+                execution.made_ahead = None
                 batches.leave_out()
                 start, seconds = take()
             self.counts = self.windows.counts  # what came after the last window too
@@ -104,20 +108,38 @@ class Pipeline(Generic[B]):
         """The bad rows left out so far over all ranks, by their reason. A collective."""
         return self.windows.bad_rows(self.counts)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` takes: the place in the data behind the last window that is done. A collective."""
+        return gathered(self._state, self.windows.ranks)
+
+    @property
+    def _state(self) -> StreamState:
+        return self._before if self._last is None or not self._last.is_done else self._last.window.state
+
+    def load_state_dict(self, state: Mapping[str, Any], *, new_order: bool = False) -> None:
+        """Go on behind the window of a state, as `WindowStream.load_state_dict` does; before any window is asked for.
+
+        Raises:
+            KeyError, TypeError, ValueError: if it is no such thing.
+        """
+        self.windows.load_state_dict(state, new_order=new_order)
+        self._before, self._last = self.windows.start, None
+        self.counts = self.windows.counts.copy()
+
     def _produce(self) -> Iterator["_Start | B"]:
         for window in self.windows:
-            cut = window.cut(self.cutter)
+            cut = cut_window(window, self.cutter)
             yield _Start(window, cut)
             for piece in cut.pieces:
                 yield self._collate(piece, self.cutter.padded(max(example.length for example in piece)))
 
-    def _collate_now(self, window: Window) -> Callable[[Piece, int], B]:
+    def _collate_now(self, execution: WindowExecution) -> Callable[[Piece, int], B]:
         """For a piece that was not made ahead: the device waits for it."""
 
         def collate(piece: Piece, length: int) -> B:
             started = time.perf_counter()
             batch = to_device(self._collate(piece, length), self.device)
-            window.seconds_waited += time.perf_counter() - started
+            execution.seconds_waited += time.perf_counter() - started
             return batch
 
         return collate
@@ -148,8 +170,8 @@ class Pipeline(Generic[B]):
 class _Batches(Generic[B]):
     """The batches of one window, as the background thread hands them over."""
 
-    def __init__(self, window: Window, take: Callable[[], tuple[Any, float]], count: int) -> None:
-        self._window = window
+    def __init__(self, execution: WindowExecution, take: Callable[[], tuple[Any, float]], count: int) -> None:
+        self._execution = execution
         self._take = take
         self._num_left = count
 
@@ -157,7 +179,7 @@ class _Batches(Generic[B]):
         while self._num_left:
             self._num_left -= 1
             batch, seconds = self._take()
-            self._window.seconds_waited += seconds
+            self._execution.seconds_waited += seconds
             yield batch
 
     def leave_out(self) -> None:

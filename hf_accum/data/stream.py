@@ -9,20 +9,19 @@
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import count
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.load_balancing import balanced
 from hf_accum.accumulation.time_model import Speed
 from hf_accum.accumulation.window import Window
 from hf_accum.data.prefetch import prefetched
+from hf_accum.data.reading import EMPTY, PieceOfData, Reader
 from hf_accum.data.shuffling import START, Order, Place
 from hf_accum.data.source import Row, Source
-from hf_accum.data.stream_state import StreamCounts, StreamState
+from hf_accum.data.stream_state import StreamCounts, StreamState, gathered, of_this_rank
 from hf_accum.data.window_sync import Facts, agree, leave, share_out
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import ReadingFailed, UserError
@@ -30,21 +29,6 @@ from hf_accum.seeding import derive_seed
 
 T = TypeVar("T")
 Split = Literal["examples", "shards"]
-
-_ENCODE_CHUNK = 64  # examples tokenised at once in `shards`
-_EMPTY = "the dataset has no usable example"
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """What the background thread hands over: examples of this rank, and what ends with them."""
-
-    epoch: int
-    examples: tuple[Example, ...]
-    bad_rows: Counter[str]  # read since the piece before
-    places: Sequence[Place]  # in `shards` after each example, in `examples` the one after the window
-    window_size: int = 0  # in `examples`: of the whole window, over all ranks
-    ends_epoch: bool = False
 
 
 _Part = tuple[int, int, tuple[Example, ...], Place, Facts]  # epoch, size of the window, this rank's examples
@@ -71,7 +55,7 @@ class WindowStream(Generic[T]):
 
     A window whose total weight is zero has no gradient: it is left out and counted (`skip_weightless`).
 
-    With `start`, the `state` of an earlier window on this rank, it goes on behind that window.
+    `state_dict` is the place in the data behind the window that was given last; a stream that loads it goes on there.
     """
 
     def __init__(
@@ -92,7 +76,6 @@ class WindowStream(Generic[T]):
         draw: Callable[[Example, int], Example] | None = None,
         balance: Callable[[int], Speed] | None = None,
         stopping: Callable[[], bool] | None = None,
-        start: StreamState | None = None,
     ) -> None:
         if effective_batch_size < 1:
             raise UserError(f"effective batch size {effective_batch_size}: has to be at least 1")
@@ -113,7 +96,7 @@ class WindowStream(Generic[T]):
         self.draw = draw
         self.balance = balance if ranks.count > 1 else None
         self.stopping = stopping
-        self.start = start or StreamState()
+        self.start = self._state = StreamState()
         self.counts = self.start.counts.copy()
         """Of all windows so far."""
         self.failure: Exception | None = None
@@ -146,9 +129,12 @@ class WindowStream(Generic[T]):
         dummy: Example | None = None
         step = self.start.step + 1
         in_common = self.split == "examples"
-        produce = self._produce_common if in_common else self._produce_shards
+        reader = Reader(
+            self._order, self.encode, self.draw, self.ranks, self.effective_batch_size, self.num_epochs, self.start
+        )
+        produce = reader.windows if in_common else reader.shards
         with closing(prefetched(produce, self.prefetch_windows)) as pieces:
-            windows = self._common_windows(pieces) if in_common else self._windows_of_shards(pieces)
+            windows = self._common_windows(pieces) if in_common else self._windows_of_shards(reader, pieces)
             for epoch, window_size, examples, place, facts in _up_to_stop(windows):
                 self.counts.num_examples += window_size
                 if facts.num_items == 0 and self.skip_weightless:
@@ -158,6 +144,7 @@ class WindowStream(Generic[T]):
                     dummy = examples[0] if examples else self.first_example()
                 if self.balance is not None:
                     examples = balanced(examples, facts.counts, self.balance(step), self._group)
+                self._state = StreamState(step, place, self.counts.copy())
                 yield Window(
                     step=step,
                     epoch=epoch,
@@ -169,9 +156,27 @@ class WindowStream(Generic[T]):
                     num_items=facts.num_items,
                     num_tokens=facts.num_tokens,
                     digest=facts.digest,
-                    state=StreamState(step, place, self.counts.copy()),
+                    state=self._state,
                 )
                 step += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` takes. A collective: the states of all ranks, of which each takes its own.
+
+        Ask a `Pipeline` where one is used: the stream is ahead of it.
+        """
+        return gathered(self._state, self.ranks)
+
+    def load_state_dict(self, state: Mapping[str, Any], *, new_order: bool = False) -> None:
+        """Go on behind the window of a state, on any number of ranks; before the stream is iterated.
+
+        `new_order`: the examples come in another order than then, and the pass that was begun starts anew.
+
+        Raises:
+            KeyError, TypeError, ValueError: if it is no such thing.
+        """
+        self.start = self._state = of_this_rank(state, self.ranks, new_order=new_order)
+        self.counts = self.start.counts.copy()
 
     def bad_rows(self, counts: StreamCounts | None = None) -> Counter[str]:
         """The bad rows left out so far over all ranks, by their reason; or those of counts. A collective."""
@@ -181,7 +186,7 @@ class WindowStream(Generic[T]):
 
     # One common order
 
-    def _common_windows(self, pieces: Iterator[_Piece]) -> Iterator[_Part]:
+    def _common_windows(self, pieces: Iterator[PieceOfData]) -> Iterator[_Part]:
         counted = self._counted(pieces)
         while True:
             piece, facts = self._agree(counted, lambda piece: (piece.examples, piece.window_size))
@@ -195,51 +200,19 @@ class WindowStream(Generic[T]):
             assert piece is not None
             yield piece.epoch, piece.window_size, piece.examples, piece.places[0], facts
 
-    def _counted(self, pieces: Iterator[_Piece]) -> Iterator[_Piece]:
+    def _counted(self, pieces: Iterator[PieceOfData]) -> Iterator[PieceOfData]:
         for piece in pieces:
             self.counts.bad_rows += piece.bad_rows
             if not piece.ends_epoch:
                 yield piece
 
-    def _produce_common(self) -> Iterator[_Piece]:
-        for epoch, first in self._epochs():
-            bad_rows: Counter[str] = Counter()
-            window: list[tuple[str, T]] = []
-            is_empty = not self._was_begun(epoch)
-            place = first
-            after_last: Counter[str] = Counter()  # they are no part of the last window, behind which a run may go on
-            for block in self._order.blocks(epoch, first):
-                if not block.items:
-                    after_last = block.bad_rows
-                    break
-                bad_rows += block.bad_rows
-                for taken in range(block.skipped, len(block.items)):
-                    is_empty = False
-                    window.append(block.items[taken])
-                    if len(window) == self.effective_batch_size:
-                        place = block.after(taken + 1)
-                        yield self._common_piece(epoch, window, _taken(bad_rows), place)
-                        window = []
-                    elif taken + 1 == len(block.items):
-                        place = block.after(taken + 1)
-            if window:
-                yield self._common_piece(epoch, window, _taken(bad_rows), place)
-            if is_empty:
-                raise UserError(_EMPTY)
-            yield _Piece(epoch, (), after_last, (), ends_epoch=True)
-
-    def _common_piece(self, epoch: int, window: list[tuple[str, T]], bad_rows: Counter[str], place: Place) -> _Piece:
-        mine = window[self.ranks.index :: self.ranks.count]
-        examples = self._encoded(mine, epoch) if mine else ()
-        return _Piece(epoch, examples, bad_rows, (place,), window_size=len(window))
-
     # Shards of one's own
 
-    def _windows_of_shards(self, pieces: Iterator[_Piece]) -> Iterator[_Part]:
+    def _windows_of_shards(self, reader: Reader[T], pieces: Iterator[PieceOfData]) -> Iterator[_Part]:
         nothing: Counter[str] = Counter()
         ready: deque[tuple[Example, Place, Counter[str]]] = deque()
-        for epoch, first in self._epochs():
-            ended: _Piece | None = None
+        for epoch, first in reader.epochs():
+            ended: PieceOfData | None = None
             place = first if first != START else Place(epoch)
             quota = 0  # the first exchange of an epoch only announces
             while True:
@@ -249,7 +222,7 @@ class WindowStream(Generic[T]):
                     place = taken[-1][1]
                 self.counts.bad_rows += sum((bad_rows for _, _, bad_rows in taken), start=nothing)
 
-                def announce(epoch: int = epoch, mine: tuple[Example, ...] = mine) -> Iterator[_Piece]:
+                def announce(epoch: int = epoch, mine: tuple[Example, ...] = mine) -> Iterator[PieceOfData]:
                     nonlocal ended
                     while ended is None and len(ready) < self.effective_batch_size:
                         piece = next(pieces)
@@ -257,7 +230,7 @@ class WindowStream(Generic[T]):
                         of_each = [piece.bad_rows, *[nothing] * (len(piece.examples) - 1)]
                         ready.extend(zip(piece.examples, piece.places, of_each, strict=False))
                         ended = piece if piece.ends_epoch else None
-                    yield _Piece(epoch, mine, nothing, ())
+                    yield PieceOfData(epoch, mine, nothing, ())
 
                 # What is ready beyond a window depends on how far was read, and is nobody's business.
                 _, facts = self._agree(
@@ -265,36 +238,13 @@ class WindowStream(Generic[T]):
                 )
                 if facts.num_examples:
                     yield epoch, facts.num_examples, mine, place, facts
-                elif facts.is_end and not self._was_begun(epoch):
-                    raise UserError(_EMPTY)
+                elif facts.is_end and not reader.was_begun(epoch):
+                    raise UserError(EMPTY)
                 quotas = share_out(self.effective_batch_size, facts.announced)
                 if sum(quotas) == 0:
                     break
                 quota = quotas[self.ranks.index]
             self.counts.bad_rows += ended.bad_rows if ended is not None else nothing
-
-    def _produce_shards(self) -> Iterator[_Piece]:
-        for epoch, first in self._epochs():
-            bad_rows: Counter[str] = Counter()
-            for block in self._order.blocks(epoch, first):
-                bad_rows += block.bad_rows
-                for start in range(block.skipped, len(block.items), _ENCODE_CHUNK):
-                    chunk = block.items[start : start + _ENCODE_CHUNK]
-                    places = [block.after(taken) for taken in range(start + 1, start + len(chunk) + 1)]
-                    yield _Piece(epoch, self._encoded(chunk, epoch), _taken(bad_rows), places)
-            yield _Piece(epoch, (), _taken(bad_rows), (), ends_epoch=True)
-
-    # Reading
-
-    def _epochs(self) -> Iterable[tuple[int, Place]]:
-        """The epochs that are left, each with the place where its reading begins."""
-        first = self.start.place
-        epochs = count(first.epoch) if self.num_epochs is None else range(first.epoch, self.num_epochs)
-        return ((epoch, first if epoch == first.epoch else START) for epoch in epochs)
-
-    def _was_begun(self, epoch: int) -> bool:
-        """Whether an earlier stream has used examples of the epoch."""
-        return self.start.step > 0 and epoch == self.start.place.epoch
 
     def first_example(self) -> Example:
         """The first example in the order of the files.
@@ -305,21 +255,18 @@ class WindowStream(Generic[T]):
         in_file_order = Order(self.source, self.prepare, self.seed, 1, self.on_bad_row)
         for block in in_file_order.blocks(0):
             if block.items:
-                return self._encoded(block.items[:1], epoch=0)[0]
-        raise UserError(_EMPTY)
-
-    def _encoded(self, rows: Sequence[tuple[str, T]], epoch: int) -> tuple[Example, ...]:
-        examples = self.encode(rows)
-        return tuple(examples if self.draw is None else [self.draw(example, epoch) for example in examples])
+                (example,) = self.encode(block.items[:1])
+                return example if self.draw is None else self.draw(example, 0)
+        raise UserError(EMPTY)
 
     def _agree(
         self,
-        pieces: Iterator[_Piece],
-        describe: Callable[[_Piece], tuple[tuple[Example, ...], int]],
-    ) -> tuple[_Piece | None, Facts]:
+        pieces: Iterator[PieceOfData],
+        describe: Callable[[PieceOfData], tuple[tuple[Example, ...], int]],
+    ) -> tuple[PieceOfData | None, Facts]:
         """Take the next piece and tell the other ranks of it: its examples, and a number to announce."""
         error: Exception | None = None
-        piece: _Piece | None = None
+        piece: PieceOfData | None = None
         try:
             piece = next(pieces, None)
         except Exception as failure:
@@ -343,9 +290,3 @@ def _up_to_stop(windows: Iterator[_Part]) -> Iterator[_Part]:
         yield window
         if window[-1].is_stop_asked:
             return
-
-
-def _taken(counter: Counter[str]) -> Counter[str]:
-    taken = Counter(counter)
-    counter.clear()
-    return taken

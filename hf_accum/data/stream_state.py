@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_accum.data.shuffling import START, Place
+from hf_accum.distributed.ranks import Ranks
 
 
 @dataclass
@@ -45,3 +46,27 @@ class StreamState:
         """
         counts = StreamCounts(**{**value["counts"], "bad_rows": Counter(value["counts"]["bad_rows"])})
         return StreamState(int(value["step"]), Place.from_json(value["place"]), counts)
+
+
+def gathered(state: StreamState, ranks: Ranks) -> dict[str, Any]:
+    """The states of all ranks, as JSON has them. A collective."""
+    return {"ranks": ranks.gather_objects(state.as_json())}
+
+
+def of_this_rank(states: Mapping[str, Any], ranks: Ranks, *, new_order: bool = False) -> StreamState:
+    """Where this rank goes on, by what `gathered` gave.
+
+    On another number of ranks, with one common order, where rank 0 was; in a `new_order`, in which places mean
+    nothing, at the start of the pass.
+
+    Raises:
+        KeyError, TypeError, ValueError: if these are no states.
+    """
+    known = [StreamState.from_json(value) for value in states["ranks"]]
+    first = known[0]
+    if not new_order:
+        return known[ranks.index] if len(known) == ranks.count else first
+    counts = first.counts.copy()
+    if ranks.index:
+        counts.bad_rows.clear()  # they are summed over the ranks
+    return StreamState(first.step, Place(first.place.epoch), counts)

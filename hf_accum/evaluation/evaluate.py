@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from hf_accum.accumulation.capacity import WorkingCapacity
 from hf_accum.accumulation.example import Example, inputs_of
-from hf_accum.accumulation.losses import Objective
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.pipeline import to_device
 from hf_accum.data.stream import WindowStream
@@ -93,6 +92,15 @@ def check_best_metric(best_metric: str | None, figures: Mapping[str, Any]) -> No
         raise UserError(f"--best_metric {best_metric}: has to be one of {', '.join(sorted(known))}")
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """Of a batch: the summed loss, a scalar; predictions and references, a row for each example."""
+
+    loss: Tensor
+    predictions: Tensor
+    references: Tensor
+
+
 def run_over(
     model: nn.Module, stream: WindowStream[Any], forward: Callable[[Sequence[Example], int], R], cutter: Cutter
 ) -> tuple[list[R], float]:
@@ -120,9 +128,8 @@ def run_over(
 def evaluate_model(
     model: nn.Module,
     stream: WindowStream[Any],
-    collate: Callable[[Sequence[Example], int], tuple[Mapping[str, Tensor], Tensor]],
-    objective: Objective,
-    compact: Callable[[Tensor], Tensor],
+    collate: Callable[[Sequence[Example], int], Any],
+    predict: Callable[[nn.Module, Any], Predicted],
     metrics: Sequence[Metric],
     *,
     ranks: Ranks,
@@ -130,8 +137,8 @@ def evaluate_model(
 ) -> Metrics:
     """The loss and the metrics of a model over all examples of a stream, each used once.
 
-    `collate` makes the model's inputs and the labels of some examples, padded to a length; `compact` turns logits
-    into the little that the metrics need (class indices, say), which is all that the ranks exchange. The model is not
+    `collate` makes a batch of some examples, padded to a length; `predict` gives its summed loss, and of its logits
+    the little that the metrics need (class indices, say), which is all that the ranks exchange. The model is not
     the data-parallel wrapper, for ranks have different numbers of batches.
 
     Raises:
@@ -141,9 +148,8 @@ def evaluate_model(
     device = next(model.parameters()).device
 
     def forward(examples: Sequence[Example], length: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        inputs, labels = to_device(collate(examples, length), device)
-        logits = model(**inputs).logits
-        return objective(logits, labels).double().cpu(), compact(logits).cpu().numpy(), labels.cpu().numpy()
+        found = predict(model, to_device(collate(examples, length), device))
+        return found.loss.double().cpu(), found.predictions.cpu().numpy(), found.references.cpu().numpy()
 
     results, weight = run_over(model, stream, forward, cutter)
     losses = [loss for loss, _, _ in results]

@@ -2,18 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.errors import UserError
 from hf_accum.models.loading import build_without_weights, load_model
 from hf_accum.models.lora import add_lora, checkpoint_activations
+from hf_accum.models.saving import Processor
+from hf_accum.models.spec import ModelSpec
 from hf_accum.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -30,35 +33,34 @@ class Trainable:
         """Turn gradient checkpointing on.
 
         Raises:
-            ValueError: if the architecture has no support for it.
+            UserError: if the architecture has no support for it.
         """
         checkpoint_activations(self.base)
 
 
 def load_trainable(
-    auto_class: Any,
-    name: str,
-    tokenizer: "PreTrainedTokenizerBase | None",
+    spec: ModelSpec,
+    processor: Processor,
     config: RecipeConfig,
     *,
-    task_type: str | None,
-    precision: str,
+    precision: str = "no",
     device: torch.device,
-    replace_head: bool = False,
-    **config_values: Any,
 ) -> Trainable:
-    """Load `name` by a transformers Auto class, with `config_values` in its config, and put adapters on.
+    """Load a model with its weights, and put adapters on.
 
-    `task_type` is peft's, as SEQ_CLS; of models of images it has none. What is new (a head, the adapters) is the same
-    for the same seed. With `replace_head` a head for other labels is new too.
+    What is new (a head, the adapters) is the same for the same seed. The `processor` makes the model's inputs;
+    where it is a tokenizer it has to be that of the model.
 
     Raises:
-        ValueError: as `load_model` and `add_lora` do.
+        UserError: as `load_model` and `add_lora` do; if the spec needs weights that there are none of.
     """
+    from transformers import PreTrainedTokenizerBase
+
+    tokenizer = processor if isinstance(processor, PreTrainedTokenizerBase) else None
     torch.manual_seed(derive_seed(config.seed, "model"))
     pretrained = load_model(
-        auto_class,
-        name,
+        spec.auto_class,
+        spec.name,
         tokenizer,
         max_length=config.max_length,
         dropout=config.dropout,
@@ -66,45 +68,45 @@ def load_trainable(
         quantization=config.quantization,
         precision=precision,
         device=device,
-        replace_head=replace_head,
-        **config_values,
+        replace_head=spec.replace_head,
+        **spec.config_values,
     )
-    model = _with_adapters(pretrained.model, config, task_type, pretrained.new_modules)
+    if spec.has_to_be and pretrained.new_modules:
+        raise UserError(
+            f"`model` {spec.name}: has to be {spec.has_to_be}: it has no weights for "
+            f"{', '.join(pretrained.new_modules)}"
+        )
+    model = _with_adapters(spec, pretrained.model, config, pretrained.new_modules)
     model.to(device)
+    if spec.prepare is not None:
+        spec.prepare(pretrained.model)
     return Trainable(model, pretrained.model, pretrained.new_modules)
 
 
-def without_weights(
-    auto_class: Any, name: str, config: RecipeConfig, *, task_type: str | None, **config_values: Any
-) -> nn.Module:
+def without_weights(spec: ModelSpec, config: RecipeConfig) -> nn.Module:
     """The same model on `meta`, from its config alone, checkpointed where the flags say so: for a plan.
 
     Raises:
-        ValueError: as `build_without_weights` and `add_lora` do; if it cannot be checkpointed.
+        UserError: as `build_without_weights` and `add_lora` do; if it cannot be checkpointed.
     """
     base = build_without_weights(
-        auto_class,
-        name,
+        spec.auto_class,
+        spec.name,
         max_length=config.max_length,
         dropout=config.dropout,
         doors=config.doors,
         quantization=config.quantization,
-        **config_values,
+        **spec.config_values,
     )
-    model = _with_adapters(base, config, task_type)
+    model = _with_adapters(spec, base, config)
+    if spec.prepare is not None:
+        spec.prepare(base)
     if config.gradient_checkpointing is True:
         checkpoint_activations(base)
     return model
 
 
 def _with_adapters(
-    base: "PreTrainedModel", config: RecipeConfig, task_type: str | None, new_modules: Sequence[str] = ()
+    spec: ModelSpec, base: "PreTrainedModel", config: RecipeConfig, new_modules: Sequence[str] = ()
 ) -> nn.Module:
-    return add_lora(
-        base,
-        config.lora,
-        task_type=task_type,
-        new_modules=new_modules,
-        dropout=config.dropout,
-        fused=config.fast_kernels,
-    )
+    return add_lora(base, config.lora, task_type=spec.task_type, new_modules=new_modules, dropout=config.dropout)

@@ -22,6 +22,8 @@ from hf_accum.run.training_state import TrainingState
 
 _STATE, _TENSORS = "state.json", "training_state.safetensors"
 _PREFIX = "step-"
+_FORMAT = 2
+"""Of `state.json`. The first one had no number: fused LoRA layers, and dropout masks from fewer random bits."""
 _SECONDS_BETWEEN_TRIES = (5.0, 20.0)
 
 
@@ -50,9 +52,27 @@ class BestCheckpoint:
             self.num_evaluations_since += 1
         return is_better
 
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` takes."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; by another metric there is no best one yet.
+
+        Raises:
+            KeyError: if it is no such thing.
+        """
+        if state["metric"] == self.metric:
+            self.value, self.step = state["value"], state["step"]
+            self.num_evaluations_since = state["num_evaluations_since"]
+
     def is_beaten_for(self, patience: int | None) -> bool:
         """Whether the last `patience` evaluations brought nothing better; never without a patience."""
         return patience is not None and self.num_evaluations_since >= patience
+
+
+class OtherFormat(UserError):
+    """A checkpoint of another version of this package; the message says which, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +215,7 @@ class Checkpoints:
         of_weights.mkdir()
         write_model(self.model, self.processor, of_weights, weights)
         save_file(dict(state.tensors), folder / _TENSORS)
-        text = json.dumps({**numbers, "training": state.numbers}, indent=1)
+        text = json.dumps({"format": _FORMAT, **numbers, "training": state.numbers}, indent=1)
         (folder / _STATE).write_text(text + "\n", encoding="utf-8")
         write_manifest(folder)
 
@@ -236,6 +256,7 @@ def load(path: Path) -> Loaded:
 
     Raises:
         Damaged: if it is not as it was written.
+        OtherFormat: if another version of this package wrote it.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -243,8 +264,16 @@ def load(path: Path) -> Loaded:
     check_manifest(path)
     try:
         numbers = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        int(numbers["step"])
+        step = int(numbers["step"])
+        if numbers.get("format") != _FORMAT:
+            raise OtherFormat(
+                f"the checkpoint {path} was saved by another version of hf-accum (format {numbers.get('format', 1)}, "
+                f"and here it is {_FORMAT}), which would not go on to the same weights after step {step}: finish the "
+                "run with that version, or `resume never` starts anew, and keeps the earlier run beside"
+            )
         return Loaded(path, numbers, load_file(path / _TENSORS))
+    except OtherFormat:
+        raise
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise Damaged(f"{path.name} cannot be read ({first_line(error)})") from error
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from hf_accum.accumulation.window import Window
+from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.serialization import as_dict
 from hf_accum.data.stream_state import StreamCounts
@@ -73,7 +73,7 @@ class StepMetrics:
 class _Pending:
     """A step whose numbers are still on the devices of their ranks."""
 
-    window: Window
+    execution: WindowExecution
     loss_sum: Tensor | float
     grad_norm: Tensor | float
     learning_rate: float
@@ -142,13 +142,15 @@ class RunLog:
         self.say(description)
         self._step_started = time.perf_counter()
 
-    def step(self, window: Window, grad_norm: Tensor | float | None, learning_rate: Tensor | float) -> None:
+    def step(
+        self, execution: WindowExecution, grad_norm: Tensor | float | None, learning_rate: Tensor | float
+    ) -> None:
         """Take note of an optimizer step that has been queued."""
         now = time.perf_counter()
         self._pending.append(
             _Pending(
-                window,
-                window.loss_sum(),
+                execution,
+                execution.loss_sum(),
                 math.nan if grad_norm is None else grad_norm,
                 float(learning_rate),
                 now - self._step_started,
@@ -156,6 +158,7 @@ class RunLog:
             )
         )
         self._step_started = now
+        window = execution.window
         self._last_step = window.step
         if self._display is not None:
             self._display.update(self._task, completed=window.step, left=self._time_left(window.step))
@@ -173,12 +176,12 @@ class RunLog:
         for p, loss_sum in zip(pending, loss_sums, strict=True):
             numbers += [
                 float_bits(loss_sum),
-                p.window.num_padded_tokens,
-                p.window.num_micro_batches,
+                p.execution.num_padded_tokens,
+                p.execution.num_micro_batches,
                 float_bits(p.step_seconds + waited),
                 p.peak_memory_bytes,
-                p.window.num_oom_replays,
-                float_bits(p.window.seconds_waited),
+                p.execution.num_oom_replays,
+                float_bits(p.execution.seconds_waited),
             ]
         width = len(numbers) // len(pending)
         everyone = self.ranks.gather(numbers)
@@ -187,14 +190,14 @@ class RunLog:
             for i, p in enumerate(pending):
                 columns = list(zip(*(rank[i * width : (i + 1) * width] for rank in everyone), strict=True))
                 lines.append(_merge(p, columns))
-                self._say_replays(lines[-1], p.window)
+                self._say_replays(lines[-1], p.execution)
             self._write(lines)
         # The time that writing takes is nobody's step.
         self._step_started = time.perf_counter()
 
-    def _say_replays(self, line: StepMetrics, window: Window) -> None:
+    def _say_replays(self, line: StepMetrics, execution: WindowExecution) -> None:
         if line.num_oom_replays and not self._num_oom_replays:  # the others are counted
-            what = window.last_replay or "memory ran out on another rank: its window starts anew in smaller pieces"
+            what = execution.last_replay or "memory ran out on another rank: its window starts anew in smaller pieces"
             self.say(f"step {line.step}: {what}; the gradient is the same")
         self._num_oom_replays += line.num_oom_replays
 
@@ -302,7 +305,7 @@ class RunLog:
 def _merge(pending: _Pending, columns: Sequence[Sequence[int]]) -> StepMetrics:
     losses, padded, micro_batches, seconds, memory, replays, waited = columns
     step_seconds = max(map(bits_float, seconds))
-    window = pending.window
+    window = pending.execution.window
     return StepMetrics(
         step=window.step,
         epoch=window.epoch,

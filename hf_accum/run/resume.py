@@ -4,20 +4,17 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from hf_accum.accumulation.splitting import Cutter
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.serialization import as_dict
-from hf_accum.data.shuffling import Place
-from hf_accum.data.stream_state import StreamState
 from hf_accum.distributed.collectives import on_all_ranks
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
 from hf_accum.models.saving import load_weights, weights_folder
-from hf_accum.run.checkpoint import BestCheckpoint, Checkpoints, Loaded, load, load_latest
+from hf_accum.run.checkpoint import Checkpoints, Loaded, load, load_latest
 from hf_accum.run.manifest import Damaged
 from hf_accum.run.training_state import Stateful, put_back, take_state
 from hf_accum.seeding import derive_seed
@@ -66,11 +63,6 @@ class Resumed:
     def step(self) -> int:
         """After which the run goes on; 0: it starts anew."""
         return 0 if self.loaded is None else self.loaded.step
-
-    @property
-    def num_skips(self) -> int:
-        """Windows that were left out as their gradient was not finite."""
-        return 0 if self.loaded is None else int(self.loaded.numbers["num_skips"])
 
 
 def facts_of_run(
@@ -159,21 +151,24 @@ def _compare(
     return {name for name, _, _ in changed}
 
 
-def stream_state(resumed: Resumed, ranks: Ranks) -> StreamState | None:
-    """Where this rank's stream goes on; None: at the beginning.
+class HasState(Protocol):
+    """What goes on from a state: a stream of windows, a cutter, the check for non-finite gradients, the best one."""
 
-    On another number of ranks, with one common order, where rank 0 was; in another order, at the start of the pass.
-    """
-    if resumed.loaded is None:
-        return None
-    states = [StreamState.from_json(value) for value in resumed.loaded.numbers["streams"]]
-    first = states[0]
-    if not resumed.starts_pass_anew:
-        return states[ranks.index] if len(states) == ranks.count else first
-    counts = first.counts.copy()
-    if ranks.index:
-        counts.bad_rows.clear()  # they are summed over the ranks
-    return StreamState(first.step, Place(first.place.epoch), counts)
+    def state_dict(self) -> dict[str, Any]:
+        """Values that JSON can hold."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Go on from them."""
+        ...
+
+
+class Windows(HasState, Protocol):
+    """A stream of windows, whose state is that of all ranks."""
+
+    def load_state_dict(self, state: Mapping[str, Any], /, *, new_order: bool = False) -> None:
+        """Go on from it; in a new order at the start of the pass."""
+        ...
 
 
 @dataclass
@@ -189,8 +184,10 @@ class RunState:
     optimizer: Stateful
     scheduler: Stateful
     scaler: Stateful | None
-    cutter: Cutter
-    best: BestCheckpoint
+    windows: Windows
+    cutter: HasState
+    nonfinite: HasState
+    best: HasState
     device: str
     limit_bytes: int
 
@@ -202,44 +199,41 @@ class RunState:
         """Make it that of a checkpoint; the weights on rank 0 only, which are to be broadcast then.
 
         Raises:
-            ValueError: if the checkpoint is of another base model, or of another optimizer.
+            UserError: if the checkpoint is of another base model, or of another optimizer.
         """
         loaded = resumed.loaded
         if loaded is None:
             return
-        if loaded.numbers["base"] != self._base and not resumed.base_may_differ:
+        numbers = loaded.numbers
+        if numbers["base"] != self._base and not resumed.base_may_differ:
             raise UserError(
                 f"the checkpoint {loaded.path} was trained on another base model: the weights that are not trained "
-                "differ; give --model and --revision of then, or --resume never; --allow_changes base goes on all "
+                "differ; give `model` and `revision` of then, or `resume never`; `allow_changes base` goes on all "
                 "the same"
             )
         if self.ranks.index == 0:
             load_weights(self.model, loaded.path / weights_folder(self.model))
         put_back(loaded.state, self.model, self.optimizer, self.scheduler, self.scaler)
-        saved = loaded.numbers["best"]
-        if saved["metric"] == self.best.metric:
-            self.best.value, self.best.step = saved["value"], saved["step"]
-            self.best.num_evaluations_since = saved["num_evaluations_since"]
-        if len(loaded.numbers["cutters"]) == self.ranks.count:
-            mine = loaded.numbers["cutters"][self.ranks.index]
-            asked = [
-                loaded.numbers["facts"]["settings"].get(name) == self.facts["settings"][name] for name in _CUT_BY
-            ]
+        self.windows.load_state_dict(numbers["windows"], new_order=resumed.starts_pass_anew)
+        self.nonfinite.load_state_dict(numbers["nonfinite"])
+        self.best.load_state_dict(numbers["best"])
+        if len(numbers["cutters"]) == self.ranks.count:
+            mine = numbers["cutters"][self.ranks.index]
+            asked = [numbers["facts"]["settings"].get(name) == self.facts["settings"][name] for name in _CUT_BY]
             if all(asked) and mine["device"] == self.device and self.limit_bytes >= _AS_MUCH * mine["limit_bytes"]:
-                self.cutter.restore(mine["cutter"])
+                self.cutter.load_state_dict(mine["cutter"])
 
-    def save(self, state: StreamState, checkpoints: Checkpoints, num_skips: int = 0) -> None:
-        """Begin to save it, as it is behind a window, and how many windows were left out. A collective."""
-        mine = {"cutter": self.cutter.as_json(), "device": self.device, "limit_bytes": self.limit_bytes}
-        everyone = self.ranks.gather_objects((state.as_json(), mine))
+    def save(self, step: int, checkpoints: Checkpoints) -> None:
+        """Begin to save it, as it is behind the window of a step. A collective."""
+        mine = {"cutter": self.cutter.state_dict(), "device": self.device, "limit_bytes": self.limit_bytes}
         numbers = {
-            "step": state.step,
+            "step": step,
             "facts": self.facts,
             "base": self._base,
-            "streams": [stream for stream, _ in everyone],
-            "cutters": [of_rank for _, of_rank in everyone],
-            "best": dict(vars(self.best)),
-            "num_skips": num_skips,
+            "windows": self.windows.state_dict(),
+            "cutters": self.ranks.gather_objects(mine),
+            "nonfinite": self.nonfinite.state_dict(),
+            "best": self.best.state_dict(),
         }
         if checkpoints.is_main:
             checkpoints.save(take_state(self.model, self.optimizer, self.scheduler, self.scaler), numbers)

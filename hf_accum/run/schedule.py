@@ -1,4 +1,9 @@
-"""How many optimizer steps a run makes."""
+"""How many optimizer steps a run makes, and the learning rate in each."""
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from hf_accum.config.recipe import RecipeConfig
 
 
 def count_steps(
@@ -13,3 +18,10 @@ def count_steps(
     if num_epochs is not None and num_examples is not None:
         limits.append(num_epochs * -(-num_examples // effective_batch_size))
     return min(limits)
+
+
+def build_scheduler(optimizer: Optimizer, config: RecipeConfig, num_steps: int) -> LRScheduler:
+    """The schedule of the learning rate, stepped once for each optimizer step that was made."""
+    from transformers import get_scheduler
+
+    return get_scheduler(config.lr_scheduler, optimizer, round(config.warmup_ratio * num_steps), num_steps)

@@ -1,6 +1,6 @@
 """What a run is about to do, in words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.data.split import SplitData
 from hf_accum.models.batch_norm import has_frozen_statistics
 from hf_accum.models.lora import count_parameters
+from hf_accum.models.trainable import Trainable
 from hf_accum.run.resume import Resumed
 from hf_accum.tuner.search import Tuning
 
@@ -19,27 +21,25 @@ if TYPE_CHECKING:
 
 def describe_run(
     config: RecipeConfig,
+    data: SplitData,
     *,
-    num_train: int | None,
-    num_held_out: int | None,
-    bad_rows: Mapping[str, int],
-    notes: Sequence[str] = (),
+    trainable: Trainable,
     num_steps: int,
-    model: nn.Module,
-    new_modules: Sequence[str],
     accelerator: "Accelerator",
     tunings: Sequence[Tuning],
     earlier: Path | None,
     resumed: Resumed | None = None,
 ) -> str:
     """Lines for the user, before the first step: model, data, effective batch, its cut, steps, last window."""
-    trainable, total = count_parameters(model)
+    model, num_train = trainable.model, data.num_train
+    num_trained, total = count_parameters(model)
     ranks = accelerator.num_processes
     batch = config.effective_batch_size
     how = f"LoRA of rank {config.lora.rank}" if config.lora.rank else "full fine-tuning"
-    new = f"; new, without pretrained weights: {', '.join(new_modules)}" if new_modules else ""
+    new_modules = ", ".join(trainable.new_modules)
+    new = f"; new, without pretrained weights: {new_modules}" if new_modules else ""
     lines = [
-        f"model      {how}: {trainable:,} of {total:,} parameters are trained ({trainable / total:.2%}){new}",
+        f"model      {how}: {num_trained:,} of {total:,} parameters are trained ({num_trained / total:.2%}){new}",
         f"ranks      {ranks} on {accelerator.device.type}, precision {accelerator.mixed_precision}",
         (
             f"window     {batch} examples per optimizer step over all ranks, cut into micro-batches that fit; the "
@@ -52,7 +52,7 @@ def describe_run(
     if num_train is None:
         lines.append(f"steps      {num_steps:,}, over as many passes as they take")
     else:
-        held_out = "" if num_held_out is None else f", {num_held_out:,} held out"
+        held_out = "" if data.num_held_out is None else f", {data.num_held_out:,} held out"
         lines.insert(0, f"data       {num_train:,} examples to train on{held_out}")
         rest = num_train % batch
         last = "the windows of a pass come out even"
@@ -62,8 +62,8 @@ def describe_run(
             last = f"the last window of a pass has {rest} examples and is used with its true weight"
         passes = num_steps / -(-num_train // batch)
         lines.append(f"steps      {num_steps:,}, about {passes:.2f} passes over the data; {last}")
-    lines += [f"note       {note}" for note in notes]
-    lines += [f"left out: {number:,} bad rows ({reason})" for reason, number in bad_rows.items()]
+    lines += [f"note       {note}" for note in data.notes]
+    lines += [f"left out: {number:,} bad rows ({reason})" for reason, number in data.bad_rows.items()]
     of_batches = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if of_batches and has_frozen_statistics(model):
         lines.append(

@@ -112,11 +112,10 @@ class Tracer:
                     for num_examples, length in points:
                         live.timeline = []
                         with _nothing_masked() if num_examples == 1 else nullcontext():
-                            with work.autocast(cpu):
-                                loss = work.loss(work.model, num_examples, length, cpu)
+                            loss, batch = work.forward(num_examples, length, cpu)
                             forward_end = len(live.timeline) - 1
                             loss.backward()
-                            del loss
+                            del loss, batch
                             training, live.timeline = live.timeline, []
                             work.evaluate(num_examples, length, cpu)
                         traces.append(Trace(num_examples, length, training, forward_end, live.timeline))

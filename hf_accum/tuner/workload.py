@@ -3,38 +3,71 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hf_accum.accumulation.example import TOKENS, Lengths
+from hf_accum.config.recipe import RecipeConfig
 from hf_accum.models.modes import keeping_modes
+from hf_accum.models.optimizer import build_optimizer
+from hf_accum.models.spec import ModelSpec
+from hf_accum.models.trainable import without_weights
 
-Loss = Callable[[nn.Module, int, int, torch.device], Tensor]
 
+class Computation(Protocol):
+    """What a task computes with a model, by the very functions that the training and the evaluation call."""
 
-Predict = Callable[[nn.Module, int, int, torch.device], object]
+    @property
+    def max_length(self) -> int:
+        """Of an example, in its unit."""
+        ...
+
+    @property
+    def lengths(self) -> Lengths:
+        """What a length is counted in, and whether all examples have the same."""
+        ...
+
+    @property
+    def num_parts(self) -> int:
+        """In how many parts an example goes through the model: 2 for a pair of texts, as a rule 1."""
+        ...
+
+    def summed_loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The loss of a batch, summed over its items: a scalar in float32 (float64 for float64 logits)."""
+        ...
+
+    def predict(self, model: nn.Module, batch: Any) -> object:
+        """What an evaluation keeps of a batch."""
+        ...
+
+    def dummy_batch(self, model: nn.Module, num_examples: int, length: int, device: torch.device) -> Any:
+        """A batch of made-up examples, for the worst case: all labels count, padding is there if it can be.
+
+        The same operations at any size: a trace compares them one by one.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a rank computes for one window, on made-up examples: any number, of any length.
+    """A model, its optimizer, the forwards of training and evaluation, and made-up batches for them.
 
-    `loss(model, num_examples, length, device)` runs a forward on the worst case (all labels active, padding
-    there) and returns the summed loss, which is then run backward. `predict`, of the same arguments, is the
-    forward of evaluation. `optimizer(model)` makes the optimizer that training will use. `max_length` is the
-    longest length that training allows; `lengths` say what it is counted in, and whether all examples have it.
-    `precision` is accelerate's: no, bf16 or fp16. Where examples go through the model in several parts (the texts of
-    a pair), `num_parts` says in how many: what is called an example here is a part of one. `assumed` says what was
-    taken for granted where only the data tells.
+    `summed_loss(model, batch)` is what training runs forward and backward, `predict(model, batch)` the forward of
+    evaluation; `make_batch(num_examples, length, device)` makes a batch. `optimizer(model)` makes the optimizer that
+    training will use. `max_length` is the longest length that training allows; `lengths` say what it is counted in,
+    and whether all examples have it. `precision` is accelerate's: no, bf16 or fp16. Where examples go through the
+    model in several parts (the texts of a pair), `num_parts` says in how many: what is called an example here is a
+    part of one. `assumed` says what was taken for granted where only the data tells.
     """
 
     model: nn.Module
     optimizer: Callable[[nn.Module], Optimizer]
-    loss: Loss
-    predict: Predict
+    summed_loss: Callable[[nn.Module, Any], Tensor]
+    predict: Callable[[nn.Module, Any], object]
+    make_batch: Callable[[int, int, torch.device], Any]
     max_length: int
     lengths: Lengths = TOKENS
     precision: str = "no"
@@ -46,14 +79,50 @@ class Workload:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
         return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
+    def forward(self, num_examples: int, length: int, device: torch.device) -> tuple[Tensor, Any]:
+        """The summed loss of a micro-batch, and the batch, which is there until the backward is through."""
+        batch = self.make_batch(num_examples, length, device)
+        with self.autocast(device):
+            return self.summed_loss(self.model, batch), batch
+
     def forward_backward(self, num_examples: int, length: int, device: torch.device) -> None:
         """One micro-batch, its gradients added to those there are."""
-        with self.autocast(device):
-            loss = self.loss(self.model, num_examples, length, device)
+        loss, _batch = self.forward(num_examples, length, device)
         loss.backward()
 
     def evaluate(self, num_examples: int, length: int, device: torch.device) -> None:
         """One micro-batch of evaluation, the model in eval mode."""
-        with keeping_modes(self.model), torch.inference_mode(), self.autocast(device):
+        with keeping_modes(self.model), torch.inference_mode():
             self.model.eval()
-            self.predict(self.model, num_examples, length, device)
+            batch = self.make_batch(num_examples, length, device)
+            with self.autocast(device):
+                self.predict(self.model, batch)
+
+
+def workload_of(
+    model: nn.Module, task: Computation, config: RecipeConfig, precision: str = "no", assumed: str = ""
+) -> Workload:
+    """What a run with these flags computes with a model for a task."""
+    return Workload(
+        model,
+        lambda model: build_optimizer(model, config.learning_rate, config.weight_decay),
+        task.summed_loss,
+        task.predict,
+        lambda num_examples, length, device: task.dummy_batch(model, num_examples, length, device),
+        task.max_length,
+        task.lengths,
+        precision,
+        task.num_parts,
+        assumed,
+    )
+
+
+def planned(
+    spec: ModelSpec, task: Computation, config: RecipeConfig, precision: str = "no", assumed: str = ""
+) -> Workload:
+    """The same of a model without weights, from its config alone: for a plan.
+
+    Raises:
+        UserError: as `without_weights` does.
+    """
+    return workload_of(without_weights(spec, config), task, config, precision, assumed)

@@ -109,6 +109,22 @@ def _places(passage: Passage, num_new_tokens: int) -> tuple[int, int]:
     return start, start + int(others[0]) if len(others) else len(passage.tokens)
 
 
+def samples_of(
+    data: SplitData,
+    tokenizer: "PreTrainedTokenizerBase",
+    number: int,
+    num_new_tokens: int,
+    on_bad_row: Any,
+    run: Any,
+) -> "Samples":
+    """Of the first held-out passages of a dataset, on rank 0; on the other ranks, and of a number of 0, of none.
+
+    `run` has the `ranks` and the `folder`.
+    """
+    passages = first_held_out(data, number, on_bad_row) if run.ranks.index == 0 and number else []
+    return Samples(passages, tokenizer, num_new_tokens, run.folder)
+
+
 @dataclass(frozen=True)
 class Samples:
     """Generates samples on one rank, tells of them, and keeps them in a run's folder, in `samples.jsonl`."""
@@ -124,6 +140,8 @@ class Samples:
 
         One for which memory does not suffice is left out, which is said: it is no reason to end a run.
         """
+        if not self.passages:
+            return
         samples: list[tuple[int, Sample]] = []
         for number, passage in enumerate(self.passages, 1):
             try:

@@ -1,14 +1,14 @@
 """Causal language modelling: passages to examples, examples to a batch, tokens predicted from those before them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_accum.accumulation.example import Example
+from hf_accum.accumulation.example import TOKENS, Example, Lengths
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.source import Row
 from hf_accum.data.stream import WindowStream
@@ -20,13 +20,20 @@ from hf_accum.tasks.language_modeling.chunked_loss import (
     TOLERANCE,
     ChunkedCrossEntropy,
     Targets,
+    made_up_targets,
+    output_layer,
     probe,
     with_output_layer,
 )
-from hf_accum.tasks.language_modeling.perplexity import evaluate_tokens
-from hf_accum.tasks.tokenization import pad
+from hf_accum.tasks.language_modeling.perplexity import check_token_metric, evaluate_tokens
+from hf_accum.tasks.tokenization import made_up_inputs, pad
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ACCURACY = "next_token_accuracy"
+Batch = tuple[dict[str, Tensor], Targets]
+"""The model's inputs, and the tokens to predict."""
 
 
 def check_causal(model: nn.Module, name: str) -> None:
@@ -66,8 +73,12 @@ def _sees_later_tokens(model: nn.Module) -> bool:
 class CausalTexts:
     """Passages; the weight of an example is the number of its tokens that are predicted."""
 
+    tokenizer: "PreTrainedTokenizerBase | None"
+    """None: for a plan, which has no texts."""
     objective: ChunkedCrossEntropy
-    pad_token_id: int
+    max_length: int
+    lengths: Lengths = field(default=TOKENS, init=False)
+    num_parts: int = field(default=1, init=False)
 
     def prepare(self, row: Row) -> Passage:
         """The passage of a row."""
@@ -83,12 +94,12 @@ class CausalTexts:
             examples.append(Example(example_id, length, weight, features, passage.num_truncated))
         return examples
 
-    def collate(self, examples: Sequence[Example], length: int | None = None) -> tuple[dict[str, Tensor], Targets]:
+    def collate(self, examples: Sequence[Example], length: int | None = None) -> Batch:
         """The model's inputs, (num_examples, length) each, and the tokens to predict, on the CPU; as `pad` does.
 
         A token is predicted where the one before it is read.
         """
-        inputs = pad(examples, self.pad_token_id, length)
+        inputs = pad(examples, self.tokenizer, length)
         width = inputs["input_ids"].shape[1]
         positions = [row * width + example.features["places"] - 1 for row, example in enumerate(examples)]
         tokens = [example.features["input_ids"][example.features["places"]] for example in examples]
@@ -96,10 +107,32 @@ class CausalTexts:
             torch.from_numpy(np.concatenate(positions)), torch.from_numpy(np.concatenate(tokens).astype(np.int64))
         )
 
+    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of the targets, summed, in chunks."""
+        inputs, targets = batch
+        return self.objective(output_layer(model), model(**inputs).logits, targets)
+
+    def predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The summed losses of the targets in chunks, and how many of each are guessed right."""
+        inputs, targets = batch
+        return self.objective.judge(output_layer(model), model(**inputs).logits, targets)
+
+    def dummy_batch(self, model: nn.Module, num_examples: int, length: int, device: torch.device) -> Batch:
+        """Texts of nothing, of which all tokens are predicted."""
+        targets = made_up_targets(1.0, num_examples, length, self.objective.chunk_size, device)
+        return made_up_inputs(model, num_examples, length, device), targets
+
+    def check_metrics(self, best_metric: str | None) -> None:
+        """Refuse a metric that an evaluation has no figure of.
+
+        Raises:
+            UserError: naming those that it has.
+        """
+        check_token_metric(best_metric, ACCURACY)
+
     def evaluate(
         self, model: nn.Module, held_out: WindowStream[Any], *, ranks: Ranks, cutter: Cutter
     ) -> dict[str, Any]:
         """The mean loss of predicted tokens, its exponential, and the share that is guessed right. A collective."""
-        return evaluate_tokens(
-            model, held_out, self.collate, self.objective, accuracy=ACCURACY, ranks=ranks, cutter=cutter
-        )
+        how = {"accuracy": ACCURACY, "ranks": ranks, "cutter": cutter}
+        return evaluate_tokens(model, held_out, self.collate, self.predict, **how)

@@ -5,24 +5,19 @@ keeps nothing of a chunk for the backward, which multiplies it again. The sum ov
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.utils.checkpoint import checkpoint
+from torch.autograd import Function
 
 from hf_accum.errors import UserError
 from hf_accum.models.modes import not_training
-from hf_accum.tasks.tokenization import made_up_inputs
-from hf_accum.tuner.workload import Workload
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 TOLERANCE = 1e-3
 """Of logits, by their largest: those that are the same differ by rounding, which is far less."""
@@ -35,6 +30,8 @@ class Targets(NamedTuple):
 
     positions: Tensor
     tokens: Tensor
+    most_chunks: int | None = None
+    """That are computed, of made-up ones; None: all."""
 
 
 def stop_before_output_layer(model: nn.Module) -> nn.Linear:
@@ -98,7 +95,8 @@ def output_layer(model: nn.Module) -> nn.Linear:
     Raises:
         ValueError: if there is none, or an adapter sits on it.
     """
-    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    found: Any = model
+    layer = found.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if isinstance(getattr(layer, "base_layer", None), nn.Linear):  # peft's
         name = next(name for name, module in model.named_modules() if module is layer)
         raise UserError(
@@ -136,11 +134,10 @@ def _as_it_is(input: Tensor) -> Tensor:
 class ChunkedCrossEntropy:
     """Cross-entropy over the vocabulary, one item per target; `chunk_size` targets at a time.
 
-    `hidden` are the inputs of the output `layer`, (num_examples, length, width). `precision` is accelerate's: in it
-    the layer multiplies; the rest is in float32.
+    `hidden` are the inputs of the model's output layer, (num_examples, length, width). `precision` is accelerate's:
+    in it the layer multiplies; the rest is in float32.
     """
 
-    layer: nn.Linear
     chunk_size: int = 1024
     precision: str = "no"
 
@@ -148,73 +145,105 @@ class ChunkedCrossEntropy:
         if self.chunk_size < 1:
             raise UserError(f"chunk size {self.chunk_size}: has to be at least 1")
 
-    def __call__(self, hidden: Tensor, targets: Targets) -> Tensor:
-        """The summed cross-entropy."""
-        return torch.stack([self.of_chunk(*of_chunk) for of_chunk in self._chunks(hidden, targets)]).sum()
-
-    def of_chunk(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Of the inputs of the layer for some targets, (num_targets, width), and their tokens: the summed loss."""
-        loss = checkpoint(self._loss, hidden, tokens, use_reentrant=False, preserve_rng_state=False)
-        assert isinstance(loss, Tensor)
-        return loss
+    def __call__(self, layer: nn.Linear, hidden: Tensor, targets: Targets) -> Tensor:
+        """The summed cross-entropy, a scalar."""
+        states = _states_of(hidden, targets)
+        return _Loss.apply(states, layer.weight, layer.bias, targets, self)
 
     @torch.no_grad()
-    def judge(self, hidden: Tensor, targets: Targets) -> tuple[float, int]:
-        """The summed cross-entropy, and for how many targets the most likely token is the right one."""
-        loss, num_right = 0.0, 0
-        for of_chunk, tokens in self._chunks(hidden, targets):
-            logits = self._logits(of_chunk)
-            loss += float(F.cross_entropy(logits, tokens, reduction="sum"))
-            num_right += int((logits.argmax(-1) == tokens).sum())
-        return loss, num_right
+    def judge(self, layer: nn.Linear, hidden: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Of each chunk the summed cross-entropy, and for how many targets the most likely token is the right one."""
+        losses, num_right = [], []
+        weight, bias = self.cast(layer.weight), self.cast(layer.bias)
+        for states, tokens in self.chunks(_states_of(hidden, targets), targets):
+            logits = self.logits(states, weight, bias)
+            num_right.append((logits.argmax(-1) == tokens).sum())
+            losses.append(_summed_loss(logits, tokens))
+        return torch.stack(losses), torch.stack(num_right)
 
-    def _chunks(self, hidden: Tensor, targets: Targets) -> Iterator[tuple[Tensor, Tensor]]:
-        of_targets = hidden.reshape(-1, hidden.shape[-1]).index_select(0, targets.positions)
-        return zip(of_targets.split(self.chunk_size), targets.tokens.split(self.chunk_size), strict=True)
+    def chunks(self, states: Tensor, targets: Targets) -> Iterator[tuple[Tensor, Tensor]]:
+        """The states of targets, and their tokens, so many at a time."""
+        every = zip(states.split(self.chunk_size), targets.tokens.split(self.chunk_size), strict=True)
+        return islice(every, targets.most_chunks)
 
-    def _loss(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        return F.cross_entropy(self._logits(hidden), tokens, reduction="sum")
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        weight, bias = self.layer.weight, self.layer.bias
+    def cast(self, weight: Tensor | None) -> Tensor | None:
+        """A weight as the layer multiplies by it: once for all chunks."""
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
-        if dtype is None:
-            logits = F.linear(hidden.to(weight.dtype), weight, bias)
-        else:
-            with torch.autocast(hidden.device.type, dtype):
-                logits = F.linear(hidden, weight, bias)
+        return weight if dtype is None or weight is None else weight.to(dtype)
+
+    def logits(self, states: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """(num_targets, vocabulary), in float32 (float64 for float64 weights), and nobody else's memory."""
+        assert weight is not None
+        with torch.autocast(states.device.type, enabled=False):
+            logits = F.linear(states.to(weight.dtype), weight, bias)
         return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def language_workload(
-    model: "PreTrainedModel | nn.Module",
-    optimizer: Callable[[nn.Module], Optimizer],
-    *,
-    chunk_size: int,
-    max_length: int,
-    share: float = 1.0,
-    precision: str = "no",
-) -> Workload:
-    """What training and evaluating a language model compute, for the tracer and the tuner: no data is needed.
+class _Loss(Function):
+    """The loss of states (num_targets, width), and its gradient, for which the logits are made again.
 
-    `share` of the tokens are targets. One chunk of `chunk_size` is computed: as many operations at any size, as a
-    trace needs, and the most memory that chunks take, which come one after the other.
+    With p the probabilities of a target's tokens, the gradient by its logits is p, less 1 at the right one.
     """
 
-    def one_chunk(model: nn.Module, num_examples: int, length: int, device: torch.device) -> tuple[Any, ...]:
-        hidden = model(**made_up_inputs(model, num_examples, length, device)).logits
-        positions = torch.zeros(math.ceil(share * num_examples * length), dtype=torch.long, device=device)
-        of_targets = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)
-        tokens = torch.zeros(chunk_size, dtype=torch.long, device=device)
-        objective = ChunkedCrossEntropy(output_layer(model), chunk_size, precision)
-        return objective, of_targets, of_targets[:1].expand(chunk_size, -1).contiguous(), tokens
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Targets, how: ChunkedCrossEntropy
+    ) -> Tensor:
+        ctx.save_for_backward(states, weight, bias)
+        ctx.targets, ctx.how = targets, how
+        cast, cast_bias = how.cast(weight), how.cast(bias)
+        losses = [
+            _summed_loss(how.logits(chunk, cast, cast_bias), tokens) for chunk, tokens in how.chunks(states, targets)
+        ]
+        return torch.stack(losses).sum()
 
-    def loss(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
-        objective, of_targets, of_chunk, tokens = one_chunk(model, num_examples, length, device)
-        return objective.of_chunk(of_chunk, tokens) + 0.0 * of_targets.sum()
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        states, weight, bias = ctx.saved_tensors
+        how: ChunkedCrossEntropy = ctx.how
+        cast, cast_bias = how.cast(weight), how.cast(bias)
+        assert cast is not None
+        by_states, by_weight, by_bias = ctx.needs_input_grad[:3]
+        of_states = torch.zeros_like(states) if by_states else None
+        of_weight = torch.zeros_like(weight) if by_weight else None
+        of_bias = torch.zeros_like(bias) if by_bias else None
+        done = 0
+        for chunk, tokens in how.chunks(states, ctx.targets):
+            right = tokens[:, None]
+            of_logits = how.logits(chunk, cast, cast_bias)
+            of_logits.sub_(of_logits.amax(-1, keepdim=True)).exp_()
+            of_logits.div_(of_logits.sum(-1, keepdim=True))
+            of_logits.scatter_(1, right, of_logits.gather(1, right) - 1)
+            of_logits.mul_(gradients[0])
+            if of_bias is not None:
+                of_bias.add_(of_logits.sum(0))
+            of_logits = of_logits.to(cast.dtype)
+            if of_states is not None:
+                of_states[done : done + len(chunk)] = of_logits @ cast
+            if of_weight is not None:
+                of_weight.addmm_((of_logits.T).to(weight.dtype), chunk.to(cast.dtype).to(weight.dtype))
+            done += len(chunk)
+        return of_states, of_weight, of_bias, None, None
 
-    def predict(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
-        objective, _, of_chunk, tokens = one_chunk(model, num_examples, length, device)
-        return objective.of_chunk(of_chunk, tokens)
 
-    return Workload(model, optimizer, loss, predict, max_length, precision=precision)
+def _states_of(hidden: Tensor, targets: Targets) -> Tensor:
+    """The layer's inputs at the places of the targets, (num_targets, width)."""
+    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, targets.positions)
+
+
+def _summed_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The summed cross-entropy of logits, in whose memory it is computed: they are no logits afterwards."""
+    largest = logits.amax(-1)
+    right = logits.gather(1, tokens[:, None]).squeeze(1)
+    return (logits.sub_(largest[:, None]).exp_().sum(-1).log() + largest - right).sum()
+
+
+def made_up_targets(share: float, num_examples: int, length: int, chunk_size: int, device: torch.device) -> Targets:
+    """Targets of nothing, `share` of all tokens, for the tracer and the tuner.
+
+    One chunk of them is computed: as many operations at any size, as a trace needs, and the most memory that chunks
+    take, which come one after the other. So there is a chunk more than the share.
+    """
+    number = chunk_size + math.ceil(share * num_examples * length)
+    nothing = torch.zeros(number, dtype=torch.long, device=device)
+    return Targets(nothing, nothing.clone(), most_chunks=1)

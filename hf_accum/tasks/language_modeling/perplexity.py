@@ -12,14 +12,13 @@ from hf_accum.data.pipeline import to_device
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.evaluation.evaluate import check_best_metric, run_over
-from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, Targets
 
 
 def evaluate_tokens(
     model: nn.Module,
     stream: WindowStream[Any],
-    collate: Callable[[Sequence[Example], int], tuple[dict[str, Tensor], Targets]],
-    objective: ChunkedCrossEntropy,
+    collate: Callable[[Sequence[Example], int], Any],
+    predict: Callable[[nn.Module, Any], tuple[Tensor, Tensor]],
     *,
     accuracy: str,
     ranks: Ranks,
@@ -28,14 +27,16 @@ def evaluate_tokens(
     """The mean loss over all targets of a stream, its exponential, and the share guessed right, under the name
     `accuracy`. A collective.
 
+    `predict` gives the summed losses of a batch in chunks, and how many of each were guessed right.
+
     Raises:
         ValueError, OutOfMemory: as `run_over` does.
     """
     device = next(model.parameters()).device
 
     def forward(examples: Sequence[Example], length: int) -> tuple[int, float, int]:
-        inputs, targets = to_device(collate(examples, length), device)
-        return len(examples), *objective.judge(model(**inputs).logits, targets)
+        losses, num_right = predict(model, to_device(collate(examples, length), device))
+        return len(examples), sum(losses.tolist()), int(num_right.sum())
 
     results, weight = run_over(model, stream, forward, cutter)
     everyone = [of_batch for of_rank in ranks.gather_objects(results) for of_batch in of_rank]

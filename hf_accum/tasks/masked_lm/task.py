@@ -1,7 +1,7 @@
 """Masked language modelling: which tokens are hidden, drawn anew in each pass, and how well they are guessed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -9,22 +9,39 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_accum.accumulation.example import Example
+from hf_accum.accumulation.example import TOKENS, Example, Lengths
 from hf_accum.accumulation.splitting import Cutter
+from hf_accum.config.trust import Doors
 from hf_accum.data.source import Row
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
+from hf_accum.errors import UserError
+from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.seeding import derive_seed
-from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, Targets
-from hf_accum.tasks.language_modeling.perplexity import evaluate_tokens
+from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, Targets, made_up_targets, output_layer
+from hf_accum.tasks.language_modeling.perplexity import check_token_metric, evaluate_tokens
 from hf_accum.tasks.masked_lm.data import tokens_of
 from hf_accum.tasks.special_tokens import Frame
-from hf_accum.tasks.tokenization import pad
+from hf_accum.tasks.tokenization import made_up_inputs, pad
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ACCURACY = "masked_accuracy"
+Batch = tuple[dict[str, Tensor], Targets]
+"""The model's inputs, and what is hidden in them."""
+
+
+def load_masking_tokenizer(name: str, doors: Doors) -> "PreTrainedTokenizerBase":
+    """A model's tokenizer, which has a token for what is hidden.
+
+    Raises:
+        UserError: if it has none, and as `load_tokenizer` does.
+    """
+    tokenizer = load_tokenizer(name, doors)
+    if tokenizer.mask_token_id is None:
+        raise UserError(f"`model` {name}: has to have a token for what is hidden; its tokenizer has none")
+    return tokenizer
 
 
 @dataclass(frozen=True)
@@ -36,10 +53,14 @@ class MaskedTexts:
     the same in each evaluation.
     """
 
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: "PreTrainedTokenizerBase | None"
+    """None: for a plan, which has no texts."""
     objective: ChunkedCrossEntropy
+    max_length: int
     seed: int
     share: float = 0.15
+    lengths: Lengths = field(default=TOKENS, init=False)
+    num_parts: int = field(default=1, init=False)
 
     def prepare(self, row: Row) -> np.ndarray:
         """The tokens of a part of a text."""
@@ -55,6 +76,7 @@ class MaskedTexts:
 
     def draw(self, example: Example, epoch: int | None) -> Example:
         """Hide tokens of an example, in a pass; None: of a held-out one. Its weight is their number."""
+        assert self.tokenizer is not None
         seed = derive_seed(self.seed, "mask", "held out" if epoch is None else epoch, example.id)
         random = np.random.Generator(np.random.PCG64(seed))
         ids: np.ndarray = example.features["input_ids"].copy()
@@ -72,24 +94,46 @@ class MaskedTexts:
             example, weight=float(len(places)), features={"input_ids": ids, "places": places, "tokens": tokens}
         )
 
-    def collate(self, examples: Sequence[Example], length: int | None = None) -> tuple[dict[str, Tensor], Targets]:
+    def collate(self, examples: Sequence[Example], length: int | None = None) -> Batch:
         """The model's inputs, (num_examples, length) each, and what is hidden in them, on the CPU; as `pad` does."""
-        pad_token_id = self.tokenizer.pad_token_id
-        assert isinstance(pad_token_id, int)
-        inputs = pad(examples, pad_token_id, length)
+        inputs = pad(examples, self.tokenizer, length)
         width = inputs["input_ids"].shape[1]
         places = [row * width + example.features["places"] for row, example in enumerate(examples)]
         tokens = np.concatenate([example.features["tokens"] for example in examples])
         return inputs, Targets(torch.from_numpy(np.concatenate(places)), torch.from_numpy(tokens))
 
+    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of the targets, summed, in chunks."""
+        inputs, targets = batch
+        return self.objective(output_layer(model), model(**inputs).logits, targets)
+
+    def predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The summed losses of the targets in chunks, and how many of each are guessed right."""
+        inputs, targets = batch
+        return self.objective.judge(output_layer(model), model(**inputs).logits, targets)
+
+    def dummy_batch(self, model: nn.Module, num_examples: int, length: int, device: torch.device) -> Batch:
+        """Texts of nothing, of which twice the share of the tokens is hidden: more never are but in short texts."""
+        share = min(1.0, 2 * self.share)
+        targets = made_up_targets(share, num_examples, length, self.objective.chunk_size, device)
+        return made_up_inputs(model, num_examples, length, device), targets
+
+    def check_metrics(self, best_metric: str | None) -> None:
+        """Refuse a metric that an evaluation has no figure of.
+
+        Raises:
+            UserError: naming those that it has.
+        """
+        check_token_metric(best_metric, ACCURACY)
+
     def evaluate(
         self, model: nn.Module, held_out: WindowStream[Any], *, ranks: Ranks, cutter: Cutter
     ) -> dict[str, Any]:
         """The mean loss of hidden tokens, its exponential, and the share that is guessed right. A collective."""
-        return evaluate_tokens(
-            model, held_out, self.collate, self.objective, accuracy=ACCURACY, ranks=ranks, cutter=cutter
-        )
+        how = {"accuracy": ACCURACY, "ranks": ranks, "cutter": cutter}
+        return evaluate_tokens(model, held_out, self.collate, self.predict, **how)
 
     @cached_property
     def _frame(self) -> Frame:
+        assert self.tokenizer is not None
         return Frame.of(self.tokenizer)

@@ -3,17 +3,16 @@
 Documents of the same tokens are one: a model could not tell them apart.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from hf_accum.accumulation.example import Example
+from hf_accum.accumulation.example import TOKENS, Example, Lengths
 from hf_accum.accumulation.grad_cache import InBatchNegatives
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.pipeline import to_device
@@ -23,7 +22,6 @@ from hf_accum.distributed.ranks import Ranks
 from hf_accum.evaluation.evaluate import check_best_metric, run_over
 from hf_accum.models.pooling import Pooling
 from hf_accum.tasks.tokenization import made_up_inputs, pad, text_of, tokenize
-from hf_accum.tuner.workload import Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,10 +52,14 @@ class TextRetrieval:
 
     query_column: str
     document_column: str
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: "PreTrainedTokenizerBase | None"
+    """None: for a plan, which has no texts."""
     objective: InBatchNegatives
     max_length: int
     pooling: Pooling = "mean"
+    lengths: Lengths = field(default=TOKENS, init=False)
+    num_parts: int = field(default=2, init=False)
+    """The two texts of a pair."""
 
     def prepare(self, row: Mapping[str, Any]) -> Pair:
         """A row's two texts.
@@ -70,6 +72,7 @@ class TextRetrieval:
     def encode(self, rows: Sequence[tuple[str, Pair]]) -> list[Example]:
         """Tokenise (id, pair) rows."""
         texts = [text for _, pair in rows for text in pair]
+        assert self.tokenizer is not None
         tokens = tokenize(self.tokenizer, texts, self.max_length)
         examples = []
         for index, (example_id, _) in enumerate(rows):
@@ -89,13 +92,41 @@ class TextRetrieval:
 
     def collate(self, examples: Sequence[Example], length: int | None = None) -> dict[str, Tensor]:
         """The model's inputs, (num_texts, length) each, on the CPU; as `pad` does."""
-        pad_token_id = self.tokenizer.pad_token_id
-        assert isinstance(pad_token_id, int)
-        return pad(examples, pad_token_id, length)
+        return pad(examples, self.tokenizer, length)
 
     def vectors(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """As `encode_texts` does."""
         return encode_texts(model, inputs, self.pooling)
+
+    def summed_loss(self, model: nn.Module, batch: tuple[Mapping[str, Tensor], Tensor]) -> Tensor:
+        """What has the gradient of the contrastive loss, of texts and its gradient by their vectors: the product.
+
+        It takes more memory than the no-grad pass before it.
+        """
+        inputs, gradient = batch
+        return (self.vectors(model, inputs) * gradient).sum()
+
+    def predict(self, model: nn.Module, batch: tuple[Mapping[str, Tensor], Tensor | None]) -> Tensor:
+        """The vectors of texts, (num_texts, width), in float32 at least."""
+        inputs, _ = batch
+        vectors = self.vectors(model, inputs)
+        return vectors if vectors.dtype == torch.float64 else vectors.float()
+
+    def dummy_batch(
+        self, model: nn.Module, num_examples: int, length: int, device: torch.device
+    ) -> tuple[Mapping[str, Tensor], Tensor]:
+        """Texts of nothing, and a gradient for each value of their vectors."""
+        width = int(model.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
+        return made_up_inputs(model, num_examples, length, device), torch.ones(num_examples, width, device=device)
+
+    @staticmethod
+    def check_metrics(best_metric: str | None) -> None:
+        """Refuse a metric that an evaluation has no figure of.
+
+        Raises:
+            UserError: naming those that it has.
+        """
+        check_best_metric(best_metric, {"mrr": 0.0} | {f"recall_at_{k}": 0.0 for k in _RECALLS})
 
     def evaluate(
         self, model: nn.Module, held_out: WindowStream[Pair], *, ranks: Ranks, cutter: Cutter
@@ -108,10 +139,9 @@ class TextRetrieval:
         device = next(model.parameters()).device
 
         def forward(texts: Sequence[Example], length: int) -> list[Encoded]:
-            vectors = self.vectors(model, to_device(self.collate(texts, length), device))
-            kept = vectors if vectors.dtype == torch.float64 else vectors.float()
+            vectors = self.predict(model, (to_device(self.collate(texts, length), device), None))
             keys = [text.features.get("key") for text in texts]
-            return list(zip([text.id for text in texts], keys, kept.cpu().numpy(), strict=True))
+            return list(zip([text.id for text in texts], keys, vectors.cpu().numpy(), strict=True))
 
         results, _ = run_over(model, held_out, forward, cutter)
         everyone = ranks.gather_objects(results)
@@ -152,38 +182,6 @@ class TextRetrieval:
         return figures | {f"recall_at_{k}": float((found_at <= k).double().mean()) for k in _RECALLS}
 
 
-def check_retrieval_metric(best_metric: str | None) -> None:
-    """Refuse a `--best_metric` that an evaluation of retrieval has no figure of.
-
-    Raises:
-        ValueError: naming those that it has.
-    """
-    check_best_metric(best_metric, {"mrr": 0.0} | {f"recall_at_{k}": 0.0 for k in _RECALLS})
-
-
 def _key(token_ids: np.ndarray) -> int:
     """What tells a text from others for the model, that sees no more than its tokens; a signed 64-bit number."""
     return int.from_bytes(blake2b(token_ids.tobytes(), digest_size=8).digest(), "big", signed=True)
-
-
-def retrieval_workload(
-    model: nn.Module,
-    optimizer: Callable[[nn.Module], Optimizer],
-    *,
-    pooling: Pooling,
-    max_length: int,
-    precision: str = "no",
-) -> Workload:
-    """What training and evaluating an encoder compute for a text, for the tracer and the tuner: no data is needed.
-
-    The rehearsal takes less memory than the forward with its graph.
-    """
-
-    def vectors(model: nn.Module, num_texts: int, length: int, device: torch.device) -> Tensor:
-        return encode_texts(model, made_up_inputs(model, num_texts, length, device), pooling)
-
-    def loss(model: nn.Module, num_texts: int, length: int, device: torch.device) -> Tensor:
-        of_texts = vectors(model, num_texts, length, device)
-        return (of_texts * torch.ones_like(of_texts)).sum()
-
-    return Workload(model, optimizer, loss, vectors, max_length, precision=precision, num_parts=2)

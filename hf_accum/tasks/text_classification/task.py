@@ -1,29 +1,29 @@
 """Classification of texts: rows to examples, examples to a batch, logits to what the metrics need."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from hf_accum.accumulation.example import Example
+from hf_accum.accumulation.example import TOKENS, Example, Lengths
 from hf_accum.accumulation.losses import BinaryCrossEntropy, CrossEntropy, Objective, SquaredError
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
-from hf_accum.evaluation.evaluate import Metric, check_metrics, evaluate_model
+from hf_accum.evaluation.evaluate import Metric, Predicted, check_metrics, evaluate_model
 from hf_accum.tasks.labels import LabelColumn, named_labels
 from hf_accum.tasks.tokenization import made_up_inputs, pad, text_of, tokenize
-from hf_accum.tuner.workload import Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Prepared = tuple[str, int | float | list[float]]
 """What is kept of a row: its text, and its label as `LabelColumn.encode` gives it."""
+Batch = tuple[Mapping[str, Tensor], Tensor]
+"""The model's inputs, and the labels."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,13 @@ class TextClassification:
     text_column: str
     labels: LabelColumn
     objective: Objective
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: "PreTrainedTokenizerBase | None"
+    """None: for a plan, which has no texts."""
     max_length: int
     extra_metrics: tuple[str, ...] = ()
     """Of the hub, by name."""
+    lengths: Lengths = field(default=TOKENS, init=False)
+    num_parts: int = field(default=1, init=False)
 
     def prepare(self, row: Mapping[str, Any]) -> Prepared:
         """A row's text and label.
@@ -48,6 +51,7 @@ class TextClassification:
 
     def encode(self, rows: Sequence[tuple[str, Prepared]]) -> list[Example]:
         """Tokenise (id, (text, label)) rows."""
+        assert self.tokenizer is not None
         tokens = tokenize(self.tokenizer, [text for _, (text, _) in rows], self.max_length)
         return [
             Example(
@@ -62,14 +66,37 @@ class TextClassification:
 
     def collate(self, examples: Sequence[Example], length: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """The model's inputs, (num_examples, length) each, and the labels, on the CPU; as `pad` does."""
-        pad_token_id = self.tokenizer.pad_token_id
-        assert isinstance(pad_token_id, int)
         labels = self._tensor([example.features["label"] for example in examples])
-        return pad(examples, pad_token_id, length), labels
+        return pad(examples, self.tokenizer, length), labels
+
+    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of the labels, summed, in float32."""
+        inputs, labels = batch
+        return self.objective(model(**inputs).logits, labels)
+
+    def predict(self, model: nn.Module, batch: Batch) -> Predicted:
+        """The summed loss, and what the metrics need: see `compact`."""
+        inputs, labels = batch
+        logits = model(**inputs).logits
+        return Predicted(self.objective(logits, labels), self.compact(logits), labels)
+
+    def dummy_batch(self, model: nn.Module, num_examples: int, length: int, device: torch.device) -> Batch:
+        """Texts of nothing, with a label each."""
+        is_index = self.labels.problem == "single_label_classification"
+        several = (len(self.labels.names),) if self.labels.problem == "multi_label_classification" else ()
+        dtype = torch.long if is_index else torch.float32
+        labels = torch.zeros((num_examples, *several), dtype=dtype, device=device)
+        return made_up_inputs(model, num_examples, length, device), labels
 
     def compact(self, logits: Tensor) -> Tensor:
         """Predicted class indices, probabilities of labels, or numbers."""
-        return _compact(logits, self.labels)
+        match self.labels.problem:
+            case "single_label_classification":
+                return logits.argmax(-1).int()
+            case "multi_label_classification":
+                return logits.float().sigmoid()
+            case "regression":
+                return logits.float().squeeze(-1)
 
     @property
     def metrics(self) -> list[Metric]:
@@ -90,8 +117,7 @@ class TextClassification:
         self, model: nn.Module, held_out: WindowStream[Prepared], *, ranks: Ranks, cutter: Cutter
     ) -> dict[str, Any]:
         """The loss and the metrics over all examples of a stream."""
-        how = (self.collate, self.objective, self.compact, self.metrics)
-        return evaluate_model(model, held_out, *how, ranks=ranks, cutter=cutter)
+        return evaluate_model(model, held_out, self.collate, self.predict, self.metrics, ranks=ranks, cutter=cutter)
 
     @property
     def _metric(self) -> Metric:
@@ -114,46 +140,6 @@ def model_config(labels: LabelColumn) -> dict[str, Any]:
     if not names:
         return {"problem_type": labels.problem, "num_labels": 1}
     return {"problem_type": labels.problem, **named_labels(names)}
-
-
-def classification_workload(
-    model: nn.Module,
-    optimizer: Callable[[nn.Module], Optimizer],
-    *,
-    labels: LabelColumn,
-    objective: Objective,
-    max_length: int,
-    precision: str = "no",
-) -> Workload:
-    """What training and evaluating a text classifier compute, for the tracer and the tuner: no data is needed."""
-
-    def batch(num_examples: int, length: int, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-        shape = (
-            (num_examples, len(labels.names)) if labels.problem == "multi_label_classification" else (num_examples,)
-        )
-        dtype = torch.long if labels.problem == "single_label_classification" else torch.float32
-        inputs = made_up_inputs(model, num_examples, length, device)
-        return inputs, torch.zeros(shape, dtype=dtype, device=device)
-
-    def loss(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
-        inputs, targets = batch(num_examples, length, device)
-        return objective(model(**inputs).logits, targets)
-
-    def predict(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
-        inputs, _ = batch(num_examples, length, device)
-        return _compact(model(**inputs).logits, labels)
-
-    return Workload(model, optimizer, loss, predict, max_length, precision=precision)
-
-
-def _compact(logits: Tensor, labels: LabelColumn) -> Tensor:
-    match labels.problem:
-        case "single_label_classification":
-            return logits.argmax(-1).int()
-        case "multi_label_classification":
-            return logits.float().sigmoid()
-        case "regression":
-            return logits.float().squeeze(-1)
 
 
 def build_objective(

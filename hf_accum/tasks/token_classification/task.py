@@ -1,15 +1,14 @@
 """Token classification: parts of texts to examples, examples to a batch, tags of words to entities."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from hf_accum.accumulation.example import Example
+from hf_accum.accumulation.example import TOKENS, Example, Lengths
 from hf_accum.accumulation.losses import IGNORE, Objective
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.pipeline import to_device
@@ -20,12 +19,13 @@ from hf_accum.distributed.ranks import Ranks
 from hf_accum.evaluation.evaluate import Metric, check_best_metric, run_over
 from hf_accum.tasks.token_classification.data import MOST_PARTS, OUTSIDE, Part, TagColumns
 from hf_accum.tasks.tokenization import made_up_inputs, pad, tokenize_words
-from hf_accum.tuner.workload import Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Tags = tuple[str, ...]
+Batch = tuple[Mapping[str, Tensor], Tensor]
+"""The model's inputs, and the labels of tokens."""
 _Found = tuple[int, int, Tags, Tags]
 """Shard and number of a part of a text; the predicted and the true tags of its words that count."""
 
@@ -37,8 +37,11 @@ class EntityTagging:
     columns: TagColumns
     labels: Tags
     objective: Objective
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: "PreTrainedTokenizerBase | None"
+    """None: for a plan, which has no texts."""
     max_length: int
+    lengths: Lengths = field(default=TOKENS, init=False)
+    num_parts: int = field(default=1, init=False)
 
     def prepare(self, row: Row) -> Part:
         """A part of a text.
@@ -51,6 +54,7 @@ class EntityTagging:
 
     def encode(self, rows: Sequence[tuple[str, Part]]) -> list[Example]:
         """Tokenise (id, part) rows."""
+        assert self.tokenizer is not None
         tokens = tokenize_words(self.tokenizer, [part.words for _, part in rows], self.max_length)
         examples = []
         for (example_id, part), (ids, places, num_truncated) in zip(rows, tokens, strict=True):
@@ -66,13 +70,27 @@ class EntityTagging:
 
     def collate(self, examples: Sequence[Example], length: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """The model's inputs and the labels, (num_examples, length) each, on the CPU; as `pad` does."""
-        pad_token_id = self.tokenizer.pad_token_id
-        assert isinstance(pad_token_id, int)
-        inputs = pad(examples, pad_token_id, length)
+        inputs = pad(examples, self.tokenizer, length)
         labels = torch.full(inputs["input_ids"].shape, IGNORE)
         for row, example in enumerate(examples):
             labels[row, : example.length] = torch.from_numpy(example.features["labels"])
         return inputs, labels
+
+    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of the words that count, summed, in float32."""
+        inputs, labels = batch
+        return self.objective(model(**inputs).logits, labels)
+
+    def predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The summed loss, and the predicted labels of all tokens, (num_examples, length)."""
+        inputs, labels = batch
+        logits = model(**inputs).logits
+        return self.objective(logits, labels), logits.argmax(-1)
+
+    def dummy_batch(self, model: nn.Module, num_examples: int, length: int, device: torch.device) -> Batch:
+        """Texts of nothing, each token with a label."""
+        inputs = made_up_inputs(model, num_examples, length, device)
+        return inputs, torch.zeros_like(inputs["input_ids"])
 
     def check_metrics(self, best_metric: str | None) -> None:
         """Compute the metrics once, before the training that needs them.
@@ -89,11 +107,9 @@ class EntityTagging:
         device = next(model.parameters()).device
 
         def forward(examples: Sequence[Example], length: int) -> tuple[float, list[_Found]]:
-            inputs, labels = to_device(self.collate(examples, length), device)
-            logits = model(**inputs).logits
-            found = logits.argmax(-1).cpu().numpy()
-            parts = [self._found(example, row) for example, row in zip(examples, found, strict=True)]
-            return float(self.objective(logits, labels)), parts
+            loss, labels = self.predict(model, to_device(self.collate(examples, length), device))
+            rows = labels.cpu().numpy()
+            return float(loss), [self._found(example, row) for example, row in zip(examples, rows, strict=True)]
 
         results, weight = run_over(model, held_out, forward, cutter)
         everyone = ranks.gather_objects(results)
@@ -125,23 +141,3 @@ class EntityTagging:
 
 
 _METRIC = Metric("entities", {})
-
-
-def tagging_workload(
-    model: nn.Module,
-    optimizer: Callable[[nn.Module], Optimizer],
-    *,
-    objective: Objective,
-    max_length: int,
-    precision: str = "no",
-) -> Workload:
-    """What training and evaluating a tagger compute, for the tracer and the tuner: no data is needed."""
-
-    def loss(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
-        inputs = made_up_inputs(model, num_examples, length, device)
-        return objective(model(**inputs).logits, torch.zeros_like(inputs["input_ids"]))
-
-    def predict(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
-        return model(**made_up_inputs(model, num_examples, length, device)).logits.argmax(-1)
-
-    return Workload(model, optimizer, loss, predict, max_length, precision=precision)

@@ -1,38 +1,45 @@
 """Classification of images: rows to examples, examples to a batch, logits to what the metrics need."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from hf_accum.accumulation.example import Example
+from hf_accum.accumulation.example import Example, Lengths
 from hf_accum.accumulation.losses import Objective
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.formats.rows import BadRow
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
-from hf_accum.evaluation.evaluate import Metric, check_metrics, evaluate_model
-from hf_accum.tasks.labels import LabelColumn
+from hf_accum.evaluation.evaluate import Metric, Predicted, check_metrics, evaluate_model
 from hf_accum.tasks.vision.augmentation import UNCHANGED, Augmenter
-from hf_accum.tasks.vision.data import Pictures
+from hf_accum.tasks.vision.data import LabelledImages
 from hf_accum.tasks.vision.images import Picture
 from hf_accum.tasks.vision.inputs import PATCHES, ImageInputs, made_up_images, num_patches
-from hf_accum.tuner.workload import Workload
+
+Batch = tuple[Mapping[str, Tensor], Tensor]
+"""The model's inputs, and the labels."""
 
 
 @dataclass(frozen=True)
 class ImageClassification:
     """One class for each image. Images stay as they are stored until a batch is made of them."""
 
-    pictures: Pictures
-    labels: LabelColumn
+    data: LabelledImages | None
+    """None: for a plan, which has no images."""
     objective: Objective
     inputs: ImageInputs
     augmenter: Augmenter | None
+    lengths: Lengths = field(default=PATCHES, init=False)
+    num_parts: int = field(default=1, init=False)
+
+    @property
+    def max_length(self) -> int:
+        """The length of each image, in patches."""
+        return num_patches(self.inputs.resolution)
 
     def prepare(self, row: Mapping[str, Any]) -> tuple[Picture, int]:
         """A row's image, not decoded, and its class.
@@ -40,16 +47,17 @@ class ImageClassification:
         Raises:
             BadRow: if either is missing or cannot be used.
         """
-        label = self.labels.encode(row)
+        assert self.data is not None
+        label = self.data.labels.encode(row)
         assert isinstance(label, int)
-        return self.pictures.of(row), label
+        return self.data.pictures.of(row), label
 
     def encode(self, rows: Sequence[tuple[str, tuple[Picture, int]]]) -> list[Example]:
         """Examples of (id, (image, class)) rows."""
         return [
             Example(
                 id=example_id,
-                length=num_patches(self.inputs.resolution),
+                length=self.max_length,
                 weight=self.objective.weight(torch.tensor([label])),
                 features={"picture": picture, "label": label, "augmentation": UNCHANGED},
             )
@@ -72,10 +80,21 @@ class ImageClassification:
         labels = torch.tensor([example.features["label"] for example in examples], dtype=torch.long)
         return {"pixel_values": pixel_values(self.inputs, examples)}, labels
 
-    @staticmethod
-    def compact(logits: Tensor) -> Tensor:
-        """Predicted classes."""
-        return logits.argmax(-1).int()
+    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of the images, summed, in float32."""
+        inputs, labels = batch
+        return self.objective(model(**inputs).logits, labels)
+
+    def predict(self, model: nn.Module, batch: Batch) -> Predicted:
+        """The summed loss, and the predicted classes."""
+        inputs, labels = batch
+        logits = model(**inputs).logits
+        return Predicted(self.objective(logits, labels), logits.argmax(-1).int(), labels)
+
+    def dummy_batch(self, model: nn.Module, num_examples: int, length: int, device: torch.device) -> Batch:
+        """Images of nothing, with a class each."""
+        labels = torch.zeros(num_examples, dtype=torch.long, device=device)
+        return {"pixel_values": made_up_images(num_examples, length, device)}, labels
 
     def check_metrics(self, best_metric: str | None) -> None:
         """Compute the metrics once, before the training that needs them.
@@ -83,18 +102,23 @@ class ImageClassification:
         Raises:
             ValueError: as the function of the same name does.
         """
-        check_metrics([self._metric], best_metric, self.compact(torch.eye(len(self.labels.names))))
+        check_metrics([self._metric], best_metric, torch.arange(len(self._names), dtype=torch.int32))
 
     def evaluate(
         self, model: nn.Module, held_out: WindowStream[Any], *, ranks: Ranks, cutter: Cutter
     ) -> dict[str, Any]:
         """The loss and the metrics over all examples of a stream."""
-        how = (self.collate, self.objective, self.compact, [self._metric])
+        how = (self.collate, self.predict, [self._metric])
         return evaluate_model(model, held_out, *how, ranks=ranks, cutter=cutter)
 
     @property
     def _metric(self) -> Metric:
-        return Metric("single_label", {"label_names": self.labels.names})
+        return Metric("single_label", {"label_names": self._names})
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        assert self.data is not None
+        return self.data.class_names
 
 
 def pixel_values(inputs: ImageInputs, examples: Sequence[Example]) -> Tensor:
@@ -112,29 +136,3 @@ def pixel_values(inputs: ImageInputs, examples: Sequence[Example]) -> Tensor:
             f"an image of the examples {ids}: {bad}; a pass over the data before the training finds such images: "
             "give --num_epochs, or --on_bad_row skip"
         ) from bad
-
-
-def image_workload(
-    model: nn.Module,
-    optimizer: Callable[[nn.Module], Optimizer],
-    *,
-    objective: Objective,
-    compact: Callable[[Tensor], Tensor],
-    resolution: int,
-    of_pixels: bool,
-    precision: str = "no",
-) -> Workload:
-    """What training and evaluating compute, for the tracer and the tuner: no data is needed.
-
-    There is one label for each image, or one for each of its pixels.
-    """
-
-    def loss(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
-        shape = (num_examples, resolution, resolution) if of_pixels else (num_examples,)
-        labels = torch.zeros(shape, dtype=torch.long, device=device)
-        return objective(model(pixel_values=made_up_images(num_examples, length, device)).logits, labels)
-
-    def predict(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
-        return compact(model(pixel_values=made_up_images(num_examples, length, device)).logits)
-
-    return Workload(model, optimizer, loss, predict, num_patches(resolution), PATCHES, precision)

@@ -86,6 +86,11 @@ class LabelledImages(ImageData):
     labels: LabelColumn
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in order."""
+        return self.labels.names
+
+    @property
     def notes(self) -> list[str]:
         """Also labels that no row to train on has, as far as they were counted."""
         return [*super().notes, *self.notes_of_missing("no row to train on has the label", self.labels.names)]
@@ -98,6 +103,11 @@ class MaskedImages(ImageData):
     masks: Pictures
     names: tuple[str, ...]
     ignore_index: int
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in order."""
+        return self.names
 
     @property
     def notes(self) -> list[str]:

@@ -177,6 +177,11 @@ class ImageInputs:
         return torch.from_numpy(values)
 
 
+def inputs_without_processor(resolution: int) -> ImageInputs:
+    """Of a size, with values as they are: for a plan, which has no images."""
+    return ImageInputs(resolution, np.ones(3, np.float32), np.zeros(3, np.float32))
+
+
 def made_up_images(num_images: int, length: int, device: torch.device) -> Tensor:
     """Images of nothing, of so many patches, for the tracer and the tuner."""
     resolution = PATCH * round(length**0.5)

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_accum.accumulation.example import Example
+from hf_accum.accumulation.example import Example, Lengths
 from hf_accum.accumulation.losses import IGNORE, Objective
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.formats.rows import BadRow
@@ -17,12 +17,12 @@ from hf_accum.data.pipeline import to_device
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
-from hf_accum.evaluation.evaluate import check_best_metric, run_over
+from hf_accum.evaluation.evaluate import Predicted, check_best_metric, run_over
 from hf_accum.tasks.vision.augmentation import UNCHANGED, Augmentation, Augmenter
-from hf_accum.tasks.vision.classification import pixel_values
-from hf_accum.tasks.vision.data import Pictures
+from hf_accum.tasks.vision.classification import Batch, pixel_values
+from hf_accum.tasks.vision.data import MaskedImages
 from hf_accum.tasks.vision.images import Picture, check_numbers, check_size, open_mask, size_of
-from hf_accum.tasks.vision.inputs import ImageInputs, num_patches
+from hf_accum.tasks.vision.inputs import PATCHES, ImageInputs, made_up_images, num_patches
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,18 @@ class SemanticSegmentation:
     Images and masks stay as they are stored until a batch is made of them.
     """
 
-    pictures: Pictures
-    masks: Pictures
-    names: Sequence[str]
-    ignore_index: int
+    data: MaskedImages | None
+    """None: for a plan, which has no images."""
     objective: Objective
     inputs: ImageInputs
     augmenter: Augmenter | None
+    lengths: Lengths = field(default=PATCHES, init=False)
+    num_parts: int = field(default=1, init=False)
+
+    @property
+    def max_length(self) -> int:
+        """The length of each image, in patches."""
+        return num_patches(self.inputs.resolution)
 
     def prepare(self, row: Mapping[str, Any]) -> tuple[Picture, Picture]:
         """A row's image and its mask, neither decoded.
@@ -46,14 +51,14 @@ class SemanticSegmentation:
         Raises:
             BadRow: if either is missing or cannot be used.
         """
-        picture = self.pictures.of(row)
-        return picture, self.masks.of(row, beside=picture)
+        assert self.data is not None
+        picture = self.data.pictures.of(row)
+        return picture, self.data.masks.of(row, beside=picture)
 
     def encode(self, rows: Sequence[tuple[str, tuple[Picture, Picture]]]) -> list[Example]:
         """Examples of (id, (image, mask)) rows, which weigh nothing before `draw`."""
-        length = num_patches(self.inputs.resolution)
         return [
-            Example(example_id, length, 0.0, {"picture": picture, "mask": mask})
+            Example(example_id, self.max_length, 0.0, {"picture": picture, "mask": mask})
             for example_id, (picture, mask) in rows
         ]
 
@@ -66,9 +71,10 @@ class SemanticSegmentation:
         changed = UNCHANGED
         if epoch is not None and self.augmenter is not None:
             changed = self.augmenter.draw(epoch, example.id)
-        if not self.masks.seen:
-            self._check_size(example)
-        weight = self.objective.weight(self._labels(example, changed))
+        assert self.data is not None
+        if not self.data.masks.seen:
+            self._check_size(example, self.data)
+        weight = self.objective.weight(self._labels(example, changed, self.data))
         return replace(example, weight=weight, features={**example.features, "augmentation": changed})
 
     def collate(self, examples: Sequence[Example], length: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
@@ -77,13 +83,25 @@ class SemanticSegmentation:
         Raises:
             ValueError: for an image or a mask that cannot be used.
         """
-        labels = [self._labels(example, example.features["augmentation"]) for example in examples]
+        assert self.data is not None
+        labels = [self._labels(example, example.features["augmentation"], self.data) for example in examples]
         return {"pixel_values": pixel_values(self.inputs, examples)}, torch.stack(labels)
 
-    @staticmethod
-    def compact(logits: Tensor) -> Tensor:
-        """Predicted classes of pixels."""
-        return logits.argmax(-1)
+    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of the pixels with a class, summed, in float32."""
+        inputs, labels = batch
+        return self.objective(model(**inputs).logits, labels)
+
+    def predict(self, model: nn.Module, batch: Batch) -> Predicted:
+        """The summed loss, and the predicted classes of all pixels."""
+        inputs, labels = batch
+        logits = model(**inputs).logits
+        return Predicted(self.objective(logits, labels), logits.argmax(-1), labels)
+
+    def dummy_batch(self, model: nn.Module, num_examples: int, length: int, device: torch.device) -> Batch:
+        """Images of nothing, with a class for each pixel."""
+        images = made_up_images(num_examples, length, device)
+        return {"pixel_values": images}, torch.zeros(images[:, 0].shape, dtype=torch.long, device=device)
 
     @staticmethod
     def check_metrics(best_metric: str | None) -> None:
@@ -98,13 +116,14 @@ class SemanticSegmentation:
         self, model: nn.Module, held_out: WindowStream[Any], *, ranks: Ranks, cutter: Cutter
     ) -> dict[str, Any]:
         """The mean loss of labelled pixels, and the figures of `figures_of`. A collective."""
+        assert self.data is not None
+        names = self.data.class_names
         device = next(model.parameters()).device
 
         def forward(examples: Sequence[Example], length: int) -> tuple[int, float, np.ndarray]:
-            inputs, labels = to_device(self.collate(examples, length), device)
-            logits = model(**inputs).logits
-            counts = confusion(self.compact(logits), labels, len(self.names))
-            return len(examples), float(self.objective(logits, labels)), counts.cpu().numpy()
+            found = self.predict(model, to_device(self.collate(examples, length), device))
+            counts = confusion(found.predictions, found.references, len(names))
+            return len(examples), float(found.loss), counts.cpu().numpy()
 
         results, weight = run_over(model, held_out, forward, cutter)
         everyone = [of_batch for of_rank in ranks.gather_objects(results) for of_batch in of_rank]
@@ -113,28 +132,28 @@ class SemanticSegmentation:
             "num_examples": sum(number for number, _, _ in everyone),
             # Where no pixel is left with a class (of small ones none may be, once scaled) there is no loss to tell.
             "loss": sum(loss for _, loss, _ in everyone) / weight if weight else math.nan,
-            **figures_of(counts, self.names),
+            **figures_of(counts, names),
         }
 
-    def _check_size(self, example: Example) -> None:
+    def _check_size(self, example: Example, data: MaskedImages) -> None:
         """Compare the sizes of an image and its mask, where no pass over the data has."""
         picture, mask = example.features["picture"], example.features["mask"]
         try:
-            check_size(mask, size_of(mask, self.masks.most_pixels), size_of(picture, self.pictures.most_pixels))
+            check_size(mask, size_of(mask, data.masks.most_pixels), size_of(picture, data.pictures.most_pixels))
         except BadRow as bad:
             raise _of_example(example, bad) from bad
 
-    def _labels(self, example: Example, augmentation: Augmentation) -> Tensor:
+    def _labels(self, example: Example, augmentation: Augmentation, data: MaskedImages) -> Tensor:
         """The classes of an image's pixels, (resolution, resolution)."""
         mask: Picture = example.features["mask"]
         try:
-            opened = open_mask(mask, self.masks.most_pixels)
+            opened = open_mask(mask, data.masks.most_pixels)
             numbers = np.array(augmentation.mask(opened, self.inputs.resolution), dtype=np.int64)
-            check_numbers(mask, numbers, self.ignore_index, len(self.names), are_named=True)
+            check_numbers(mask, numbers, data.ignore_index, len(data.class_names), are_named=True)
         except BadRow as bad:
             raise _of_example(example, bad) from bad
         labels = torch.from_numpy(numbers)
-        return labels.masked_fill_(labels == self.ignore_index, IGNORE)
+        return labels.masked_fill_(labels == data.ignore_index, IGNORE)
 
 
 def _of_example(example: Example, bad: BadRow) -> UserError:

@@ -1,0 +1,277 @@
+"""How a window is run: cut into micro-batches, again in smaller ones where memory runs out, its losses noted.
+
+accelerate's backward divides by the number of micro-batches on this rank, and the gradients of the ranks are summed.
+So each micro-batch's summed loss is multiplied by
+
+    scale = num_micro_batches / W,        W = the total weight of the window, over all ranks
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
+from hf_accum.accumulation.example import Example, inputs_of
+from hf_accum.accumulation.splitting import Cutter
+from hf_accum.accumulation.time_model import Timing
+from hf_accum.accumulation.window import Window
+from hf_accum.distributed.ranks import Ranks
+from hf_accum.errors import OutOfMemory, UserError
+from hf_accum.seeding import derive_seed
+
+Piece = tuple[Example, ...]
+
+
+@dataclass(eq=False)
+class MicroBatch:
+    """The examples of one forward on this rank, padded to `length` tokens; `index` of `count` within the window.
+
+    `batch` is what was collated of them, on the device, where the windows come from a `Pipeline`. A rank without
+    examples runs one micro-batch of the scale 0, whose gradient counts for nothing (`is_dummy`).
+
+    Where memory ran out, `accumulate` says so in `out_of_memory`, and the window starts anew in smaller pieces.
+    `retry_ambiguous` is False once an error was tried again that only might have been one of memory.
+
+    In a no-grad pass the forward runs without a graph, with the random numbers of the real one that comes later.
+    Ranks that need each other's results `tell` at the end of each pass whether they came through, and learn whether
+    all did: None where they do not.
+    """
+
+    execution: "WindowExecution" = field(repr=False)
+    examples: Piece
+    index: int
+    count: int
+    scale: float
+    seed: int
+    length: int
+    batch: Any = field(default=None, repr=False)
+    retry_ambiguous: bool = True
+    is_no_grad_pass: bool = False
+    tell: Callable[[bool], bool] | None = field(default=None, repr=False)
+    num_scaled: int = field(default=0, init=False)
+    """How often a loss was scaled: once is right."""
+    went_backward: bool = field(default=False, init=False)
+    out_of_memory: str | None = field(default=None, init=False)
+    is_ambiguous: bool = field(default=False, init=False)
+    failed_elsewhere: bool = field(default=False, init=False)
+    """It is another rank that ran out of memory."""
+    timing: Timing | None = field(default=None, init=False, repr=False)
+    """Of its forward and backward, once they are queued."""
+
+    @property
+    def is_dummy(self) -> bool:
+        """Whether it counts for nothing."""
+        return self.scale == 0
+
+    def scaled(self, loss: Tensor, noted: Tensor | None = None) -> Tensor:
+        """The summed loss as `accelerator.backward` takes it: noted for the log, and multiplied by `scale`, once.
+
+        `noted` is what the log is told where it is not what is differentiated (as with cached representations).
+
+        Raises:
+            UserError: if the loss is not a single number.
+        """
+        if loss.numel() != 1:
+            raise UserError(
+                f"a loss of the shape {tuple(loss.shape)}: has to be a single number, the sum over the micro-batch; "
+                "add it up: `loss.sum()`"
+            )
+        self.num_scaled += 1
+        self.execution.note(loss if noted is None else noted)
+        scaled = loss * self.scale
+        if scaled.requires_grad:
+            scaled.register_hook(self._note_backward)
+        return scaled
+
+    def _note_backward(self, _: Tensor) -> None:
+        self.went_backward = True
+
+    def check_complete(self) -> None:
+        """Refuse a micro-batch whose loss was not scaled just once, or did not go backward: its gradient is wrong.
+
+        Raises:
+            UserError: saying what is missing.
+        """
+        which = f"micro-batch {self.index + 1} of {self.count}"
+        way_out = "run `accelerator.backward(micro_batch.scaled(loss))` once in each, on the summed loss"
+        if self.num_scaled > 1:
+            raise UserError(
+                f"{which} scaled {self.num_scaled} losses: has to be one, or the logged loss is wrong; add them up, "
+                f"and {way_out}"
+            )
+        if self.num_scaled == 0:
+            raise UserError(f"{which} ended without `micro_batch.scaled(loss)`: its loss is not known; {way_out}")
+        if not self.went_backward:
+            raise UserError(f"{which} ended without the backward of its scaled loss; {way_out}")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The pieces of a window, of a forward each, and the version of the cutter that cut them."""
+
+    pieces: Sequence[Piece]
+    cutter: Cutter
+    version: tuple[int, int]
+
+    def is_that_of(self, cutter: Cutter) -> bool:
+        """Whether this cutter would cut the window so."""
+        return self.cutter is cutter and self.version == cutter.version
+
+
+def cut_window(window: Window, cutter: Cutter) -> Cut:
+    """This rank's examples in the pieces of a forward each; at least one, for a rank without examples too."""
+    version = cutter.version  # before the cut: if it changes meanwhile, the cut is an old one
+    pieces = cutter.cut(inputs_of(window.examples)) or [tuple(inputs_of([window.dummy])[:1])]
+    return Cut(pieces, cutter, version)
+
+
+@dataclass(frozen=True)
+class MadeAhead:
+    """A window's first attempt: how it was cut, and the batches in that order."""
+
+    cut: Cut
+    batches: Iterator[Any]
+
+
+@dataclass(eq=False)
+class WindowExecution:
+    """One run of a window: its attempts, the cut and the padding of the last one, its losses, its replays."""
+
+    window: Window
+    collate: Callable[[Piece, int], Any] = field(default=lambda piece, length: None, repr=False)
+    """Makes a micro-batch's batch of its examples and their padded length."""
+    made_ahead: MadeAhead | None = field(default=None, repr=False)
+    seconds_waited: float = 0.0
+    """For data."""
+    num_micro_batches: int = field(default=0, init=False)
+    num_padded_tokens: int = field(default=0, init=False)
+    num_oom_replays: int = field(default=0, init=False)
+    is_done: bool = field(default=False, init=False)
+    """Whether it went through, and has its step (unless it was left out): a run goes on behind it."""
+    last_replay: str = field(default="", init=False)
+    statistics_before: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
+    """The running statistics of the model's layers, each with its value before the window."""
+    settings_before: Callable[[], None] | None = field(default=None, init=False, repr=False)
+    """Gives accelerate the settings back that it had before the window."""
+    _losses: list[Tensor] = field(default_factory=list, init=False, repr=False)
+
+    def micro_batches(
+        self, capacity: Cutter | WorkingCapacity | int, no_grad_pass: Ranks | None = None
+    ) -> Iterator[MicroBatch]:
+        """This rank's micro-batches, of similar length, each at most as large as the capacity for its length.
+
+        If memory runs out in one, `accumulate` drops the gradients of the window and the micro-batches start
+        again from the first, over the same examples, in pieces that the corrected capacity allows.
+
+        With `no_grad_pass` all of them come without a graph before they come with one, on all the ranks together: if
+        one runs out of memory, all start again. A collective at the end of each pass.
+
+        Raises:
+            OutOfMemory: if a single example does not fit, tried twice.
+        """
+        if isinstance(capacity, int):
+            capacity = WorkingCapacity(Capacity(capacity))
+        cutter = Cutter(capacity) if isinstance(capacity, WorkingCapacity) else capacity
+        retry_ambiguous = True
+        tried_alone: set[str] = set()
+        try:
+            while True:
+                failed = None
+                for micro_batch in self._attempt(cutter, retry_ambiguous, no_grad_pass):
+                    yield micro_batch
+                    if micro_batch.out_of_memory is not None:
+                        failed = micro_batch
+                        break
+                    counts = not micro_batch.is_dummy and not micro_batch.is_no_grad_pass
+                    if cutter.costs is not None and micro_batch.timing is not None and counts:
+                        cutter.costs.observe(len(micro_batch.examples), micro_batch.length, micro_batch.timing)
+                if failed is None:
+                    self.is_done = True
+                    cutter.window_done()
+                    return
+                if not failed.failed_elsewhere:
+                    self._correct(cutter, failed, tried_alone)
+                    retry_ambiguous = retry_ambiguous and not failed.is_ambiguous
+        finally:
+            self.restore_settings()
+
+    def _correct(self, cutter: Cutter, failed: MicroBatch, tried_alone: set[str]) -> None:
+        """Have smaller pieces cut after one that ran out of memory; of a single example the same again, once."""
+        num_examples, length = len(failed.examples), failed.length
+        if num_examples == 1 and failed.examples[0].id in tried_alone:
+            raise OutOfMemory(
+                f"a single example of {length} {cutter.lengths.unit} does not fit into memory "
+                f"({failed.out_of_memory}); `gradient_checkpointing true`, a smaller `{cutter.lengths.flag}` or "
+                "`lora.rank`, or another model need less"
+            )
+        if num_examples == 1:
+            tried_alone.add(failed.examples[0].id)
+        cutter.capacity.out_of_memory(num_examples, length)
+        self.num_oom_replays += 1
+        self.last_replay = (
+            f"memory ran out at {num_examples} examples of {length} {cutter.lengths.unit} "
+            f"({failed.out_of_memory}): the window starts anew, with at most "
+            f"{cutter.capacity.num_examples(length)} of that length at once"
+        )
+
+    def _attempt(self, cutter: Cutter, retry_ambiguous: bool, no_grad_pass: Ranks | None) -> Iterator[MicroBatch]:
+        window = self.window
+        ahead, self.made_ahead = self.made_ahead, None
+        if ahead is not None and not ahead.cut.is_that_of(cutter):
+            ahead = None
+        pieces = cut_window(window, cutter).pieces if ahead is None else ahead.cut.pieces
+        lengths = [cutter.padded(max(example.length for example in piece)) for piece in pieces]
+        batches = map(self.collate, pieces, lengths) if ahead is None else ahead.batches
+        has_any = bool(window.examples)
+        self.num_micro_batches = len(pieces) if has_any else 0
+        padded = (len(piece) * length for piece, length in zip(pieces, lengths, strict=True))
+        self.num_padded_tokens = sum(padded) if has_any else 0
+        self._losses.clear()
+        self.statistics_before = []
+        passes: list[tuple[bool, Iterable[Any]]] = [(False, batches)]
+        if no_grad_pass is not None:
+            passes = [(True, kept := list(batches)), (False, kept)]
+        for is_no_grad_pass, made in passes:
+            for index, (piece, length, batch) in enumerate(zip(pieces, lengths, made, strict=True)):
+                yield MicroBatch(
+                    self,
+                    piece,
+                    index,
+                    count=len(pieces),
+                    scale=len(pieces) / window.num_items if has_any else 0.0,
+                    seed=derive_seed(window.seed, "micro-batch", window.rank, index),
+                    length=length,
+                    batch=batch,
+                    retry_ambiguous=retry_ambiguous,
+                    is_no_grad_pass=is_no_grad_pass,
+                    tell=None if no_grad_pass is None else partial(_tell, no_grad_pass),
+                )
+
+    def note(self, loss: Tensor) -> None:
+        """Take note of a micro-batch's summed loss, without waiting for the device."""
+        if self.window.examples:
+            self._losses.append(loss.detach())
+
+    def loss_sum(self) -> Tensor | float:
+        """This rank's part of the window's summed loss, on the device."""
+        return sum(self._losses[1:], start=self._losses[0]) if self._losses else 0.0
+
+    def restore_statistics(self) -> None:
+        """Make the running statistics those that they were before the window."""
+        with torch.no_grad():
+            for statistic, before in self.statistics_before:
+                statistic.copy_(before)
+
+    def restore_settings(self) -> None:
+        """Give accelerate its settings back, where `accumulate` changed them for this window."""
+        if self.settings_before is not None:
+            self.settings_before()
+            self.settings_before = None
+
+
+def _tell(ranks: Ranks, came_through: bool) -> bool:
+    return all(said == [1] for said in ranks.gather([int(came_through)]))

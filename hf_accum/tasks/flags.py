@@ -1,0 +1,49 @@
+"""What the flags of tasks have to keep to, checked before anything heavy is loaded."""
+
+import math
+from typing import Any, Literal
+
+from hf_accum.config.validation import require
+
+Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
+ClassWeights = Literal["none", "balanced", "sqrt_balanced"] | list[float]
+
+
+def require_names(config: Any, *flags: str) -> None:
+    """Refuse empty names of columns.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    for flag in flags:
+        require(getattr(config, flag) != "", flag, "''", "left out, or not empty")
+
+
+def check_classification(config: Any) -> None:
+    """Check the flags of a classification of texts, which belong together by `problem` and `labels`.
+
+    Raises:
+        UserError: naming the flag, its value and the rule.
+    """
+    problem, labels = config.problem, config.labels
+    single, multi = problem == "single_label_classification", problem == "multi_label_classification"
+    require_names(config, "text_column", "label_column")
+    require(bool(config.label_separator), "label_separator", repr(config.label_separator), "not empty")
+    code = bool(config.extra_metrics) and not config.trust_remote_code
+    for holds, flag, rule in (
+        (0 <= config.label_smoothing < 1, "label_smoothing", "in [0, 1)"),
+        (len(set(labels)) == len(labels), "labels", "all different"),
+        (not code, "extra_metrics", "left out without `trust_remote_code`: metrics of the hub are code"),
+        (len(labels) != 1, "labels", "at least 2 names"),
+        (single or config.class_weights == "none", "class_weights", f"none for {problem}"),
+        (single or not config.label_smoothing, "label_smoothing", f"0 for {problem}"),
+        (multi or not config.positive_weights, "positive_weights", f"empty for {problem}"),
+        (problem != "regression" or not labels, "labels", "empty for regression"),
+    ):
+        require(holds, flag, getattr(config, flag), rule)
+    for flag in ("class_weights", "positive_weights"):
+        weights = getattr(config, flag)
+        if isinstance(weights, list) and (weights or flag == "class_weights"):
+            require(bool(labels), flag, weights, "given together with `labels`, which says their order")
+            require(len(weights) == len(labels), flag, weights, f"one for each of the {len(labels)} labels")
+            require(all(w > 0 and math.isfinite(w) for w in weights), flag, weights, "finite and above 0")

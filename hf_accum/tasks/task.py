@@ -1,0 +1,45 @@
+"""What a recipe gives: a task, which makes examples of rows, computes with a model, and judges it."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
+
+from torch import nn
+
+from hf_accum.accumulation.example import Example
+from hf_accum.accumulation.splitting import Cutter
+from hf_accum.data.source import Row
+from hf_accum.data.stream import WindowStream
+from hf_accum.distributed.ranks import Ranks
+from hf_accum.tuner.workload import Computation
+
+T = TypeVar("T")
+
+
+class Task(Computation, Protocol[T]):
+    """What is made of rows, what is computed with a model, and how it is judged.
+
+    `summed_loss` and `predict` are the one forward of the task: the loop, the evaluation, the tuner and the plan call
+    them. Who adds a task writes these methods, in a room of its own.
+    """
+
+    def prepare(self, row: Row) -> T | None:
+        """What is kept of a row; None leaves it out.
+
+        Raises:
+            BadRow: if it cannot be used.
+        """
+        ...
+
+    def encode(self, rows: Sequence[tuple[str, T]]) -> list[Example]:
+        """Examples of (id, prepared row)s."""
+        ...
+
+    def collate(self, examples: Sequence[Example], length: int) -> Any:
+        """A batch on the CPU, padded to a length."""
+        ...
+
+    def evaluate(
+        self, model: nn.Module, held_out: WindowStream[T], *, ranks: Ranks, cutter: Cutter
+    ) -> dict[str, Any]:
+        """The figures of a model on all examples of a stream, each used once. A collective."""
+        ...
