@@ -109,16 +109,18 @@ def tokenize_words(
     return tokens
 
 
-def pad(
-    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase | None", length: int | None = None
-) -> dict[str, Tensor]:
+def padding_of(tokenizer: "PreTrainedTokenizerBase | None") -> int:
+    """The token that it pads with."""
+    assert tokenizer is not None
+    assert isinstance(tokenizer.pad_token_id, int)
+    return tokenizer.pad_token_id
+
+
+def pad(examples: Sequence[Example], pad_token_id: int, length: int | None = None) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask` of examples, (num_examples, length), padded on the right.
 
     `length` is that of the longest if it is not given.
     """
-    assert tokenizer is not None
-    pad_token_id = tokenizer.pad_token_id
-    assert isinstance(pad_token_id, int)
     length = length or max(example.length for example in examples)
     input_ids = np.full((len(examples), length), pad_token_id)
     attention_mask = np.zeros((len(examples), length), dtype=np.int64)

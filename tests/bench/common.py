@@ -229,7 +229,7 @@ def train(
             with accumulate(accelerator, model, micro_batch):
                 inputs, labels = micro_batch.batch
                 loss = task.objective(model(**inputs).logits, labels)
-                accelerator.backward(loss * micro_batch.scale)
+                accelerator.backward(micro_batch.scaled(loss))
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

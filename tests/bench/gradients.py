@@ -150,7 +150,7 @@ def of_this_project(micro_batch_size: int) -> GradientOf:
                     batch = collate([example.features for example in micro_batch.examples])
                     labels = batch.pop("labels")
                     loss = objective(prepared(**batch).logits, labels)
-                    accelerator.backward(loss * micro_batch.scale)
+                    accelerator.backward(micro_batch.scaled(loss))
         return flat_gradient(model)
 
     return gradient

@@ -115,8 +115,7 @@ def by_hf_accum(training: Training, rows: Sequence[Row]) -> None:
                 with accumulate(accelerator, model, micro_batch):
                     inputs, labels = task.collate(micro_batch.examples)
                     loss = task.objective(model(**inputs).logits, labels)
-                    window.record(loss)
-                    accelerator.backward(loss * micro_batch.scale)
+                    accelerator.backward(micro_batch.scaled(loss))
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
             assert grad_norm is not None
             learning_rate = scheduler.get_last_lr()[0]

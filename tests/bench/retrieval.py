@@ -150,7 +150,7 @@ class Bench:
                 else:
                     gradient = cache.gradient(micro_batch)
                     vectors = self.task.vectors(model, micro_batch.batch)
-                    self.accelerator.backward((vectors * gradient).sum() * micro_batch.scale)
+                    self.accelerator.backward(micro_batch.scaled((vectors * gradient).sum()))
 
     def accumulated(self, model: nn.Module, window: Window) -> None:
         """The mean of the losses of small batches, each told from its own pairs."""

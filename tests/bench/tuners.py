@@ -211,7 +211,7 @@ def by_hf_accum(case: Case) -> Found:
             with accumulate(accelerator, model, micro_batch):
                 labels = torch.tensor([example.features["label"] for example in micro_batch.examples])
                 loss = objective(model(**pad(micro_batch.examples, 0)).logits, labels)
-                accelerator.backward(loss * micro_batch.scale)
+                accelerator.backward(micro_batch.scaled(loss))
         optimizer.step()
         counter.stepped()
     probes = ", ".join(f"{p.num_examples} x {p.length}" for p in tuning.probes)

@@ -78,8 +78,7 @@ def run_window(accelerator: Accelerator, model: nn.Module, window: Window, faili
         with accumulate(accelerator, model, micro_batch), failing.during(micro_batch):
             inputs, labels = batch(micro_batch.examples)
             loss = TASK.objective(model(**inputs), labels)
-            window.record(loss)
-            accelerator.backward(loss * micro_batch.scale)
+            accelerator.backward(micro_batch.scaled(loss))
 
 
 def main(wrapped: str, how: str, timeout: float) -> None:

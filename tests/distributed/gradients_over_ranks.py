@@ -59,7 +59,7 @@ def main(names: list[str]) -> None:
                         with accumulate(accelerator, model, micro_batch):
                             inputs, labels = batch(micro_batch.examples)
                             loss: Tensor = task.objective(model(**inputs).logits, labels)
-                            accelerator.backward(loss * micro_batch.scale)
+                            accelerator.backward(micro_batch.scaled(loss))
                     difference = largest_relative_difference(plain, reference)
                     case = f"{name}, {size} examples {how}, micro-batches of {micro_batch_size}"
                     differences[case] = max(ranks.gather_objects(difference))

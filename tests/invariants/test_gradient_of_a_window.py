@@ -48,11 +48,10 @@ def test_any_cut_gives_the_gradient_and_loss_of_the_unsplit_batch(
         with accumulate(accelerator, model, micro_batch):
             inputs, labels = batch(micro_batch.examples)
             loss = task.objective(model(**inputs).logits, labels)
-            window.record(loss)
-            accelerator.backward(loss * micro_batch.scale)
+            accelerator.backward(micro_batch.scaled(loss))
 
     assert largest_relative_difference(model, reference) <= 1e-12
-    assert float(window.loss_sum()) / window.num_items == pytest.approx(reference_loss, rel=1e-12)
+    assert float(window.loss_sum()) / window.window.num_items == pytest.approx(reference_loss, rel=1e-12)
     assert window.num_micro_batches == -(-len(lengths) // micro_batch_size)
 
 
@@ -103,15 +102,15 @@ def test_whatever_is_fastest_the_windows_of_a_pipeline_have_the_gradient_of_the_
 
     seen = 0
     for window in Pipeline(stream, cutter, collate, torch.device("cpu")):
-        reference, _ = unsplit_gradient(model, task, window.examples)
+        reference, _ = unsplit_gradient(model, task, window.window.examples)
         for micro_batch in window.micro_batches(cutter):
             with accumulate(accelerator, model, micro_batch):
                 inputs, labels = micro_batch.batch
                 assert len(labels) <= most
-                accelerator.backward(task.objective(model(**inputs).logits, labels) * micro_batch.scale)
+                accelerator.backward(micro_batch.scaled(task.objective(model(**inputs).logits, labels)))
         assert largest_relative_difference(model, reference) <= 1e-12
         model.zero_grad()
-        seen += len(window.examples)
+        seen += len(window.window.examples)
     assert seen == len(examples)
 
 
@@ -127,7 +126,7 @@ def test_every_micro_batch_size_of_windows_of_1_to_17_examples(accelerator: Acce
             for micro_batch in window.micro_batches(micro_batch_size):
                 with accumulate(accelerator, model, micro_batch):
                     inputs, labels = batch(micro_batch.examples)
-                    accelerator.backward(task.objective(model(**inputs).logits, labels) * micro_batch.scale)
+                    accelerator.backward(micro_batch.scaled(task.objective(model(**inputs).logits, labels)))
             assert largest_relative_difference(model, reference) <= 1e-12
             model.zero_grad()
 
@@ -144,7 +143,7 @@ def test_windows_of_different_numbers_of_micro_batches_follow_each_other(acceler
         for micro_batch in make_window(examples, examples[0], whole=examples).micro_batches(2):
             with accumulate(accelerator, model, micro_batch):
                 inputs, labels = batch(micro_batch.examples)
-                accelerator.backward(task.objective(model(**inputs).logits, labels) * micro_batch.scale)
+                accelerator.backward(micro_batch.scaled(task.objective(model(**inputs).logits, labels)))
                 assert accelerator.sync_gradients == (micro_batch.index == micro_batch.count - 1)
         assert largest_relative_difference(model, reference) <= 1e-12
         model.zero_grad()
@@ -176,6 +175,7 @@ def test_dropout_is_the_same_when_a_micro_batch_is_repeated(accelerator: Acceler
         for micro_batch in make_window(examples, examples[0], whole=examples).micro_batches(2):
             with accumulate(accelerator, model, micro_batch):
                 found.append(model(**batch(micro_batch.examples)[0]).logits)
+                accelerator.backward(micro_batch.scaled(found[-1].sum()))
         return found
 
     first, second = logits_of_each(), logits_of_each()

@@ -32,7 +32,7 @@ def run_window(accelerator: Accelerator, model: nn.Module, micro_batch_size: int
             loss = TASK.objective(model(**inputs).logits, labels)
             if overflow and micro_batch.index == 1:
                 loss = loss * torch.inf
-            accelerator.backward(loss * micro_batch.scale)
+            accelerator.backward(micro_batch.scaled(loss))
 
 
 def gradients(model: nn.Module) -> torch.Tensor:

@@ -31,7 +31,7 @@ from window_cases import (
 from hf_accum import accumulate
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.example import Example
-from hf_accum.accumulation.window import MicroBatch, Window
+from hf_accum.accumulation.execution import MicroBatch, WindowExecution
 from hf_accum.device.live_bytes import LiveBytes
 from hf_accum.errors import OutOfMemory
 from hf_accum.models.optimizer import build_optimizer
@@ -78,7 +78,7 @@ def make_checkpointed(task: Task, seed: int = 0) -> nn.Module:
 class Outcome:
     """What a window left behind."""
 
-    window: Window
+    window: WindowExecution
     gradients: dict[str, Tensor]
     """Before they were clipped."""
     weights: dict[str, Tensor]
@@ -108,8 +108,7 @@ def train_window(
         with accumulate(accelerator, model, micro_batch), failing.during(micro_batch):
             inputs, labels = batch(micro_batch.examples)
             loss = task.objective(model(**inputs).logits, labels)
-            window.record(loss)
-            accelerator.backward(loss * micro_batch.scale)
+            accelerator.backward(micro_batch.scaled(loss))
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     accelerator.clip_grad_norm_(model.parameters(), MAX_NORM)
     prepared.step()
@@ -147,7 +146,7 @@ class Case:
             assert float((outcome.weights[name] - expected).abs().max()) <= 1e-12
         assert outcome.num_steps == {1}
         window, last = outcome.window, outcome.attempts[-1]
-        assert float(window.loss_sum()) / window.num_items == pytest.approx(self.loss, rel=1e-12)
+        assert float(window.loss_sum()) / window.window.num_items == pytest.approx(self.loss, rel=1e-12)
         assert window.num_oom_replays == len(outcome.attempts) - 1
         assert sorted(e.id for m in last for e in m.examples) == sorted(e.id for e in self.examples)
         assert [m.index for m in last] == list(range(len(last)))
@@ -325,7 +324,7 @@ def test_a_rank_without_examples_leaves_running_statistics_alone(accelerator: Ac
         with accumulate(accelerator, model, micro_batch):
             inputs, labels = batch([*micro_batch.examples, examples[1]])  # one row has no statistics
             loss = task.objective(model(**inputs).logits, labels)
-            accelerator.backward(loss * micro_batch.scale)
+            accelerator.backward(micro_batch.scaled(loss))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers())
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -444,7 +443,7 @@ def test_an_error_that_is_not_of_memory_is_raised_at_once(
 
 def run_on_small_device(
     accelerator: Accelerator, model: nn.Module, task: Task, examples: Sequence[Example], size: int, budget: int | None
-) -> tuple[LiveBytes, Window]:
+) -> tuple[LiveBytes, WindowExecution]:
     """A loop whose own variables are all that a user might name."""
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)  # what lives all through a window
@@ -456,15 +455,14 @@ def run_on_small_device(
                 outputs = model(**inputs)
                 logits = outputs.logits
                 loss = task.objective(logits, labels)
-                window.record(loss)
-                scaled = loss * micro_batch.scale
+                scaled = micro_batch.scaled(loss)
                 accelerator.backward(scaled)
     return live, window
 
 
 def run_on_small_device_without_names(
     accelerator: Accelerator, model: nn.Module, task: Task, examples: Sequence[Example], size: int, budget: int | None
-) -> tuple[LiveBytes, Window]:
+) -> tuple[LiveBytes, WindowExecution]:
     """A loop that keeps nothing."""
 
     def forward(micro_batch: MicroBatch) -> Tensor:
@@ -475,7 +473,7 @@ def run_on_small_device_without_names(
     with LiveBytes(budget, held=[*model.parameters(), *model.buffers()]) as live:
         for micro_batch in window.micro_batches(size):
             with accumulate(accelerator, model, micro_batch):
-                accelerator.backward(forward(micro_batch) * micro_batch.scale)
+                accelerator.backward(micro_batch.scaled(forward(micro_batch)))
     return live, window
 
 

@@ -90,11 +90,10 @@ def test_the_gradient_is_that_of_the_unsplit_batch(
         with accumulate(accelerator, model, micro_batch):
             images, labels = batch(micro_batch.examples)
             summed = task.objective(model(pixel_values=images).logits, labels)
-            window.record(summed)
-            accelerator.backward(summed * micro_batch.scale)
+            accelerator.backward(micro_batch.scaled(summed))
     assert sum(bool(gradient.any()) for gradient in gradients) > 10
     assert largest_relative_difference(model, dict(zip(trained, gradients, strict=True))) <= 1e-12
-    assert float(window.loss_sum()) / window.num_items == pytest.approx(loss.item(), rel=1e-12)
+    assert float(window.loss_sum()) / window.window.num_items == pytest.approx(loss.item(), rel=1e-12)
 
 
 def test_full_fine_tuning_keeps_the_statistics_and_says_so(

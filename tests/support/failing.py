@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_accum.accumulation.window import MicroBatch
+from hf_accum.accumulation.execution import MicroBatch
 
 
 def out_of_memory() -> Exception:

@@ -14,8 +14,8 @@ from window_cases import make_window
 
 from hf_accum import accumulate
 from hf_accum.accumulation.example import Example
+from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.accumulation.grad_cache import InBatchNegatives, RepresentationCache
-from hf_accum.accumulation.window import Window
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.tasks.retrieval.task import encode_texts
 from hf_accum.tasks.tokenization import pad
@@ -87,7 +87,7 @@ def run_window(
     size: int,
     chunk_size: int = 1024,
     failing: Failing | None = None,
-) -> Window:
+) -> WindowExecution:
     """The loop of the recipe, over this rank's pairs of a window."""
     window = make_window(pairs, whole[0], rank=ranks.index, whole=whole)
     cache = RepresentationCache(window, InBatchNegatives(TEMPERATURE, chunk_size), ranks)
@@ -98,5 +98,6 @@ def run_window(
                 cache.keep(micro_batch, vectors_of(model, micro_batch.examples))
             else:
                 gradient = cache.gradient(micro_batch)
-                accelerator.backward((vectors_of(model, micro_batch.examples) * gradient).sum() * micro_batch.scale)
+                product = (vectors_of(model, micro_batch.examples) * gradient).sum()
+                accelerator.backward(micro_batch.scaled(product, noted=cache.loss(micro_batch)))
     return window

@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertForToken
 
 from hf_accum.accumulation.accumulate import accumulate
 from hf_accum.accumulation.example import Example
+from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.accumulation.losses import IGNORE, BinaryCrossEntropy, CrossEntropy, Objective, SquaredError
 from hf_accum.accumulation.window import Window
 
@@ -120,9 +121,9 @@ def make_window(
     *,
     rank: int = 0,
     whole: Sequence[Example],
-) -> Window:
-    """The window `whole` as the rank sees it that has `examples` of it."""
-    return Window(
+) -> WindowExecution:
+    """The window `whole` as the rank sees it that has `examples` of it, to be run."""
+    window = Window(
         step=1,
         epoch=0,
         seed=0,
@@ -134,6 +135,7 @@ def make_window(
         num_tokens=sum(e.length for e in whole),
         digest="",
     )
+    return WindowExecution(window)
 
 
 def unsplit_gradient(model: nn.Module, task: Task, examples: Sequence[Example]) -> tuple[dict[str, Tensor], float]:
@@ -156,11 +158,10 @@ def assert_window_has_gradient_of(
     for micro_batch in window.micro_batches(size):
         with accumulate(accelerator, model, micro_batch):
             inputs, targets = task.collate(micro_batch.examples, micro_batch.length)
-            loss = task.objective(model(**inputs).logits, targets)
-            window.record(loss)
-            accelerator.backward(loss * micro_batch.scale)
+            loss = task.summed_loss(model, (inputs, targets))
+            accelerator.backward(micro_batch.scaled(loss))
     assert largest_relative_difference(model, reference) <= 1e-12
-    assert float(window.loss_sum()) / window.num_items == pytest.approx(expected.item(), rel=1e-12)
+    assert float(window.loss_sum()) / window.window.num_items == pytest.approx(expected.item(), rel=1e-12)
 
 
 def largest_relative_difference(model: nn.Module, reference: dict[str, Tensor]) -> float:

@@ -1,7 +1,7 @@
 """Workloads of small and real models, and what they really take."""
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ def peak_of_training(work: Workload, num_examples: int, length: int) -> int:
     with Counter([*work.model.parameters(), *work.model.buffers()]) as counter:
         for _ in range(2):
             for _ in range(2):
-                work.loss(work.model, num_examples, length, CPU).backward()
+                work.forward_backward(num_examples, length, CPU)
             optimizer.step()
             optimizer.zero_grad()
     with torch.no_grad():
@@ -86,6 +86,28 @@ TINY: dict[str, dict[str, Any]] = {
         "patch_size": 8,
     },
 }
+
+
+def of_sizes(
+    model: nn.Module,
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+    loss: Callable[[nn.Module, int, int, torch.device], Tensor],
+    predict: Callable[[nn.Module, int, int, torch.device], object],
+    max_length: int,
+    *more: Any,
+    **how: Any,
+) -> Workload:
+    """A workload whose batches are no more than their sizes, of which the functions make what they need."""
+    return Workload(
+        model,
+        optimizer,
+        lambda model, size: loss(model, *size),
+        lambda model, size: predict(model, *size),
+        lambda num_examples, length, device: (num_examples, length, device),
+        max_length,
+        *more,
+        **how,
+    )
 
 
 def make_workload(architecture: str, *, lora: bool, checkpointing: bool, max_length: int = 512) -> Workload:
@@ -124,4 +146,4 @@ def make_workload(architecture: str, *, lora: bool, checkpointing: bool, max_len
     def optimizer(model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(model, 1e-3, 0.01)
 
-    return Workload(model, optimizer, loss, forward, max_length, lengths=Lengths(vary=not is_image))
+    return of_sizes(model, optimizer, loss, forward, max_length, lengths=Lengths(vary=not is_image))

@@ -26,7 +26,7 @@ from hf_accum.tasks.language_modeling.chunked_loss import (
     with_output_layer,
 )
 from hf_accum.tasks.language_modeling.perplexity import check_token_metric, evaluate_tokens
-from hf_accum.tasks.tokenization import made_up_inputs, pad
+from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -99,7 +99,7 @@ class CausalTexts:
 
         A token is predicted where the one before it is read.
         """
-        inputs = pad(examples, self.tokenizer, length)
+        inputs = pad(examples, padding_of(self.tokenizer), length)
         width = inputs["input_ids"].shape[1]
         positions = [row * width + example.features["places"] - 1 for row, example in enumerate(examples)]
         tokens = [example.features["input_ids"][example.features["places"]] for example in examples]

@@ -22,7 +22,7 @@ from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, T
 from hf_accum.tasks.language_modeling.perplexity import check_token_metric, evaluate_tokens
 from hf_accum.tasks.masked_lm.data import tokens_of
 from hf_accum.tasks.special_tokens import Frame
-from hf_accum.tasks.tokenization import made_up_inputs, pad
+from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,7 +96,7 @@ class MaskedTexts:
 
     def collate(self, examples: Sequence[Example], length: int | None = None) -> Batch:
         """The model's inputs, (num_examples, length) each, and what is hidden in them, on the CPU; as `pad` does."""
-        inputs = pad(examples, self.tokenizer, length)
+        inputs = pad(examples, padding_of(self.tokenizer), length)
         width = inputs["input_ids"].shape[1]
         places = [row * width + example.features["places"] for row, example in enumerate(examples)]
         tokens = np.concatenate([example.features["tokens"] for example in examples])

@@ -21,7 +21,7 @@ from hf_accum.distributed.collectives import on_all_ranks
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.evaluation.evaluate import check_best_metric, run_over
 from hf_accum.models.pooling import Pooling
-from hf_accum.tasks.tokenization import made_up_inputs, pad, text_of, tokenize
+from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of, text_of, tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,7 +92,7 @@ class TextRetrieval:
 
     def collate(self, examples: Sequence[Example], length: int | None = None) -> dict[str, Tensor]:
         """The model's inputs, (num_texts, length) each, on the CPU; as `pad` does."""
-        return pad(examples, self.tokenizer, length)
+        return pad(examples, padding_of(self.tokenizer), length)
 
     def vectors(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """As `encode_texts` does."""

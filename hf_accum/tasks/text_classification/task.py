@@ -15,7 +15,7 @@ from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
 from hf_accum.evaluation.evaluate import Metric, Predicted, check_metrics, evaluate_model
 from hf_accum.tasks.labels import LabelColumn, named_labels
-from hf_accum.tasks.tokenization import made_up_inputs, pad, text_of, tokenize
+from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of, text_of, tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,7 +67,7 @@ class TextClassification:
     def collate(self, examples: Sequence[Example], length: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """The model's inputs, (num_examples, length) each, and the labels, on the CPU; as `pad` does."""
         labels = self._tensor([example.features["label"] for example in examples])
-        return pad(examples, self.tokenizer, length), labels
+        return pad(examples, padding_of(self.tokenizer), length), labels
 
     def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The loss of the labels, summed, in float32."""

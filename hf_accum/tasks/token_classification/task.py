@@ -18,7 +18,7 @@ from hf_accum.distributed.collectives import on_all_ranks
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.evaluation.evaluate import Metric, check_best_metric, run_over
 from hf_accum.tasks.token_classification.data import MOST_PARTS, OUTSIDE, Part, TagColumns
-from hf_accum.tasks.tokenization import made_up_inputs, pad, tokenize_words
+from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of, tokenize_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,7 +70,7 @@ class EntityTagging:
 
     def collate(self, examples: Sequence[Example], length: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """The model's inputs and the labels, (num_examples, length) each, on the CPU; as `pad` does."""
-        inputs = pad(examples, self.tokenizer, length)
+        inputs = pad(examples, padding_of(self.tokenizer), length)
         labels = torch.full(inputs["input_ids"].shape, IGNORE)
         for row, example in enumerate(examples):
             labels[row, : example.length] = torch.from_numpy(example.features["labels"])

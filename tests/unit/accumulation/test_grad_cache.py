@@ -10,6 +10,7 @@ from pair_cases import TEMPERATURE, make_encoder, make_pairs, run_window, unspli
 from window_cases import largest_relative_difference, make_window
 
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
+from hf_accum.accumulation.execution import cut_window
 from hf_accum.accumulation.grad_cache import InBatchNegatives
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.distributed.ranks import OneRank
@@ -83,7 +84,7 @@ def test_memory_that_runs_out_in_either_pass_leaves_the_gradient_as_it_is(accele
 def test_a_rank_without_pairs_runs_one_text_at_a_time_however_little_fits() -> None:
     pairs = make_pairs(1)
     window = make_window([], pairs[0], rank=1, whole=pairs)
-    assert [len(piece) for piece in window.cut(Cutter(WorkingCapacity(Capacity(1)))).pieces] == [1]
+    assert [len(piece) for piece in cut_window(window.window, Cutter(WorkingCapacity(Capacity(1)))).pieces] == [1]
 
 
 def test_documents_of_one_key_are_no_negatives_of_each_other() -> None:

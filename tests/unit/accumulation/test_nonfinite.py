@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,13 +15,14 @@ from torch import nn
 
 from hf_accum.accumulation.accumulate import accumulate, discard_gradients
 from hf_accum.accumulation.example import Example
-from hf_accum.accumulation.nonfinite import GradientGuard
+from hf_accum.accumulation.execution import WindowExecution
+from hf_accum.accumulation.nonfinite import NonFiniteCheck
 from hf_accum.accumulation.window import Window
 from hf_accum.distributed.ranks import OneRank, Ranks
 from hf_accum.errors import NotFinite
 
 
-def make_window(step: int, loss: float, rank: int = 0, ids: tuple[str, ...] = ("0:1", "0:2")) -> Window:
+def make_window(step: int, loss: float, rank: int = 0, ids: tuple[str, ...] = ("0:1", "0:2")) -> WindowExecution:
     examples = tuple(Example(i, 3, 1.0, {}) for i in ids)
     window = Window(
         step=step,
@@ -34,8 +36,9 @@ def make_window(step: int, loss: float, rank: int = 0, ids: tuple[str, ...] = ("
         num_tokens=3 * len(ids),
         digest=f"digest {step}",
     )
-    window.record(torch.tensor(loss))
-    return window
+    execution = WindowExecution(window)
+    execution.note(torch.tensor(loss))
+    return execution
 
 
 def make_guard(
@@ -44,11 +47,21 @@ def make_guard(
     how: str = "skip",
     *,
     ranks: Ranks | None = None,
-    has_scaler: bool = False,
-) -> GradientGuard:
-    return GradientGuard(
-        ranks or OneRank(), file.parent, said.append, max_skips=2 if how == "skip" else 0, has_scaler=has_scaler
+    scaler: Any = None,
+) -> NonFiniteCheck:
+    return NonFiniteCheck(
+        ranks or OneRank(), file.parent, said.append, max_skips=2 if how == "skip" else 0, scaler=scaler
     )
+
+
+class FakeScaler:
+    """That of fp16, as far as it is asked."""
+
+    def __init__(self) -> None:
+        self.num_updates = 0
+
+    def update(self) -> None:
+        self.num_updates += 1
 
 
 def lines_of(file: Path) -> list[dict[str, object]]:
@@ -65,10 +78,10 @@ def lines_of(file: Path) -> list[dict[str, object]]:
 def test_a_loss_or_gradient_that_is_not_finite_is_refused(loss: float, norm: float | None, tmp_path: Path) -> None:
     said: list[str] = []
     guard = make_guard(tmp_path / "nonfinite.jsonl", said)
-    assert not guard.refuses(make_window(1, 5.0), torch.tensor(2.0))
+    assert guard.accepts(make_window(1, 5.0), torch.tensor(2.0))
     assert not (tmp_path / "nonfinite.jsonl").exists()
-    assert guard.refuses(make_window(2, loss), None if norm is None else torch.tensor(norm, dtype=torch.float64))
-    assert not guard.refuses(make_window(3, 5.0), 2.0)
+    assert not guard.accepts(make_window(2, loss), None if norm is None else torch.tensor(norm, dtype=torch.float64))
+    assert guard.accepts(make_window(3, 5.0), 2.0)
     assert lines_of(tmp_path / "nonfinite.jsonl") == [
         {
             "step": 2,
@@ -89,9 +102,9 @@ def test_it_gives_up_at_once_or_after_the_skips_allowed(how: str, tmp_path: Path
     guard = make_guard(tmp_path / "nonfinite.jsonl", [], how)
     allowed = 2 if how == "skip" else 0
     for step in range(1, allowed + 1):
-        assert guard.refuses(make_window(step, math.nan), 1.0)
+        assert not guard.accepts(make_window(step, math.nan), 1.0)
         assert guard.gave_up is None
-    assert guard.refuses(make_window(9, math.nan), 1.0)
+    assert not guard.accepts(make_window(9, math.nan), 1.0)
     assert isinstance(guard.gave_up, NotFinite)
     assert str(guard.gave_up).startswith("step 9: loss nan, gradient norm 1.0: not finite")
     assert str(tmp_path / "nonfinite.jsonl") in str(guard.gave_up)
@@ -107,7 +120,7 @@ def test_ranks_refuse_together_where_one_sees_it(tmp_path: Path) -> None:
         for step, bad_rank in enumerate([None, 1, None, 0], start=1):
             loss = math.inf if bad_rank == ranks.index else float(ranks.index)
             window = make_window(step, loss, ranks.index, ids=(f"{ranks.index}:{step}",))
-            outcomes.append(guard.refuses(window, torch.tensor(1.0)))
+            outcomes.append(not guard.accepts(window, torch.tensor(1.0)))
         return outcomes
 
     assert run_ranks(3, work) == [[False, True, False, True]] * 3
@@ -118,21 +131,44 @@ def test_ranks_refuse_together_where_one_sees_it(tmp_path: Path) -> None:
 
 
 def test_overflow_is_left_to_the_scaler_of_fp16(tmp_path: Path) -> None:
-    guard = make_guard(tmp_path / "nonfinite.jsonl", [], "stop", has_scaler=True)
-    assert not guard.refuses(make_window(1, 1.0), torch.tensor(math.inf))
+    scaler = FakeScaler()
+    guard = make_guard(tmp_path / "nonfinite.jsonl", [], "stop", scaler=scaler)
+    assert not guard.accepts(make_window(1, 1.0), torch.tensor(math.inf))
+    assert scaler.num_updates == 1  # lowers its scale
     assert guard.gave_up is None
+    assert guard.num_skips == 0
     assert not (tmp_path / "nonfinite.jsonl").exists()
+    assert guard.accepts(make_window(2, 1.0), torch.tensor(1.0))
+    assert scaler.num_updates == 1  # the optimizer's step does it
+
+
+def test_a_real_scaler_halves_its_scale_at_an_overflow_and_the_step_is_left_out(tmp_path: Path) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    guard = make_guard(tmp_path / "nonfinite.jsonl", [], "stop", scaler=scaler)
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    for factor, accepted, scale in ((1.0, True, 2.0**10), (math.inf, False, 2.0**9), (1.0, True, 2.0**9)):
+        scaler.scale((weight * factor).sum()).backward()
+        scaler.unscale_(optimizer)
+        before = weight.detach().clone()
+        assert guard.accepts(make_window(1, 1.0), nn.utils.clip_grad_norm_([weight], 1.0)) == accepted
+        if accepted:
+            scaler.step(optimizer)
+            scaler.update()
+        optimizer.zero_grad()
+        assert scaler.get_scale() == scale
+        assert torch.equal(weight, before) == (not accepted)
 
 
 def test_a_scaler_s_overflows_without_end_are_no_overflows(tmp_path: Path) -> None:
-    guard = make_guard(tmp_path / "nonfinite.jsonl", [], has_scaler=True)
+    guard = make_guard(tmp_path / "nonfinite.jsonl", [], scaler=FakeScaler())
     for step in range(39):
-        assert not guard.refuses(make_window(step, 1.0), math.inf)
-    assert not guard.refuses(make_window(40, 1.0), 2.0)
+        assert not guard.accepts(make_window(step, 1.0), math.inf)
+    assert guard.accepts(make_window(40, 1.0), 2.0)
     for step in range(41, 80):
-        assert not guard.refuses(make_window(step, 1.0), math.nan)
+        assert not guard.accepts(make_window(step, 1.0), math.nan)
     assert guard.gave_up is None
-    assert guard.refuses(make_window(80, 1.0), math.nan)
+    assert not guard.accepts(make_window(80, 1.0), math.nan)
     assert guard.gave_up is not None
     assert [line["step"] for line in lines_of(tmp_path / "nonfinite.jsonl")] == [80]
 
@@ -153,17 +189,16 @@ def test_a_refused_window_leaves_no_gradient_and_no_statistics(accelerator: Acce
         num_tokens=4,
         digest="",
     )
-    for micro_batch in window.micro_batches(2):
+    execution = WindowExecution(window)
+    for micro_batch in execution.micro_batches(2):
         with accumulate(accelerator, model, micro_batch):
             inputs = torch.randn(2, 2) * (math.nan if micro_batch.index else 1.0)
             loss = model(inputs).sum()
-            window.record(loss)
-            accelerator.backward(loss * micro_batch.scale)
+            accelerator.backward(micro_batch.scaled(loss))
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
-    assert make_guard(tmp_path / "nonfinite.jsonl", []).refuses(window, grad_norm)
-    assert any(value.isnan().any() for value in model.state_dict().values())
-    discard_gradients(model, window)
+    assert not make_guard(tmp_path / "nonfinite.jsonl", []).accepts(execution, grad_norm)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    discard_gradients(model, execution)
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -172,21 +207,48 @@ def test_a_spike_is_said_once_and_only_where_enough_is_known(norms: list[float],
     said: list[str] = []
     guard = make_guard(Path("never written"), said)
     for step, norm in enumerate([*norms[:15], spike, *norms], start=1):
-        assert not guard.refuses(make_window(step, 1.0), norm)
+        assert guard.accepts(make_window(step, 1.0), norm)
     assert said == []  # 15 are too few, and nothing else stands out
     for _ in range(3):
-        assert not guard.refuses(make_window(200, 1.0), spike)
+        assert guard.accepts(make_window(200, 1.0), spike)
     assert len(said) == 1
     assert said[0].startswith("step 200: gradient norm ")
-    assert not guard.refuses(make_window(201, 1.0), 1.0)
-    assert not guard.refuses(make_window(202, 1.0), spike)
+    assert guard.accepts(make_window(201, 1.0), 1.0)
+    assert guard.accepts(make_window(202, 1.0), spike)
     assert len(said) == 2
 
 
+@given(norms=st.lists(st.floats(0.5, 2.0), min_size=16, max_size=100), spike=st.floats(20.1, 1e6))
+def test_it_goes_on_from_its_state_as_if_it_had_not_been_parted(norms: list[float], spike: float) -> None:
+    steps = [*norms, spike, spike, 1.0, spike]
+    told: list[list[str]] = [[], []]
+    whole, first = make_guard(Path("never written"), told[0]), make_guard(Path("never written"), told[1])
+    for step, norm in enumerate(steps):
+        whole.accepts(make_window(step, 1.0), norm)
+        first.accepts(make_window(step, 1.0), norm)
+        state = json.loads(json.dumps(first.state_dict()))
+        first = make_guard(Path("never written"), told[1])
+        first.load_state_dict(state)
+    assert told[0] == told[1]
+    assert len(told[0]) == 2
+
+
 def test_what_was_left_out_before_a_resume_counts(tmp_path: Path) -> None:
-    said: list[str] = []
-    guard = GradientGuard(OneRank(), tmp_path, said.append, max_skips=2, has_scaler=False, num_skips=1)
-    assert guard.refuses(make_window(5, math.nan), 1.0)
+    before = make_guard(tmp_path / "nonfinite.jsonl", [])
+    assert not before.accepts(make_window(4, math.nan), 1.0)
+    guard = make_guard(tmp_path / "nonfinite.jsonl", [])
+    guard.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    assert not guard.accepts(make_window(5, math.nan), 1.0)
     assert guard.gave_up is None
-    assert guard.refuses(make_window(6, math.nan), 1.0)
+    assert not guard.accepts(make_window(6, math.nan), 1.0)
     assert guard.gave_up is not None
+
+
+def test_a_window_at_which_it_gives_up_is_not_done(tmp_path: Path) -> None:
+    """A run that ends there goes on before it."""
+    skipped, given_up = make_window(1, math.nan), make_window(2, math.nan)
+    for execution, how in ((skipped, "skip"), (given_up, "stop")):
+        execution.is_done = True
+        assert not make_guard(tmp_path / how / "nonfinite.jsonl", [], how).accepts(execution, 1.0)
+    assert skipped.is_done
+    assert not given_up.is_done

@@ -190,9 +190,9 @@ def test_a_cutter_that_was_saved_goes_on_cutting_the_same(
         window([cutter])
     for failure in failures:
         cutter.capacity.out_of_memory(*failure)
-    other.restore(json.loads(json.dumps(cutter.as_json())))
+    other.load_state_dict(json.loads(json.dumps(cutter.state_dict())))
     for _ in range(70):
         assert other.cut(examples) == cutter.cut(examples)
         assert other.speed_at_step(1) == cutter.speed_at_step(1)
         window([cutter, other])
-    assert other.as_json() == cutter.as_json()
+    assert other.state_dict() == cutter.state_dict()

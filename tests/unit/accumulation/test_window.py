@@ -3,6 +3,7 @@
 import random
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from window_cases import make_window
@@ -39,7 +40,7 @@ def test_scales_undo_the_division_of_accelerate(lengths: list[int], size: int) -
     for index, micro_batch in enumerate(micro_batches):
         assert (micro_batch.index, micro_batch.count) == (index, len(micro_batches))
         seen = micro_batch.scale / micro_batch.count  # accelerate's backward
-        assert seen == pytest.approx(1 / window.num_items, rel=1e-15)
+        assert seen == pytest.approx(1 / window.window.num_items, rel=1e-15)
     padded = sum(len(m.examples) * m.examples[0].length for m in micro_batches)
     assert (window.num_micro_batches, window.num_padded_tokens) == (len(micro_batches), padded)
     assert len({m.seed for m in micro_batches}) == len(micro_batches)
@@ -52,7 +53,7 @@ def test_a_rank_without_examples_runs_its_stand_in_with_weight_zero() -> None:
     assert (micro_batch.examples, micro_batch.scale) == ((whole[0],), 0.0)
     assert (micro_batch.index, micro_batch.count) == (0, 1)
     assert (window.num_micro_batches, window.num_padded_tokens) == (0, 0)
-    window.record(None)  # type: ignore[arg-type]
+    window.note(torch.tensor(7.0))
     assert window.loss_sum() == 0.0
 
 

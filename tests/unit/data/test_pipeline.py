@@ -55,10 +55,10 @@ def test_windows_are_those_of_the_stream_and_micro_batches_have_their_batches(nu
         pipeline = make_pipeline(ranks, split=split)
         seen = []
         for window in pipeline:
-            expected = len(pipeline.cutter.cut(window.examples))
+            expected = len(pipeline.cutter.cut(window.window.examples))
             check_batches(pipeline, window)
             assert window.num_micro_batches == expected
-            seen.append((window.step, window.digest, [e.id for e in window.examples]))
+            seen.append((window.window.step, window.window.digest, [e.id for e in window.window.examples]))
         assert seen == plain
         return seen
 
@@ -71,10 +71,10 @@ def test_windows_are_those_of_the_stream_and_micro_batches_have_their_batches(nu
 def test_a_window_whose_cut_has_changed_is_cut_anew() -> None:
     pipeline = make_pipeline(sizes=(60,), batch=20, most=5)
     for window in pipeline:
-        if window.step == 1:
+        if window.window.step == 1:
             pipeline.cutter.capacity.out_of_memory(2, 1)  # made ahead by now, or being made
             time.sleep(0.2)
-        expected = [[e.id for e in piece] for piece in pipeline.cutter.cut(window.examples)]
+        expected = [[e.id for e in piece] for piece in pipeline.cutter.cut(window.window.examples)]
         found = [micro_batch.batch[0] for micro_batch in window.micro_batches(pipeline.cutter)]
         assert found == expected
         assert all(len(ids) == 1 for ids in found)
@@ -120,10 +120,10 @@ def test_a_window_that_starts_anew_gets_new_batches() -> None:
         failed = False
         for micro_batch in window.micro_batches(pipeline.cutter):
             assert micro_batch.batch[0] == [e.id for e in micro_batch.examples]
-            if window.step == 1 and micro_batch.index == 1 and not failed:
+            if window.window.step == 1 and micro_batch.index == 1 and not failed:
                 failed = True
                 micro_batch.out_of_memory = "made up"
-        assert window.num_oom_replays == (window.step == 1)
+        assert window.num_oom_replays == (window.window.step == 1)
 
 
 def test_no_more_than_a_few_micro_batches_are_made_ahead() -> None:
@@ -172,7 +172,7 @@ def test_ranks_that_all_stop_early_do_not_wait_for_each_other(split: str) -> Non
         for window in islice(pipeline, 5):
             check_batches(pipeline, window)
             time.sleep(0.02 * ranks.index)
-            steps = window.step
+            steps = window.window.step
         return steps
 
     started = time.perf_counter()
@@ -186,7 +186,7 @@ def test_a_rank_that_leaves_ends_the_others() -> None:
     def work(ranks: ThreadRanks) -> int:
         pipeline = make_pipeline(ranks, sizes=(300,), batch=9)
         for window in pipeline:
-            if ranks.index == 1 and window.step == 3:
+            if ranks.index == 1 and window.window.step == 3:
                 raise OSError("made up")
         return 0
 
@@ -212,7 +212,7 @@ def test_a_bad_row_is_raised_where_the_windows_are_used_or_kept_on_request(keeps
     def use() -> None:
         for window in pipeline:
             check_batches(pipeline, window)
-            seen.append(window.step)
+            seen.append(window.window.step)
         assert pipeline.failure is not None
         raise pipeline.failure
 

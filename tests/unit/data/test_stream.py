@@ -16,7 +16,6 @@ from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.window import Window
 from hf_accum.data.source import BadRow, Row, Source
 from hf_accum.data.stream import Split, WindowStream
-from hf_accum.data.stream_state import StreamState
 from hf_accum.data.window_sync import share_out
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.errors import RankFailed
@@ -337,8 +336,9 @@ def test_a_stream_goes_on_behind_any_window_as_if_it_had_not_stopped(
     }
 
     def run(ranks: ThreadRanks, states: list[Any] | None) -> tuple[list[Window], Counter[str], int]:
-        start = None if states is None else StreamState.from_json(json.loads(json.dumps(states[ranks.index])))
-        stream = make_stream(source_of(shard_sizes, bad), ranks, effective_batch_size, start=start, **how)
+        stream = make_stream(source_of(shard_sizes, bad), ranks, effective_batch_size, **how)
+        if states is not None:
+            stream.load_state_dict(json.loads(json.dumps({"ranks": states})))
         return list(stream), stream.bad_rows(), stream.counts.num_examples
 
     whole = run_ranks(num_ranks, lambda ranks: run(ranks, None))
@@ -372,7 +372,8 @@ def test_going_on_reads_no_more_than_a_block_again() -> None:
     states = {window.step: window.state for window in windows}
     for step in (10, 400):
         read.clear()
-        stream = make_stream(source(), OneRank(), 16, shuffle_block_size=100, prefetch_windows=1, start=states[step])
+        stream = make_stream(source(), OneRank(), 16, shuffle_block_size=100, prefetch_windows=1)
+        stream.load_state_dict({"ranks": [states[step].as_json()]})
         iterator = iter(stream)
         window = next(iterator)
         iterator.close()  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from thread_ranks import run_ranks
 
 from hf_accum.accumulation.example import Example
+from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.accumulation.window import Window
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.stream import StreamCounts, WindowStream
@@ -49,11 +50,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def make_window(step: int, lengths: Sequence[Sequence[int]], rank: int = 0, epoch: int = 0) -> Window:
+def make_window(step: int, lengths: Sequence[Sequence[int]], rank: int = 0, epoch: int = 0) -> WindowExecution:
     """Each example weighs 0.5."""
     mine = tuple(Example(str(i), length, 0.5, {}) for i, length in enumerate(lengths[rank]))
     everyone = [length for some in lengths for length in some]
-    return Window(
+    window = Window(
         step=step,
         epoch=epoch,
         seed=0,
@@ -65,11 +66,14 @@ def make_window(step: int, lengths: Sequence[Sequence[int]], rank: int = 0, epoc
         num_tokens=sum(everyone),
         digest=f"digest of {step}",
     )
+    return WindowExecution(window)
 
 
-def run_window(window: Window, micro_batch_size: int = 2, loss_of_an_example: float = 3.0) -> Window:
+def run_window(
+    window: WindowExecution, micro_batch_size: int = 2, loss_of_an_example: float = 3.0
+) -> WindowExecution:
     for micro_batch in window.micro_batches(micro_batch_size):
-        window.record(torch.tensor(loss_of_an_example * len(micro_batch.examples)))
+        window.note(torch.tensor(loss_of_an_example * len(micro_batch.examples)))
     return window
 
 

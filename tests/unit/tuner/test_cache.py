@@ -241,12 +241,12 @@ def test_a_model_that_cannot_be_traced_gets_a_size_too() -> None:
     """Its forward asks for a value."""
     work = llama(lora=True)
 
-    def loss(model: Any, num_examples: int, length: int, device: torch.device) -> torch.Tensor:
-        total = work.loss(model, num_examples, length, device)
+    def loss(model: Any, batch: Any) -> torch.Tensor:
+        total = work.summed_loss(model, batch)
         return total if total.item() > 0 else -total
 
     budget = peak_of_training(work, 3, 512)
-    (tuning,) = find(replace(work, loss=loss), budget)
+    (tuning,) = find(replace(work, summed_loss=loss), budget)
     assert tuning.capacity.num_examples(512) == tuning.capacity.num_examples(8) == 3
     assert "cannot be traced" in str(tuning)
 

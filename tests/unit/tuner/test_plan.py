@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from launching import ROOT, run
 from torch import nn
 from transformers import AlbertConfig, AutoModelForSequenceClassification, BertConfig, LlamaConfig
+from workload_cases import of_sizes
 
 from hf_accum.accumulation.capacity import Peak
 from hf_accum.byte_sizes import format_bytes
@@ -457,7 +458,7 @@ def test_nothing_that_the_recipe_refuses_is_advised(values: dict[str, Any], advi
         if changed != config:
             raise CannotTrace("not now")
         model = nn.Conv2d(3, 4, 3)
-        return Workload(
+        return of_sizes(
             model,
             lambda model: torch.optim.SGD(model.parameters(), 0.1),
             lambda model, number, length, device: model(made_up_images(number, length, device)).sum(),

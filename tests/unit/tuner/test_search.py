@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import AdamW
-from workload_cases import CPU, TINY, make_workload, peak_of_training
+from workload_cases import CPU, TINY, make_workload, of_sizes, peak_of_training
 
 from hf_accum.device.memory import VirtualMemory
 from hf_accum.errors import OutOfMemory
@@ -110,7 +110,7 @@ def made_up(limit: int, needed: Callable[[int, int], float], strains: float = 1.
         sizes.append((num_examples, length))
         return model(torch.zeros(num_examples, length, 8, device=device)).tanh().sum()
 
-    work = Workload(model, lambda m: AdamW(m.parameters(), fused=True), loss, loss, max_length=32)
+    work = of_sizes(model, lambda m: AdamW(m.parameters(), fused=True), loss, loss, max_length=32)
     return work, MadeUpMemory(limit, needed, sizes, strains)
 
 
@@ -261,7 +261,7 @@ def test_an_optimizer_s_step_that_does_not_fit_is_said_before_training() -> None
     def loss(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
         return model(torch.zeros(num_examples, 512, device=device)).sum()
 
-    work = Workload(model, lambda m: AdamW(m.parameters(), foreach=False), loss, loss, max_length=4)
+    work = of_sizes(model, lambda m: AdamW(m.parameters(), foreach=False), loss, loss, max_length=4)
     floor = predict(work).fixed.floor
     assert floor > predict(work).training.bytes_at(1, 4)
     with pytest.raises(NothingFits, match="not even one example"):
@@ -286,7 +286,7 @@ def test_a_model_that_cannot_be_traced_is_tried_out() -> None:
         assert out.item() < 1e9
         return out
 
-    work = Workload(model, lambda m: AdamW(m.parameters(), fused=True), loss, loss, max_length=32)
+    work = of_sizes(model, lambda m: AdamW(m.parameters(), fused=True), loss, loss, max_length=32)
     one, two = (peak_of_training(work, number, 32) for number in (3, 4))
     for number in (1, 5, 11):
         budget = one + (number - 3) * (two - one)
@@ -328,7 +328,7 @@ def test_nothing_of_the_tuning_is_left() -> None:
         return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
 
     before = generators()
-    work = Workload(model, lambda m: AdamW(m.parameters()), loss, loss, max_length=16)
+    work = of_sizes(model, lambda m: AdamW(m.parameters()), loss, loss, max_length=16)
     tune(work, VirtualMemory(60_000), CPU, most=64)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert all(torch.equal(value, of_optimizer[name]) for name, value in optimizer.state[first.weight].items())

@@ -4,7 +4,7 @@ import gc
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import pytest
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 from transformers.utils import import_utils
+from workload_cases import of_sizes
 
 from hf_accum.accumulation.example import Lengths
 from hf_accum.accumulation.losses import CrossEntropy
@@ -214,7 +215,7 @@ def make_workload(case: Case) -> Workload:
     def predicted(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
         return model(**inputs(num_examples, length, device)).logits.argmax(-1)
 
-    return Workload(model, make_optimizer, loss, predicted, MAX_LENGTH, Lengths(vary=not is_image), case.precision)
+    return of_sizes(model, make_optimizer, loss, predicted, MAX_LENGTH, Lengths(vary=not is_image), case.precision)
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
@@ -398,15 +399,14 @@ def test_a_trace_that_fails_leaves_the_model_as_it_was(workload: Workload, where
         def backward(ctx: object, *gradients: Tensor) -> Tensor:
             return fail()
 
-    def loss(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
-        return Backward.apply(workload.loss(model, num_examples, length, device))  # type: ignore[return-value]
+    def loss(model: nn.Module, batch: object) -> Tensor:
+        return Backward.apply(workload.summed_loss(model, batch))  # type: ignore[return-value]
 
-    work = Workload(
-        model,
-        fail if where == "optimizer" else workload.optimizer,  # type: ignore[arg-type]
-        {"loss": fail, "backward": loss}.get(where, workload.loss),
-        fail if where == "predict" else workload.predict,
-        workload.max_length,
+    work = replace(
+        workload,
+        optimizer=fail if where == "optimizer" else workload.optimizer,  # type: ignore[arg-type]
+        summed_loss={"loss": fail, "backward": loss}.get(where, workload.summed_loss),
+        predict=fail if where == "predict" else workload.predict,
     )
     with pytest.raises(ValueError, match="the work failed"):
         Tracer(work).run([(2, 8)])
@@ -430,7 +430,7 @@ class Tied(nn.Module):
 
 
 def simple_workload(model: nn.Module, forward: Callable[[nn.Module, int, int], Tensor]) -> Workload:
-    return Workload(
+    return of_sizes(
         model,
         lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9, foreach=False),
         lambda m, n, length, device: forward(m, n, length).sum(),
