@@ -100,11 +100,4 @@ def without_weights(
 def _with_adapters(
     base: "PreTrainedModel", config: RecipeConfig, task_type: str | None, new_modules: Sequence[str] = ()
 ) -> nn.Module:
-    return add_lora(
-        base,
-        config.lora,
-        task_type=task_type,
-        new_modules=new_modules,
-        dropout=config.dropout,
-        fused=config.fast_kernels,
-    )
+    return add_lora(base, config.lora, task_type=task_type, new_modules=new_modules, dropout=config.dropout)

@@ -20,7 +20,6 @@ from hf_accum.distributed.collectives import broadcast_weights, on_all_ranks
 from hf_accum.distributed.launch import start_accelerator
 from hf_accum.distributed.ranks import Ranks, ranks_of
 from hf_accum.files import write_json
-from hf_accum.models.dropout_masks import draw_masks_fast
 from hf_accum.models.optimizer import build_optimizer
 from hf_accum.models.saving import Processor
 from hf_accum.models.trainable import Trainable
@@ -81,7 +80,6 @@ class StartedRun:
         self.stop = StopRequest(config.max_minutes)
         if config.full_determinism:
             use_deterministic_algorithms()
-        draw_masks_fast(config.fast_kernels)
         self.folder = Path(config.output_dir).expanduser().resolve()
         self.accelerator = start_accelerator(
             trackers=config.trackers, logging_dir=self.folder, timeout_minutes=config.rank_timeout_minutes
