@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_accum.errors import UserError
 
+LOCK = ".lock"
 _TRIED = ".hf-accum-"  # a folder made to see whether one can be
 
 
@@ -72,8 +73,9 @@ class JsonLines:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a killed process was writing it."""
-    return path.name.startswith(".") and (path.name.endswith((".partial", ".old")) or path.name.startswith(_TRIED))
+    """Whether a killed process was writing it, or had it as its lock."""
+    name = path.name
+    return name == LOCK or (name.startswith(".") and (name.endswith((".partial", ".old")) or name.startswith(_TRIED)))
 
 
 def check_output_dir(folder: Path) -> None:
