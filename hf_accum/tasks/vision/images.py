@@ -14,8 +14,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from hf_accum.data.dataset_files import stamp_of
 from hf_accum.data.formats.image_folder import ImageFile
-from hf_accum.data.formats.rows import BadRow
-from hf_accum.errors import first_line, shortened, shown
+from hf_accum.data.formats.rows import BadRow, value_of
+from hf_accum.errors import first_line, shown
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Those that are read. Some others that Pillow knows run a program."""
@@ -71,9 +71,7 @@ def picture_of(row: Mapping[str, Any], column: str, root: Path | None = None) ->
     Raises:
         BadRow: if there is no such column, no image in it, or a path that is not allowed.
     """
-    if column not in row:
-        raise BadRow(column, f"no such column; the row has {shortened(', '.join(map(str, row)), 300) or 'none'}")
-    value = row[column]
+    value = value_of(row, column)
     path = None
     if isinstance(value, dict):
         value, path = value.get("bytes"), value.get("path")
