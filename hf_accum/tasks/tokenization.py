@@ -1,6 +1,5 @@
 """Texts of rows as examples, and examples as padded tensors."""
 
-import math
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_accum.accumulation.example import Example
-from hf_accum.data.formats.rows import BadRow, value_of
+from hf_accum.data.formats.rows import BadRow, is_missing, value_of
 from hf_accum.errors import shown
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
         BadRow: if there is no such column, or no text in it.
     """
     text = value_of(row, column)
-    if text is None or (isinstance(text, float) and math.isnan(text)):
+    if is_missing(text):
         raise BadRow(column, "no text (null or NaN)")
     if not isinstance(text, str):
         raise BadRow(column, f"{shown(text)} is a {type(text).__name__}, not a text")
