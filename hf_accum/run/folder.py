@@ -11,7 +11,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.serialization import write_config
-from hf_accum.distributed.collectives import on_all_ranks
+from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
 from hf_accum.files import LOCK, check_output_dir, is_leftover, write_atomically
@@ -82,11 +82,10 @@ def claim_folder(folder: Path, ranks: Ranks) -> FolderClaim:
     claim = FolderClaim()
 
     def look() -> None:
-        if ranks.index == 0:
-            check_output_dir(folder)
-            claim.take(folder)
+        check_output_dir(folder)
+        claim.take(folder)
 
-    on_all_ranks(ranks, look)
+    on_rank_0(ranks, look)
     return claim
 
 
@@ -139,7 +138,7 @@ def start_folder(
             raise UserError(f"--output_dir {folder}: has to be a folder to write in ({error})") from error
         return earlier
 
-    return on_all_ranks(ranks, lambda: start() if ranks.index == 0 else None)[0]
+    return on_rank_0(ranks, start)
 
 
 def _keep_lines(file: Path, last_step: int) -> None:
