@@ -32,6 +32,21 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def keep_lines(path: Path, keeps: Callable[[Any], bool], added: Iterable[Any] = ()) -> None:
+    """Of a file of JSON lines those that are to be kept, and none that was not written to its end; then others."""
+    kept = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for line in lines:
+        try:
+            if keeps(json.loads(line)):
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    kept += [json.dumps(value, allow_nan=False) for value in added]
+    if kept or lines:
+        write_atomically(path, "".join(f"{line}\n" for line in kept))
+
+
 class JsonLines:
     """A file to which JSON objects are added, each on a line of its own.
 

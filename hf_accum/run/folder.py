@@ -1,7 +1,6 @@
 """A run's folder: made, or gone on in; earlier runs kept."""
 
 import atexit
-import json
 import os
 import weakref
 from contextlib import suppress
@@ -14,7 +13,7 @@ from hf_accum.config.serialization import write_config
 from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
-from hf_accum.files import LOCK, check_output_dir, is_leftover, write_atomically
+from hf_accum.files import LOCK, check_output_dir, is_leftover, keep_lines
 from hf_accum.run.checkpoint import Loaded, remove_half_written, set_aside
 from hf_accum.run.log import TRACKERS_PROJECT
 
@@ -129,27 +128,14 @@ def start_folder(
                 claim.take(folder)
             remove_half_written(folder)
             if resumed is not None and goes_on:
-                set_aside(folder, resumed.step)
+                last = resumed.step
+                set_aside(folder, last)
                 (folder / "evaluation.json").unlink(missing_ok=True)  # of a run that was through
                 for name in ("metrics.jsonl", "nonfinite.jsonl"):
-                    _keep_lines(folder / name, resumed.step)
+                    keep_lines(folder / name, lambda line: line["step"] <= last)
             write_config(config, folder)
         except OSError as error:
             raise UserError(f"--output_dir {folder}: has to be a folder to write in ({error})") from error
         return earlier
 
     return on_rank_0(ranks, start)
-
-
-def _keep_lines(file: Path, last_step: int) -> None:
-    """Of a file of JSON lines those up to a step, and none that was not written to its end."""
-    if not file.exists():
-        return
-    kept = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] <= last_step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    write_atomically(file, "".join(kept))
