@@ -102,6 +102,12 @@ def _encoded(
     return found
 
 
+def padding_of(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The token that pads: `load_tokenizer` has seen to it that there is one."""
+    assert isinstance(tokenizer.pad_token_id, int)
+    return tokenizer.pad_token_id
+
+
 def pad(examples: Sequence[Example], pad_token_id: int, length: int | None = None) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask` of examples, (num_examples, length), padded on the right.
 

@@ -19,7 +19,7 @@ from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, T
 from hf_accum.tasks.language_modeling.perplexity import evaluate_tokens
 from hf_accum.tasks.masked_lm.data import tokens_of
 from hf_accum.tasks.special_tokens import Frame
-from hf_accum.tasks.tokenization import pad
+from hf_accum.tasks.tokenization import pad, padding_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,9 +74,7 @@ class MaskedTexts:
 
     def collate(self, examples: Sequence[Example], length: int | None = None) -> tuple[dict[str, Tensor], Targets]:
         """The model's inputs, (num_examples, length) each, and what is hidden in them, on the CPU; as `pad` does."""
-        pad_token_id = self.tokenizer.pad_token_id
-        assert isinstance(pad_token_id, int)
-        inputs = pad(examples, pad_token_id, length)
+        inputs = pad(examples, padding_of(self.tokenizer), length)
         width = inputs["input_ids"].shape[1]
         places = [row * width + example.features["places"] for row, example in enumerate(examples)]
         tokens = np.concatenate([example.features["tokens"] for example in examples])

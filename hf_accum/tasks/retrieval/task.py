@@ -22,7 +22,7 @@ from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.evaluation.evaluate import check_best_metric, run_over
 from hf_accum.models.pooling import Pooling
-from hf_accum.tasks.tokenization import made_up_inputs, pad, text_of, tokenize
+from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of, text_of, tokenize
 from hf_accum.tuner.workload import Workload
 
 if TYPE_CHECKING:
@@ -89,9 +89,7 @@ class TextRetrieval:
 
     def collate(self, examples: Sequence[Example], length: int | None = None) -> dict[str, Tensor]:
         """The model's inputs, (num_texts, length) each, on the CPU; as `pad` does."""
-        pad_token_id = self.tokenizer.pad_token_id
-        assert isinstance(pad_token_id, int)
-        return pad(examples, pad_token_id, length)
+        return pad(examples, padding_of(self.tokenizer), length)
 
     def vectors(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """As `encode_texts` does."""

@@ -16,7 +16,7 @@ from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
 from hf_accum.evaluation.evaluate import Metric, check_metrics, evaluate_model
 from hf_accum.tasks.labels import LabelColumn, named_labels
-from hf_accum.tasks.tokenization import made_up_inputs, pad, text_of, tokenize
+from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of, text_of, tokenize
 from hf_accum.tuner.workload import Workload
 
 if TYPE_CHECKING:
@@ -62,10 +62,8 @@ class TextClassification:
 
     def collate(self, examples: Sequence[Example], length: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """The model's inputs, (num_examples, length) each, and the labels, on the CPU; as `pad` does."""
-        pad_token_id = self.tokenizer.pad_token_id
-        assert isinstance(pad_token_id, int)
         labels = self._tensor([example.features["label"] for example in examples])
-        return pad(examples, pad_token_id, length), labels
+        return pad(examples, padding_of(self.tokenizer), length), labels
 
     def compact(self, logits: Tensor) -> Tensor:
         """Predicted class indices, probabilities of labels, or numbers."""

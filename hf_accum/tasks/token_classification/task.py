@@ -19,7 +19,7 @@ from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.evaluation.evaluate import Metric, check_best_metric, run_over
 from hf_accum.tasks.token_classification.data import MOST_PARTS, OUTSIDE, Part, TagColumns
-from hf_accum.tasks.tokenization import made_up_inputs, pad, tokenize_words
+from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of, tokenize_words
 from hf_accum.tuner.workload import Workload
 
 if TYPE_CHECKING:
@@ -66,9 +66,7 @@ class EntityTagging:
 
     def collate(self, examples: Sequence[Example], length: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """The model's inputs and the labels, (num_examples, length) each, on the CPU; as `pad` does."""
-        pad_token_id = self.tokenizer.pad_token_id
-        assert isinstance(pad_token_id, int)
-        inputs = pad(examples, pad_token_id, length)
+        inputs = pad(examples, padding_of(self.tokenizer), length)
         labels = torch.full(inputs["input_ids"].shape, IGNORE)
         for row, example in enumerate(examples):
             labels[row, : example.length] = torch.from_numpy(example.features["labels"])
