@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_accum.errors import UserError
 
+LOCK = ".lock"
 _TRIED = ".hf-accum-"  # a folder made to see whether one can be
 
 
@@ -29,6 +30,21 @@ def write_atomically(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, indented; NaN and infinities are refused, as JSON has none."""
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def keep_lines(path: Path, keeps: Callable[[Any], bool], added: Iterable[Any] = ()) -> None:
+    """Of a file of JSON lines those that are to be kept, and none that was not written to its end; then others."""
+    kept = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for line in lines:
+        try:
+            if keeps(json.loads(line)):
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    kept += [json.dumps(value, allow_nan=False) for value in added]
+    if kept or lines:
+        write_atomically(path, "".join(f"{line}\n" for line in kept))
 
 
 class JsonLines:
@@ -72,8 +88,9 @@ class JsonLines:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a killed process was writing it."""
-    return path.name.startswith(".") and (path.name.endswith((".partial", ".old")) or path.name.startswith(_TRIED))
+    """Whether a killed process was writing it, or had it as its lock."""
+    name = path.name
+    return name == LOCK or (name.startswith(".") and (name.endswith((".partial", ".old")) or name.startswith(_TRIED)))
 
 
 def check_output_dir(folder: Path) -> None:

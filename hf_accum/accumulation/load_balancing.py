@@ -10,11 +10,13 @@ takes an example for its share of a micro-batch; where ranks have few, they then
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 
 from hf_accum.accumulation.example import Example
+from hf_accum.accumulation.splitting import least_seconds
 from hf_accum.accumulation.time_model import SIZES, Costs, Speed, mean_costs
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.seeding import derive_seed
@@ -29,6 +31,8 @@ _NUM_TRIED = 6
 
 Kind = tuple[Costs, tuple[int, ...]]
 """What ranks that take equally long have in common: `Speed.costs` and `Speed.most`."""
+
+_Held = tuple[int, int, int]  # an example: its negative length, so that the longest come first, its rank, its place
 
 
 def balanced(examples: Sequence[Example], counts: Sequence[int], speed: Speed, ranks: Ranks) -> tuple[Example, ...]:
@@ -113,11 +117,11 @@ def _trade(
     The slowest rank gives an example to one of the fastest, or swaps one with it: the trade after which the slower of
     the two is done first, of those that by the examples' `shares` come nearest to halving what lies between them.
     """
-    held: list[list[tuple[int, int, int]]] = [[] for _ in kinds]
+    held: list[list[_Held]] = [[] for _ in kinds]
     for home, of_rank in enumerate(lengths):
         for index, length in enumerate(of_rank):
             held[owners[home][index]].append((-length, home, index))
-    cuts = {kind: _CutSeconds(kind) for kind in shares}
+    cuts = {kind: _cut_seconds(kind) for kind in shares}
     loads = [cuts[kind](its) for kind, its in zip(kinds, map(sorted, held), strict=True)]
     for _ in range(_MOST_TRADES * len(kinds)):
         slow = max(range(len(kinds)), key=loads.__getitem__)
@@ -149,29 +153,15 @@ def _trade(
             owners[home][index] = rank
 
 
-class _CutSeconds:
-    """The least seconds in which a rank of a kind can compute examples, by dynamic programming as in `cut`."""
+def _cut_seconds(kind: Kind) -> Callable[[Sequence[_Held]], float]:
+    """Of examples, longest first: the least seconds in which a rank of a kind can compute them."""
+    costs, most = kind
 
-    def __init__(self, kind: Kind) -> None:
-        self._costs, self._most = kind
-        self._of_length: dict[int, list[float]] = {}
+    @cache
+    def seconds_at(length: int) -> np.ndarray:
+        return costs.seconds(np.arange(1, min(int(_fitting(most, length)), _MOST_EXAMPLES) + 1), length)
 
-    def __call__(self, longest_first: Sequence[tuple[int, int, int]]) -> float:
-        """Of examples that begin with their negative lengths."""
-        best = [0.0, *[np.inf] * len(longest_first)]  # for the first so many examples
-        for start, (negative, _, _) in enumerate(longest_first):
-            before = best[start]
-            for end, seconds in enumerate(self._at(-negative)[: len(longest_first) - start], start + 1):
-                if before + seconds < best[end]:
-                    best[end] = before + seconds
-        return best[-1]
-
-    def _at(self, length: int) -> list[float]:
-        if length not in self._of_length:
-            fitting = max(1, self._most[min(int(np.searchsorted(SIZES, length)), len(SIZES) - 1)])
-            numbers = np.arange(1, min(fitting, _MOST_EXAMPLES) + 1)
-            self._of_length[length] = self._costs.seconds(numbers, length).tolist()
-        return self._of_length[length]
+    return lambda held: float(least_seconds([-negative for negative, _, _ in held], seconds_at)[-1])
 
 
 def _least(heap: list[tuple[float, int]], loads: Sequence[float]) -> float:
@@ -190,7 +180,11 @@ def _seconds_by_length(costs: Costs, most: Sequence[int], at_once: int, lengths:
     if not lengths:
         return {}
     numbers = np.arange(1, at_once + 1)[:, None]
-    sizes = np.minimum(np.searchsorted(SIZES, lengths), len(SIZES) - 1)  # the next larger one
-    fitting = numbers <= np.maximum(1, np.array(most)[sizes])[None, :]
-    shares = np.where(fitting, costs.seconds(numbers, np.array(lengths, dtype=int)[None, :]) / numbers, np.inf)
+    fits = numbers <= _fitting(most, lengths)[None, :]
+    shares = np.where(fits, costs.seconds(numbers, np.array(lengths, dtype=int)[None, :]) / numbers, np.inf)
     return dict(zip(lengths, shares.min(axis=0).tolist(), strict=True))
+
+
+def _fitting(most: Sequence[int], lengths: int | Sequence[int]) -> np.ndarray:
+    """How many examples of these lengths fit at once, by the next larger one of `SIZES`."""
+    return np.maximum(1, np.array(most)[np.minimum(np.searchsorted(SIZES, lengths), len(SIZES) - 1)])

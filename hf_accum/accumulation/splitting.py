@@ -1,8 +1,9 @@
 """Cutting a window's examples into micro-batches: within what fits, the fastest by the predicted times."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -163,19 +164,32 @@ def _largest(lengths: Sequence[int], most: Callable[[int], int]) -> list[int]:
 def _fastest(lengths: Sequence[int], most: Callable[[int], int], costs: Costs) -> list[int]:
     """Where the micro-batches of the least total time begin, of examples from the longest to the shortest."""
     count = len(lengths)
-    best = np.full(count + 1, np.inf)  # seconds for the first so many examples
-    best[0] = 0.0
-    seconds_at: dict[int, np.ndarray] = {}
-    for start, length in enumerate(lengths):
-        if length not in seconds_at:
-            seconds_at[length] = costs.seconds(np.arange(1, min(most(length), count - start) + 1), length)
-        reached = best[start + 1 : start + 1 + len(seconds_at[length])]
-        np.minimum(reached, seconds_at[length][: len(reached)] + best[start], out=reached)
+
+    @cache
+    def seconds_at(length: int) -> np.ndarray:
+        return costs.seconds(np.arange(1, min(most(length), count) + 1), length)
+
+    best = least_seconds(lengths, seconds_at)
     starts = [count]
     while (end := starts[-1]) > 0:  # back along the sums that are the best ones
-        seconds = best[end]
         start = end - 1
-        while end - start > len(at := seconds_at[lengths[start]]) or at[end - start - 1] + best[start] != seconds:
+        while end - start > len(at := seconds_at(lengths[start])) or at[end - start - 1] + best[start] != best[end]:
             start -= 1
         starts.append(start)
     return starts[:0:-1]
+
+
+def least_seconds(lengths: Iterable[int], seconds_at: Callable[[int], np.ndarray]) -> np.ndarray:
+    """The least time for the first 0, 1, 2, ... examples, which go from the longest to the shortest.
+
+    By dynamic programming over where each micro-batch begins; `seconds_at` a length are those of micro-batches of 1,
+    2, ... examples padded to it, as many as fit.
+    """
+    lengths = list(lengths)
+    best = np.full(len(lengths) + 1, np.inf)
+    best[0] = 0.0
+    for start, length in enumerate(lengths):
+        seconds = seconds_at(length)
+        reached = best[start + 1 : start + 1 + len(seconds)]
+        np.minimum(reached, seconds[: len(reached)] + best[start], out=reached)
+    return best

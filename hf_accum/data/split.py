@@ -49,6 +49,15 @@ class SplitData:
             return of_eval_source
         return is_held_out(row, self.group_column, self.eval_fraction)
 
+    def with_rows(self, change: Callable[[Source], Source], group_column: str | None = None) -> Self:
+        """This, with the rows of both sources changed, and split by another column of these where one is given."""
+        return replace(
+            self,
+            source=change(self.source),
+            eval_source=change(self.eval_source),
+            group_column=group_column or self.group_column,
+        )
+
     def surveyed(
         self, observe: Callable[[Row], Observed], ranks: Ranks, on_bad_row: Literal["error", "skip"]
     ) -> Self:

@@ -62,3 +62,12 @@ def on_all_ranks(ranks: Ranks, work: Callable[[], T]) -> list[T]:
         if message is not None:
             raise RankFailed(f"rank {index} failed: {message}")
     return [value for value, _ in outcomes]  # type: ignore[misc]
+
+
+def on_rank_0(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Run `work` on rank 0 alone, and return its result on every rank; an error is raised on all.
+
+    Raises:
+        RankFailed, Exception: as `on_all_ranks` does.
+    """
+    return on_all_ranks(ranks, lambda: work() if ranks.index == 0 else None)[0]  # type: ignore[return-value]

@@ -16,7 +16,7 @@ from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.pipeline import to_device
 from hf_accum.data.stream import WindowStream
 from hf_accum.device.out_of_memory import Failure, classify, release
-from hf_accum.distributed.collectives import on_all_ranks
+from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import OutOfMemory, UserError, first_line
 from hf_accum.models.modes import keeping_modes
@@ -162,9 +162,7 @@ def evaluate_model(
     )
     everyone = ranks.gather_objects(mine)
 
-    def compute() -> Metrics | None:
-        if ranks.index != 0:
-            return None
+    def compute() -> Metrics:
         predicted = np.concatenate([part for _, part, _ in everyone if part is not None])
         truth = np.concatenate([part for _, _, part in everyone if part is not None])
         assert len(predicted) == stream.counts.num_examples, "an example was lost or used twice"
@@ -176,9 +174,7 @@ def evaluate_model(
             figures |= metric.compute(predicted, truth)
         return figures
 
-    figures = on_all_ranks(ranks, compute)[0]
-    assert figures is not None
-    return figures
+    return on_rank_0(ranks, compute)
 
 
 def _in_pieces(

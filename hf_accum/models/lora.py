@@ -22,14 +22,13 @@ def add_lora(
     task_type: str | None,
     new_modules: Sequence[str] = (),
     dropout: float | None = None,
-    fused: bool = True,
 ) -> nn.Module:
     """Freeze the model but for LoRA adapters and its new modules; rank 0 returns it as it is, all trainable.
 
     Adapters sit on the modules of `lora.target_modules`, which have to exist; `new_modules`, and a classifier's
     head also where it is not new, are trained whole and saved with the adapter. Everything trained is in float32.
     `task_type` is peft's, as SEQ_CLS, or MASKED_LM, of which it has no type, as of models of images (None). `dropout`
-    overrides that of the adapters; `fused` ones compute the same in fewer operations.
+    overrides that of the adapters.
 
     Raises:
         ValueError: if no module of the model is a target.
@@ -66,10 +65,6 @@ def add_lora(
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
-    if fused:
-        from hf_accum.models.fused_lora import fuse_lora
-
-        fuse_lora(adapted)
     return adapted
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError, first_line
 from hf_accum.evaluation.evaluate import LOWER_IS_BETTER
-from hf_accum.files import fill_folder_atomically, is_leftover
+from hf_accum.files import LOCK, fill_folder_atomically, is_leftover
 from hf_accum.models.saving import Processor, load_weights, save_model, weights_folder, weights_of, write_model
 from hf_accum.run.manifest import Damaged, check_manifest, write_manifest
 from hf_accum.run.training_state import TrainingState
@@ -292,8 +292,9 @@ def remove_half_written(folder: Path) -> None:
     """What a killed run left of a checkpoint, or of a result, that it was writing."""
     for place in (folder, folder / "checkpoints"):
         for path in filter(is_leftover, place.glob(".*")):
-            shutil.rmtree(path, ignore_errors=True)
-            path.unlink(missing_ok=True)
+            if path.name != LOCK:  # this run's own by now
+                shutil.rmtree(path, ignore_errors=True)
+                path.unlink(missing_ok=True)
 
 
 def _path(folder: Path, step: int) -> Path:

@@ -1,18 +1,19 @@
 """A run's folder: made, or gone on in; earlier runs kept."""
 
-import errno
-import json
+import atexit
 import os
-import sys
-import time
+import weakref
+from contextlib import suppress
 from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.serialization import write_config
-from hf_accum.distributed.collectives import on_all_ranks
+from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
-from hf_accum.files import check_output_dir, is_leftover, write_atomically
+from hf_accum.files import LOCK, check_output_dir, is_leftover, keep_lines
 from hf_accum.run.checkpoint import Loaded, remove_half_written, set_aside
 from hf_accum.run.log import TRACKERS_PROJECT
 
@@ -23,59 +24,52 @@ _OF_A_RUN = {
 
 
 _PATIENCE_SECONDS = 10.0  # with a run that is about to end
-_claimed: dict[tuple[int, int], int] = {}  # by device and inode; one process runs one training at a time
 
 
 class FolderClaim:
     """A run's folder for this process alone, as long as this object lives; where it is not there yet, once it is.
 
     Two runs that write into one folder would spoil each other's results: say, a run that was taken for dead, and the
-    one that goes on in its place.
+    one that goes on in its place. What a killed process has is free at once.
     """
 
     def __init__(self) -> None:
-        self._mine: list[tuple[int, int]] = []
+        self._is_taken = False
 
     def take(self, folder: Path) -> None:
-        """Claim the folder, if it is there and this process has not claimed it yet.
+        """Claim the folder, if it is there and not claimed by this yet. One process runs one training at a time.
 
         Raises:
             ValueError: if another process has it.
         """
-        if sys.platform == "win32" or not folder.is_dir():
+        if self._is_taken or not folder.is_dir():
             return
-        import fcntl
+        lock = FileLock(_lock_file(folder), thread_local=False, is_singleton=True, fallback_to_soft=False)
+        try:
+            lock.acquire(timeout=_PATIENCE_SECONDS)
+        except Timeout:
+            raise UserError(
+                f"--output_dir {folder}: another run is at work in it; wait until it has ended, end it, or give "
+                "another folder"
+            ) from None
+        except OSError:
+            return  # a file system without locks
+        self._is_taken = True
+        atexit.register(weakref.finalize(self, _let_go, lock))  # before filelock's own, which leaves the file
 
-        descriptor = os.open(folder, os.O_RDONLY)
-        status = os.fstat(descriptor)
-        key = (status.st_dev, status.st_ino)
-        if key in _claimed:
-            os.close(descriptor)
-            return
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                is_taken = error.errno == errno.EWOULDBLOCK
-                if is_taken and time.monotonic() < deadline:
-                    time.sleep(0.1)
-                    continue
-                os.close(descriptor)
-                if not is_taken:
-                    return  # a file system without locks
-                raise UserError(
-                    f"--output_dir {folder}: another run is at work in it; wait until it has ended, end it, or give "
-                    "another folder"
-                ) from None
-        _claimed[key] = descriptor
-        self._mine.append(key)
 
-    def __del__(self) -> None:
-        """Let it go."""
-        while self._mine:
-            os.close(_claimed.pop(self._mine.pop()))
+def _lock_file(folder: Path) -> Path:
+    """Beside the folder, which may be moved aside; in it, where it cannot be: what is mounted, say."""
+    if os.access(folder.parent, os.W_OK) and not folder.is_mount():
+        return folder.with_name(f".{folder.name}{LOCK}")
+    return folder / LOCK
+
+
+def _let_go(lock: BaseFileLock) -> None:
+    if lock.lock_counter == 1:  # no other claim of this process has it
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()  # while it is held: who waits for it looks again
+    lock.release()
 
 
 def claim_folder(folder: Path, ranks: Ranks) -> FolderClaim:
@@ -87,11 +81,10 @@ def claim_folder(folder: Path, ranks: Ranks) -> FolderClaim:
     claim = FolderClaim()
 
     def look() -> None:
-        if ranks.index == 0:
-            check_output_dir(folder)
-            claim.take(folder)
+        check_output_dir(folder)
+        claim.take(folder)
 
-    on_all_ranks(ranks, look)
+    on_rank_0(ranks, look)
     return claim
 
 
@@ -135,27 +128,14 @@ def start_folder(
                 claim.take(folder)
             remove_half_written(folder)
             if resumed is not None and goes_on:
-                set_aside(folder, resumed.step)
+                last = resumed.step
+                set_aside(folder, last)
                 (folder / "evaluation.json").unlink(missing_ok=True)  # of a run that was through
                 for name in ("metrics.jsonl", "nonfinite.jsonl"):
-                    _keep_lines(folder / name, resumed.step)
+                    keep_lines(folder / name, lambda line: line["step"] <= last)
             write_config(config, folder)
         except OSError as error:
             raise UserError(f"--output_dir {folder}: has to be a folder to write in ({error})") from error
         return earlier
 
-    return on_all_ranks(ranks, lambda: start() if ranks.index == 0 else None)[0]
-
-
-def _keep_lines(file: Path, last_step: int) -> None:
-    """Of a file of JSON lines those up to a step, and none that was not written to its end."""
-    if not file.exists():
-        return
-    kept = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] <= last_step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    write_atomically(file, "".join(kept))
+    return on_rank_0(ranks, start)

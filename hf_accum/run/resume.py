@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.serialization import as_dict
-from hf_accum.distributed.collectives import on_all_ranks
+from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
 from hf_accum.models.saving import load_weights, weights_folder
@@ -113,7 +113,7 @@ def find_resume(folder: Path, config: RecipeConfig, facts: Mapping[str, Any], ra
         return Resumed(loaded, notes, starts_anew, "base" in config.allow_changes)
 
     # Rank 0 reads: the others may not see its disk.
-    return on_all_ranks(ranks, lambda: find() if ranks.index == 0 else None)[0] or Resumed(None)
+    return on_rank_0(ranks, find)
 
 
 def _compare(

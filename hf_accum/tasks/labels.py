@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hf_accum.data.formats.rows import BadRow, value_of
+from hf_accum.data.formats.rows import BadRow, is_missing, value_of
 from hf_accum.errors import UserError, shown
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -70,7 +70,7 @@ class LabelColumn:
 
     def _value(self, row: Mapping[str, Any]) -> Any:
         value = value_of(row, self.column)
-        if value is None or (isinstance(value, float) and math.isnan(value)):
+        if is_missing(value):
             raise BadRow(self.column, "no label (null or NaN)")
         return value
 

@@ -1,6 +1,5 @@
 """Texts of rows as examples, and examples as padded tensors."""
 
-import math
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from hf_accum.accumulation.example import Example
-from hf_accum.data.formats.rows import BadRow, value_of
+from hf_accum.data.formats.rows import BadRow, is_missing, value_of
 from hf_accum.errors import shown
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 
 # A fast tokenizer keeps in itself whether it truncates, and the streams of training and evaluation share one.
@@ -29,7 +28,7 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
         BadRow: if there is no such column, or no text in it.
     """
     text = value_of(row, column)
-    if text is None or (isinstance(text, float) and math.isnan(text)):
+    if is_missing(text):
         raise BadRow(column, "no text (null or NaN)")
     if not isinstance(text, str):
         raise BadRow(column, f"{shown(text)} is a {type(text).__name__}, not a text")
@@ -49,20 +48,9 @@ def tokenize(
 
     With the `special` tokens of the tokenizer, or without.
     """
-    how: dict[str, Any] = {"add_special_tokens": special, "verbose": False}
-    with _ONE_AT_A_TIME:
-        whole = tokenizer(list(texts), truncation=False, **how)["input_ids"]
-        long = [index for index, ids in enumerate(whole) if max_length is not None and len(ids) > max_length]
-        cut: list[list[int]] = []
-        if long:
-            cut = tokenizer([texts[i] for i in long], truncation=True, max_length=max_length, **how)["input_ids"]
-    kept: list[Sequence[int]] = list(whole)
-    for index, ids in zip(long, cut, strict=True):
-        kept[index] = ids
+    found = _encoded(tokenizer, list(texts), max_length, add_special_tokens=special)
     # A ninth of what lists of Python's integers take.
-    return [
-        (np.array(ids, dtype=np.int32), len(all_ids) - len(ids)) for ids, all_ids in zip(kept, whole, strict=True)
-    ]
+    return [(np.array(encoded["input_ids"][row], dtype=np.int32), num_cut) for encoded, row, num_cut in found]
 
 
 def tokenize_with_places(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -87,30 +75,35 @@ def tokenize_words(
     tokenizer: "PreTrainedTokenizerBase", texts: Sequence[Sequence[str]], max_length: int
 ) -> list[tuple[np.ndarray, dict[int, int], int]]:
     """Token ids of each text, given as words; of its words the places of their first tokens; what was cut off."""
-    how: dict[str, Any] = {"is_split_into_words": True, "verbose": False}
-    with _ONE_AT_A_TIME:
-        whole = tokenizer([list(words) for words in texts], truncation=False, **how)
-        long = [index for index, ids in enumerate(whole["input_ids"]) if len(ids) > max_length]
-        cut = (
-            tokenizer([list(texts[i]) for i in long], truncation=True, max_length=max_length, **how)
-            if long
-            else whole
-        )
-    cut_at = {index: place for place, index in enumerate(long)}
     tokens = []
-    for index, all_ids in enumerate(whole["input_ids"]):
-        encoded, row = (cut, cut_at[index]) if index in cut_at else (whole, index)
-        ids = encoded["input_ids"][row]
+    for encoded, row, num_cut in _encoded(tokenizer, list(map(list, texts)), max_length, is_split_into_words=True):
         places: dict[int, int] = {}
         for place, word in enumerate(encoded.word_ids(row)):
             if word is not None:
                 places.setdefault(word, place)
-        tokens.append((np.array(ids, dtype=np.int32), places, len(all_ids) - len(ids)))
+        tokens.append((np.array(encoded["input_ids"][row], dtype=np.int32), places, num_cut))
     return tokens
 
 
+def _encoded(
+    tokenizer: "PreTrainedTokenizerBase", texts: list[Any], max_length: int | None, **how: Any
+) -> list[tuple["BatchEncoding", int, int]]:
+    """Where the tokens of each text are, at most `max_length` of them: in what, its row; and how many are cut off."""
+    with _ONE_AT_A_TIME:
+        whole = tokenizer(texts, truncation=False, verbose=False, **how)
+        sizes = [len(ids) for ids in whole["input_ids"]]
+        found = [(whole, row, 0) for row in range(len(texts))]
+        long = [row for row, size in enumerate(sizes) if max_length is not None and size > max_length]
+        if long:
+            again = [texts[row] for row in long]
+            cut = tokenizer(again, truncation=True, max_length=max_length, verbose=False, **how)
+            for row, index in enumerate(long):
+                found[index] = (cut, row, sizes[index] - len(cut["input_ids"][row]))
+    return found
+
+
 def padding_of(tokenizer: "PreTrainedTokenizerBase | None") -> int:
-    """The token that it pads with."""
+    """The token that pads: `load_tokenizer` has seen to it that there is one."""
     assert tokenizer is not None
     assert isinstance(tokenizer.pad_token_id, int)
     return tokenizer.pad_token_id

@@ -142,9 +142,8 @@ def load_minilm(
     *,
     seed: int = 0,
     dropout: float | None = None,
-    fused: bool = False,
 ) -> "nn.Module":
-    """MiniLM with adapters (peft's, or fused), from the very weights that a recipe's run of this seed starts from."""
+    """MiniLM with adapters, from the very weights that a recipe's run of this seed starts from."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -169,7 +168,6 @@ def load_minilm(
         task_type="SEQ_CLS",
         new_modules=pretrained.new_modules,
         dropout=dropout,
-        fused=fused,
     )
 
 

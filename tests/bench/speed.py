@@ -12,7 +12,6 @@ and cuts while it runs.
 - Trainer by length: `train_sampling_strategy="group_by_length"`, which changes what a step sees;
 - hf_accum: `WindowStream`, `Pipeline` and `accumulate`; the costs are learned in its warm-up rounds, as a run's first
   windows do it (what the very first round took is printed too);
-- hf_accum, --fast_kernels false: the same with peft's LoRA layers and torch's dropout masks, as all others have them;
 - ideal: the same real tokens in micro-batches of one length, without padding, as even as can be: no loop around it;
   the fastest of micro-batches of 2, 4, 8 and 16.
 
@@ -50,7 +49,6 @@ from hf_accum.accumulation.capacity import Capacity, Peak, WorkingCapacity
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.accumulation.time_model import WorkingCosts
 from hf_accum.config.recipe import LoraConfig
-from hf_accum.models.dropout_masks import draw_masks_fast
 from hf_accum.models.optimizer import build_optimizer
 from hf_accum.tasks.tokenization import pad
 
@@ -83,17 +81,16 @@ class Contenders:
         self.cutter = Cutter(WorkingCapacity(capacity), WorkingCosts())
         self.padded_tokens = 0
 
-    def new_model(self, fused: bool = False) -> Any:
-        """As each run of a recipe has it, where it is fused; else as peft makes it."""
-        return load_minilm(self.task, LoraConfig(), fused=fused).train()
+    def new_model(self) -> Any:
+        """As each run of a recipe has it."""
+        return load_minilm(self.task, LoraConfig()).train()
 
-    def hf_accum(self, fast_kernels: bool = True) -> Run:
+    def hf_accum(self) -> Run:
         """This project's loop."""
-        model = self.new_model(fused=fast_kernels)
+        model = self.new_model()
         optimizer = build_optimizer(model, 3e-4, 0.01)
 
         def run() -> float:
-            draw_masks_fast(fast_kernels)
             started = time.perf_counter()
             stream = WindowStream(
                 source_of(self.rows),
@@ -108,9 +105,7 @@ class Contenders:
             windows = Pipeline(stream, self.cutter, self.task.collate, CPU)
             for window in train(windows, self.cutter, self.accelerator, self.task, model, optimizer):
                 self.padded_tokens += window.num_padded_tokens
-            seconds = time.perf_counter() - started
-            draw_masks_fast(False)  # the others' masks are torch's
-            return seconds
+            return time.perf_counter() - started
 
         return run
 
@@ -238,7 +233,6 @@ def main() -> None:
     contenders = Contenders(arguments.num_windows, arguments.micro_batch_size, arguments.most, arguments.equal_length)
     runs = {
         "hf_accum": contenders.hf_accum(),
-        "hf_accum, --fast_kernels false": contenders.hf_accum(fast_kernels=False),
         "plain accelerate loop": contenders.plain(),
         "Trainer": contenders.trainer(by_length=False),
         "Trainer by length": contenders.trainer(by_length=True),

@@ -115,8 +115,8 @@ def test_a_folder_in_which_another_run_is_at_work_is_refused(
 ) -> None:
     monkeypatch.setattr("hf_accum.run.folder._PATIENCE_SECONDS", 0.2)
     folder = stopped(recipe, tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    lock = f"import fcntl, os, sys; fcntl.flock(os.open({str(folder)!r}, os.O_RDONLY), fcntl.LOCK_EX); "
+    file = str(folder.with_name(f".{folder.name}.lock"))
+    lock = f"import sys; from filelock import FileLock; lock = FileLock({file!r}); lock.acquire(); "
     other = subprocess.Popen(
         [sys.executable, "-c", lock + "print('locked', flush=True); sys.stdin.read()"],
         stdin=subprocess.PIPE,
@@ -125,6 +125,7 @@ def test_a_folder_in_which_another_run_is_at_work_is_refused(
     )
     assert other.stdout is not None
     assert other.stdout.readline() == "locked\n"
+    before = sorted(tmp_path.rglob("*"))
     for how in ({}, {"resume": "never"}):
         with pytest.raises(SystemExit) as ended:
             recipe(output_dir=folder, **NINE, **how)

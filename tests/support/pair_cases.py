@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from failing import Failing
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
-from window_cases import make_window
+from transformers import BertModel
+from window_cases import make_window, tiny_bert
 
 from hf_accum import accumulate
 from hf_accum.accumulation.example import Example
@@ -27,17 +27,7 @@ NUM_DOCUMENTS = 6  # of which some pairs share one
 def make_encoder(dropout: float = 0.0) -> nn.Module:
     """In train mode."""
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-    )
-    return BertModel(config, add_pooling_layer=False).double().train()
+    return BertModel(tiny_bert(dropout), add_pooling_layer=False).double().train()
 
 
 def make_pairs(number: int, seed: int = 0) -> list[Example]:

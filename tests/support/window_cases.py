@@ -58,20 +58,25 @@ TASKS = {
 }
 
 
-def make_model(task: Task, seed: int = 0) -> nn.Module:
-    """A tiny BERT in float64 and train mode, without dropout."""
-    torch.manual_seed(seed)
-    config = BertConfig(
+def tiny_bert(dropout: float = 0.0, **more: Any) -> BertConfig:
+    """Of 50 tokens."""
+    return BertConfig(
         vocab_size=50,
         hidden_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=32,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        num_labels=task.num_labels,  # type: ignore[call-arg]
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        **more,
     )
+
+
+def make_model(task: Task, seed: int = 0) -> nn.Module:
+    """A tiny BERT in float64 and train mode, without dropout."""
+    torch.manual_seed(seed)
+    config = tiny_bert(num_labels=task.num_labels)
     kind = BertForTokenClassification if task.of_tokens else BertForSequenceClassification
     return kind(config).double().train()
 

@@ -267,6 +267,7 @@ def test_no_number_that_json_does_not_have_gets_into_a_line(tmp_path: Path) -> N
         (".config.yaml.7.partial", True),
         (".step-00000003.12.old", True),
         (".hf-accum-x1", True),
+        (".lock", True),
         ("config.yaml", False),
         (".git", False),
         ("thesis.old", False),

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -32,6 +33,11 @@ def value_of(row: Mapping[str, Any], column: str) -> Any:
     if column not in row:
         raise BadRow(column, f"no such column; the row has {shortened(', '.join(map(str, row)), 300) or 'none'}")
     return row[column]
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value is none: null, or NaN, as pandas writes it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def opened(file: str, mode: str, **how: Any) -> AbstractContextManager[Any]:

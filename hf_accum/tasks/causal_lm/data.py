@@ -165,15 +165,8 @@ def open_passages(
     def of_passages(source: Source) -> Source:
         return _with_places(in_parts(source, parts_of, reader.most_parts), reader.most_parts)
 
-    data = PassageData(
-        max_length=config.max_length,
-        **vars(opened)
-        | {
-            "group_column": group_column or _SAME_TEXT,
-            "source": of_passages(opened.source),
-            "eval_source": of_passages(opened.eval_source),
-        },
-    )
+    passages = opened.with_rows(of_passages, group_column or _SAME_TEXT)
+    data = PassageData(max_length=config.max_length, **vars(passages))
     if config.num_epochs is None:
         return data
     found = Counter[str]()

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_accum.data.source import BadRow, Row
-from hf_accum.errors import UserError, shortened, shown
+from hf_accum.data.formats.rows import BadRow, Row, value_of
+from hf_accum.errors import UserError, shown
 from hf_accum.tasks.causal_lm.chat import ASSISTANT, Message, Span, written
 from hf_accum.tasks.causal_lm.data import Passage
 from hf_accum.tasks.special_tokens import Frame, frame_of
@@ -99,9 +99,7 @@ class Conversations:
 
     def _messages(self, row: Row) -> list[dict[str, Any]]:
         column = self._messages_column
-        if column not in row:
-            raise BadRow(column, f"no such column; the row has {shortened(', '.join(map(str, row)), 300) or 'none'}")
-        values = row[column]
+        values = value_of(row, column)
         if not isinstance(values, list | tuple) or not values:
             raise BadRow(column, f"{shown(values)} has to be a list of messages")
         messages = []

@@ -1,9 +1,7 @@
 """What a language model writes on held-out examples, before a training and after it."""
 
-import json
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,7 +15,7 @@ from hf_accum.data.source import Row, good_rows
 from hf_accum.data.split import SplitData
 from hf_accum.device.out_of_memory import Failure, classify, release
 from hf_accum.errors import first_line, shortened
-from hf_accum.files import write_atomically
+from hf_accum.files import keep_lines
 from hf_accum.models.loading import num_positions, quiet_transformers
 from hf_accum.models.modes import keeping_modes
 from hf_accum.seeding import keeping_random_state
@@ -156,13 +154,9 @@ class Samples:
             self.say(f"sample {number}, {when} the training")
             for name, text in asdict(sample).items():
                 self.say(f"  {name + ':':10} {_on_one_line(text)}")
-        file = self.folder / "samples.jsonl"
-        lines = []
-        with suppress(FileNotFoundError):
-            # A run that goes on tells of itself again.
-            lines = [line for line in file.read_text("utf-8").splitlines() if json.loads(line)["when"] != when]
-        lines += [json.dumps({"when": when, "number": n, **asdict(s)}) for n, s in samples]
-        write_atomically(file, "".join(f"{line}\n" for line in lines))
+        # A run that goes on tells of itself again.
+        told = [{"when": when, "number": number, **asdict(sample)} for number, sample in samples]
+        keep_lines(self.folder / "samples.jsonl", lambda line: line["when"] != when, told)
 
 
 def _on_one_line(text: str) -> str:

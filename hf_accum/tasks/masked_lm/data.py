@@ -1,7 +1,6 @@
 """A dataset of plain texts as tokens: long ones in consecutive parts, so that no token is lost."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,11 +56,7 @@ def open_plain_texts(
         of_row = {group: row.get(group)}
         return [of_row | {_TOKENS: tokens[i : i + most].tobytes()} for i in range(0, len(tokens), most)]
 
-    data = replace(
-        opened,
-        source=in_parts(opened.source, parts_of, _MOST_PARTS),
-        eval_source=in_parts(opened.eval_source, parts_of, _MOST_PARTS),
-    )
+    data = opened.with_rows(lambda source: in_parts(source, parts_of, _MOST_PARTS))
     if config.num_epochs is None:
         return data
 

@@ -17,7 +17,7 @@ from hf_accum.accumulation.grad_cache import InBatchNegatives
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.pipeline import to_device
 from hf_accum.data.stream import WindowStream
-from hf_accum.distributed.collectives import on_all_ranks
+from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.evaluation.evaluate import check_best_metric, run_over
 from hf_accum.models.pooling import Pooling
@@ -146,9 +146,7 @@ class TextRetrieval:
         results, _ = run_over(model, held_out, forward, cutter)
         everyone = ranks.gather_objects(results)
         encoded = [text for of_rank in everyone for of_batch in of_rank for text in of_batch]
-        figures = on_all_ranks(ranks, lambda: self.judge(encoded) if ranks.index == 0 else None)[0]
-        assert figures is not None
-        return figures
+        return on_rank_0(ranks, lambda: self.judge(encoded))
 
     def judge(self, encoded: Sequence["Encoded"]) -> dict[str, Any]:
         """The figures of `evaluate`, of the vectors of all texts, in whatever order."""

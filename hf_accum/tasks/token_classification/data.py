@@ -164,16 +164,8 @@ def open_tagged_texts(
         return parts
 
     known = types or types_of(columns.names)
-    data = TaggedTexts(
-        columns=replace(columns, types=known),
-        types=known,
-        **vars(opened)
-        | {
-            "group_column": group_column or _SAME_WORDS,
-            "source": in_parts(opened.source, parts_of, MOST_PARTS),
-            "eval_source": in_parts(opened.eval_source, parts_of, MOST_PARTS),
-        },
-    )
+    parts = opened.with_rows(lambda source: in_parts(source, parts_of, MOST_PARTS), group_column or _SAME_WORDS)
+    data = TaggedTexts(columns=replace(columns, types=known), types=known, **vars(parts))
     if config.num_epochs is None and known:
         return data
 

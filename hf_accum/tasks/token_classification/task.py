@@ -14,7 +14,7 @@ from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.pipeline import to_device
 from hf_accum.data.source import Row
 from hf_accum.data.stream import WindowStream
-from hf_accum.distributed.collectives import on_all_ranks
+from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.evaluation.evaluate import Metric, check_best_metric, run_over
 from hf_accum.tasks.token_classification.data import MOST_PARTS, OUTSIDE, Part, TagColumns
@@ -114,9 +114,7 @@ class EntityTagging:
         results, weight = run_over(model, held_out, forward, cutter)
         everyone = ranks.gather_objects(results)
 
-        def compute() -> dict[str, Any] | None:
-            if ranks.index != 0:
-                return None
+        def compute() -> dict[str, Any]:
             parts = sorted(part for of_rank in everyone for _, of_batch in of_rank for part in of_batch)
             texts: dict[tuple[int, int], tuple[list[str], list[str]]] = {}
             for shard, number, predicted, truth in parts:
@@ -128,9 +126,7 @@ class EntityTagging:
             figures = {"num_texts": len(texts), "num_words": sum(map(len, references)), "loss": loss}
             return figures | _METRIC.compute(list(predictions), list(references))
 
-        figures = on_all_ranks(ranks, compute)[0]
-        assert figures is not None
-        return figures
+        return on_rank_0(ranks, compute)
 
     def _found(self, example: Example, predicted: np.ndarray) -> "_Found":
         part: Part = example.features["part"]

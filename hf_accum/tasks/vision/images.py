@@ -1,7 +1,6 @@
 """Images of rows: found, judged by their headers, decoded."""
 
 import io
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,8 +13,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from hf_accum.data.dataset_files import stamp_of
 from hf_accum.data.formats.image_folder import ImageFile
-from hf_accum.data.formats.rows import BadRow
-from hf_accum.errors import first_line, shortened, shown
+from hf_accum.data.formats.rows import BadRow, is_missing, value_of
+from hf_accum.errors import first_line, shown
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Those that are read. Some others that Pillow knows run a program."""
@@ -71,9 +70,7 @@ def picture_of(row: Mapping[str, Any], column: str, root: Path | None = None) ->
     Raises:
         BadRow: if there is no such column, no image in it, or a path that is not allowed.
     """
-    if column not in row:
-        raise BadRow(column, f"no such column; the row has {shortened(', '.join(map(str, row)), 300) or 'none'}")
-    value = row[column]
+    value = value_of(row, column)
     path = None
     if isinstance(value, dict):
         value, path = value.get("bytes"), value.get("path")
@@ -83,7 +80,7 @@ def picture_of(row: Mapping[str, Any], column: str, root: Path | None = None) ->
         return Picture(column, value)
     if value is None and isinstance(path, str) and path:
         return Picture(column, _inside(path, column, root))
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if is_missing(value):
         raise BadRow(column, "no image (null)")
     raise BadRow(column, f"{shown(value)} is a {type(value).__name__}, neither an image nor the path of one")
 

@@ -355,17 +355,21 @@ PRE_TOKENIZERS: dict[str, pre_tokenizers.PreTokenizer] = {
 }
 
 
+def save_tokenizer(folder: Path, text: str, pre_tokenizer: Any = None) -> None:
+    """One of byte pairs that was trained on a text."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    if pre_tokenizer is not None:
+        tokenizer.pre_tokenizer = pre_tokenizer
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<pad>"])
+    tokenizer.train_from_iterator([text] * 20, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
+
+
 @pytest.mark.parametrize("kind", PRE_TOKENIZERS)
 def test_words_have_the_tokens_that_they_have_within_a_text(kind: str, tmp_path: Path) -> None:
     """A model knows words by the space before them; the tokenizer that is saved with it does the same."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = PRE_TOKENIZERS[kind]
     words = ["of", "the", "patient", "with", "T2DM's", "2", "fevers", "."]
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<pad>"])
-    tokenizer.train_from_iterator([" ".join(words)] * 20, trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(
-        tmp_path
-    )
+    save_tokenizer(tmp_path, " ".join(words), PRE_TOKENIZERS[kind])
     plain = AutoTokenizer.from_pretrained(tmp_path)
     loaded = load_tokenizer(str(tmp_path), of_words=True)
     loaded.save_pretrained(tmp_path / "saved")
@@ -378,11 +382,6 @@ def test_words_have_the_tokens_that_they_have_within_a_text(kind: str, tmp_path:
 
 
 def test_a_tokenizer_whose_tokens_reach_over_words_is_refused(tmp_path: Path) -> None:
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<pad>"])
-    tokenizer.train_from_iterator(["of patient T2DM's"] * 20, trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(
-        tmp_path
-    )
+    save_tokenizer(tmp_path, "of patient T2DM's")
     with pytest.raises(ValueError, match="makes other tokens of a list of words than of a text"):
         load_tokenizer(str(tmp_path), of_words=True)

@@ -129,10 +129,47 @@ def test_a_folder_is_one_run_s_at_a_time(tmp_path: Path, monkeypatch: pytest.Mon
     del claim
     with run_in(folder):
         pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "mine-earlier-1", "mine-earlier-2"]
+
+
+def test_a_killed_process_leaves_no_claim_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_accum.run.folder._PATIENCE_SECONDS", 0.2)
+    folder = tmp_path / "mine"
+    with run_in(folder) as other:
+        with pytest.raises(ValueError, match="another run is at work in it"):
+            claim_folder(folder, OneRank())
+        other.kill()
+        other.wait()
+    assert start_folder(folder, CONFIG, OneRank(), claim=claim_folder(folder, OneRank())) is not None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "mine-earlier-1"]
+
+
+def test_a_folder_that_cannot_be_moved_has_its_claim_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda self: True)
+    claim = claim_folder(tmp_path, OneRank())
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert start_folder(tmp_path, CONFIG, OneRank(), claim=claim) is None
+    assert files(tmp_path) == [".lock", "config.yaml"]
+    del claim
+    assert files(tmp_path) == ["config.yaml"]
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_where_files_cannot_be_locked_a_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    def flock(*_: int) -> None:
+        raise OSError(error, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    assert start_folder(folder, CONFIG, OneRank(), claim=claim_folder(folder, OneRank())) is None
+    assert files(folder) == ["config.yaml"]
 
 
 @contextmanager
-def run_in(folder: Path) -> Iterator[None]:
+def run_in(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process, whose run has begun in a folder."""
     script = f"""
 import sys
@@ -153,7 +190,7 @@ sys.stdin.read()
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == "begun\n", process.stderr.read()
-        yield
+        yield process
         process.stdin.close()
 
 
