@@ -166,6 +166,14 @@ def test_links_lead_to_files_and_headings_that_exist(path: Path) -> None:
             assert anchor in anchors, link
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_files_of_the_project_that_are_named_exist(path: Path) -> None:
+    named = re.findall(
+        r"(?<![\w/])(?:tests|hf_accum|recipes|accelerate_configs)/[\w/]+\.(?:py|md|yaml)", path.read_text()
+    )
+    assert [file for file in named if not (ROOT / file).is_file()] == []
+
+
 def test_the_readme_is_short_enough_to_be_read_to_its_end() -> None:
     assert len((ROOT / "README.md").read_text()) <= 10_000
 
