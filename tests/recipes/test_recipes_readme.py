@@ -1,6 +1,5 @@
 """What recipes/README.md says: a row for every recipe, and a recipe in 60 lines that runs."""
 
-import importlib
 import json
 import random
 import re
@@ -10,12 +9,12 @@ from pathlib import Path
 import pytest
 from every_recipe import RECIPES
 from launching import launch
+from recipe_configs import config_class_of
 from run_files import metrics_of
 from tiny import WORDS, make_tokenizer, save_base
 
 from hf_accum.cli.main import main as hf_accum
 from hf_accum.cli.parser import parse
-from hf_accum.config.recipe import RecipeConfig
 
 README = (Path(__file__).parents[2] / "recipes" / "README.md").read_text()
 COLUMNS = 10
@@ -37,13 +36,7 @@ def test_the_flags_of_every_command_are_real() -> None:
     commands = re.findall(r"`recipes\.(\w+)((?: [^`]*)?)`", README)
     assert {name for name, _ in commands} == {recipe.name for recipe in RECIPES}
     for name, flags in commands:
-        module = importlib.import_module(f"recipes.{name}")
-        (config_class,) = [
-            value
-            for value in vars(module).values()
-            if isinstance(value, type) and issubclass(value, RecipeConfig) and value.__module__ == module.__name__
-        ]
-        parse(config_class, "", shlex.split(flags))  # ends the process where one is not
+        parse(config_class_of(name), "", shlex.split(flags))  # ends the process where one is not
 
 
 def test_the_recipe_in_60_lines_runs_and_is_planned(

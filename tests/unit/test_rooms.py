@@ -1,6 +1,7 @@
 """The house: rooms on floors, imports that point down; `accelerate` stays where devices and ranks are."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -11,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LIBRARY = sorted(path for path in (ROOT / "hf_accum").rglob("*.py"))
 RECIPES = sorted((ROOT / "recipes").rglob("*.py"))
+MAP = (ROOT / "hf_accum" / "README.md").read_text()
 
 LEAVES = {"byte_sizes", "errors", "files", "seeding"}
 """Modules at the root of the package: they import nothing but each other."""
@@ -64,6 +66,31 @@ MODULES = [path for path in LIBRARY if path != ROOT / "hf_accum" / "__init__.py"
 def test_every_module_is_in_a_room() -> None:
     places = {name_of(path).split("/")[0] for path in MODULES}
     assert places == LEAVES | set().union(*FLOORS)
+
+
+def test_the_map_draws_every_room_on_its_floor() -> None:
+    drawn = {int(n): set(rooms.split(", ")) for n, rooms in re.findall(r"^floor (\d) +(.*)$", MAP, re.MULTILINE)}
+    assert drawn == dict(enumerate([LEAVES, *FLOORS]))
+
+
+def test_the_map_says_of_every_room_what_it_may_import() -> None:
+    rooms = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", MAP, re.MULTILINE))
+    assert set(rooms) == set().union(*FLOORS)
+    for room, below in rooms.items():
+        floor = floor_of(room) + 1
+        said = {"all rooms": 8, "all below": floor, "floor 0": 1, "floors 0 and 1": 2}
+        said |= {f"floors 0 to {highest}": highest + 1 for highest in range(2, 8)}
+        assert said[below] == floor, f"{room} may import {below}"
+
+
+def test_a_change_opens_at_most_four_files_and_they_exist() -> None:
+    table = MAP.partition("| to change | open |")[2].partition("\n\n")[0]
+    rows = [line for line in table.splitlines() if "](" in line]
+    assert len(rows) == 7
+    for row in rows:
+        files = re.findall(r"\]\(([^)]+)\)", row)
+        assert 1 <= len(files) <= 4, row
+        assert [file for file in files if not (ROOT / "hf_accum" / file).is_file()] == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

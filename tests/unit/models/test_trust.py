@@ -1,4 +1,4 @@
-"""Malicious models: nothing of theirs runs, is read outside of safetensors, or comes from where nothing pins it."""
+"""Malicious models: no code runs, only safetensors are read, and nothing comes from where no revision pins it."""
 
 import json
 import pickle
