@@ -103,7 +103,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     run = StartedRun(config)
     workload(config)
     model_name = config.model or minilm()
-    tokenizer = load_tokenizer(model_name, config.doors)
+    tokenizer = load_tokenizer(model_name, config.trust)
 
     # The data is read once before any weight is loaded: its labels, its size, its bad rows.
     data = open_data(config, run.ranks)

@@ -72,13 +72,13 @@ def train(config: ClinicalNerConfig) -> Mapping[str, Any]:
     run = StartedRun(config)
     workload(config)
     model_name = config.model or minilm()
-    tokenizer = load_tokenizer(model_name, config.doors, of_words=True)
+    tokenizer = load_tokenizer(model_name, config.trust, of_words=True)
 
     # The data is read once before any weight is loaded: its types of entities, its size, its bad rows.
     data = open_data(config, run.ranks, tokenizer)
     config = replace(config, types=list(data.types))
     run.find_resume(config, data)
-    labels = labels_in_order_of_head(model_name, labels_of(data.types), config.doors)
+    labels = labels_in_order_of_head(model_name, labels_of(data.types), config.trust)
     objective = CrossEntropy()
     task = EntityTagging(data.columns, labels, objective, tokenizer, config.max_length)
     task.check_metrics(config.best_metric)

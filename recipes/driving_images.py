@@ -120,7 +120,7 @@ def train(config: DrivingImagesConfig) -> Mapping[str, Any]:
     run = StartedRun(config)
     model_name = config.model or on_all_ranks(run.ranks, efficientnet_lite0)[run.ranks.index]
     refuse_statistics_of_ranks(workload(config).model, run.ranks.count)
-    inputs, processor = load_image_inputs(model_name, config.resolution, config.max_image_pixels, config.doors)
+    inputs, processor = load_image_inputs(model_name, config.resolution, config.max_image_pixels, config.trust)
 
     # The data is read once before any weight is loaded: its classes, its size, its bad images.
     data = open_data(config, run.ranks)

@@ -88,7 +88,7 @@ def train(config: MedicalLmConfig) -> Mapping[str, Any]:
     check_token_metric(config.best_metric, ACCURACY)
     model_name = config.model or on_all_ranks(run.ranks, smollm2)[run.ranks.index]
     workload(config)
-    tokenizer = load_tokenizer(model_name, config.doors)
+    tokenizer = load_tokenizer(model_name, config.trust)
 
     # The data is read once before any weight is loaded: its size, its bad rows, what is too long.
     data = open_data(config, run.ranks, tokenizer)

@@ -67,7 +67,7 @@ def train(config: MedicalMlmConfig) -> Mapping[str, Any]:
     run = StartedRun(config)
     workload(config)
     model_name = config.model or minilm()
-    tokenizer = load_tokenizer(model_name, config.doors)
+    tokenizer = load_tokenizer(model_name, config.trust)
     if tokenizer.mask_token_id is None:
         raise UserError(f"--model {model_name}: has to have a token for what is hidden; its tokenizer has none")
     check_token_metric(config.best_metric, ACCURACY)

@@ -72,7 +72,7 @@ def train(config: TermRetrievalConfig) -> Mapping[str, Any]:
     pooling = pooling_of(config)
     config = replace(config, pooling=pooling)
     workload(config)
-    tokenizer = load_tokenizer(model_name, config.doors)
+    tokenizer = load_tokenizer(model_name, config.trust)
     check_retrieval_metric(config.best_metric)
 
     # The data is read once before any weight is loaded: its size, its bad rows.
@@ -151,7 +151,7 @@ def pooling_of(config: TermRetrievalConfig) -> "Pooling":
     from hf_accum.models.pooling import own_pooling
     from recipes.embedded.models import minilm
 
-    return config.pooling or own_pooling(config.model or minilm(), config.doors) or "mean"
+    return config.pooling or own_pooling(config.model or minilm(), config.trust) or "mean"
 
 
 def open_data(config: TermRetrievalConfig, ranks: "Ranks") -> "SplitData":

@@ -6,7 +6,7 @@ from typing import Literal
 
 from hf_accum.byte_sizes import parse_bytes
 from hf_accum.config.lora import LoraConfig
-from hf_accum.config.trust import Doors
+from hf_accum.config.trust import Trust
 from hf_accum.config.validation import check_texts, require, require_count, require_finite
 
 
@@ -210,9 +210,9 @@ class RecipeConfig:
             require(holds, flag, getattr(self, flag), rule)
 
     @property
-    def doors(self) -> Doors:
-        """What may come in with the model."""
-        return Doors(self.revision, self.trust_remote_code, self.code_revision, self.allow_pickle_weights)
+    def trust(self) -> Trust:
+        """How far the model is trusted."""
+        return Trust(self.revision, self.trust_remote_code, self.code_revision, self.allow_pickle_weights)
 
     def split_names(self, *flags: str) -> None:
         """Make lists of flags that were given as names with commas between."""

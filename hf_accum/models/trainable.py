@@ -62,7 +62,7 @@ def load_trainable(
         tokenizer,
         max_length=config.max_length,
         dropout=config.dropout,
-        doors=config.doors,
+        trust=config.trust,
         quantization=config.quantization,
         precision=precision,
         device=device,
@@ -87,7 +87,7 @@ def without_weights(
         name,
         max_length=config.max_length,
         dropout=config.dropout,
-        doors=config.doors,
+        trust=config.trust,
         quantization=config.quantization,
         **config_values,
     )

@@ -19,7 +19,7 @@ from hf_accum.cli.exit import run
 from hf_accum.cli.parser import parse
 from hf_accum.config.recipe import LoraConfig, RecipeConfig, require
 from hf_accum.config.serialization import as_dict, write_config
-from hf_accum.config.trust import Doors
+from hf_accum.config.trust import Trust
 from hf_accum.errors import Stopped, UserError
 from recipes.clinical_classification import ClinicalClassificationConfig
 
@@ -208,12 +208,12 @@ def test_a_switch_may_stand_alone() -> None:
     assert not parse_flags("--text_column", "debug").debug
 
 
-def test_what_may_come_in_with_a_model_is_nothing_by_default() -> None:
-    assert ClinicalClassificationConfig().doors == Doors(None, False, None, False)
+def test_a_model_is_not_trusted_by_default() -> None:
+    assert ClinicalClassificationConfig().trust == Trust(None, False, None, False)
     config = parse_flags(
         "--revision", "abc", "--trust_remote_code", "--code_revision", "def", "--allow_pickle_weights"
     )
-    assert config.doors == Doors("abc", True, "def", True)
+    assert config.trust == Trust("abc", True, "def", True)
 
 
 @pytest.mark.parametrize("value", ["a\0b", "\ud800"])
