@@ -52,8 +52,8 @@ def load_model(
     """Load `name` by a transformers Auto class, in float32, with `config_values` (labels, say) in its config.
 
     `dropout` overrides every dropout probability of the model. With `quantization` nf4 all linear layers but the
-    head's have 4-bit weights, on the device at once, multiplied in accelerate's `precision`. `trust` says
-    what may come in with it. A model of images has no tokenizer. With `replace_head` a head for other labels is new, and
+    head's have 4-bit weights, on the device at once, multiplied in accelerate's `precision`. `trust` says what
+    may come in with it. A model of images has no tokenizer. With `replace_head` a head for other labels is new, and
     so are other weights that do not fit.
 
     Raises:
