@@ -82,9 +82,10 @@ def check_numbers(config: object, prefix: str = "") -> None:
 
 
 def _accepts(kind: Any, value: Any) -> bool:
-    """Whether a finite number is of a type of jsonargparse."""
+    """Whether a number is finite, and of a type of jsonargparse."""
     try:
-        return math.isfinite(kind(value))
+        accepted = kind(value)
+        return isinstance(accepted, int) or math.isfinite(accepted)
     except (ValueError, OverflowError):
         return False
 
