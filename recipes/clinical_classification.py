@@ -61,7 +61,7 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
 
     run = StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
     data = open_data(config, run.ranks)  # read once, before any weight: its labels, its size, its bad rows
-    tokenizer = load_tokenizer(model_name(config), config.doors)
+    tokenizer = load_tokenizer(model_name(config), config.trust)
     task = task_of(config, data.labels, tokenizer, data.label_counts)
     task.check_metrics(config.best_metric)
     spec, config = spec_of(config, data.labels), replace(config, labels=list(data.labels.names))

@@ -58,9 +58,9 @@ def train(config: ClinicalNerConfig) -> Mapping[str, Any]:
     from hf_accum.tasks.token_classification.data import labels_of
 
     run = StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
-    tokenizer = load_tokenizer(model_name(config), config.doors, of_words=True)
+    tokenizer = load_tokenizer(model_name(config), config.trust, of_words=True)
     data = open_data(config, run.ranks, tokenizer)  # read once, before any weight: its types, its size, its bad rows
-    labels = labels_in_order_of_head(model_name(config), labels_of(data.types), config.doors)
+    labels = labels_in_order_of_head(model_name(config), labels_of(data.types), config.trust)
     task = task_of(config, data.columns, labels, tokenizer)
     task.check_metrics(config.best_metric)
     spec, config = spec_of(config, labels), replace(config, types=list(data.types))

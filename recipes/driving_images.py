@@ -111,7 +111,7 @@ def train(config: DrivingImagesConfig) -> Mapping[str, Any]:
     run = StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
     refuse_statistics_of_ranks(run.planned.model, run.ranks.count)
     inputs, processor = load_image_inputs(
-        model_name(config), config.resolution, config.max_image_pixels, config.doors
+        model_name(config), config.resolution, config.max_image_pixels, config.trust
     )
     data = open_data(config, run.ranks)  # read once, before any weight: its classes, its size, its bad images
     task, spec = task_of(config, inputs, data), spec_of(config, data.class_names)

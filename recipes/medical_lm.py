@@ -71,7 +71,7 @@ def train(config: MedicalLmConfig) -> Mapping[str, Any]:
     from hf_accum.tasks.causal_lm.samples import samples_of
 
     run = StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
-    tokenizer = load_tokenizer(model_name(config), config.doors)
+    tokenizer = load_tokenizer(model_name(config), config.trust)
     task, spec = task_of(config, tokenizer, run.precision), spec_of(config)
     task.check_metrics(config.best_metric)
     data = open_data(config, run.ranks, tokenizer)  # read once, before any weight: its size, its bad rows

@@ -58,7 +58,7 @@ def train(config: TermRetrievalConfig) -> Mapping[str, Any]:
     from hf_accum.accumulation.grad_cache import RepresentationCache
 
     run = StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
-    tokenizer = load_tokenizer(model_name(config), config.doors)
+    tokenizer = load_tokenizer(model_name(config), config.trust)
     task, spec = task_of(config, tokenizer), spec_of(config)
     task.check_metrics(config.best_metric)
     data = open_data(config, run.ranks)  # read once, before any weight: its size, its bad rows
@@ -91,7 +91,7 @@ def task_of(config: TermRetrievalConfig, tokenizer: Any) -> "TextRetrieval":
     from hf_accum.models.pooling import own_pooling
     from hf_accum.tasks.retrieval.task import TextRetrieval
 
-    pooling = config.pooling or own_pooling(model_name(config), config.doors) or "mean"
+    pooling = config.pooling or own_pooling(model_name(config), config.trust) or "mean"
     columns, objective = (config.query_column, config.document_column), InBatchNegatives(config.temperature)
     return TextRetrieval(*columns, tokenizer, objective, config.max_length, pooling)
 

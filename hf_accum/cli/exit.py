@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hf_accum.config.recipe import RecipeConfig
-from hf_accum.config.secrets import without_secrets
+from hf_accum.config.validation import without_secrets
 from hf_accum.device.malloc import prepare_for_limits
 from hf_accum.errors import NotFinite, OutOfMemory, RankFailed, Stopped, UserError, first_line
 

@@ -1,34 +1,39 @@
 """The flags of LoRA adapters."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from hf_accum.config.validation import require
+from jsonargparse.typing import NonNegativeInt, restricted_number_type
+
+from hf_accum.config.validation import BELOW_1, check_numbers, number, require
 
 LINEAR_AND_CONV = "all-linear-and-conv"
+
+_RANK = number(
+    (NonNegativeInt, "at least 0 (0: full fine-tuning)"),
+    (restricted_number_type(None, int, ("<=", 65_536)), "at most 65,536: no layer is wider"),
+)
+_ALPHA = number((restricted_number_type(None, float, [(">", 0.0), ("<=", 1e6)]), "above 0, and at most 1e6"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
     """Low-rank adapters."""
 
-    rank: int = 16
+    rank: int = field(default=16, metadata=_RANK)
     """Rank of the adapters; 0: no adapters, all weights are trained."""
-    alpha: float = 32.0
+    alpha: float = field(default=32.0, metadata=_ALPHA)
     """An adapter's output is multiplied by alpha / rank."""
-    dropout: float = 0.0
+    dropout: float = field(default=0.0, metadata=number(BELOW_1))
     """Dropout on an adapter's input."""
     target_modules: list[str] | str = "all-linear"
-    """Names (or one regular expression) of the modules to adapt; all-linear: every linear layer but the head;
-    all-linear-and-conv: of models of images, convolutions too, if they are not by groups, of those that have more
-    weights than their adapter."""
+    """Names (or one regular expression) of the modules to adapt. all-linear: every linear layer but the head.
+    all-linear-and-conv, for models of images: also convolutions without groups that have more weights than their
+    adapter."""
 
     def __post_init__(self) -> None:
         """Check every value."""
-        require(self.rank >= 0, "lora.rank", self.rank, "at least 0 (0: full fine-tuning)")
-        require(self.rank <= 65_536, "lora.rank", self.rank, "at most 65,536: no layer is wider")
-        require(0 < self.alpha <= 1e6, "lora.alpha", self.alpha, "above 0, and at most 1e6")
-        require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "in [0, 1)")
+        check_numbers(self, "lora.")
         require(bool(self.target_modules), "lora.target_modules", self.target_modules, "not empty")
         if isinstance(self.target_modules, str):
             try:
@@ -36,3 +41,10 @@ class LoraConfig:
             except (re.error, RecursionError, OverflowError) as error:
                 rule = f"names of modules, or a regular expression, which this is not ({error})"
                 require(False, "lora.target_modules", self.target_modules, rule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraFlags:
+    """LoRA."""
+
+    lora: LoraConfig = field(default_factory=LoraConfig)

@@ -17,10 +17,11 @@ def write_config(config: RecipeConfig, folder: Path) -> None:
     """Write `config.yaml`, which `--config` reads back to the same configuration."""
     from hf_accum.files import write_atomically
 
-    write_atomically(folder / "config.yaml", _to_yaml(as_dict(config)))
+    write_atomically(folder / "config.yaml", to_yaml(as_dict(config)))
 
 
-def _to_yaml(values: dict[str, Any]) -> str:
+def to_yaml(values: dict[str, Any]) -> str:
+    """YAML that jsonargparse reads back to the same values."""
     import yaml
 
     class Dumper(yaml.SafeDumper):

@@ -1,12 +1,12 @@
-"""What may come in with a model of others: which revision of it, code, pickled weights."""
+"""How far a model of others is trusted: its revision, its code, its pickled weights."""
 
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
-class Doors:
-    """Closed as they are: nothing of a model runs, and its weights are read from safetensors only.
+class Trust:
+    """By default, not at all: no code of a model runs, and its weights are read from safetensors only.
 
     `revision` (and `code_revision`, for code of another repository) is a branch, tag or commit of the hub.
     """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from hf_accum.config.trust import Doors
+from hf_accum.config.trust import Trust
 from hf_accum.device.out_of_memory import Failure, classify
 from hf_accum.errors import UserError, first_line
 from hf_accum.models.heads import check_labels, other_labels, renew_head
@@ -42,7 +42,7 @@ def load_model(
     *,
     max_length: int,
     dropout: float | None = None,
-    doors: Doors = Doors(),  # noqa: B008 (frozen)
+    trust: Trust = Trust(),  # noqa: B008 (frozen)
     quantization: str = "none",
     precision: str = "no",
     device: torch.device | str = "cpu",
@@ -52,15 +52,15 @@ def load_model(
     """Load `name` by a transformers Auto class, in float32, with `config_values` (labels, say) in its config.
 
     `dropout` overrides every dropout probability of the model. With `quantization` nf4 all linear layers but the
-    head's have 4-bit weights, on the device at once, multiplied in accelerate's `precision`. What may come in with
-    it the `doors` say. A model of images has no tokenizer. With `replace_head` a head for other labels is new, and
+    head's have 4-bit weights, on the device at once, multiplied in accelerate's `precision`. `trust` says what
+    may come in with it. A model of images has no tokenizer. With `replace_head` a head for other labels is new, and
     so are other weights that do not fit.
 
     Raises:
         ValueError: if there is no such model, if its weights do not fit (unless they are replaced), if
             `max_length` is more than it has positions for, or if the tokenizer is that of another model.
     """
-    config, said = _config(name, doors, config_values)
+    config, said = _config(name, trust, config_values)
     if tokenizer is not None and config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     if dropout is not None:
@@ -68,7 +68,7 @@ def load_model(
     options: dict[str, Any] = {}
     if quantization != "none":
         with torch.device("meta"), quiet_transformers():
-            heads = head_modules(auto_class.from_config(config, trust_remote_code=doors.trust_remote_code))
+            heads = head_modules(auto_class.from_config(config, trust_remote_code=trust.trust_remote_code))
         options = {
             "quantization_config": quantization_config(quantization, heads, precision),
             "device_map": {"": torch.device(device)},
@@ -83,8 +83,8 @@ def load_model(
                 dtype=torch.float32,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
-                **doors.of_hub,
-                **doors.of_weights,
+                **trust.of_hub,
+                **trust.of_weights,
                 **options,
             ),
         )
@@ -119,10 +119,10 @@ def load_model(
 def labels_in_order_of_head(
     name: str,
     labels: tuple[str, ...],
-    doors: Doors = Doors(),  # noqa: B008 (frozen)
+    trust: Trust = Trust(),  # noqa: B008 (frozen)
 ) -> tuple[str, ...]:
     """The same labels, in the order of a model's trained head where that tells just these."""
-    said = _loaded("model", name, lambda: check_model_files(name, doors))
+    said = _loaded("model", name, lambda: check_model_files(name, trust))
     known = other_labels(said.get("id2label"), dict(enumerate(labels)))
     return labels if known is None or sorted(known) != sorted(labels) else tuple(known)
 
@@ -133,7 +133,7 @@ def build_without_weights(
     *,
     max_length: int,
     dropout: float | None = None,
-    doors: Doors = Doors(),  # noqa: B008 (frozen)
+    trust: Trust = Trust(),  # noqa: B008 (frozen)
     quantization: str = "none",
     precision: str = "no",
     **config_values: Any,
@@ -144,7 +144,7 @@ def build_without_weights(
         ValueError: if there is no such config, it is of no such model, or `max_length` is more than it has
             positions for.
     """
-    config, _ = _config(name, doors, config_values)
+    config, _ = _config(name, trust, config_values)
     if getattr(config, "pad_token_id", 0) is None:
         config.pad_token_id = 0
     if dropout is not None:
@@ -153,7 +153,7 @@ def build_without_weights(
         model = _loaded(
             "model",
             name,
-            lambda: auto_class.from_config(config, dtype=torch.float32, trust_remote_code=doors.trust_remote_code),
+            lambda: auto_class.from_config(config, dtype=torch.float32, trust_remote_code=trust.trust_remote_code),
         )
     _check_positions(model, name, max_length)
     options = quantization_config(quantization, head_modules(model), precision)
@@ -164,14 +164,14 @@ def build_without_weights(
     return model.train()
 
 
-def _config(name: str, doors: Doors, config_values: Mapping[str, Any]) -> tuple["PreTrainedConfig", dict[str, Any]]:
+def _config(name: str, trust: Trust, config_values: Mapping[str, Any]) -> tuple["PreTrainedConfig", dict[str, Any]]:
     """A model's config with values of ours in it, and what it says itself."""
     from transformers import AutoConfig
 
     with quiet_transformers():
-        said = _loaded("model", name, lambda: check_model_files(name, doors))
+        said = _loaded("model", name, lambda: check_model_files(name, trust))
         config = _loaded(
-            "model", name, lambda: AutoConfig.from_pretrained(local(name), **doors.of_hub, **config_values)
+            "model", name, lambda: AutoConfig.from_pretrained(local(name), **trust.of_hub, **config_values)
         )
     return config, said
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_accum.config.trust import Doors
+from hf_accum.config.trust import Trust
 from hf_accum.errors import UserError, first_line
 from hf_accum.models.trust import local
 
@@ -19,13 +19,13 @@ _BY_NAME: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last
 _LAYERS = ("Transformer", "Pooling", "Normalize")  # the last changes nothing: cosines are compared
 
 
-def own_pooling(name: str, doors: Doors) -> Pooling | None:
+def own_pooling(name: str, trust: Trust) -> Pooling | None:
     """What a model's files in the layout of sentence-transformers say; None without such files.
 
     Raises:
         ValueError: for another pooling, several at once, or layers beyond it: they would be left out.
     """
-    layers = _read(name, "modules.json", doors)
+    layers = _read(name, "modules.json", trust)
     if layers is None:
         return None
     way_out = "--pooling mean (or cls, or last) trains the encoder without them"
@@ -34,7 +34,7 @@ def own_pooling(name: str, doors: Doors) -> Pooling | None:
     if others:
         raise UserError(f"--model {name}: has layers that this recipe does not know ({', '.join(others)}): {way_out}")
     folder = next((path for kind, path in kinds if kind == "Pooling"), None)
-    said = None if folder is None else _read(name, f"{folder}/config.json", doors)
+    said = None if folder is None else _read(name, f"{folder}/config.json", trust)
     if said is None:
         return None
     named = said.get("pooling_mode")
@@ -50,7 +50,7 @@ def own_pooling(name: str, doors: Doors) -> Pooling | None:
     return known[found[0]]
 
 
-def _read(name: str, file: str, doors: Doors) -> Any:
+def _read(name: str, file: str, trust: Trust) -> Any:
     """A JSON file of a model, None where there is none.
 
     Raises:
@@ -61,7 +61,7 @@ def _read(name: str, file: str, doors: Doors) -> Any:
     path = cached_file(
         local(name),
         file,
-        revision=doors.revision,
+        revision=trust.revision,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from hf_accum.config.trust import Doors
+from hf_accum.config.trust import Trust
 from hf_accum.models.trust import local
 from hf_accum.models.word_tokens import take_words_as_in_a_text
 
@@ -14,7 +14,7 @@ from hf_accum.models.loading import _loaded, quiet_transformers
 
 def load_tokenizer(
     name: str,
-    doors: Doors = Doors(),  # noqa: B008 (frozen)
+    trust: Trust = Trust(),  # noqa: B008 (frozen)
     *,
     of_words: bool = False,
 ) -> "PreTrainedTokenizerBase":
@@ -30,7 +30,7 @@ def load_tokenizer(
     how = {"add_prefix_space": True} if of_words else {}
     with quiet_transformers():
         tokenizer = _loaded(
-            "tokenizer", name, lambda: AutoTokenizer.from_pretrained(local(name), **doors.of_hub, **how)
+            "tokenizer", name, lambda: AutoTokenizer.from_pretrained(local(name), **trust.of_hub, **how)
         )
     if of_words and not tokenizer.is_fast:
         raise UserError(f"--model {name}: has to have a fast tokenizer, which tells of which words its tokens are")

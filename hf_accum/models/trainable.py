@@ -64,7 +64,7 @@ def load_trainable(
         tokenizer,
         max_length=config.max_length,
         dropout=config.dropout,
-        doors=config.doors,
+        trust=config.trust,
         quantization=config.quantization,
         precision=precision,
         device=device,
@@ -94,7 +94,7 @@ def without_weights(spec: ModelSpec, config: RecipeConfig) -> nn.Module:
         spec.name,
         max_length=config.max_length,
         dropout=config.dropout,
-        doors=config.doors,
+        trust=config.trust,
         quantization=config.quantization,
         **spec.config_values,
     )

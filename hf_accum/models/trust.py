@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hf_accum.config.trust import Doors
+from hf_accum.config.trust import Trust
 from hf_accum.errors import UserError
 
 
@@ -14,7 +14,7 @@ def local(name: str) -> str:
     return str(Path(name).resolve()) if os.path.isdir(name) else name
 
 
-def check_model_files(name: str, doors: Doors) -> dict[str, Any]:
+def check_model_files(name: str, trust: Trust) -> dict[str, Any]:
     """What a model's config.json says, read as data, with all in it refused that would bring in something else.
 
     Raises:
@@ -25,24 +25,24 @@ def check_model_files(name: str, doors: Doors) -> dict[str, Any]:
     from transformers import PreTrainedConfig
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    if os.path.isdir(name) and (doors.revision or doors.code_revision):
-        flag = "revision" if doors.revision else "code_revision"
+    if os.path.isdir(name) and (trust.revision or trust.code_revision):
+        flag = "revision" if trust.revision else "code_revision"
         raise UserError(
-            f"--{flag} {doors.revision or doors.code_revision}: has to be left out with a local folder ({name}), "
+            f"--{flag} {trust.revision or trust.code_revision}: has to be left out with a local folder ({name}), "
             "which has only what is in it"
         )
-    if find_adapter_config_file(local(name), revision=doors.revision) is not None:
+    if find_adapter_config_file(local(name), revision=trust.revision) is not None:
         raise UserError(
             f"--model {name}: is an adapter, or has one in it, made for weights of another place: give the model, "
             "with the adapter merged into it (peft's merge_and_unload) if it is to be trained on"
         )
-    values, _ = PreTrainedConfig.get_config_dict(local(name), revision=doors.revision)
+    values, _ = PreTrainedConfig.get_config_dict(local(name), revision=trust.revision)
     if not isinstance(values, dict):
         raise UserError(f"--model {name}: its config.json has to be a JSON object")
     # Otherwise weights that are not safetensors may be fetched from a pull request that a converter opens.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"
-    if doors.trust_remote_code:
-        _check_code(name, values.get("auto_map"), doors)
+    if trust.trust_remote_code:
+        _check_code(name, values.get("auto_map"), trust)
     elif kernels := next((k for k in _attention_kernels(values) if "/" in k), None):
         raise UserError(
             f"--model {name}: its config.json asks for attention kernels from the hub ({kernels}), which are code: "
@@ -51,12 +51,12 @@ def check_model_files(name: str, doors: Doors) -> dict[str, Any]:
     weights = str(values.get("transformers_weights") or "")
     if (
         weights
-        and not doors.allow_pickle_weights
+        and not trust.allow_pickle_weights
         and not weights.endswith((".safetensors", ".safetensors.index.json"))
     ):
         raise UserError(f"--model {name}: its weights are in {weights}, {_PICKLE_RULE}")
     folder = Path(name)
-    if os.path.isdir(name) and not doors.allow_pickle_weights and not any(folder.glob("*.safetensors")):
+    if os.path.isdir(name) and not trust.allow_pickle_weights and not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         if pickled:
             raise UserError(f"--model {name}: its weights are in {pickled[0]}, {_PICKLE_RULE}")
@@ -82,13 +82,13 @@ def _attention_kernels(values: Any) -> Iterator[str]:
             yield from _attention_kernels(value)
 
 
-def _check_code(name: str, auto_map: Any, doors: Doors) -> None:
-    if not isinstance(auto_map, dict) or doors.revision is None or doors.code_revision is not None:
+def _check_code(name: str, auto_map: Any, trust: Trust) -> None:
+    if not isinstance(auto_map, dict) or trust.revision is None or trust.code_revision is not None:
         return
     references = [ref for value in auto_map.values() for ref in (value if isinstance(value, list) else [value])]
     for reference in references:
         if "--" in str(reference):
             raise UserError(
-                f"--revision {doors.revision}: does not pin the code of {name}, which is in another repository, "
+                f"--revision {trust.revision}: does not pin the code of {name}, which is in another repository, "
                 f"{str(reference).partition('--')[0]}: give --code_revision too"
             )

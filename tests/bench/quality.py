@@ -172,7 +172,7 @@ def of_driving_images_segmentation() -> list[list[str]]:
     """Mean intersection over union, and the share of pixels that are right."""
     config = driving_images.DrivingImagesConfig(task="segmentation", resolution=224)
     data = driving_images.open_data(config, OneRank())
-    inputs, _ = load_image_inputs(efficientnet_lite0(), config.resolution, config.max_image_pixels, config.doors)
+    inputs, _ = load_image_inputs(efficientnet_lite0(), config.resolution, config.max_image_pixels, config.trust)
     task, names = driving_images.task_of(config, data, inputs), driving_images.names_of(data)
     how: dict[str, Any] = {"task_type": None, "precision": "no", "device": CPU, **named_labels(names)}
     before = load_trainable(driving_images.auto_class(config), efficientnet_lite0(), None, config, **how).model

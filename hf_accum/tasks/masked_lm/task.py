@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hf_accum.accumulation.example import TOKENS, Example, Lengths
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.config.trust import Doors
+from hf_accum.config.trust import Trust
 from hf_accum.data.source import Row
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
@@ -32,13 +32,13 @@ Batch = tuple[dict[str, Tensor], Targets]
 """The model's inputs, and what is hidden in them."""
 
 
-def load_masking_tokenizer(name: str, doors: Doors) -> "PreTrainedTokenizerBase":
+def load_masking_tokenizer(name: str, trust: Trust) -> "PreTrainedTokenizerBase":
     """A model's tokenizer, which has a token for what is hidden.
 
     Raises:
         UserError: if it has none, and as `load_tokenizer` does.
     """
-    tokenizer = load_tokenizer(name, doors)
+    tokenizer = load_tokenizer(name, trust)
     if tokenizer.mask_token_id is None:
         raise UserError(f"`model` {name}: has to have a token for what is hidden; its tokenizer has none")
     return tokenizer

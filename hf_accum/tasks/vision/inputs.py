@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_accum.accumulation.example import Lengths
-from hf_accum.config.trust import Doors
+from hf_accum.config.trust import Trust
 from hf_accum.errors import UserError, first_line
 from hf_accum.models.loading import quiet_transformers
 from hf_accum.models.modes import keeping_modes
@@ -36,7 +36,7 @@ def num_patches(resolution: int) -> int:
     return (resolution // PATCH) ** 2
 
 
-def load_image_processor(name: str, doors: Doors = Doors()) -> "BaseImageProcessor":  # noqa: B008 (frozen)
+def load_image_processor(name: str, trust: Trust = Trust()) -> "BaseImageProcessor":  # noqa: B008 (frozen)
     """The model's image processor, by Pillow.
 
     Raises:
@@ -46,7 +46,7 @@ def load_image_processor(name: str, doors: Doors = Doors()) -> "BaseImageProcess
 
     try:
         with quiet_transformers():
-            return AutoImageProcessor.from_pretrained(local(name), backend="pil", **doors.of_hub)
+            return AutoImageProcessor.from_pretrained(local(name), backend="pil", **trust.of_hub)
     except Exception as error:  # files of others can be wrong in any way
         raise UserError(
             f"--model {name}: has to be a local folder, or an id of the hub, with an image processor to load: "
@@ -58,14 +58,14 @@ def load_image_inputs(
     name: str,
     resolution: int,
     most_pixels: int = MOST_PIXELS,
-    doors: Doors = Doors(),  # noqa: B008 (frozen)
+    trust: Trust = Trust(),  # noqa: B008 (frozen)
 ) -> tuple["ImageInputs", "BaseImageProcessor"]:
     """What a model takes at a size, and an image processor that makes the same, to be saved beside the weights.
 
     Raises:
         ValueError: as `load_image_processor`, `ImageInputs.of` and `ImageInputs.processor` do.
     """
-    own = load_image_processor(name, doors)
+    own = load_image_processor(name, trust)
     try:
         inputs = ImageInputs.of(own, resolution, most_pixels)
         return inputs, inputs.processor(own)

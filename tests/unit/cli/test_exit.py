@@ -1,6 +1,7 @@
 """How a run ends that failed: one line, its status, its traceback where the line says."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from hf_accum.cli.exit import run
 from hf_accum.config.recipe import RecipeConfig
-from hf_accum.errors import OutOfMemory, RankFailed, UserError, first_line, shown
+from hf_accum.errors import OutOfMemory, RankFailed, Stopped, UserError, first_line, shown
 
 TOKEN = "hf_" + "aB3dE6gH9jK2mN5pQ8" * 2
 
@@ -65,6 +66,49 @@ def test_a_user_s_mistake_is_its_message_and_leaves_nothing(
     assert ended(work, RecipeConfig(output_dir=str(tmp_path / "run"))) == 2
     assert capsys.readouterr().err == f"error: {raised(work)}\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_user_s_mistake_while_running_is_one_message_and_status_2(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def work() -> None:
+        raise UserError("notes.csv, row 7: field 'label': missing")
+
+    with pytest.raises(SystemExit) as ended:
+        run(work)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: notes.csv, row 7: field 'label': missing\n"
+
+
+def test_a_run_that_was_stopped_ends_with_a_status_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise Stopped("stopped by SIGTERM")
+
+    with pytest.raises(SystemExit) as ended:
+        run(work)
+    assert ended.value.code == os.EX_TEMPFAIL == 75
+    assert capsys.readouterr().err == ""  # the log has said it
+
+
+def test_memory_that_runs_out_outside_of_the_micro_batches_is_said_so(capsys: pytest.CaptureFixture[str]) -> None:
+    def optimizer_step() -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    with pytest.raises(SystemExit) as ended:
+        run(optimizer_step)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: memory ran out outside of the micro-batches, as in the optimizer's step (Runtime")
+
+    def broken() -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(SystemExit) as ended:
+        run(broken)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith(
+        "error: RuntimeError: mat1 and mat2 shapes cannot be multiplied (nothing"
+    )
 
 
 @pytest.mark.parametrize("error", [RankFailed("rank 1 failed: x"), OutOfMemory("no example fits")])

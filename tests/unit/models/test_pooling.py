@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hf_accum.config.trust import Doors
+from hf_accum.config.trust import Trust
 from hf_accum.models.pooling import own_pooling
 
 MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
@@ -42,7 +42,7 @@ def modes(*on: str) -> dict[str, Any]:
     ],
 )
 def test_a_model_is_pooled_as_it_was_made(said: Any, expected: str, tmp_path: Path) -> None:
-    assert own_pooling(save(tmp_path, said, "Normalize"), Doors()) == expected
+    assert own_pooling(save(tmp_path, said, "Normalize"), Trust()) == expected
 
 
 @pytest.mark.parametrize(
@@ -57,9 +57,9 @@ def test_a_model_is_pooled_as_it_was_made(said: Any, expected: str, tmp_path: Pa
 )
 def test_what_this_recipe_has_not_is_said(said: Any, more: tuple[str, ...], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        own_pooling(save(tmp_path, said, *more), Doors())
+        own_pooling(save(tmp_path, said, *more), Trust())
 
 
 def test_a_model_without_such_files_tells_nothing(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    assert own_pooling(str(tmp_path), Doors()) is None
+    assert own_pooling(str(tmp_path), Trust()) is None

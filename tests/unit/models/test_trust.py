@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny import load_classifier, save_base
 from transformers import AutoModelForSequenceClassification
 
-from hf_accum.config.trust import Doors
+from hf_accum.config.trust import Trust
 from hf_accum.models.loading import build_without_weights
 from hf_accum.models.tokenizers import load_tokenizer
 
@@ -71,18 +71,18 @@ def with_code(model: Path, trace: Path, model_type: str = "of_their_own", **auto
     change(model / "config.json", model_type=model_type, auto_map=auto_map or AUTO_MAP)
 
 
-def everything(model: Path, **doors: Any) -> Any:
+def everything(model: Path, **trust: Any) -> Any:
     """All that a recipe and a plan do with a model."""
-    build_without_weights(AutoModelForSequenceClassification, str(model), max_length=16, doors=Doors(**doors))
-    load_tokenizer(str(model), Doors(**doors))
-    return load_classifier(str(model), doors=Doors(**doors)).model
+    build_without_weights(AutoModelForSequenceClassification, str(model), max_length=16, trust=Trust(**trust))
+    load_tokenizer(str(model), Trust(**trust))
+    return load_classifier(str(model), trust=Trust(**trust)).model
 
 
-def refused(model: Path, said: str, **doors: Any) -> None:
+def refused(model: Path, said: str, **trust: Any) -> None:
     with pytest.raises(ValueError, match=said):
-        everything(model, **doors)
+        everything(model, **trust)
     with pytest.raises(ValueError, match=said):  # also by itself
-        load_classifier(str(model), doors=Doors(**doors))
+        load_classifier(str(model), trust=Trust(**trust))
 
 
 # Pickles
@@ -182,19 +182,19 @@ def test_a_local_folder_has_no_revisions(model: Path, flag: str) -> None:
 
 PINNED = """
 import sys
-from hf_accum.models.trust import Doors
+from hf_accum.models.trust import Trust
 from hf_accum.models.loading import build_without_weights, load_model
 from hf_accum.models.tokenizers import load_tokenizer
 from transformers import AutoModelForSequenceClassification as Auto
 for revision in (None, "main", "a" * 40, "b" * 40):
-    doors = Doors(revision=revision)
-    tokenizer = load_tokenizer("me/tiny", doors)
-    empty = build_without_weights(Auto, "me/tiny", max_length=16, doors=doors)
-    model = load_model(Auto, "me/tiny", tokenizer, max_length=16, doors=doors).model
+    trust = Trust(revision=revision)
+    tokenizer = load_tokenizer("me/tiny", trust)
+    empty = build_without_weights(Auto, "me/tiny", max_length=16, trust=trust)
+    model = load_model(Auto, "me/tiny", tokenizer, max_length=16, trust=trust).model
     print(len(tokenizer), empty.config.layer_norm_eps, model.bert.embeddings.word_embeddings.weight[0, 0].item())
-doors = Doors(revision="a" * 40, trust_remote_code=True)
+trust = Trust(revision="a" * 40, trust_remote_code=True)
 try:
-    load_model(Auto, "me/coded", tokenizer, max_length=16, doors=doors)
+    load_model(Auto, "me/coded", tokenizer, max_length=16, trust=trust)
 except ValueError as error:
     print(error)
 """

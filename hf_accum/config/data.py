@@ -1,0 +1,52 @@
+"""The flags of the data: where it comes from, what is held out, how it is read."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jsonargparse.typing import OpenUnitInterval
+
+from hf_accum.config.validation import COUNT, LENGTH, number, require, require_not_empty
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags:
+    """Data."""
+
+    dataset: str | None = None
+    """Hub id, local folder or file (jsonl, csv, parquet); default: the recipe's embedded one."""
+    dataset_revision: str | None = None
+    """Branch, tag or commit of the hub's dataset repository."""
+    train_split: str = "train"
+    """Split of the dataset to train on."""
+    eval_split: str | None = None
+    """Split of the dataset to evaluate on; default: a held-out share of the training split."""
+    eval_fraction: float = field(default=0.1, metadata=number((OpenUnitInterval, "between 0 and 1")))
+    """The share of groups that is held out where there is no eval_split."""
+    group_column: str | None = None
+    """Rows with the same value here (a patient, a disease) are never on both sides of the held-out split; default:
+    the recipe's own."""
+    max_length: int = field(default=512, metadata=LENGTH)
+    """Tokens per example; longer ones are truncated, and counted."""
+    shuffle_block_size: int = field(default=10_000, metadata=COUNT)
+    """Examples that are shuffled, and held in memory, together; 1: in file order."""
+    stream_split: Literal["examples", "shards"] = "examples"
+    """Over ranks: each keeps its share of one common order, or reads its own files (for large data)."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A row that cannot be used stops the run, or is left out and counted."""
+
+
+def check_data(config: DataFlags) -> None:
+    """Check how the flags of the data go together."""
+    require_not_empty(config, "dataset", "dataset_revision", "train_split", "eval_split", "group_column")
+    require(
+        config.eval_split != config.train_split,
+        "eval_split",
+        config.eval_split,
+        "another one than --train_split: figures on what was learned say nothing",
+    )
+    require(
+        config.eval_split is None or config.group_column is None,
+        "group_column",
+        config.group_column,
+        "left out with --eval_split, which says what is held out",
+    )
