@@ -67,7 +67,7 @@ class ClinicalClassificationConfig(RecipeConfig):
         for holds, flag, rule in (
             (0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)"),
             (len(set(labels)) == len(labels), "labels", "all different"),
-            (not code, "extra_metrics", "left out without --trust_remote_code: metrics of the hub are code"),
+            (not code, "extra_metrics", "left out without `trust_remote_code`: metrics of the hub are code"),
             (len(labels) != 1, "labels", "at least 2 names"),
             (single or self.class_weights == "none", "class_weights", f"none for {problem}"),
             (single or not self.label_smoothing, "label_smoothing", f"0 for {problem}"),
@@ -78,7 +78,7 @@ class ClinicalClassificationConfig(RecipeConfig):
         for flag in ("class_weights", "positive_weights"):
             weights = getattr(self, flag)
             if isinstance(weights, list) and (weights or flag == "class_weights"):
-                require(bool(self.labels), flag, weights, "given together with --labels, which says their order")
+                require(bool(self.labels), flag, weights, "given together with `labels`, which says their order")
                 require(
                     len(weights) == len(self.labels),
                     flag,

@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from hf_accum.config.flags import as_flags, flag_names
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.secrets import without_secrets
 from hf_accum.config.serialization import _to_yaml
@@ -18,7 +19,7 @@ def check_config_files(arguments: Sequence[str]) -> None:
     """Refuse YAML files whose content the parser would only wonder at.
 
     Raises:
-        ValueError: if a file of `--config` is not UTF-8, or no mapping of flags.
+        UserError: if a file of `--config` is not UTF-8, or no mapping of flags.
     """
     import yaml
 
@@ -58,11 +59,11 @@ def parse(config_class: type[C], description: str, arguments: Sequence[str] | No
     from jsonargparse import ArgumentParser, set_dumper, set_parsing_settings
 
     class Parser(ArgumentParser):
-        """Tells no secret in its messages, which repeat what was given."""
+        """Tells of flags in its messages, and no secret: they repeat what was given."""
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             """End the process with a message."""
-            super().error(without_secrets(message), ex)
+            super().error(without_secrets(as_flags(message, flag_names(config_class))), ex)
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     set_dumper("yaml", _to_yaml)

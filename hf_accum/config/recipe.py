@@ -160,17 +160,17 @@ class RecipeConfig:
             (
                 self.eval_split != self.train_split,
                 "eval_split",
-                "another one than --train_split: figures on what was learned say nothing",
+                "another one than `train_split`: figures on what was learned say nothing",
             ),
             (
                 self.eval_split is None or self.group_column is None,
                 "group_column",
-                "left out with --eval_split, which says what is held out",
+                "left out with `eval_split`, which says what is held out",
             ),
             (
                 number or not self.full_determinism,
                 "full_determinism",
-                "false with --micro_batch_size auto, which depends on what is free: give a number",
+                "false with `micro_batch_size auto`, which depends on what is free: give a number",
             ),
             (
                 self.max_steps is not None or self.num_epochs is not None,
@@ -187,14 +187,14 @@ class RecipeConfig:
             (
                 self.code_revision is None or self.trust_remote_code,
                 "code_revision",
-                "left out without --trust_remote_code: no code of the model is run",
+                "left out without `trust_remote_code`: no code of the model is run",
             ),
             (0 <= self.warmup_ratio <= 1, "warmup_ratio", "in [0, 1]"),
             (self.dropout is None or 0 <= self.dropout < 1, "dropout", "in [0, 1)"),
             (
                 self.quantization == "none" or self.lora.rank > 0,
                 "quantization",
-                "none with --lora.rank 0: quantised weights cannot be trained",
+                "none with `lora.rank 0`: quantised weights cannot be trained",
             ),
             (
                 self.early_stopping_patience is None or self.best_metric is not None,

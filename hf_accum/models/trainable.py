@@ -30,7 +30,7 @@ class Trainable:
         """Turn gradient checkpointing on.
 
         Raises:
-            ValueError: if the architecture has no support for it.
+            UserError: if the architecture has no support for it.
         """
         checkpoint_activations(self.base)
 
@@ -53,7 +53,7 @@ def load_trainable(
     for the same seed. With `replace_head` a head for other labels is new too.
 
     Raises:
-        ValueError: as `load_model` and `add_lora` do.
+        UserError: as `load_model` and `add_lora` do.
     """
     torch.manual_seed(derive_seed(config.seed, "model"))
     pretrained = load_model(
@@ -80,7 +80,7 @@ def without_weights(
     """The same model on `meta`, from its config alone, checkpointed where the flags say so: for a plan.
 
     Raises:
-        ValueError: as `build_without_weights` and `add_lora` do; if it cannot be checkpointed.
+        UserError: as `build_without_weights` and `add_lora` do; if it cannot be checkpointed.
     """
     base = build_without_weights(
         auto_class,

@@ -40,7 +40,7 @@ class FolderClaim:
         """Claim the folder, if it is there and this process has not claimed it yet.
 
         Raises:
-            ValueError: if another process has it.
+            UserError: if another process has it.
         """
         if sys.platform == "win32" or not folder.is_dir():
             return
@@ -66,7 +66,7 @@ class FolderClaim:
                 if not is_taken:
                     return  # a file system without locks
                 raise UserError(
-                    f"--output_dir {folder}: another run is at work in it; wait until it has ended, end it, or give "
+                    f"`output_dir` {folder}: another run is at work in it; wait until it has ended, end it, or give "
                     "another folder"
                 ) from None
         _claimed[key] = descriptor
@@ -82,7 +82,7 @@ def claim_folder(folder: Path, ranks: Ranks) -> FolderClaim:
     """Look whether a run can have this folder; rank 0 claims it. A collective.
 
     Raises:
-        ValueError: if it cannot be written to, is something else, or another run is at work in it.
+        UserError: if it cannot be written to, is something else, or another run is at work in it.
     """
     claim = FolderClaim()
 
@@ -108,7 +108,7 @@ def start_folder(
     for they come again. `claim` takes the new one. A collective: rank 0 does it.
 
     Raises:
-        ValueError: if the path is something else than a run's folder, or cannot be written to.
+        UserError: if the path is something else than a run's folder, or cannot be written to.
     """
 
     def start() -> Path | None:
@@ -121,7 +121,7 @@ def start_folder(
         if there and not goes_on:
             if others := sorted(there - _OF_A_RUN):
                 raise UserError(
-                    f"--output_dir {folder}: has to be new, empty, or an earlier run's folder; it holds "
+                    f"`output_dir` {folder}: has to be new, empty, or an earlier run's folder; it holds "
                     f"{', '.join(others)}"
                 )
             number = 1
@@ -141,7 +141,7 @@ def start_folder(
                     _keep_lines(folder / name, resumed.step)
             write_config(config, folder)
         except OSError as error:
-            raise UserError(f"--output_dir {folder}: has to be a folder to write in ({error})") from error
+            raise UserError(f"`output_dir` {folder}: has to be a folder to write in ({error})") from error
         return earlier
 
     return on_all_ranks(ranks, lambda: start() if ranks.index == 0 else None)[0]

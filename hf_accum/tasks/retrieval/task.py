@@ -153,10 +153,10 @@ class TextRetrieval:
 
 
 def check_retrieval_metric(best_metric: str | None) -> None:
-    """Refuse a `--best_metric` that an evaluation of retrieval has no figure of.
+    """Refuse a `best_metric` that an evaluation of retrieval has no figure of.
 
     Raises:
-        ValueError: naming those that it has.
+        UserError: naming those that it has.
     """
     check_best_metric(best_metric, {"mrr": 0.0} | {f"recall_at_{k}": 0.0 for k in _RECALLS})
 
