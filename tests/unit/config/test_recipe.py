@@ -37,7 +37,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         for value in (0, -1)
     ),
     ({"num_epochs": None}, "num_epochs", "a number where max_steps is null"),
-    ({"full_determinism": True}, "full_determinism", "false with --micro_batch_size auto"),
+    ({"full_determinism": True}, "full_determinism", "false with `micro_batch_size auto`"),
     *(({"micro_batch_size": value}, "micro_batch_size", "auto, or at least 1") for value in (0, -3)),
     *(({"memory_budget": value}, "memory_budget", "auto, or bytes as 6GiB") for value in ("0", "6 apples", "-1GiB")),
     *(({name: 10**10}, name, "at most 1,000,000,000") for name in (*AT_LEAST_1, "max_length", "micro_batch_size")),
@@ -49,7 +49,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         ({name: ""}, name, "left out, or not empty")
         for name in ("model", "dataset", "output_dir", "revision", "dataset_revision")
     ),
-    ({"code_revision": "main"}, "code_revision", "left out without --trust_remote_code"),
+    ({"code_revision": "main"}, "code_revision", "left out without `trust_remote_code`"),
     ({"learning_rate": 1e3}, "learning_rate", "at most 100"),
     ({"max_grad_norm": 1e-300}, "max_grad_norm", "at least 1e-12"),
     ({"weight_decay": 5000.0}, "weight_decay", "below 1 / learning_rate (3333.33"),
@@ -83,15 +83,15 @@ REFUSED_BY_THE_RECIPE: list[tuple[dict[str, Any], str, str]] = [
     ({"problem": MULTI, "label_smoothing": 0.1}, "label_smoothing", f"0 for {MULTI}"),
     ({"positive_weights": [1.0, 2.0]} | TWO, "positive_weights", "empty for single_label_classification"),
     ({"problem": "regression"} | TWO, "labels", "empty for regression"),
-    ({"class_weights": [1.0, 2.0]}, "class_weights", "given together with --labels"),
-    ({"class_weights": []}, "class_weights", "given together with --labels"),
+    ({"class_weights": [1.0, 2.0]}, "class_weights", "given together with `labels`"),
+    ({"class_weights": []}, "class_weights", "given together with `labels`"),
     ({"class_weights": []} | TWO, "class_weights", "one for each of the 2 labels"),
     ({"class_weights": [1.0]} | TWO, "class_weights", "one for each of the 2 labels"),
     *(
         ({"class_weights": [1.0, value]} | TWO, "class_weights", "finite and above 0")
         for value in (0.0, -1.0, math.inf, math.nan)
     ),
-    ({"problem": MULTI, "positive_weights": [1.0]}, "positive_weights", "given together with --labels"),
+    ({"problem": MULTI, "positive_weights": [1.0]}, "positive_weights", "given together with `labels`"),
     ({"problem": MULTI, "positive_weights": [1.0]} | TWO, "positive_weights", "one for each of the 2 labels"),
     ({"problem": MULTI, "positive_weights": [1.0, 0.0]} | TWO, "positive_weights", "finite and above 0"),
 ]
@@ -111,7 +111,7 @@ def construct(config_class: type[RecipeConfig], values: dict[str, Any]) -> Recip
 
 @pytest.mark.parametrize(("values", "flag", "rule"), REFUSED)
 def test_each_shared_rule_names_flag_value_and_itself(values: dict[str, Any], flag: str, rule: str) -> None:
-    said = f"--{flag} {refused_value(values, flag)}: has to be {rule}"
+    said = f"`{flag}` {refused_value(values, flag)}: has to be {rule}"
     for config_class in (RecipeConfig, ClinicalClassificationConfig):
         with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
             construct(config_class, values)
@@ -119,7 +119,7 @@ def test_each_shared_rule_names_flag_value_and_itself(values: dict[str, Any], fl
 
 @pytest.mark.parametrize(("values", "flag", "rule"), REFUSED_BY_THE_RECIPE)
 def test_each_rule_of_the_recipe_names_flag_value_and_itself(values: dict[str, Any], flag: str, rule: str) -> None:
-    said = f"--{flag} {refused_value(values, flag)}: has to be {rule}"
+    said = f"`{flag}` {refused_value(values, flag)}: has to be {rule}"
     with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
         construct(ClinicalClassificationConfig, values)
 
@@ -150,7 +150,7 @@ def test_what_keeps_to_the_rules_is_taken(values: dict[str, Any]) -> None:
 
 def test_require_says_nothing_of_what_holds() -> None:
     require(True, "seed", 1, "anything")
-    with pytest.raises(ValueError, match=r"^--seed 1: has to be 2$"):
+    with pytest.raises(ValueError, match=r"^`seed` 1: has to be 2$"):
         require(False, "seed", 1, "2")
 
 
@@ -219,7 +219,7 @@ def test_what_may_come_in_with_a_model_is_nothing_by_default() -> None:
 @pytest.mark.parametrize("value", ["a\0b", "\ud800"])
 @pytest.mark.parametrize("flag", ["model", "output_dir", "text_column", "trackers", "labels"])
 def test_texts_that_cannot_be_written_down_are_refused(flag: str, value: str) -> None:
-    with pytest.raises(ValueError, match=rf"^--{flag} '.*': has to be (UTF-8|without NUL characters)$"):
+    with pytest.raises(ValueError, match=rf"^`{flag}` '.*': has to be (UTF-8|without NUL characters)$"):
         ClinicalClassificationConfig(**{flag: [value, "b"] if flag in ("trackers", "labels") else value})  # type: ignore[arg-type]
 
 
