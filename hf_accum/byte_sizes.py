@@ -18,7 +18,7 @@ def parse_bytes(text: str | int) -> int:
     """Bytes of a text as 6GiB, 500MB or 123456789, or of that number.
 
     Raises:
-        ValueError: if it is none of these, or not above 0.
+        UserError: if it is none of these, or not above 0.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?\s*", str(text), re.IGNORECASE)
     unit = _UNITS.get(match[2].lower()) if match else None

@@ -97,15 +97,15 @@ def check_output_dir(folder: Path) -> None:
     """Refuse a run's folder that cannot be made or written to, by trying: nothing is left of it.
 
     Raises:
-        ValueError: if it is something else, or cannot be.
+        UserError: if it is something else, or cannot be.
     """
     try:
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"--output_dir {folder}: has to be a folder, it is a file")
+            raise UserError(f"`output_dir` {folder}: has to be a folder, it is a file")
         others = [] if not folder.is_dir() else sorted(p.name for p in folder.iterdir() if not is_leftover(p))
         if others and "config.yaml" not in others:
             raise UserError(
-                f"--output_dir {folder}: has to be new, empty, or an earlier run's folder; it holds "
+                f"`output_dir` {folder}: has to be new, empty, or an earlier run's folder; it holds "
                 f"{', '.join(others[:5])}"
             )
         there = next(path for path in (folder, *folder.parents) if path.exists())
@@ -113,7 +113,7 @@ def check_output_dir(folder: Path) -> None:
             name = folder.name if there == folder else folder.relative_to(there).parts[0]
             (Path(tried) / name).mkdir()  # not too long, and of allowed characters
     except OSError as error:
-        raise UserError(f"--output_dir {folder}: has to be a folder to write in ({error})") from error
+        raise UserError(f"`output_dir` {folder}: has to be a folder to write in ({error})") from error
 
 
 def fill_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:

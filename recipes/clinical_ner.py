@@ -48,7 +48,7 @@ class ClinicalNerConfig(RecipeConfig):
         for name in ("words_column", "tags_column"):
             require(getattr(self, name) != "", name, "''", "not empty")
         require(len(set(self.types)) == len(self.types), "types", self.types, "all different")
-        require(0 <= self.overlap < self.max_length, "overlap", self.overlap, "at least 0, and below --max_length")
+        require(0 <= self.overlap < self.max_length, "overlap", self.overlap, "at least 0, and below `max_length`")
 
 
 def train(config: ClinicalNerConfig) -> Mapping[str, Any]:

@@ -91,12 +91,12 @@ class DrivingImagesConfig(RecipeConfig):
             (
                 self.batch_norm == "frozen" or self.lora.rank == 0,
                 "batch_norm",
-                "frozen with LoRA: an adapter holds no statistics (--lora.rank 0 trains the whole model)",
+                "frozen with LoRA: an adapter holds no statistics (`lora.rank 0` trains the whole model)",
             ),
             (
                 self.max_length == RecipeConfig.max_length,
                 "max_length",
-                "left out: images have one size, --resolution",
+                "left out: images have one size, `resolution`",
             ),
         ):
             require(holds, flag, getattr(self, flag), rule)

@@ -57,9 +57,9 @@ class MedicalLmConfig(RecipeConfig):
             require(getattr(self, name) != "", name, "''", "left out, or not empty")
         given = [name for name in ways if getattr(self, name) is not None]
         for name in given[1:]:
-            require(False, name, getattr(self, name), f"left out with --{given[0]}: rows are read in one way")
+            require(False, name, getattr(self, name), f"left out with `{given[0]}`: rows are read in one way")
         both = (self.prompt_column is None) == (self.response_column is None)
-        require(both, "response_column", self.response_column, "given with --prompt_column, and only with it")
+        require(both, "response_column", self.response_column, "given with `prompt_column`, and only with it")
         require_count("loss_chunk_size", self.loss_chunk_size)
         require_count("num_samples", self.num_samples, "at least 0", least=0)
         require_count("sample_length", self.sample_length)

@@ -87,7 +87,7 @@ class Capacity:
         if self.most < 1:
             raise UserError(f"micro-batch size {self.most}: has to be at least 1")
         if not 1 <= self.at_least <= self.most:
-            raise UserError(f"at least {self.at_least} examples: has to be from 1 to {self.most}")
+            raise ValueError(f"at least {self.at_least} examples: has to be from 1 to {self.most}")
 
     def num_examples(self, length: int) -> int:
         """The most examples of at most this length in one micro-batch; at least 1."""
@@ -227,7 +227,7 @@ def fit_peak(timelines: Mapping[tuple[int, int], Sequence[int]]) -> Peak:
     points = list(timelines)
     lengths, numbers = {length for _, length in points}, {number for number, _ in points}
     if len(numbers) != 2 or not 1 <= len(lengths) <= _HIGHEST + 1 or len(points) != 2 * len(lengths):
-        raise UserError(f"traces at {points}: have to be two numbers of examples at each of one to three lengths")
+        raise ValueError(f"traces at {points}: have to be two numbers of examples at each of one to three lengths")
     unit = max(lengths)
     if len({len(timeline) for timeline in timelines.values()}) == 1:
         measured = np.array([timelines[point] for point in points], dtype=np.float64)

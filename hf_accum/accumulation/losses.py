@@ -44,7 +44,7 @@ class CrossEntropy:
     too.
 
     Raises:
-        ValueError: for weights that are not positive and finite, or a smoothing outside [0, 1).
+        UserError: for weights that are not positive and finite, or a smoothing outside [0, 1).
     """
 
     class_weights: Tensor | None = None

@@ -108,7 +108,7 @@ def cut(
     only, not on their order.
 
     Raises:
-        ValueError: for a size below 1.
+        UserError: for a size below 1.
     """
     ordered, lengths = _sorted(examples, padded)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hf_accum.config.flags import as_flags, flag_names
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.validation import without_secrets
 from hf_accum.device.malloc import prepare_for_limits
@@ -23,7 +24,7 @@ FAULT = 1
 
 
 def tell(error: Exception, *, debug: bool = False, output_dir: str | None = None) -> int:
-    """Print what a run failed of, as one message without secrets; returns the process's status.
+    """Print what a run failed of, as one message without secrets, of flags; returns the process's status.
 
     A user's mistake is told by its message alone. Of anything else the traceback is kept in a file beside the run's
     folder (in it are only a run's results, and at first it may not be there, or be that of an earlier run), which
@@ -50,7 +51,7 @@ def _printable(message: str) -> str:
 
 def _message(error: Exception) -> tuple[int, str]:
     if isinstance(error, UserError | RankFailed | OutOfMemory | NotFinite):
-        return MISTAKE, str(error)
+        return MISTAKE, as_flags(str(error), flag_names())
     if isinstance(error, RuntimeError | MemoryError):
         from hf_accum.device.out_of_memory import Failure, classify
 

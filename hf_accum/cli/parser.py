@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_type_hints
 
+from hf_accum.config.flags import as_flags, flag_names
 from hf_accum.config.recipe import RecipeConfig, flags_by_heading
 from hf_accum.config.serialization import to_yaml
 from hf_accum.config.validation import without_secrets
@@ -47,11 +48,11 @@ def _parser(config_class: type[RecipeConfig], description: str) -> "ArgumentPars
     from jsonargparse import ArgumentParser, set_dumper, set_parsing_settings
 
     class Parser(ArgumentParser):
-        """Tells no secret in its messages, which repeat what was given."""
+        """Tells of flags in its messages, and no secret: they repeat what was given."""
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             """End the process with a message."""
-            super().error(without_secrets(message), ex)
+            super().error(without_secrets(as_flags(message, flag_names(config_class))), ex)
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     set_dumper("yaml", to_yaml)

@@ -42,11 +42,11 @@ def check_data(config: DataFlags) -> None:
         config.eval_split != config.train_split,
         "eval_split",
         config.eval_split,
-        "another one than --train_split: figures on what was learned say nothing",
+        "another one than `train_split`: figures on what was learned say nothing",
     )
     require(
         config.eval_split is None or config.group_column is None,
         "group_column",
         config.group_column,
-        "left out with --eval_split, which says what is held out",
+        "left out with `eval_split`, which says what is held out",
     )

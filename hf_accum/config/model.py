@@ -36,5 +36,5 @@ def check_model(config: ModelFlags) -> None:
         config.code_revision is None or config.trust_remote_code,
         "code_revision",
         config.code_revision,
-        "left out without --trust_remote_code: no code of the model is run",
+        "left out without `trust_remote_code`: no code of the model is run",
     )

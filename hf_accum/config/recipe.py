@@ -42,13 +42,13 @@ class RecipeConfig(RunFlags, MemoryFlags, OptimizationFlags, LoraFlags, DataFlag
             self.quantization == "none" or self.lora.rank > 0,
             "quantization",
             self.quantization,
-            "none with --lora.rank 0: quantised weights cannot be trained",
+            "none with `lora.rank 0`: quantised weights cannot be trained",
         )
         require(
             self.micro_batch_size != "auto" or not self.full_determinism,
             "full_determinism",
             self.full_determinism,
-            "false with --micro_batch_size auto, which depends on what is free: give a number",
+            "false with `micro_batch_size auto`, which depends on what is free: give a number",
         )
 
     def split_names(self, *flags: str) -> None:

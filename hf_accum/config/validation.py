@@ -21,7 +21,7 @@ def require(holds: bool, flag: str, value: object, rule: str) -> None:
         UserError: naming the flag, its value and the rule, if it does not hold.
     """
     if not holds:
-        raise UserError(f"--{flag} {value}: has to be {rule}")
+        raise UserError(f"`{flag}` {value}: has to be {rule}")
 
 
 def require_not_empty(config: object, *flags: str) -> None:
@@ -137,7 +137,7 @@ def _texts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _check_text(flag: str, text: str) -> None:
     if holds_secret(text):  # and is not repeated
         raise UserError(
-            f"--{flag} ***: has to be without tokens and passwords, which would be seen in config.yaml, by trackers "
+            f"`{flag}` ***: has to be without tokens and passwords, which would be seen in config.yaml, by trackers "
             "and in the list of processes: give them by the environment (HF_TOKEN) or by `hf auth login`"
         )
     require("\0" not in text, flag, repr(text), "without NUL characters")

@@ -21,7 +21,7 @@ class Stamp:
         """Refuse the file if it is another one by now: `name` is what messages call it.
 
         Raises:
-            ValueError: if it was changed or removed.
+            UserError: if it was changed or removed.
         """
         now = stamp_of(self.file)
         if now is None:
@@ -46,7 +46,7 @@ def check_folder(dataset: str) -> None:
     """Refuse a local folder that means to be loaded by a script of its own, or from elsewhere, before it is opened.
 
     Raises:
-        ValueError: if there is such a script, or its description names files outside of it.
+        UserError: if there is such a script, or its description names files outside of it.
     """
     folder = Path(dataset)
     script = folder / f"{folder.resolve().name}.py"
@@ -96,7 +96,7 @@ def check_inside(dataset: str, files: Sequence[str]) -> None:
     """Refuse a dataset (a local folder, or one of the hub) whose description or links name files outside of it.
 
     Raises:
-        ValueError: naming the first such file.
+        UserError: naming the first such file.
     """
     folder = Path(dataset)
     is_local = os.path.isdir(dataset)

@@ -87,7 +87,7 @@ class Order(Generic[T]):
         Bad rows of the block of the place itself were counted when it was first read, and are not again.
 
         Raises:
-            ValueError: for a bad row, unless they are skipped.
+            UserError: for a bad row, unless they are skipped.
         """
         shards = self._shards(epoch)
         number = place.block
@@ -101,7 +101,7 @@ class Order(Generic[T]):
             if len(items) < skipped:
                 raise UserError(
                     f"the dataset has changed: {skipped} examples were used of a block that has {len(items)} now; "
-                    "--resume never starts anew"
+                    "`resume never` starts anew"
                 )
             shuffled = [items[i] for i in self._permutation(len(items), "block", epoch, self._owner, number)]
             return Block(start, shuffled, Counter() if skipped else Counter(bad_rows), skipped)

@@ -63,7 +63,7 @@ def good_rows(
     `on_bad_row` is "skip".
 
     Raises:
-        ValueError: for a bad row, naming file, row and field.
+        UserError: for a bad row, naming file, row and field.
     """
     for number, row in source.read(shard, start):
         try:
@@ -75,7 +75,7 @@ def good_rows(
                 row_number = number // source.parts_per_row + 1
                 raise UserError(
                     f"{source.names[shard]}, row {row_number}: {bad}; mend the row, or leave such rows out by "
-                    "--on_bad_row skip"
+                    "`on_bad_row skip`"
                 ) from None
             reason = str(bad)
             # Reasons quote values: of a column of free text each row would have its own, without end.
@@ -120,7 +120,7 @@ def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revisi
     between two passes, or while it is read, is an error.
 
     Raises:
-        ValueError: if there is no such dataset, split or column, or it names files outside of it.
+        UserError: if there is no such dataset, split or column, or it names files outside of it.
     """
     from datasets import load_dataset, load_dataset_builder
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
@@ -138,7 +138,7 @@ def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revisi
         raise UserError(f"dataset {dataset!r}: is the name of a format; give a file, a folder or an id of the hub")
     if revision is not None and os.path.exists(dataset):
         raise UserError(
-            f"--dataset_revision {revision}: has to be left out with a local dataset ({dataset}), which has only "
+            f"`dataset_revision` {revision}: has to be left out with a local dataset ({dataset}), which has only "
             "what is in it"
         )
     check_folder(dataset)

@@ -64,7 +64,7 @@ class SplitData:
         """This, with what one pass over all of it finds. A collective.
 
         Raises:
-            ValueError: for the first bad row, unless they are skipped; if a side of the split has no usable row.
+            UserError: for the first bad row, unless they are skipped; if a side of the split has no usable row.
         """
 
         def one_side(of_eval_source: bool) -> Survey:
@@ -80,8 +80,8 @@ class SplitData:
         if not found.num_train or not found.num_held_out:
             raise UserError(
                 f"the dataset has {found.num_train} usable examples to train on and {found.num_held_out} held out "
-                f"({found.bad_rows.total()} bad rows): both are needed; give more rows, --eval_split or another "
-                "--eval_fraction"
+                f"({found.bad_rows.total()} bad rows): both are needed; give more rows, `eval_split` or another "
+                "`eval_fraction`"
             )
         return replace(
             self,
@@ -98,7 +98,7 @@ def open_split(dataset: str, columns: Sequence[str], config: RecipeConfig, *, gr
     """Open a dataset, of which these columns are needed, and split it as the flags say.
 
     Raises:
-        ValueError: for a dataset or column that cannot be used.
+        UserError: for a dataset or column that cannot be used.
     """
     columns = [*columns, *([] if config.eval_split else [group_column])]
     source = open_source(dataset, config.train_split, columns=columns, revision=config.dataset_revision)

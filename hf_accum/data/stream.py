@@ -115,7 +115,7 @@ class WindowStream(Generic[T]):
         """The windows of all epochs, numbered from 1.
 
         Raises:
-            ValueError: for a bad row (unless skipped), or a dataset without any example.
+            UserError: for a bad row (unless skipped), or a dataset without any example.
             RankFailed: if that happened on another rank, or one left the iteration.
         """
         try:
@@ -250,7 +250,7 @@ class WindowStream(Generic[T]):
         """The first example in the order of the files.
 
         Raises:
-            ValueError: if there is none.
+            UserError: if there is none.
         """
         in_file_order = Order(self.source, self.prepare, self.seed, 1, self.on_bad_row)
         for block in in_file_order.blocks(0):

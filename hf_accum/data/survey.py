@@ -46,7 +46,7 @@ def survey(
     `observe` tells of a row whether it is held out, its labels, and what of it counts as its content.
 
     Raises:
-        ValueError: for the first bad row, naming file, row and field, unless they are skipped.
+        UserError: for the first bad row, naming file, row and field, unless they are skipped.
     """
 
     def mine() -> Survey:

@@ -52,7 +52,7 @@ def open_memory(device: torch.device, budget: str | int) -> DeviceMemory:
     """The memory of the run's device. A number of bytes on a CPU is a virtual device, which counts tensors only.
 
     Raises:
-        ValueError: for a budget that is more than the device has.
+        UserError: for a budget that is more than the device has.
     """
     if device.type != "cpu":
         return AcceleratorMemory(device, None if budget == "auto" else parse_bytes(budget))
@@ -109,7 +109,7 @@ class AcceleratorMemory:
             return
         if budget_bytes > available:
             raise UserError(
-                f"--memory_budget {format_bytes(budget_bytes)}: {device} has {format_bytes(total)}, of which "
+                f"`memory_budget` {format_bytes(budget_bytes)}: {device} has {format_bytes(total)}, of which "
                 f"{format_bytes(available)} are free for this run; give less, or auto"
             )
         self.limit_bytes = budget_bytes
@@ -146,7 +146,7 @@ def memory_info(device: torch.device) -> tuple[int, int]:
     """Free and total bytes of an accelerator.
 
     Raises:
-        ValueError: if its backend does not say, or does not count what a run uses.
+        UserError: if its backend does not say, or does not count what a run uses.
     """
     try:
         torch.accelerator.memory.reset_peak_memory_stats(device)
@@ -160,7 +160,7 @@ def memory_info(device: torch.device) -> tuple[int, int]:
             return max(0, total - module.driver_allocated_memory()), total
     except RuntimeError as error:
         raise UserError(
-            f"--micro_batch_size auto: torch {torch.__version__} does not count memory on {device} "
+            f"`micro_batch_size` auto: torch {torch.__version__} does not count memory on {device} "
             f"({first_line(error)}); give a number"
         ) from error
 

@@ -28,7 +28,7 @@ def refuse_layers_that_talk(model: nn.Module, num_ranks: int) -> None:
     """Refuse layers that talk to the other ranks in every forward: the ranks' numbers of forwards differ.
 
     Raises:
-        ValueError: if there are several ranks and such a layer.
+        UserError: if there are several ranks and such a layer.
     """
     if num_ranks > 1:
         for name, module in model.named_modules():

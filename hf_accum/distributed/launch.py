@@ -27,7 +27,7 @@ def start_accelerator(
     another one longer than `timeout_minutes`, for its gradients, ends with an error.
 
     Raises:
-        ValueError: for DeepSpeed, FSDP and other strategies whose forward talks between ranks; for fewer
+        UserError: for DeepSpeed, FSDP and other strategies whose forward talks between ranks; for fewer
             processes than the launch asked for; for fp16 on a CPU, which accelerate would silently ignore.
     """
     _refuse_unsupported_launch()
@@ -44,7 +44,7 @@ def start_accelerator(
     missing = sorted(set(trackers) - {str(tracker) for tracker in get_available_trackers()})
     if missing:
         raise UserError(
-            f"--trackers {', '.join(missing)}: not known to accelerate, or not installed here; "
+            f"`trackers` {', '.join(missing)}: not known to accelerate, or not installed here; "
             f"there are {', '.join(map(str, get_available_trackers())) or 'none'}"
         )
     on_cpu = not torch.accelerator.is_available()

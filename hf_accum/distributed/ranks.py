@@ -69,7 +69,7 @@ def talking() -> Iterator[None]:
         if not any(text in str(error).lower() for text in _LOST):
             raise
         raise RankFailed(
-            "another rank has ended, or has not answered for longer than --rank_timeout_minutes: see its own error, "
+            "another rank has ended, or has not answered for longer than `rank_timeout_minutes`: see its own error, "
             f"or what the launcher says of it ({first_line(error)})"
         ) from error
 

@@ -39,7 +39,7 @@ class Metric:
         """The figures, by name.
 
         Raises:
-            ValueError: if the hub has no such metric, it cannot be reached, or it takes no such predictions.
+            UserError: if the hub has no such metric, it cannot be reached, or it takes no such predictions.
         """
         import evaluate
 
@@ -73,7 +73,7 @@ def check_metrics(metrics: Sequence[Metric], best_metric: str | None, sample: Te
     """Compute metrics on a sample of predictions (also its own references), before the training that needs them.
 
     Raises:
-        ValueError: if a metric is not to be had, cannot take such predictions, or has no figure `best_metric`.
+        UserError: if a metric is not to be had, cannot take such predictions, or has no figure `best_metric`.
     """
     figures: Metrics = {}
     for metric in metrics:
@@ -82,14 +82,14 @@ def check_metrics(metrics: Sequence[Metric], best_metric: str | None, sample: Te
 
 
 def check_best_metric(best_metric: str | None, figures: Mapping[str, Any]) -> None:
-    """Refuse a `--best_metric` that is not the loss, or one of the single figures of an evaluation.
+    """Refuse a `best_metric` that is not the loss, or one of the single figures of an evaluation.
 
     Raises:
-        ValueError: naming those that there are.
+        UserError: naming those that there are.
     """
     known = {"loss", *(name for name, value in figures.items() if not isinstance(value, Mapping))}
     if best_metric is not None and best_metric not in known:
-        raise UserError(f"--best_metric {best_metric}: has to be one of {', '.join(sorted(known))}")
+        raise UserError(f"`best_metric` {best_metric}: has to be one of {', '.join(sorted(known))}")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def run_over(
     training are, smaller where one runs out of memory, which changes nothing for the training.
 
     Raises:
-        ValueError: for a bad row.
+        UserError: for a bad row.
         OutOfMemory: if a single example does not fit.
     """
     cutter = replace(cutter, capacity=WorkingCapacity(cutter.capacity.tuned))
@@ -196,7 +196,7 @@ def _in_pieces(
             if len(batch) == 1:
                 raise OutOfMemory(
                     f"evaluation: a single example of {length} {cutter.lengths.unit} does not fit into memory "
-                    f"({first_line(error)}); a smaller --{cutter.lengths.flag} needs less"
+                    f"({first_line(error)}); a smaller `{cutter.lengths.flag}` needs less"
                 ) from error
             release(error, device)
             cutter.capacity.out_of_memory(len(batch), length)

@@ -37,20 +37,20 @@ _KINDS: dict[type, type] = {
     nn.BatchNorm2d: FrozenBatchNorm2d,
     nn.BatchNorm3d: FrozenBatchNorm3d,
 }
-_WAY_OUT = "--batch_norm micro_batch --lora.rank 0 trains it as it is"
+_WAY_OUT = "`batch_norm micro_batch` `lora.rank 0` trains it as it is"
 
 
 def freeze_statistics(model: nn.Module) -> int:
     """Have a model's BatchNorm layers use and keep their running statistics, in whichever mode; returns their number.
 
     Raises:
-        ValueError: for one without such statistics, or of another kind (synchronised over ranks, say).
+        UserError: for one without such statistics, or of another kind (synchronised over ranks, say).
     """
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
     for name, layer in layers:
         if isinstance(layer, _Frozen):
             continue
-        layer_is = f"--batch_norm frozen: {name}, a {type(layer).__name__},"
+        layer_is = f"`batch_norm` frozen: {name}, a {type(layer).__name__},"
         if type(layer) not in _KINDS:
             raise UserError(f"{layer_is} is a kind of BatchNorm that is not known here: {_WAY_OUT}")
         if layer.running_mean is None:
@@ -69,10 +69,10 @@ def refuse_statistics_of_ranks(model: nn.Module, num_ranks: int) -> None:
     """Refuse to train layers that see the micro-batch on several ranks: only one rank's statistics would be saved.
 
     Raises:
-        ValueError: if there is such a layer, and more than one rank.
+        UserError: if there is such a layer, and more than one rank.
     """
     if num_ranks > 1 and not has_frozen_statistics(model):
         raise UserError(
-            f"--batch_norm micro_batch: has to be frozen on {num_ranks} ranks: each would keep statistics of its own "
-            "images, and the saved model has room for one rank's; --batch_norm frozen, or one process"
+            f"`batch_norm` micro_batch: has to be frozen on {num_ranks} ranks: each would keep statistics of its own "
+            "images, and the saved model has room for one rank's; `batch_norm frozen`, or one process"
         )

@@ -25,7 +25,7 @@ def check_labels(name: str, of_head: Any, wanted: Any, way_out: str) -> None:
     """Refuse labels that a trained head has other names for, or in another order: it would be taught wrong.
 
     Raises:
-        ValueError: naming both; `way_out` is said beside others.
+        UserError: naming both; `way_out` is said beside others.
     """
     known = other_labels(of_head, wanted)
     if known is None:
@@ -34,9 +34,9 @@ def check_labels(name: str, of_head: Any, wanted: Any, way_out: str) -> None:
     in_order = sorted(known) == sorted(wanted.values())
     raise UserError(
         f"model {name!r}: its head tells {shown}, in this order, and the labels are {', '.join(wanted.values())}: "
-        + ("give --labels in the order of the head" if in_order else "give the model that it was made from")
+        + ("give `labels` in the order of the head" if in_order else "give the model that it was made from")
         + way_out
-        + ", or, where the data says the same by numbers or other names, give the head's names by --labels, if "
+        + ", or, where the data says the same by numbers or other names, give the head's names by `labels`, if "
         "the recipe has it"
     )
 

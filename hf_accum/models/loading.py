@@ -57,7 +57,7 @@ def load_model(
     so are other weights that do not fit.
 
     Raises:
-        ValueError: if there is no such model, if its weights do not fit (unless they are replaced), if
+        UserError: if there is no such model, if its weights do not fit (unless they are replaced), if
             `max_length` is more than it has positions for, or if the tokenizer is that of another model.
     """
     config, said = _config(name, trust, config_values)
@@ -88,7 +88,7 @@ def load_model(
                 **options,
             ),
         )
-    new_head = ", or a new head by --ignore_mismatched_sizes" if tokenizer is None else ""
+    new_head = ", or a new head by `ignore_mismatched_sizes`" if tokenizer is None else ""
     missing = set(info["missing_keys"])
     if replace_head:
         missing |= {weight for weight, _, _ in info["mismatched_keys"]}
@@ -141,7 +141,7 @@ def build_without_weights(
     """The model that `load_model` would load, from its config alone, on torch's `meta` device.
 
     Raises:
-        ValueError: if there is no such config, it is of no such model, or `max_length` is more than it has
+        UserError: if there is no such config, it is of no such model, or `max_length` is more than it has
             positions for.
     """
     config, _ = _config(name, trust, config_values)
@@ -180,7 +180,7 @@ def _loaded(what: str, name: str, load: Callable[[], T]) -> T:
     """What `load` loads.
 
     Raises:
-        ValueError: if it cannot: files of others can be wrong in any way, and so anything may be raised. A lack of
+        UserError: if it cannot: files of others can be wrong in any way, and so anything may be raised. A lack of
             memory is left as it is.
     """
     try:
@@ -190,14 +190,14 @@ def _loaded(what: str, name: str, load: Callable[[], T]) -> T:
             raise
         said = first_line(error)
         if "custom code" in str(error):
-            said += "; --trust_remote_code runs its code, which is to be read first"
+            said += "; `trust_remote_code` runs its code, which is to be read first"
         if what == "weights" and not isinstance(error, OSError):
             raise UserError(f"model {name!r}: its weights cannot be read ({said})") from error
         if what == "weights":
             what = "model in safetensors"
-            said += "; --allow_pickle_weights reads pytorch_model.bin too, as tensors only"
+            said += "; `allow_pickle_weights` reads pytorch_model.bin too, as tensors only"
         raise UserError(
-            f"--model {name}: has to be a local folder, or an id of the hub, with a {what} to load ({said})"
+            f"`model` {name}: has to be a local folder, or an id of the hub, with a {what} to load ({said})"
         ) from error
 
 
@@ -239,7 +239,7 @@ def _position_embeddings(model: nn.Module) -> list[nn.Embedding]:
 def _check_positions(model: nn.Module, name: str, max_length: int) -> None:
     positions = num_positions(model)
     if positions is not None and max_length > positions:
-        raise UserError(f"--max_length {max_length}: has to be at most {positions}, the positions that {name!r} has")
+        raise UserError(f"`max_length` {max_length}: has to be at most {positions}, the positions that {name!r} has")
 
 
 def _check_tokenizer(model: "PreTrainedModel", name: str, tokenizer: "PreTrainedTokenizerBase") -> None:

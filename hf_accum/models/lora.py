@@ -31,7 +31,7 @@ def add_lora(
     overrides that of the adapters.
 
     Raises:
-        ValueError: if no module of the model is a target.
+        UserError: if no module of the model is a target.
     """
     if lora.rank == 0:
         return model
@@ -59,7 +59,7 @@ def add_lora(
             kinds = (nn.Linear, nn.Conv2d)
             linear = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, kinds)}
             raise UserError(
-                f"--lora.target_modules {lora.target_modules}: has to match modules of {type(model).__name__}, as "
+                f"`lora.target_modules` {lora.target_modules}: has to match modules of {type(model).__name__}, as "
                 f"{', '.join(sorted(linear))} ({error})"
             ) from error
     for parameter in adapted.parameters():
@@ -80,7 +80,7 @@ def linear_and_conv(model: nn.Module, heads: Sequence[str], rank: int) -> list[s
     depthwise one) would need a rank that they divide; one of a convolution with dilation peft makes without it.
 
     Raises:
-        ValueError: if there is none.
+        UserError: if there is none.
     """
     names = []
     for name, module in model.named_modules():
@@ -96,7 +96,7 @@ def linear_and_conv(model: nn.Module, heads: Sequence[str], rank: int) -> list[s
             names.append(name)
     if not names:
         raise UserError(
-            f"--lora.rank {rank}: no layer of {type(model).__name__} has more weights than an adapter of that rank; "
+            f"`lora.rank` {rank}: no layer of {type(model).__name__} has more weights than an adapter of that rank; "
             "a smaller one, or 0 to train all weights"
         )
     return names
@@ -109,10 +109,10 @@ def checkpoint_activations(model: "PreTrainedModel") -> None:
     embeddings computed, which only re-entrant checkpointing needs.
 
     Raises:
-        ValueError: if the architecture has no support for it.
+        UserError: if the architecture has no support for it.
     """
     if not model.supports_gradient_checkpointing:
-        raise UserError(f"--gradient_checkpointing true: {type(model).__name__} has no support for it")
+        raise UserError(f"`gradient_checkpointing` true: {type(model).__name__} has no support for it")
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     model.disable_input_require_grads()  # transformers asks for the same gradient
     model.config.use_cache = False

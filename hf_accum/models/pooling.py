@@ -23,16 +23,16 @@ def own_pooling(name: str, trust: Trust) -> Pooling | None:
     """What a model's files in the layout of sentence-transformers say; None without such files.
 
     Raises:
-        ValueError: for another pooling, several at once, or layers beyond it: they would be left out.
+        UserError: for another pooling, several at once, or layers beyond it: they would be left out.
     """
     layers = _read(name, "modules.json", trust)
     if layers is None:
         return None
-    way_out = "--pooling mean (or cls, or last) trains the encoder without them"
+    way_out = "`pooling mean` (or cls, or last) trains the encoder without them"
     kinds = [(str(layer["type"]).rpartition(".")[2], layer.get("path", "")) for layer in layers]
     others = [kind for kind, _ in kinds if kind not in _LAYERS]
     if others:
-        raise UserError(f"--model {name}: has layers that this recipe does not know ({', '.join(others)}): {way_out}")
+        raise UserError(f"`model` {name}: has layers that this recipe does not know ({', '.join(others)}): {way_out}")
     folder = next((path for kind, path in kinds if kind == "Pooling"), None)
     said = None if folder is None else _read(name, f"{folder}/config.json", trust)
     if said is None:
@@ -44,8 +44,8 @@ def own_pooling(name: str, trust: Trust) -> Pooling | None:
     known = _BY_NAME if isinstance(named, str) else _POOLINGS
     if len(found) != 1 or found[0] not in known:
         raise UserError(
-            f"--model {name}: was made with the pooling {' and '.join(map(str, found)) or 'of nothing'}, and here "
-            "there are mean, cls and last: give one of them by --pooling"
+            f"`model` {name}: was made with the pooling {' and '.join(map(str, found)) or 'of nothing'}, and here "
+            "there are mean, cls and last: give one of them by `pooling`"
         )
     return known[found[0]]
 
@@ -54,7 +54,7 @@ def _read(name: str, file: str, trust: Trust) -> Any:
     """A JSON file of a model, None where there is none.
 
     Raises:
-        ValueError: if it is no JSON.
+        UserError: if it is no JSON.
     """
     from transformers.utils import cached_file
 
@@ -70,4 +70,4 @@ def _read(name: str, file: str, trust: Trust) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"--model {name}: its {file} cannot be read ({first_line(error)})") from error
+        raise UserError(f"`model` {name}: its {file} cannot be read ({first_line(error)})") from error

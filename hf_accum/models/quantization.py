@@ -24,12 +24,12 @@ def quantization_config(quantization: str, keep: Sequence[str], precision: str =
     The type that 4-bit weights are multiplied in is that of `precision`, accelerate's: float32, bf16 or fp16.
 
     Raises:
-        ValueError: if bitsandbytes is not installed.
+        UserError: if bitsandbytes is not installed.
     """
     if quantization == "none":
         return None
     if find_spec("bitsandbytes") is None:
-        raise UserError(f"--quantization {quantization}: needs bitsandbytes: pip install bitsandbytes")
+        raise UserError(f"`quantization` {quantization}: needs bitsandbytes: pip install bitsandbytes")
     from transformers import BitsAndBytesConfig
 
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,13 +83,13 @@ def check_quantized(model: nn.Module) -> None:
     """Refuse a model that was to be quantised, and of which no layer is.
 
     Raises:
-        ValueError: naming it.
+        UserError: naming it.
     """
     import bitsandbytes as bnb
 
     if not any(isinstance(module, bnb.nn.Linear4bit) for module in model.modules()):
         raise UserError(
-            f"--quantization nf4: {type(model).__name__} has no linear layer beside its head, and only such layers "
+            f"`quantization` nf4: {type(model).__name__} has no linear layer beside its head, and only such layers "
             "can have 4-bit weights; leave the flag out"
         )
 

@@ -18,7 +18,7 @@ def check_model_files(name: str, trust: Trust) -> dict[str, Any]:
     """What a model's config.json says, read as data, with all in it refused that would bring in something else.
 
     Raises:
-        ValueError: for a revision of a local folder, an adapter in the place of a model, code of another repository
+        UserError: for a revision of a local folder, an adapter in the place of a model, code of another repository
             that no revision pins, attention kernels of the hub, or weights that are not in safetensors.
         OSError: if there is no such config.
     """
@@ -28,25 +28,25 @@ def check_model_files(name: str, trust: Trust) -> dict[str, Any]:
     if os.path.isdir(name) and (trust.revision or trust.code_revision):
         flag = "revision" if trust.revision else "code_revision"
         raise UserError(
-            f"--{flag} {trust.revision or trust.code_revision}: has to be left out with a local folder ({name}), "
+            f"`{flag}` {trust.revision or trust.code_revision}: has to be left out with a local folder ({name}), "
             "which has only what is in it"
         )
     if find_adapter_config_file(local(name), revision=trust.revision) is not None:
         raise UserError(
-            f"--model {name}: is an adapter, or has one in it, made for weights of another place: give the model, "
+            f"`model` {name}: is an adapter, or has one in it, made for weights of another place: give the model, "
             "with the adapter merged into it (peft's merge_and_unload) if it is to be trained on"
         )
     values, _ = PreTrainedConfig.get_config_dict(local(name), revision=trust.revision)
     if not isinstance(values, dict):
-        raise UserError(f"--model {name}: its config.json has to be a JSON object")
+        raise UserError(f"`model` {name}: its config.json has to be a JSON object")
     # Otherwise weights that are not safetensors may be fetched from a pull request that a converter opens.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"
     if trust.trust_remote_code:
         _check_code(name, values.get("auto_map"), trust)
     elif kernels := next((k for k in _attention_kernels(values) if "/" in k), None):
         raise UserError(
-            f"--model {name}: its config.json asks for attention kernels from the hub ({kernels}), which are code: "
-            "--trust_remote_code allows it"
+            f"`model` {name}: its config.json asks for attention kernels from the hub ({kernels}), which are code: "
+            "`trust_remote_code` allows it"
         )
     weights = str(values.get("transformers_weights") or "")
     if (
@@ -54,17 +54,17 @@ def check_model_files(name: str, trust: Trust) -> dict[str, Any]:
         and not trust.allow_pickle_weights
         and not weights.endswith((".safetensors", ".safetensors.index.json"))
     ):
-        raise UserError(f"--model {name}: its weights are in {weights}, {_PICKLE_RULE}")
+        raise UserError(f"`model` {name}: its weights are in {weights}, {_PICKLE_RULE}")
     folder = Path(name)
     if os.path.isdir(name) and not trust.allow_pickle_weights and not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         if pickled:
-            raise UserError(f"--model {name}: its weights are in {pickled[0]}, {_PICKLE_RULE}")
+            raise UserError(f"`model` {name}: its weights are in {pickled[0]}, {_PICKLE_RULE}")
     return values
 
 
 _PICKLE_RULE = (
-    "a pickle: has to have them in safetensors (`model.save_pretrained` writes them), or --allow_pickle_weights "
+    "a pickle: has to have them in safetensors (`model.save_pretrained` writes them), or `allow_pickle_weights` "
     "reads them, as tensors only"
 )
 
@@ -89,6 +89,6 @@ def _check_code(name: str, auto_map: Any, trust: Trust) -> None:
     for reference in references:
         if "--" in str(reference):
             raise UserError(
-                f"--revision {trust.revision}: does not pin the code of {name}, which is in another repository, "
-                f"{str(reference).partition('--')[0]}: give --code_revision too"
+                f"`revision` {trust.revision}: does not pin the code of {name}, which is in another repository, "
+                f"{str(reference).partition('--')[0]}: give `code_revision` too"
             )

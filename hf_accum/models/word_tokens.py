@@ -14,7 +14,7 @@ def take_words_as_in_a_text(name: str, tokenizer: Any) -> None:
     It goes into the tokenizer's own normalizer, which is saved with it (`add_prefix_space` means nothing to some).
 
     Raises:
-        ValueError: if the tokens of words are other ones even so.
+        UserError: if the tokens of words are other ones even so.
     """
     from tokenizers.normalizers import Prepend
     from tokenizers.normalizers import Sequence as All
@@ -25,7 +25,7 @@ def take_words_as_in_a_text(name: str, tokenizer: Any) -> None:
     backend.normalizer = All([step for step in (backend.normalizer, Prepend(" ")) if step is not None])
     if not _has_the_tokens_of_a_text(tokenizer):
         raise UserError(
-            f"--model {name}: its tokenizer makes other tokens of a list of words than of a text with spaces between "
+            f"`model` {name}: its tokenizer makes other tokens of a list of words than of a text with spaces between "
             "them, as which the model knows them; take another model"
         )
 

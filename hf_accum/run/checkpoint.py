@@ -170,7 +170,7 @@ class Checkpoints:
         """Save the weights as the run's result, with patience.
 
         Raises:
-            ValueError: if that cannot be.
+            UserError: if that cannot be.
         """
         path = self.folder / weights_folder(self.model)
         for pause in (*_SECONDS_BETWEEN_TRIES, None) if self.is_main else ():
@@ -233,7 +233,7 @@ def load_latest(folder: Path, say: Callable[[str], None]) -> Loaded | None:
     """The newest checkpoint in a run's folder that is whole; damaged ones are said, and passed over. None: of none.
 
     Raises:
-        ValueError: if there are some, and none of them is whole.
+        UserError: if there are some, and none of them is whole.
     """
     steps = _saved(folder)
     last: Damaged | None = None
@@ -245,7 +245,7 @@ def load_latest(folder: Path, say: Callable[[str], None]) -> Loaded | None:
             last = error
     if steps:
         raise UserError(
-            f"--output_dir {folder}: none of its {len(steps)} checkpoints can be used ({last}); --resume never "
+            f"`output_dir` {folder}: none of its {len(steps)} checkpoints can be used ({last}); `resume never` "
             "starts anew, and keeps the earlier run beside"
         )
     return None

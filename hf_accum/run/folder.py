@@ -40,7 +40,7 @@ class FolderClaim:
         """Claim the folder, if it is there and not claimed by this yet. One process runs one training at a time.
 
         Raises:
-            ValueError: if another process has it.
+            UserError: if another process has it.
         """
         if self._is_taken or not folder.is_dir():
             return
@@ -49,7 +49,7 @@ class FolderClaim:
             lock.acquire(timeout=_PATIENCE_SECONDS)
         except Timeout:
             raise UserError(
-                f"--output_dir {folder}: another run is at work in it; wait until it has ended, end it, or give "
+                f"`output_dir` {folder}: another run is at work in it; wait until it has ended, end it, or give "
                 "another folder"
             ) from None
         except OSError:
@@ -76,7 +76,7 @@ def claim_folder(folder: Path, ranks: Ranks) -> FolderClaim:
     """Look whether a run can have this folder; rank 0 claims it. A collective.
 
     Raises:
-        ValueError: if it cannot be written to, is something else, or another run is at work in it.
+        UserError: if it cannot be written to, is something else, or another run is at work in it.
     """
     claim = FolderClaim()
 
@@ -101,7 +101,7 @@ def start_folder(
     for they come again. `claim` takes the new one. A collective: rank 0 does it.
 
     Raises:
-        ValueError: if the path is something else than a run's folder, or cannot be written to.
+        UserError: if the path is something else than a run's folder, or cannot be written to.
     """
 
     def start() -> Path | None:
@@ -114,7 +114,7 @@ def start_folder(
         if there and not goes_on:
             if others := sorted(there - _OF_A_RUN):
                 raise UserError(
-                    f"--output_dir {folder}: has to be new, empty, or an earlier run's folder; it holds "
+                    f"`output_dir` {folder}: has to be new, empty, or an earlier run's folder; it holds "
                     f"{', '.join(others)}"
                 )
             number = 1
@@ -135,7 +135,7 @@ def start_folder(
                     keep_lines(folder / name, lambda line: line["step"] <= last)
             write_config(config, folder)
         except OSError as error:
-            raise UserError(f"--output_dir {folder}: has to be a folder to write in ({error})") from error
+            raise UserError(f"`output_dir` {folder}: has to be a folder to write in ({error})") from error
         return earlier
 
     return on_rank_0(ranks, start)

@@ -16,6 +16,7 @@ from rich.text import Text
 from torch import Tensor
 
 from hf_accum.accumulation.execution import WindowExecution
+from hf_accum.config.flags import as_flags, flag_names
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.serialization import as_dict
 from hf_accum.data.stream_state import StreamCounts
@@ -211,9 +212,9 @@ class RunLog:
         self._step_started = time.perf_counter()
 
     def say(self, text: str) -> None:
-        """A line for the user, from rank 0, above the display."""
+        """A line for the user, from rank 0, above the display; arguments in backticks as flags."""
         if self.ranks.index == 0:
-            self.console.print(text, highlight=False, markup=False, emoji=False)
+            self.console.print(as_flags(text, flag_names()), highlight=False, markup=False, emoji=False)
 
     def finish(self, step: int, figures: Mapping[str, Any], stream: Counted, exported: Path) -> None:
         """Write evaluation.json; say how each class fares, what was left out of the data, where the result is."""
@@ -225,7 +226,7 @@ class RunLog:
         if counts.num_truncated_examples:
             self.say(
                 f"truncated: {counts.num_truncated_examples:,} of {counts.num_examples:,} examples, by "
-                f"{counts.num_truncated_tokens:,} tokens in all (--max_length)"
+                f"{counts.num_truncated_tokens:,} tokens in all (`max_length`)"
             )
         if self._num_oom_replays > 1:
             self.say(f"replayed: {self._num_oom_replays:,} times a window started anew because memory ran out")
@@ -241,7 +242,7 @@ class RunLog:
         All ranks come back from it together: torchrun ends the others as soon as one is through.
         """
         where = self.folder / "checkpoints"
-        saved = f"saved in {where}; the same command goes on from there, with --resume auto"
+        saved = f"saved in {where}; the same command goes on from there, with `resume auto`"
         if not is_saved:
             saved = f"it could not be saved; what was saved before is in {where}"
         what = why if isinstance(why, Stopped) else "ended by an error"

@@ -79,12 +79,12 @@ def facts_of_run(
 
 
 def find_resume(folder: Path, config: RecipeConfig, facts: Mapping[str, Any], ranks: Ranks) -> Resumed:
-    """The checkpoint that `--resume` means, if there is one, read and compared with the run of now. A collective.
+    """The checkpoint that `resume` means, if there is one, read and compared with the run of now. A collective.
 
     `auto` takes the newest one in the run's folder that is whole, if that run was not finished.
 
     Raises:
-        ValueError: if the checkpoint is damaged, or of a run that would go another way, unless `--allow_changes`
+        UserError: if the checkpoint is damaged, or of a run that would go another way, unless `allow_changes`
             names what has changed.
     """
 
@@ -102,7 +102,7 @@ def find_resume(folder: Path, config: RecipeConfig, facts: Mapping[str, Any], ra
                 loaded = load(path)
             except Damaged as error:
                 raise UserError(
-                    f"--resume {config.resume}: has to be auto, never, or a checkpoint's folder, as "
+                    f"`resume` {config.resume}: has to be auto, never, or a checkpoint's folder, as "
                     f"RUN/checkpoints/step-00000100 ({error})"
                 ) from error
         changed: set[str] = set()
@@ -143,8 +143,8 @@ def _compare(
         told = "; ".join(f"{name} was {before}, now {after}" for name, before, after in refused)
         names = ",".join(dict.fromkeys(name for name, _, _ in refused))
         raise UserError(
-            f"the checkpoint {loaded.path} is of a run that would go another way: {told}; --resume never starts anew "
-            f"(the earlier run is kept beside), --allow_changes {names} goes on all the same"
+            f"the checkpoint {loaded.path} is of a run that would go another way: {told}; `resume never` starts anew "
+            f"(the earlier run is kept beside), `allow_changes {names}` goes on all the same"
         )
     for name, before, after in changed:
         say(f"{name} was {before}, now {after}: allowed")

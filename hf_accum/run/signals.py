@@ -78,7 +78,7 @@ class StopRequest:
 
     def _name(self, reason: int) -> str:
         if reason == _TIME_OVER:
-            return "--max_minutes"
+            return "`max_minutes`"
         return "the end of its launcher" if reason == _LAUNCHER_ENDED else signal.Signals(reason).name
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:

@@ -76,7 +76,7 @@ def describe_run(
         )
     lines.append(f"folder     {config.output_dir}")
     if resumed is not None and resumed.loaded is not None:
-        lines.append(f"resumed    after step {resumed.step:,}, from {resumed.loaded.path} (--resume never: anew)")
+        lines.append(f"resumed    after step {resumed.step:,}, from {resumed.loaded.path} (`resume never`: anew)")
     lines += [f"           {note}" for note in (() if resumed is None else resumed.notes)]
     if earlier is not None:
         lines.append(f"           the earlier run that stood there is now {earlier}")

@@ -65,7 +65,7 @@ def put_back(
     """Make the state that of the run.
 
     Raises:
-        ValueError: if it is that of another model or optimizer.
+        UserError: if it is that of another model or optimizer.
     """
     numbers = state.numbers
     of_parameters: dict[int, dict[str, Any]] = {

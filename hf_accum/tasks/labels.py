@@ -131,7 +131,7 @@ def sorted_names(keys: Iterable[str], column: str) -> tuple[str, ...]:
     """Label names found in the data, in a fixed order: numbers by size, texts by alphabet.
 
     Raises:
-        ValueError: for fewer than two, or too many to be classes.
+        UserError: for fewer than two, or too many to be classes.
     """
     names = sorted(set(keys), key=lambda key: (0, int(key), key) if _is_integer(key) else (1, 0, key))
     if len(names) < 2:
@@ -139,7 +139,7 @@ def sorted_names(keys: Iterable[str], column: str) -> tuple[str, ...]:
     if len(names) > _MOST_LABELS:
         raise UserError(
             f"column {column!r} has {len(names)} different labels, more than {_MOST_LABELS}: is it a text or a "
-            "number (--problem regression)? Name the classes by --labels if they are really that many"
+            "number (`problem regression`)? Name the classes by `labels` if they are really that many"
         )
     return tuple(names)
 

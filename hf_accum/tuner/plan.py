@@ -67,7 +67,7 @@ def plan(build: Build[C], config: C, variants: Collection[str]) -> tuple[list[Va
     A variant sets `lora.rank` (to 0, or 16 where it is 0), `quantization` and `gradient_checkpointing` itself.
 
     Raises:
-        ValueError: if none of them can.
+        UserError: if none of them can.
     """
     rank = config.lora.rank or 16
     lora, full = replace(config.lora, rank=rank), replace(config.lora, rank=0)
@@ -142,22 +142,22 @@ def _less_memory(config: C, lengths: Lengths = TOKENS) -> dict[str, C]:
     """Changes that save memory, by the flags that make them: of those the ones that the config does not refuse."""
     ways: dict[str, dict[str, Any]] = {}
     if config.gradient_checkpointing is not True:
-        ways["--gradient_checkpointing true"] = {"gradient_checkpointing": True}
+        ways["`gradient_checkpointing true`"] = {"gradient_checkpointing": True}
     if config.lora.rank == 0:
-        ways["--lora.rank 16"] = {"lora": replace(config.lora, rank=16)}
+        ways["`lora.rank 16`"] = {"lora": replace(config.lora, rank=16)}
     elif config.lora.rank > 4:
-        ways["--lora.rank 4"] = {"lora": replace(config.lora, rank=4)}
+        ways["`lora.rank 4`"] = {"lora": replace(config.lora, rank=4)}
     if config.quantization == "none" and config.lora.rank > 0:
-        ways["--quantization nf4"] = {"quantization": "nf4"}
+        ways["`quantization nf4`"] = {"quantization": "nf4"}
     if config.dropout != 0:
-        ways["--dropout 0"] = {"dropout": 0.0}
+        ways["`dropout 0`"] = {"dropout": 0.0}
     longest: int = getattr(config, lengths.flag)
     for part in (2, 4):
         length = longest // part // lengths.flag_step * lengths.flag_step
         if length >= 32:
-            ways[f"--{lengths.flag} {length}"] = {lengths.flag: length}
+            ways[f"`{lengths.flag} {length}`"] = {lengths.flag: length}
     changes: dict[str, C] = {}
     for flags, values in ways.items():
-        with suppress(ValueError):  # of a recipe's own: no adapters with --batch_norm micro_batch, say
+        with suppress(ValueError):  # of a recipe's own: no adapters with `batch_norm micro_batch`, say
             changes[flags] = replace(config, **values)
     return changes

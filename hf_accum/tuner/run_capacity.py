@@ -29,7 +29,7 @@ def find_capacity(
     checkpoint: Callable[[], None],
     advise: Callable[[float], Sequence[str]],
 ) -> list[Tuning]:
-    """Each rank's capacity, as `--micro_batch_size`, `--memory_budget` and `--gradient_checkpointing` ask for.
+    """Each rank's capacity, as `micro_batch_size`, `memory_budget` and `gradient_checkpointing` ask for.
 
     `checkpoint` turns gradient checkpointing on in the workload's model, or raises ValueError where it has none;
     `advise` says what would fit into so many bytes, as predicted, where nothing does.
@@ -37,7 +37,7 @@ def find_capacity(
     Raises:
         OutOfMemory: if not even one example fits: by how much, and what would fit.
         RankFailed: if that, or anything else, happened on another rank.
-        ValueError: for a budget that the device has not, a model that cannot be traced, or one whose layers talk to
+        UserError: for a budget that the device has not, a model that cannot be traced, or one whose layers talk to
             the other ranks.
     """
     refuse_layers_that_talk(workload.model, ranks.count)
@@ -84,7 +84,7 @@ def find_capacity(
             ways = "".join(f"\n  {way}" for way in advise(error.budget_bytes))
             raise OutOfMemory(f"{error}{'; what would fit:' if ways else ''}{ways}") from error
         except CannotTrace as error:
-            raise UserError(f"--micro_batch_size auto: {error}; give a number") from error
+            raise UserError(f"`micro_batch_size` auto: {error}; give a number") from error
 
     return on_all_ranks(ranks, mine)
 

@@ -98,7 +98,7 @@ class Tuning:
     def __str__(self) -> str:
         if self.capacity.peak is None:
             ignored = (
-                "; --memory_budget limits nothing on a CPU beside a number of examples" if self.limit_bytes else ""
+                "; `memory_budget` limits nothing on a CPU beside a number of examples" if self.limit_bytes else ""
             )
             return f"at most {self.capacity.most} examples at once on each rank, as given{ignored}"
         largest = self.largest()
@@ -120,7 +120,7 @@ class Tuning:
 
     def _caveat(self) -> str:
         if self.enough is not None:
-            return "; more would fit, as predicted, and be no faster: --max_probe_seconds null tries them"
+            return "; more would fit, as predicted, and be no faster: `max_probe_seconds null` tries them"
         if self.prediction is None or self.prediction.is_traced:
             return ""
         return "; this model cannot be traced, so that the size was found by trying, for the longest length only"

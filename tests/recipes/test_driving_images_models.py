@@ -92,9 +92,9 @@ def test_statistics_of_the_micro_batch_are_refused_on_several_ranks(
     monkeypatch.setattr("hf_accum.run.training.StartedRun", lambda _: started)
     how: dict[str, Any] = {"resolution": SIDE, "lora": LoraConfig(rank=0), "dataset": "nowhere"}
     config = DrivingImagesConfig(model=str(tmp_path), batch_norm="micro_batch", **how)
-    with pytest.raises(ValueError, match="--batch_norm micro_batch: has to be frozen on 2 ranks"):
+    with pytest.raises(ValueError, match="`batch_norm` micro_batch: has to be frozen on 2 ranks"):
         train(config)
-    with pytest.raises(ValueError, match="--batch_norm micro_batch: has to be frozen on 2 ranks"):
+    with pytest.raises(ValueError, match="`batch_norm` micro_batch: has to be frozen on 2 ranks"):
         train(replace(config, task="segmentation"))
 
 

@@ -220,7 +220,7 @@ def test_an_adapter_on_the_output_layer_is_refused_by_its_name(tmp_path: Path) -
     how: dict[str, Any] = {"model": save_base(tmp_path / "base", "llama"), "max_length": 16}
     for targets in (["q_proj", "lm_head"], "all-linear-and-conv"):
         lora = LoraConfig(rank=2, target_modules=targets)
-        with pytest.raises(ValueError, match=r"--lora.target_modules: has to leave out lm_head, the output layer"):
+        with pytest.raises(ValueError, match=r"`lora.target_modules`: has to leave out lm_head, the output layer"):
             workload(MedicalLmConfig(**how, lora=lora))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from hf_accum.byte_sizes import format_bytes, parse_bytes
 from hf_accum.cli.exit import run
 from hf_accum.cli.parser import parse
+from hf_accum.config.flags import as_flags, flag_names
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.variants import VARIANTS
 from hf_accum.errors import UserError, first_line
@@ -81,7 +82,7 @@ def _show(
     for flag, value in _overridden(config).items():
         console.print(f"{flag} {value} says nothing here: each way of training has its own (--variants chooses)")
     for why in impossible:
-        console.print(f"left out: {why}", markup=False, highlight=False)
+        console.print(as_flags(f"left out: {why}", flag_names(type(config))), markup=False, highlight=False)
     console.print(_frontiers(found, budgets))
     console.print(_parts(found))
     console.print(

@@ -35,7 +35,7 @@ class ImageFile:
 
         Raises:
             BadRow: if it has more bytes, which are not read then, or is a local file that may not be read.
-            ValueError: if it is a local file, and was changed or removed since the dataset was opened; if it cannot
+            UserError: if it is a local file, and was changed or removed since the dataset was opened; if it cannot
                 be read for a reason that is not its own.
         """
         if self.stamp is not None:
@@ -67,7 +67,7 @@ class ImageFile:
                 raise BadRow(
                     column,
                     f"{self.name} has {num_bytes:,} bytes, more than the {most_bytes:,} that an image of "
-                    "--max_image_pixels may have",
+                    "`max_image_pixels` may have",
                 )
             file.seek(0)
             return file.read()
@@ -93,7 +93,7 @@ def open_image_folder(dataset: str, files: Sequence[str]) -> ImageFolder:
     Files are known by their paths in the dataset: the order is the same wherever it lies.
 
     Raises:
-        ValueError: for archives, for files of metadata that cannot be read, and if there is no image.
+        UserError: for archives, for files of metadata that cannot be read, and if there is no image.
     """
     archives = [file for file in files if PurePosixPath(file).suffix.lower() in (".zip", ".tar", ".gz", ".tgz")]
     if archives or any("::" in file for file in files):

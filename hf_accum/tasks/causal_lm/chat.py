@@ -28,7 +28,7 @@ def written(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -
     template writes today's date it is that of `DATE`: the same text on each rank, and on the day that a run goes on.
 
     Raises:
-        ValueError: if the template refuses the conversation; if it writes the start of one in another way once it
+        UserError: if the template refuses the conversation; if it writes the start of one in another way once it
             goes on (as some do that leave out what was thought in earlier turns), so that the turns cannot be found.
     """
     whole = _write(tokenizer, messages, asks=False)

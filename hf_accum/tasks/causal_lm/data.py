@@ -75,7 +75,7 @@ class WholeTexts:
         self._frame = frame_of(tokenizer)
         self._most = max_length - len(self._frame.before)  # without what stands before
         if self._most < 2:
-            raise UserError(f"--max_length {max_length}: has to leave place for text beside the special tokens")
+            raise UserError(f"`max_length` {max_length}: has to leave place for text beside the special tokens")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -136,7 +136,7 @@ class PassageData(SplitData):
         if not cut.num_passages:
             return []
         places = ", ".join(cut.places) + (", ..." if cut.num_passages > len(cut.places) else "")
-        number = f"{cut.num_passages:,} examples are longer than --max_length {self.max_length} and are cut"
+        number = f"{cut.num_passages:,} examples are longer than `max_length` {self.max_length} and are cut"
         return [f"{number}: {cut.num_tokens:,} tokens are lost (of {places})"]
 
 
@@ -148,7 +148,7 @@ def open_passages(
     Without a `group_column` rows with the same text (prompt) are on one side of the split.
 
     Raises:
-        ValueError: for a dataset, column or row that cannot be used.
+        UserError: for a dataset, column or row that cannot be used.
     """
     opened = open_split(dataset, reader.columns, config, group_column=group_column or reader.columns[0])
 

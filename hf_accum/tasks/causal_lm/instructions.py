@@ -68,8 +68,8 @@ class Conversations:
         _check_tokenizer(tokenizer)
         if tokenizer.chat_template is None:
             raise UserError(
-                f"--messages_column {messages_column}: needs a tokenizer with a chat template, and that of the model "
-                "has none; give another model, or --prompt_column and --response_column"
+                f"`messages_column` {messages_column}: needs a tokenizer with a chat template, and that of the model "
+                "has none; give another model, or `prompt_column` and `response_column`"
             )
         self._tokenizer = tokenizer
         self._messages_column = messages_column
@@ -161,7 +161,7 @@ def _passage(
     if not len(kept):
         raise BadRow(
             column,
-            f"the {places[0]:,} tokens before the answer leave no place for it: --max_length {max_length} has to be "
+            f"the {places[0]:,} tokens before the answer leave no place for it: `max_length` {max_length} has to be "
             "larger",
         )
     end = kept[-1] + 1  # what comes behind the last answer is read by nobody

@@ -43,7 +43,7 @@ def check_causal(model: nn.Module, name: str) -> None:
     two endings, which logits before the end must not tell apart. Without weights only the config is known.
 
     Raises:
-        ValueError: if its attention sees later tokens.
+        UserError: if its attention sees later tokens.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -51,7 +51,7 @@ def check_causal(model: nn.Module, name: str) -> None:
     is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True)
     if is_encoder or _sees_later_tokens(model):
         raise UserError(
-            f"--model {name}: has to be a causal language model: its attention must not see later tokens, and that "
+            f"`model` {name}: has to be a causal language model: its attention must not see later tokens, and that "
             f"of this one ({config.model_type}) does; recipes.medical_mlm trains encoders"
         )
 

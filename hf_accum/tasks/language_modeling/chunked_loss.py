@@ -40,7 +40,7 @@ def stop_before_output_layer(model: nn.Module) -> nn.Linear:
     Logits that are a multiple of the layer's outputs (Cohere, Granite) are such a multiple of its inputs too.
 
     Raises:
-        ValueError: if the model has no output layer, one with an adapter, or one that is not all that makes logits of
+        UserError: if the model has no output layer, one with an adapter, or one that is not all that makes logits of
             its inputs. Without weights only what the config says is known.
     """
     layer = output_layer(model)
@@ -50,7 +50,7 @@ def stop_before_output_layer(model: nn.Module) -> nn.Linear:
         if cap := getattr(of_text, name, None):
             raise UserError(
                 f"{architecture_of(model)} caps its logits ({name} {cap} in its config): its loss cannot be computed "
-                "in chunks; give a --model that does not, as Gemma 3 instead of Gemma 2"
+                "in chunks; give a `model` that does not, as Gemma 3 instead of Gemma 2"
             )
     if layer.weight.device.type != "meta":
         _check_nothing_follows(model, layer)
@@ -73,7 +73,7 @@ def _check_nothing_follows(model: nn.Module, layer: nn.Linear) -> None:
     if not torch.allclose(factor * found, expected, rtol=0, atol=TOLERANCE * _LOUD):
         raise UserError(
             f"{architecture_of(model)} does more than multiply by its output layer to make logits: its loss cannot "
-            "be computed in chunks; give another --model"
+            "be computed in chunks; give another `model`"
         )
 
 
@@ -93,14 +93,14 @@ def output_layer(model: nn.Module) -> nn.Linear:
     """The layer of a language model that makes logits.
 
     Raises:
-        ValueError: if there is none, or an adapter sits on it.
+        UserError: if there is none, or an adapter sits on it.
     """
     found: Any = model
     layer = found.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if isinstance(getattr(layer, "base_layer", None), nn.Linear):  # peft's
         name = next(name for name, module in model.named_modules() if module is layer)
         raise UserError(
-            f"--lora.target_modules: has to leave out {name.rpartition('.')[2]}, the output layer, which is not "
+            f"`lora.target_modules`: has to leave out {name.rpartition('.')[2]}, the output layer, which is not "
             "called by the model: the loss multiplies by its weights, in chunks"
         )
     if not isinstance(layer, nn.Linear):

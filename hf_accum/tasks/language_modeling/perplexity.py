@@ -51,10 +51,10 @@ def evaluate_tokens(
 
 
 def check_token_metric(best_metric: str | None, accuracy: str) -> None:
-    """Refuse a `--best_metric` that `evaluate_tokens` has no figure of.
+    """Refuse a `best_metric` that `evaluate_tokens` has no figure of.
 
     Raises:
-        ValueError: naming those that it has.
+        UserError: naming those that it has.
     """
     check_best_metric(best_metric, {"perplexity": 0.0, accuracy: 0.0})
 

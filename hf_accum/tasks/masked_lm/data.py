@@ -40,12 +40,12 @@ def open_plain_texts(
     Without a `group_column` equal texts are on one side of the split.
 
     Raises:
-        ValueError: for a dataset, column or row that cannot be used.
+        UserError: for a dataset, column or row that cannot be used.
     """
     opened = open_split(dataset, [text_column], config, group_column=group_column or text_column)
     most = config.max_length - Frame.of(tokenizer).size
     if most < 1:
-        raise UserError(f"--max_length {config.max_length}: has to leave place for text beside the special tokens")
+        raise UserError(f"`max_length` {config.max_length}: has to leave place for text beside the special tokens")
     group = opened.group_column
 
     def parts_of(row: Row) -> Sequence[Row]:

@@ -13,7 +13,7 @@ def open_text_pairs(
     """Open the dataset, whose rows have a text in each of two columns.
 
     Raises:
-        ValueError: for a dataset, column or row that cannot be used.
+        UserError: for a dataset, column or row that cannot be used.
     """
     data = open_split(dataset, columns, config, group_column=group_column)
     if config.num_epochs is None:

@@ -38,7 +38,7 @@ def open_labelled_texts(
     """Open the dataset and, where labels, their counts or its size are needed and not known, read it once.
 
     Raises:
-        ValueError: for a dataset, column or row that cannot be used.
+        UserError: for a dataset, column or row that cannot be used.
     """
     opened = open_split(dataset, [text_column, label_column], config, group_column=group_column)
     class_names = opened.source.class_names.get(label_column, ())

@@ -107,7 +107,7 @@ class TextClassification:
         """Compute the metrics once, before the training that needs them.
 
         Raises:
-            ValueError: as the function of the same name does.
+            UserError: as the function of the same name does.
         """
         num_logits = len(self.labels.names) or 1
         each_class_once = torch.eye(max(2, num_logits))[:, :num_logits]
@@ -156,7 +156,7 @@ def build_objective(
     scikit-learn weighs classes, or sqrt_balanced: the square root of that. Both need `label_counts`.
 
     Raises:
-        ValueError: if a class that has to be balanced does not occur.
+        UserError: if a class that has to be balanced does not occur.
     """
     match labels.problem:
         case "regression":
@@ -173,7 +173,7 @@ def build_objective(
             if not bool(counts.all()):
                 absent = [name for name, count in zip(labels.names, counts, strict=True) if not count]
                 raise UserError(
-                    f"--class_weights {class_weights}: no row to train on has the label {', '.join(absent)}; "
+                    f"`class_weights` {class_weights}: no row to train on has the label {', '.join(absent)}; "
                     "give the weights as numbers, or leave the label out"
                 )
             balanced = counts.sum() / (len(counts) * counts)

@@ -145,13 +145,13 @@ def open_tagged_texts(
     `group_column` texts of the same words are on one side of the split.
 
     Raises:
-        ValueError: for a dataset, column or row that cannot be used.
+        UserError: for a dataset, column or row that cannot be used.
     """
     opened = open_split(dataset, [words_column, tags_column], config, group_column=group_column or words_column)
     columns = TagColumns(words_column, tags_column, opened.source.class_names.get(tags_column, ()), types)
     most = config.max_length - tokenizer.num_special_tokens_to_add()
     if most < 1:
-        raise UserError(f"--max_length {config.max_length}: has to leave place for words beside the special tokens")
+        raise UserError(f"`max_length` {config.max_length}: has to leave place for words beside the special tokens")
 
     def parts_of(row: Row) -> list[Row]:
         words, tags = columns.read(row)

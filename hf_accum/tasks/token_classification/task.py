@@ -96,7 +96,7 @@ class EntityTagging:
         """Compute the metrics once, before the training that needs them.
 
         Raises:
-            ValueError: if seqeval is not installed, or there is no figure `best_metric`.
+            UserError: if seqeval is not installed, or there is no figure `best_metric`.
         """
         check_best_metric(best_metric, _METRIC.compute([list(self.labels)], [list(self.labels)]))
 

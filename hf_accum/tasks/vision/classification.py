@@ -75,7 +75,7 @@ class ImageClassification:
         """The model's inputs, (num_examples, 3, resolution, resolution), and the classes, on the CPU.
 
         Raises:
-            ValueError: for an image that cannot be decoded.
+            UserError: for an image that cannot be decoded.
         """
         labels = torch.tensor([example.features["label"] for example in examples], dtype=torch.long)
         return {"pixel_values": pixel_values(self.inputs, examples)}, labels
@@ -100,7 +100,7 @@ class ImageClassification:
         """Compute the metrics once, before the training that needs them.
 
         Raises:
-            ValueError: as the function of the same name does.
+            UserError: as the function of the same name does.
         """
         check_metrics([self._metric], best_metric, torch.arange(len(self._names), dtype=torch.int32))
 
@@ -125,7 +125,7 @@ def pixel_values(inputs: ImageInputs, examples: Sequence[Example]) -> Tensor:
     """The images of examples, (num_examples, 3, resolution, resolution), augmented as was drawn.
 
     Raises:
-        ValueError: for one that cannot be decoded.
+        UserError: for one that cannot be decoded.
     """
     try:
         augmentations = [example.features["augmentation"] for example in examples]
@@ -134,5 +134,5 @@ def pixel_values(inputs: ImageInputs, examples: Sequence[Example]) -> Tensor:
         ids = ", ".join(example.id for example in examples)
         raise UserError(
             f"an image of the examples {ids}: {bad}; a pass over the data before the training finds such images: "
-            "give --num_epochs, or --on_bad_row skip"
+            "give `num_epochs`, or `on_bad_row skip`"
         ) from bad

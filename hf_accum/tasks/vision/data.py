@@ -129,7 +129,7 @@ def open_labelled_images(
     """Open the dataset, and read it once, each image too, unless nothing has to be known of it.
 
     Raises:
-        ValueError: for a dataset, column or row that cannot be used.
+        UserError: for a dataset, column or row that cannot be used.
     """
     opened, images = _opened(dataset, config, image_column, [label_column], most_pixels)
     class_names = opened.source.class_names.get(label_column, ())
@@ -165,7 +165,7 @@ def open_masked_images(
     """Open the dataset, and read it once, each image and mask too, unless nothing has to be known of it.
 
     Raises:
-        ValueError: for a dataset, column or row that cannot be used.
+        UserError: for a dataset, column or row that cannot be used.
     """
     opened, images = _opened(dataset, config, image_column, [mask_column], most_pixels)
     masks = replace(images, column=mask_column)
@@ -194,14 +194,14 @@ def open_masked_images(
     for counts, part in ((data.label_counts, "to train on"), (data.held_out_label_counts, "that are held out")):
         if not counts:
             raise UserError(
-                f"column {mask_column!r}: no pixel of the masks {part} has a class, all are --ignore_index "
+                f"column {mask_column!r}: no pixel of the masks {part} has a class, all are `ignore_index` "
                 f"{ignore_index}: there is nothing to learn or to measure; give masks with classes, or another number"
             )
     if len(data.label_counts) < 2:
         (only,) = data.label_counts
         raise UserError(
             f"column {mask_column!r}: the masks to train on have no class but {only}, and at least 2 are needed "
-            f"(a pixel of --ignore_index {ignore_index} has none: if it is a class here, store it as a number below "
+            f"(a pixel of `ignore_index` {ignore_index} has none: if it is a class here, store it as a number below "
             f"{len(label_names) or _MOST_CLASSES - 1})"
         )
     highest = max(map(int, [*data.label_counts, *data.held_out_label_counts]))

@@ -48,7 +48,7 @@ class Picture:
 
         Raises:
             BadRow: if there are none, or far more than so many pixels need.
-            ValueError: if its file was changed since, or cannot be read for now.
+            UserError: if its file was changed since, or cannot be read for now.
         """
         most_bytes = _BYTES_PER_PIXEL * most_pixels + _OTHER_BYTES
         content = self.stored if isinstance(self.stored, bytes) else self.stored.read(self.column, most_bytes)
@@ -133,7 +133,7 @@ def _opened(picture: Picture, most_pixels: int) -> Iterator[Image.Image]:
                 raise BadRow(
                     picture.column,
                     f"{picture.name}has {width:,} x {height:,} pixels, more than the {most_pixels:,} of "
-                    "--max_image_pixels: a decompression bomb?",
+                    "`max_image_pixels`: a decompression bomb?",
                 )
             yield image
     except (BadRow, MemoryError):
@@ -215,8 +215,8 @@ def check_numbers(mask: Picture, values: np.ndarray, ignore_index: int, num_clas
     kept = values[values != ignore_index]
     if kept.size and not 0 <= kept.min() <= kept.max() < num_classes:
         wrong = int(kept.max() if kept.min() >= 0 else kept.min())
-        known = f"of the {num_classes} classes of --labels" if are_named else f"from 0 to {num_classes - 1}"
+        known = f"of the {num_classes} classes of `labels`" if are_named else f"from 0 to {num_classes - 1}"
         raise BadRow(
             mask.column,
-            f"{mask.name}has the number {wrong}, none {known}, and not --ignore_index {ignore_index}",
+            f"{mask.name}has the number {wrong}, none {known}, and not `ignore_index` {ignore_index}",
         )

@@ -40,7 +40,7 @@ def load_image_processor(name: str, trust: Trust = Trust()) -> "BaseImageProcess
     """The model's image processor, by Pillow.
 
     Raises:
-        ValueError: if there is none under that name.
+        UserError: if there is none under that name.
     """
     from transformers import AutoImageProcessor
 
@@ -49,7 +49,7 @@ def load_image_processor(name: str, trust: Trust = Trust()) -> "BaseImageProcess
             return AutoImageProcessor.from_pretrained(local(name), backend="pil", **trust.of_hub)
     except Exception as error:  # files of others can be wrong in any way
         raise UserError(
-            f"--model {name}: has to be a local folder, or an id of the hub, with an image processor to load: "
+            f"`model` {name}: has to be a local folder, or an id of the hub, with an image processor to load: "
             f"preprocessor_config.json ({first_line(error)})"
         ) from error
 
@@ -63,14 +63,14 @@ def load_image_inputs(
     """What a model takes at a size, and an image processor that makes the same, to be saved beside the weights.
 
     Raises:
-        ValueError: as `load_image_processor`, `ImageInputs.of` and `ImageInputs.processor` do.
+        UserError: as `load_image_processor`, `ImageInputs.of` and `ImageInputs.processor` do.
     """
     own = load_image_processor(name, trust)
     try:
         inputs = ImageInputs.of(own, resolution, most_pixels)
         return inputs, inputs.processor(own)
     except ValueError as error:
-        raise UserError(f"--model {name}: {error}") from error
+        raise UserError(f"`model` {name}: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ class ImageInputs:
         """As the processor normalises, which images of one colour tell.
 
         Raises:
-            ValueError: if what it does to a pixel is not known by that.
+            UserError: if what it does to a pixel is not known by that.
         """
         side = 2 * PATCH
         how: Any = {"do_resize": False, "do_center_crop": False, "return_tensors": "np"}
@@ -127,7 +127,7 @@ class ImageInputs:
         Some do not resize as they are told: by a share that is cut off, or by one side.
 
         Raises:
-            ValueError: if there is none.
+            UserError: if there is none.
         """
         from transformers import ViTImageProcessorPil
 
@@ -192,7 +192,7 @@ def check_resolution(model: nn.Module, name: str, resolution: int) -> None:
     """Refuse images of a size that a model on `meta` cannot take, by a forward of one.
 
     Raises:
-        ValueError: naming what its config says.
+        UserError: naming what its config says.
     """
     try:
         with keeping_modes(model), torch.inference_mode():
@@ -204,6 +204,6 @@ def check_resolution(model: nn.Module, name: str, resolution: int) -> None:
         of_config = getattr(getattr(model, "config", None), "image_size", None)
         said = "" if of_config is None else f": its config says image_size {of_config}"
         raise UserError(
-            f"--resolution {resolution}: {name!r}, a {type(model).__name__}, takes no images of that size{said} "
+            f"`resolution` {resolution}: {name!r}, a {type(model).__name__}, takes no images of that size{said} "
             f"({first_line(error)})"
         ) from error

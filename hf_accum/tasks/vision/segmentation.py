@@ -66,7 +66,7 @@ class SemanticSegmentation:
         """Draw how an image is augmented in a pass (a held-out one, None, is not), and weigh what is left of it.
 
         Raises:
-            ValueError: for a mask that cannot be used.
+            UserError: for a mask that cannot be used.
         """
         changed = UNCHANGED
         if epoch is not None and self.augmenter is not None:
@@ -81,7 +81,7 @@ class SemanticSegmentation:
         """The model's inputs, (num_examples, 3, resolution, resolution), and the classes of pixels, on the CPU.
 
         Raises:
-            ValueError: for an image or a mask that cannot be used.
+            UserError: for an image or a mask that cannot be used.
         """
         assert self.data is not None
         labels = [self._labels(example, example.features["augmentation"], self.data) for example in examples]
@@ -105,10 +105,10 @@ class SemanticSegmentation:
 
     @staticmethod
     def check_metrics(best_metric: str | None) -> None:
-        """Refuse a `--best_metric` that an evaluation has no figure of.
+        """Refuse a `best_metric` that an evaluation has no figure of.
 
         Raises:
-            ValueError: naming those that it has.
+            UserError: naming those that it has.
         """
         check_best_metric(best_metric, figures_of(np.eye(2, dtype=np.int64), ("no", "yes")))
 
@@ -160,7 +160,7 @@ def _of_example(example: Example, bad: BadRow) -> UserError:
     shard, _, row = example.id.partition(":")
     return UserError(
         f"shard {shard} of the dataset, row {row} (both from 0): {bad}; mend the row; a pass over the data before "
-        "the training finds all such masks: give --num_epochs, or leave them out by --on_bad_row skip"
+        "the training finds all such masks: give `num_epochs`, or leave them out by `on_bad_row skip`"
     )
 
 

@@ -49,7 +49,7 @@ class SemanticSegmenter(PreTrainedModel):
     models with a head: `AutoModel.from_pretrained` of what is saved finds its weights.
 
     Raises:
-        ValueError: if the encoder gives no feature maps.
+        UserError: if the encoder gives no feature maps.
     """
 
     config: PreTrainedConfig
@@ -118,13 +118,13 @@ def _shapes_of_maps(encoder: nn.Module) -> dict[int, int]:
         images = torch.zeros(1, 3, _PROBED, _PROBED, device="meta")
         states = _maps_of(encoder, images)
     except Exception as error:
-        raise UserError(f"--task segmentation: {name} gives no feature maps ({error})") from error
+        raise UserError(f"`task` segmentation: {name} gives no feature maps ({error})") from error
     if any(state.ndim != 4 for state in states):
         raise UserError(
-            f"--task segmentation: needs a model with feature maps (a convolutional one, say), which {name} has not"
+            f"`task` segmentation: needs a model with feature maps (a convolutional one, say), which {name} has not"
         )
     last = {state.shape[-1]: place for place, state in enumerate(states)}
     places = sorted(place for size, place in last.items() if 1 < size <= _PROBED // _SMALLEST_STRIDE)
     if not places:
-        raise UserError(f"--task segmentation: {name} has no feature map between a quarter of the image and a pixel")
+        raise UserError(f"`task` segmentation: {name} has no feature map between a quarter of the image and a pixel")
     return {place: states[place].shape[1] for place in places}

@@ -144,7 +144,7 @@ def test_a_dataset_of_the_hub_is_of_the_revision_that_was_asked_for(monkeypatch:
 def test_a_local_dataset_has_no_revisions(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "train.jsonl")
     for dataset in (file, tmp_path):
-        with pytest.raises(ValueError, match="--dataset_revision abc: has to be left out with a local dataset"):
+        with pytest.raises(ValueError, match="`dataset_revision` abc: has to be left out with a local dataset"):
             open_source(str(dataset), "train", revision="abc")
 
 

@@ -243,7 +243,7 @@ def check_bad_row(source: Source, number: int, field: str, said: str, good: list
     assert not isinstance(stopped.value, BadRow)
     assert str(stopped.value).startswith(where)
     assert said in str(stopped.value)
-    assert "--on_bad_row skip" in str(stopped.value)
+    assert "`on_bad_row skip`" in str(stopped.value)
 
     bad_rows: Counter[str] = Counter()
     assert [n for n, _ in good_rows(source, 0, 0, prepare, "skip", bad_rows)] == good

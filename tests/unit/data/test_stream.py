@@ -187,7 +187,7 @@ def test_a_bad_row_stops_all_ranks_with_its_place(split: Split) -> None:
     own = [str(error) for error in outcomes if isinstance(error, ValueError)]
     assert own
     assert all("file-1, row 5: field 'value': missing" in message for message in own)
-    assert all("--on_bad_row skip" in message for message in own)
+    assert all("`on_bad_row skip`" in message for message in own)
     assert all(isinstance(error, ValueError | RankFailed) for error in outcomes)
 
 

@@ -293,7 +293,7 @@ def test_memory_of_an_accelerator_is_asked_for_in_its_own_way(
 def test_an_accelerator_that_does_not_count_is_refused(monkeypatch: pytest.MonkeyPatch, counts: bool) -> None:
     monkeypatch.setattr(torch.accelerator, "memory", FakeBackend(counts=counts, says_free=False))
     monkeypatch.setattr(torch, "get_device_module", lambda device: torch)
-    with pytest.raises(ValueError, match=r"^--micro_batch_size auto: torch .* does not count memory on mps .*number"):
+    with pytest.raises(ValueError, match=r"^`micro_batch_size` auto: torch .* does not count memory on mps .*number"):
         memory_info(torch.device("mps"))
 
 

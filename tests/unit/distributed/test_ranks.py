@@ -32,7 +32,7 @@ def test_a_float_survives_as_bits(number: float) -> None:
     ],
 )
 def test_a_rank_that_has_gone_is_told_in_plain_words(message: str) -> None:
-    plain = r"another rank has ended, or has not answered .*--rank_timeout_minutes"
+    plain = r"another rank has ended, or has not answered .*`rank_timeout_minutes`"
     with pytest.raises(RankFailed, match=plain) as told, talking():
         raise RuntimeError(message)
     assert message in str(told.value)

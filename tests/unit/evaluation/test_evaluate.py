@@ -297,6 +297,6 @@ def test_a_batch_that_runs_out_of_memory_is_evaluated_in_smaller_ones(most: int)
 
 def test_a_single_example_too_large_to_evaluate_is_said() -> None:
     with pytest.raises(
-        OutOfMemory, match=r"^evaluation: a single example of \d+ tokens does not fit .* --max_length"
+        OutOfMemory, match=r"^evaluation: a single example of \d+ tokens does not fit .* `max_length`"
     ):
         evaluate_on_small_device(0, Capacity(4), make_rows(6, SINGLE, seed=3))

@@ -151,9 +151,9 @@ def test_metrics_are_checked_before_the_training() -> None:
     check_metrics([MULTI], "macro_auroc", scores)
     check_metrics([REGRESSION], "pearson", torch.zeros(2))
     check_metrics([], "loss", classes)
-    with pytest.raises(ValueError, match=r"--best_metric f1: has to be one of accuracy, loss, macro_f1, micro_f1$"):
+    with pytest.raises(ValueError, match=r"`best_metric` f1: has to be one of accuracy, loss, macro_f1, micro_f1$"):
         check_metrics([SINGLE], "f1", classes)
-    with pytest.raises(ValueError, match=r"--best_metric per_class: has to be one of"):
+    with pytest.raises(ValueError, match=r"`best_metric` per_class: has to be one of"):
         check_metrics([SINGLE], "per_class", classes)
     with pytest.raises(ValueError, match="no_such_metric"):
         check_metrics([SINGLE, Metric("no_such_metric", {})], None, classes)

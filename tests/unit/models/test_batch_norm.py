@@ -38,7 +38,7 @@ class Ghost(nn.BatchNorm2d):
     ],
 )
 def test_layers_that_cannot_be_frozen_are_refused(layer: nn.Module, reason: str) -> None:
-    with pytest.raises(ValueError, match=f"^--batch_norm frozen: 0, {reason}: --batch_norm micro_batch"):
+    with pytest.raises(ValueError, match=f"^`batch_norm` frozen: 0, {reason}: `batch_norm micro_batch`"):
         freeze_statistics(nn.Sequential(layer))
     assert freeze_statistics(nn.Linear(2, 2)) == 0
 
@@ -47,7 +47,7 @@ def test_statistics_of_the_micro_batch_are_of_one_rank() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3))
     refuse_statistics_of_ranks(model, 1)
     refuse_statistics_of_ranks(nn.Linear(2, 2), 2)
-    with pytest.raises(ValueError, match="--batch_norm micro_batch: has to be frozen on 2 ranks"):
+    with pytest.raises(ValueError, match="`batch_norm` micro_batch: has to be frozen on 2 ranks"):
         refuse_statistics_of_ranks(model, 2)
     freeze_statistics(model)
     refuse_statistics_of_ranks(model, 2)

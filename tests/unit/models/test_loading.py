@@ -205,7 +205,7 @@ def test_texts_may_be_as_long_as_there_are_positions(tmp_path: Path, architectur
         model(**make_inputs((NUM_POSITIONS, 3)))
         with pytest.raises((IndexError, RuntimeError)):
             model(**make_inputs((NUM_POSITIONS + 1, 3)))
-    said = rf"--max_length {NUM_POSITIONS + 1}: has to be at most {NUM_POSITIONS}, the positions that '{folder}' has"
+    said = rf"`max_length` {NUM_POSITIONS + 1}: has to be at most {NUM_POSITIONS}, the positions that '{folder}' has"
     with pytest.raises(ValueError, match=said):
         load_classifier(folder, max_length=NUM_POSITIONS + 1)
 
@@ -288,7 +288,7 @@ def test_padding_changes_no_logits(tmp_path: Path, architecture: str) -> None:
 def test_no_such_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     said = (
-        rf"^--model {name}: has to be a local folder, or an id of the hub, with a (tokenizer|model) to load \(.+\)$"
+        rf"^`model` {name}: has to be a local folder, or an id of the hub, with a (tokenizer|model) to load \(.+\)$"
     )
     with pytest.raises(ValueError, match=said):
         load_tokenizer(name)
@@ -303,7 +303,7 @@ def test_a_folder_without_a_model(tmp_path: Path, config: str | None) -> None:
         CONFIGS["bert"].save_pretrained(tmp_path)
     elif config is not None:
         (tmp_path / "config.json").write_text(config)
-    with pytest.raises(ValueError, match=rf"^--model {tmp_path}: has to be a local folder, .* to load \(.+\)$"):
+    with pytest.raises(ValueError, match=rf"^`model` {tmp_path}: has to be a local folder, .* to load \(.+\)$"):
         load_classifier(str(tmp_path))
 
 
@@ -311,7 +311,7 @@ def test_a_folder_without_a_model(tmp_path: Path, config: str | None) -> None:
 def test_a_folder_without_a_tokenizer(tmp_path: Path, architecture: str) -> None:
     """transformers would make one that knows no word, and every text would be the same to the model."""
     AutoModel.from_config(CONFIGS[architecture]).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=rf"^--model {tmp_path}: has to (be .* with a tokenizer to|have the files)"):
+    with pytest.raises(ValueError, match=rf"^`model` {tmp_path}: has to (be .* with a tokenizer to|have the files)"):
         load_tokenizer(str(tmp_path))
 
 

@@ -139,7 +139,7 @@ def test_targets_by_name_or_regular_expression(tmp_path: Path, targets: list[str
 def test_targets_that_the_model_does_not_have(tmp_path: Path, targets: list[str] | str) -> None:
     pretrained = load_classifier(save_base(tmp_path, "bert"))
     with pytest.raises(
-        ValueError, match=r"^--lora.target_modules .*has to match modules of BertForSeq.*dense.*query"
+        ValueError, match=r"^`lora.target_modules` .*has to match modules of BertForSeq.*dense.*query"
     ):
         adapt(pretrained, LoraConfig(rank=2, target_modules=targets))
 
@@ -362,7 +362,7 @@ def test_an_architecture_without_checkpointing_is_refused(tmp_path: Path) -> Non
     model = load_classifier(save_base(tmp_path, "bert")).model
     model.supports_gradient_checkpointing = False
     with pytest.raises(
-        ValueError, match="--gradient_checkpointing true: BertForSequenceClassification has no support"
+        ValueError, match="`gradient_checkpointing` true: BertForSequenceClassification has no support"
     ):
         checkpoint_activations(model)
 

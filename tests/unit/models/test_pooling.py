@@ -51,7 +51,7 @@ def test_a_model_is_pooled_as_it_was_made(said: Any, expected: str, tmp_path: Pa
         (modes("max_tokens"), (), "the pooling pooling_mode_max_tokens, and here there are mean, cls and last"),
         (modes("cls_token", "mean_tokens"), (), "pooling_mode_cls_token and pooling_mode_mean_tokens"),
         (modes(), (), "of nothing"),
-        (modes("mean_tokens"), ("Dense",), r"layers that this recipe does not know \(Dense\): --pooling mean"),
+        (modes("mean_tokens"), ("Dense",), r"layers that this recipe does not know \(Dense\): `pooling mean`"),
         ("{", (), "its 1_Pooling/config.json cannot be read"),
     ],
 )

@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoModelForImageClassification, AutoModelFo
 
 from hf_accum.config.recipe import LoraConfig
 from hf_accum.device.live_bytes import LiveBytes, sum_bytes, tensors_of
+from hf_accum.errors import UserError
 from hf_accum.models.loading import Pretrained, build_without_weights, load_model
 from hf_accum.models.lora import add_lora
 from hf_accum.models.optimizer import build_optimizer
@@ -116,9 +117,9 @@ def test_all_linear_layers_of_an_encoder_without_a_head_have_four_bits(tmp_path:
 
 def test_a_model_without_a_layer_to_quantise_is_refused(tmp_path: Path) -> None:
     save_vision_model(tmp_path)  # convolutions, and a linear head
-    with pytest.raises(ValueError, match=r"--quantization nf4: EfficientNet.* has no linear layer beside its head"):
+    with pytest.raises(ValueError, match=r"`quantization` nf4: EfficientNet.* has no linear layer beside its head"):
         load_model(AutoModelForImageClassification, str(tmp_path), None, max_length=16, quantization="nf4")
-    with pytest.raises(ValueError, match=r"--quantization nf4: EfficientNet.* has no linear layer beside its head"):
+    with pytest.raises(ValueError, match=r"`quantization` nf4: EfficientNet.* has no linear layer beside its head"):
         build_without_weights(AutoModelForImageClassification, str(tmp_path), max_length=16, quantization="nf4")
 
 
@@ -357,20 +358,21 @@ def test_the_predicted_peak_of_minilm_in_four_bits_is_what_it_takes() -> None:
 
 
 def test_four_bit_weights_cannot_be_trained_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    said = "--quantization nf4: has to be none with --lora.rank 0: quantised weights cannot be trained"
-    with pytest.raises(ValueError, match=f"^{said}$"):
+    said = "`quantization` nf4: has to be none with `lora.rank 0`: quantised weights cannot be trained"
+    with pytest.raises(UserError, match=f"^{said}$"):
         ClinicalClassificationConfig(quantization="nf4", lora=LoraConfig(rank=0))
     with pytest.raises(SystemExit) as ended:
         main(["--quantization", "nf4", "--lora.rank", "0"])
     assert ended.value.code == 2
-    assert f"error: {said}\n" in capsys.readouterr().err
+    told = "--quantization nf4: has to be none with --lora.rank 0: quantised weights cannot be trained"
+    assert f"error: {told}\n" in capsys.readouterr().err
 
 
 def test_without_bitsandbytes_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_accum.models.quantization.find_spec", lambda name: None)
     folder = save_base(tmp_path, "bert")
     assert quantization_config("none", []) is None
-    said = "--quantization nf4: needs bitsandbytes: pip install bitsandbytes"
+    said = "`quantization` nf4: needs bitsandbytes: pip install bitsandbytes"
     with pytest.raises(ValueError, match=f"^{said}$"):
         load_classifier(folder, quantization="nf4")
     with pytest.raises(ValueError, match=said) as caught:

@@ -93,7 +93,7 @@ def test_a_malicious_pickle_is_not_run_whether_or_not_pickles_are_allowed(
     model: Path, trace: Path, allowed: bool
 ) -> None:
     pickle_weights(model, evil=Evil(trace))
-    said = "its weights cannot be read" if allowed else r"pytorch_model.bin, a pickle: .*--allow_pickle_weights"
+    said = "its weights cannot be read" if allowed else r"pytorch_model.bin, a pickle: .*`allow_pickle_weights`"
     refused(model, said, allow_pickle_weights=allowed)
     assert not trace.exists()
     torch.load(model / "pytorch_model.bin", weights_only=False)
@@ -103,7 +103,7 @@ def test_a_malicious_pickle_is_not_run_whether_or_not_pickles_are_allowed(
 def test_weights_in_a_harmless_pickle_are_read_where_that_is_allowed(model: Path) -> None:
     wanted = everything(model).bert.state_dict()
     pickle_weights(model)
-    refused(model, "--allow_pickle_weights")
+    refused(model, "`allow_pickle_weights`")
     read = everything(model, allow_pickle_weights=True).bert.state_dict()
     assert all(torch.equal(read[name], wanted[name]) for name in wanted)
 
@@ -135,7 +135,7 @@ def test_an_adapter_in_the_folder_is_not_loaded_with_it(model: Path, trace: Path
 
 def test_code_of_a_model_runs_only_where_it_is_trusted(model: Path, trace: Path) -> None:
     with_code(model, trace)
-    refused(model, r"contains custom code.*--trust_remote_code runs its code")
+    refused(model, r"contains custom code.*`trust_remote_code` runs its code")
     assert not trace.exists()
     everything(model, trust_remote_code=True)
     assert trace.exists(), "the oracle is blind"
@@ -169,7 +169,7 @@ def test_code_of_a_tokenizer_runs_only_where_it_is_trusted(model: Path, trace: P
 )
 def test_attention_kernels_of_the_hub_are_code(model: Path, how: dict[str, Any]) -> None:
     change(model / "config.json", **how)
-    refused(model, "attention kernels from the hub .someone/kernels:attention.*--trust_remote_code")
+    refused(model, "attention kernels from the hub .someone/kernels:attention.*`trust_remote_code`")
 
 
 # Where it comes from
@@ -177,7 +177,7 @@ def test_attention_kernels_of_the_hub_are_code(model: Path, how: dict[str, Any])
 
 @pytest.mark.parametrize("flag", ["revision", "code_revision"])
 def test_a_local_folder_has_no_revisions(model: Path, flag: str) -> None:
-    refused(model, rf"--{flag} abc: has to be left out with a local folder", **{flag: "abc"})
+    refused(model, rf"`{flag}` abc: has to be left out with a local folder", **{flag: "abc"})
 
 
 PINNED = """
@@ -226,7 +226,7 @@ def test_everything_of_a_model_is_of_the_revision_that_was_asked_for(model: Path
     *found, said = done.stdout.splitlines()
     assert found == ["44 0.25 2.0", "44 0.25 2.0", "43 0.125 1.0", "44 0.25 2.0"]
     assert (
-        f"--revision {'a' * 40}: does not pin the code of me/coded, which is in another repository, other/pl" in said
+        f"`revision` {'a' * 40}: does not pin the code of me/coded, which is in another repository, other/pl" in said
     )
 
 

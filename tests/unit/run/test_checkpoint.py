@@ -69,7 +69,7 @@ def test_earlier_runs_are_moved_aside_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["thesis.tex", ".git", "metrics.jsonl"])
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("precious")
-    with pytest.raises(ValueError, match=rf"--output_dir {tmp_path}: has to be new, empty, or an earlier run's"):
+    with pytest.raises(ValueError, match=rf"`output_dir` {tmp_path}: has to be new, empty, or an earlier run's"):
         start_folder(tmp_path, CONFIG, OneRank())
     assert files(tmp_path) == [name]
     assert (tmp_path / name).read_text() == "precious"
@@ -77,9 +77,9 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path, na
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("precious")
-    with pytest.raises(ValueError, match=r"--output_dir .*run: has to be a folder, it is a file"):
+    with pytest.raises(ValueError, match=r"`output_dir` .*run: has to be a folder, it is a file"):
         start_folder(tmp_path / "run", CONFIG, OneRank())
-    with pytest.raises(ValueError, match=r"--output_dir .*: has to be a folder to write in \(.*Not a directory"):
+    with pytest.raises(ValueError, match=r"`output_dir` .*: has to be a folder to write in \(.*Not a directory"):
         start_folder(tmp_path / "run" / "sub", CONFIG, OneRank())
     assert (tmp_path / "run").read_text() == "precious"
 
@@ -570,7 +570,7 @@ def test_any_damage_is_noticed_and_the_one_before_is_used(tmp_path: Path, model:
     assert loaded.step == 2
     for step in (1, 2):
         (tmp_path / "run" / "checkpoints" / f"step-{step:08}" / "manifest.json").unlink()
-    with pytest.raises(ValueError, match=r"none of its 2 checkpoints can be used .*--resume never"):
+    with pytest.raises(ValueError, match=r"none of its 2 checkpoints can be used .*`resume never`"):
         load_latest(tmp_path / "run", SAID.append)
 
 

@@ -80,7 +80,7 @@ def test_time_is_over_after_the_minutes_since_the_start(clock: Clock) -> None:
         assert not stop.is_asked()
         clock.seconds += 1
         assert stop.is_asked()
-        assert str(stop.agreed(OneRank())) == "stopped by --max_minutes"
+        assert str(stop.agreed(OneRank())) == "stopped by `max_minutes`"
         # A signal then is the first one, and no second request.
         os.kill(os.getpid(), signal.SIGINT)
         assert str(stop.agreed(OneRank())) == "stopped by SIGINT"
@@ -97,8 +97,8 @@ def test_signals_act_as_before_once_all_ranks_agree_to_go_on() -> None:
     ("minutes_by_rank", "expected"),
     [
         ([None, None, 1e6], "None"),
-        ([None, 1e-9, None], "stopped by --max_minutes"),
-        ([1e-9] * 2, "stopped by --max_minutes"),
+        ([None, 1e-9, None], "stopped by `max_minutes`"),
+        ([1e-9] * 2, "stopped by `max_minutes`"),
     ],
 )
 def test_all_ranks_hear_what_any_was_asked_by(minutes_by_rank: list[float | None], expected: str) -> None:

@@ -212,5 +212,5 @@ def test_too_few_names(keys: list[str]) -> None:
 
 def test_too_many_names_to_be_classes() -> None:
     assert len(sorted_names(map(str, range(1000)), "note")) == 1000
-    with pytest.raises(ValueError, match=r"column 'note' has 1001 different labels.*--problem regression.*--labels"):
+    with pytest.raises(ValueError, match=r"column 'note' has 1001 different labels.*`problem regression`.*`labels`"):
         sorted_names(map(str, range(1001)), "note")

@@ -95,9 +95,9 @@ def test_where_nothing_fits_the_message_says_what_would() -> None:
 
     def advise(budget_bytes: float) -> list[str]:
         seen.append(budget_bytes)
-        return ["--lora.rank 1: 3 examples at once"]
+        return ["`lora.rank 1`: 3 examples at once"]
 
-    with pytest.raises(OutOfMemory, match=r"what would fit:\n  --lora.rank 1: 3 examples at once"):
+    with pytest.raises(OutOfMemory, match=r"what would fit:\n  `lora.rank 1`: 3 examples at once"):
         find(llama(), 50_000, advise=advise)
     assert seen == [50_000]
 
@@ -186,7 +186,7 @@ def test_a_broken_entry_is_found_anew(cache: Path) -> None:
 
 def test_a_budget_beside_a_number_is_said_to_limit_nothing_on_a_cpu() -> None:
     (tuning,) = find(llama(), "1GiB", micro_batch_size=5)
-    assert "--memory_budget limits nothing on a CPU" in str(tuning)
+    assert "`memory_budget` limits nothing on a CPU" in str(tuning)
     assert "memory_budget" not in str(find(llama(), "auto", micro_batch_size=5)[0])
 
 

@@ -19,6 +19,7 @@ from workload_cases import of_sizes
 from hf_accum.accumulation.capacity import Peak
 from hf_accum.byte_sizes import format_bytes
 from hf_accum.cli.parser import parse
+from hf_accum.config.flags import as_flags, flag_names
 from hf_accum.config.recipe import LoraConfig
 from hf_accum.device.live_bytes import LiveBytes, sum_bytes
 from hf_accum.tasks.vision.inputs import PATCHES, made_up_images, num_patches
@@ -291,7 +292,7 @@ def test_only_the_variants_asked_for_in_one_order(bert: str) -> None:
 def test_a_variant_that_cannot_be_is_said_and_left_out(albert: str) -> None:
     found, impossible = plan(workload, config_of(albert), ["lora", "lora_checkpointing"])
     assert [variant.name for variant in found] == ["LoRA"]
-    why = "--gradient_checkpointing true: AlbertForSequenceClassification has no support for it"
+    why = "`gradient_checkpointing` true: AlbertForSequenceClassification has no support for it"
     assert impossible == [f"LoRA + checkpointing: {why}"]
     with pytest.raises(ValueError, match=f"^{why}$"):
         plan(workload, config_of(albert), ["qlora_checkpointing", "lora_checkpointing"])
@@ -316,7 +317,7 @@ def test_a_variant_that_cannot_be_traced_is_said_and_left_out(bert: str) -> None
 
 def test_more_tokens_than_positions_are_refused_by_their_flag(bert: str) -> None:
     """As `load_model` refuses them, for the same reason."""
-    said = f"--max_length {MAX_LENGTH + 1}: has to be at most {MAX_LENGTH}, the positions that "
+    said = f"`max_length` {MAX_LENGTH + 1}: has to be at most {MAX_LENGTH}, the positions that "
     with pytest.raises(ValueError, match=re.escape(said)):
         plan(workload, config_of(bert, max_length=MAX_LENGTH + 1), ["lora"])
 
@@ -324,17 +325,17 @@ def test_more_tokens_than_positions_are_refused_by_their_flag(bert: str) -> None
 # What would fit
 
 
-FIT = re.compile(r"(--.+): (\d+) examples? at once \((.+) for one\)")
-LACK = re.compile(r"(--.+): not enough by itself, (.+) too much")
+FIT = re.compile(r"(`.+`): (\d+) examples? at once \((.+) for one\)")
+LACK = re.compile(r"(`.+`): not enough by itself, (.+) too much")
 
 
 def changed_by(config: ClinicalClassificationConfig, flags: str) -> ClinicalClassificationConfig:
-    """The configuration with flags on top, as a user would give them."""
+    """The configuration with flags on top, as a user would give them who was told of these."""
     given_flags = ["--model", str(config.model), "--max_length", str(config.max_length)]
     given_flags += ["--lora.rank", str(config.lora.rank), "--gradient_checkpointing"]
     given_flags += [str(config.gradient_checkpointing).lower(), "--quantization", config.quantization]
     assert parse(ClinicalClassificationConfig, "", given_flags) == config
-    return parse(ClinicalClassificationConfig, "", [*given_flags, *flags.split()])
+    return parse(ClinicalClassificationConfig, "", [*given_flags, *as_flags(flags, flag_names()).split()])
 
 
 def traced_peak(config: ClinicalClassificationConfig, num_examples: int) -> int:
@@ -346,8 +347,8 @@ def traced_peak(config: ClinicalClassificationConfig, num_examples: int) -> int:
 @pytest.mark.parametrize(
     ("rank", "checkpointing", "budget_mib", "fitting"),
     [
-        (16, False, 5.6, ["--quantization nf4", "--gradient_checkpointing true"]),
-        pytest.param(0, "auto", 12.0, ["--lora.rank 16"], marks=pytest.mark.by_hand),
+        (16, False, 5.6, ["`quantization nf4`", "`gradient_checkpointing true`"]),
+        pytest.param(0, "auto", 12.0, ["`lora.rank 16`"], marks=pytest.mark.by_hand),
     ],
 )
 def test_what_would_fit_is_what_a_trace_of_that_configuration_says(
@@ -426,9 +427,9 @@ def test_a_model_that_cannot_checkpoint_is_advised_of_all_else(albert: str, chec
     """Under `auto` it was not tried with checkpointing: it cannot be."""
     ways = what_would_fit(workload, config_of(albert, gradient_checkpointing=checkpointing), 2**30)
     assert [way.partition(":")[0] for way in ways] == [
-        "--lora.rank 4",
-        "--quantization nf4",
-        f"--max_length {MAX_LENGTH // 2}",
+        "`lora.rank 4`",
+        "`quantization nf4`",
+        f"`max_length {MAX_LENGTH // 2}`",
     ]
     assert all(" 32 examples at once (" in way for way in ways)
 
@@ -438,13 +439,13 @@ def test_a_model_that_cannot_checkpoint_is_advised_of_all_else(albert: str, chec
     [
         (
             {"resolution": 224},
-            ["--lora.rank 4", "--quantization nf4", "--dropout 0", "--resolution 96", "--resolution 32"],
+            ["`lora.rank 4`", "`quantization nf4`", "`dropout 0`", "`resolution 96`", "`resolution 32`"],
         ),
         (
             {"resolution": 256, "lora": LoraConfig(rank=0), "batch_norm": "micro_batch"},
-            ["--dropout 0", "--resolution 128", "--resolution 64"],  # no adapter: it would hold no statistics
+            ["`dropout 0`", "`resolution 128`", "`resolution 64`"],  # no adapter: it would hold no statistics
         ),
-        ({"resolution": 32, "lora": LoraConfig(rank=4), "dropout": 0.0}, ["--quantization nf4"]),
+        ({"resolution": 32, "lora": LoraConfig(rank=4), "dropout": 0.0}, ["`quantization nf4`"]),
     ],
 )
 def test_nothing_that_the_recipe_refuses_is_advised(values: dict[str, Any], advised: list[str]) -> None:
@@ -469,7 +470,7 @@ def test_nothing_that_the_recipe_refuses_is_advised(values: dict[str, Any], advi
 
     assert what_would_fit(build, config, 10.0) == []
     found = [
-        f"--{flag} {getattr(of, 'rank', of)}"
+        f"`{flag} {getattr(of, 'rank', of)}`"
         for changed in tried[1:]
         for flag, of in {
             "lora.rank": changed.lora,

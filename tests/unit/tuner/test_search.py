@@ -238,7 +238,7 @@ def test_where_memory_is_plenty_no_more_is_run_than_computes_for_long_enough(
     assert tuning.largest()[32] == max(number for number, _ in memory.runs) == found
     assert tuning.enough == (found if is_enough else None)
     assert len(memory.runs) <= 4
-    assert ("and be no faster: --max_probe_seconds null" in str(tuning)) == is_enough
+    assert ("and be no faster: `max_probe_seconds null`" in str(tuning)) == is_enough
     # Without a limit it is the largest.
     work, memory = made_up(limit, needed)
     largest = tune(work, memory, CPU, most=most)

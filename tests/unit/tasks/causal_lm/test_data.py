@@ -60,7 +60,7 @@ def test_a_text_in_which_there_is_nothing_to_predict_is_a_bad_row() -> None:
     tokenizer.eos_token = None  # type: ignore[assignment]
     with pytest.raises(BadRow, match="1 tokens: there is nothing to predict one from"):
         WholeTexts(tokenizer, "text", 8).read({"text": "x"})
-    with pytest.raises(ValueError, match="--max_length 2: has to leave place for text"):
+    with pytest.raises(ValueError, match="`max_length` 2: has to leave place for text"):
         WholeTexts(make_tokenizer(), "text", 2)
 
 
@@ -75,7 +75,7 @@ def test_what_is_cut_off_is_counted_and_named_over_ranks(tmp_path: Path) -> None
     lost = {index: 4 + index - 12 for index in range(9, 20)}
     assert (data.truncated.num_passages, data.truncated.num_tokens) == (11, sum(lost.values()))
     (note,) = data.notes
-    assert note.startswith(f"11 examples are longer than --max_length 12 and are cut: {sum(lost.values())} tokens")
+    assert note.startswith(f"11 examples are longer than `max_length` 12 and are cut: {sum(lost.values())} tokens")
     assert note.endswith(f"lost (of {', '.join(f'rows.jsonl row {10 + i} ({1 + i})' for i in range(5))}, ...)")
     for of_rank in run_ranks(2, lambda ranks: opened(tmp_path, [], reader, ranks)):
         assert of_rank.truncated == data.truncated

@@ -93,7 +93,7 @@ def test_what_stands_behind_the_last_answer_that_is_left_is_not_computed() -> No
 
 def test_an_answer_that_has_no_place_is_a_bad_row() -> None:
     reader = PromptsAndResponses(make_tokenizer(), "question", "answer", 5)
-    with pytest.raises(BadRow, match=r"answer.*the 5 tokens before the answer leave no place for it: --max_length 5"):
+    with pytest.raises(BadRow, match=r"answer.*the 5 tokens before the answer leave no place for it: `max_length` 5"):
         reader.read({"question": "w1 w2 w3 w4", "answer": "w5"})
     assert reader.read({"question": "w1 w2 w3", "answer": "w5"})[1][0].num_truncated == 1
 
@@ -129,7 +129,7 @@ def test_messages_that_cannot_be_used_are_bad_rows(value: Any, message: str) -> 
 
 
 def test_a_tokenizer_without_a_template_has_no_conversations() -> None:
-    with pytest.raises(ValueError, match="--messages_column chat: needs a tokenizer with a chat template"):
+    with pytest.raises(ValueError, match="`messages_column` chat: needs a tokenizer with a chat template"):
         Conversations(byte_tokenizer(), "chat", 99)
 
 

@@ -51,7 +51,7 @@ def test_an_encoder_is_refused_unless_it_is_one_that_reads_forwards(
     if not knows_it:
         monkeypatch.setattr(names, {})
     model = AutoModelForCausalLM.from_config(CONFIGS[name]).train()
-    with pytest.raises(ValueError, match=f"--model some/encoder: .*this one .{name}. does; recipes.medical_mlm"):
+    with pytest.raises(ValueError, match=f"`model` some/encoder: .*this one .{name}. does; recipes.medical_mlm"):
         check_causal(model, "some/encoder")
     assert model.training
     with torch.device("meta"):

@@ -78,7 +78,7 @@ def test_a_cap_shows_at_small_logits_and_whatever_its_name(monkeypatch: pytest.M
     config = make_decoder_config("gemma2", initializer_range=1e-3)
     model = AutoModelForCausalLM.from_config(config)
     assert model(input_ids=torch.tensor([[7, 8]])).logits.abs().max() < 0.1
-    with pytest.raises(ValueError, match=r"caps its logits .* give a --model that does not"):
+    with pytest.raises(ValueError, match=r"caps its logits .* give a `model` that does not"):
         stop_before_output_layer(model)
     monkeypatch.setattr("hf_accum.tasks.language_modeling.chunked_loss._CAPS", ())
     with pytest.raises(ValueError, match="does more than multiply by its output layer"):

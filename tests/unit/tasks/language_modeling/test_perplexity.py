@@ -13,7 +13,7 @@ def test_perplexity() -> None:
 
 def test_an_unknown_best_metric_is_refused() -> None:
     check_token_metric("perplexity", "masked_accuracy")
-    with pytest.raises(ValueError, match="--best_metric f1: has to be one of loss, masked_accuracy, perplexity"):
+    with pytest.raises(ValueError, match="`best_metric` f1: has to be one of loss, masked_accuracy, perplexity"):
         check_token_metric("f1", "masked_accuracy")
 
 

@@ -121,5 +121,5 @@ def test_the_special_tokens_are_the_tokenizer_s() -> None:
 
 
 def test_a_length_without_place_for_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--max_length 2: has to leave place for text"):
+    with pytest.raises(ValueError, match="`max_length` 2: has to leave place for text"):
         opened(tmp_path, ["w1 w2"], 2)

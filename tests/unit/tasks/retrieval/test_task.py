@@ -106,7 +106,7 @@ def test_what_is_no_number_is_found_last() -> None:
 
 def test_an_unknown_best_metric_is_refused() -> None:
     check_retrieval_metric("mrr")
-    with pytest.raises(ValueError, match="--best_metric f1: has to be one of loss, mrr, recall_at_1, recall_at_10"):
+    with pytest.raises(ValueError, match="`best_metric` f1: has to be one of loss, mrr, recall_at_1, recall_at_10"):
         check_retrieval_metric("f1")
 
 

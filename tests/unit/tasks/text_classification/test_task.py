@@ -146,7 +146,7 @@ def test_balanced_weights_are_those_of_scikit_learn(more: list[str]) -> None:
 @pytest.mark.parametrize("counts", [{"absent": 3, "severe": 1}, None])
 def test_a_class_without_rows_cannot_be_balanced(kind: str, counts: dict[str, int] | None) -> None:
     absent = "mild" if counts else "absent, mild, severe"
-    with pytest.raises(ValueError, match=rf"--class_weights {kind}: no row to train on has the label {absent};"):
+    with pytest.raises(ValueError, match=rf"`class_weights` {kind}: no row to train on has the label {absent};"):
         build_objective(LabelColumn("label", SINGLE, NAMES), class_weights=kind, label_counts=counts)
 
 

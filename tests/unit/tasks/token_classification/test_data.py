@@ -145,7 +145,7 @@ def test_types_without_a_text_are_said(tmp_path: Path) -> None:
 
 
 def test_a_length_that_leaves_no_place_for_words_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--max_length 2: has to leave place for words"):
+    with pytest.raises(ValueError, match="`max_length` 2: has to leave place for words"):
         opened(tmp_path, rows_of(3, 3), max_length=2)
 
 

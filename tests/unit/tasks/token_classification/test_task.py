@@ -133,7 +133,7 @@ def test_entities_are_those_of_whole_texts_wherever_they_are_cut(
 def test_an_unknown_best_metric_is_refused() -> None:
     task = minilm_task()
     task.check_metrics("f1")
-    with pytest.raises(ValueError, match=r"--best_metric accuracy: has to be one of f1, loss, macro_f1"):
+    with pytest.raises(ValueError, match=r"`best_metric` accuracy: has to be one of f1, loss, macro_f1"):
         task.check_metrics("accuracy")
 
 

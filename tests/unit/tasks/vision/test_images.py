@@ -87,7 +87,7 @@ def test_a_path_in_a_dataset_of_the_hub_is_not_opened() -> None:
         (stored(noise(), "JPEG")[:-200], "cannot be decoded"),
         (stored(noise(), "ICO"), "is damaged, or no image of"),  # of a format that is not read
         (png_header(500, 400), "cannot be decoded"),
-        (png_header(12_000, 12_000), "too many pixels|more than the 89,478,485 of --max_image_pixels"),
+        (png_header(12_000, 12_000), "too many pixels|more than the 89,478,485 of `max_image_pixels`"),
         (png_header(60_000, 60_000), "too many pixels"),
     ],
 )
@@ -99,7 +99,7 @@ def test_a_damaged_image_and_a_bomb_are_bad_rows(content: bytes, reason: str) ->
 def test_the_most_pixels_are_a_flag() -> None:
     picture = Picture("image", stored(noise(40, 30)))
     assert open_rgb(picture, most_pixels=1200).size == (40, 30)
-    with pytest.raises(BadRow, match=r"has 40 x 30 pixels, more than the 1,199 of --max_image_pixels"):
+    with pytest.raises(BadRow, match=r"has 40 x 30 pixels, more than the 1,199 of `max_image_pixels`"):
         open_rgb(picture, most_pixels=1199)
 
 
@@ -148,7 +148,7 @@ def test_pixels_are_those_of_the_model_s_own_processor(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_processor_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"--model .*: has to be .* with an image processor to load"):
+    with pytest.raises(ValueError, match=r"`model` .*: has to be .* with an image processor to load"):
         load_image_processor(str(tmp_path))
 
 

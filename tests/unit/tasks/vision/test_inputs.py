@@ -87,5 +87,5 @@ def test_what_is_not_known_of_a_processor_is_refused_with_the_model(
     processor: Any, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hf_accum.tasks.vision.inputs.load_image_processor", lambda *_: processor)
-    with pytest.raises(ValueError, match=f"^--model some/model: its image processor, {reason}"):
+    with pytest.raises(ValueError, match=f"^`model` some/model: its image processor, {reason}"):
         load_image_inputs("some/model", SIDE)

@@ -135,13 +135,13 @@ def test_a_model_without_feature_maps_is_refused(tmp_path: Path) -> None:
     ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=64
     ).save_pretrained(str(tmp_path))
-    with pytest.raises(ValueError, match=r"--task segmentation: needs a model with feature maps .* ViTModel has not"):
+    with pytest.raises(ValueError, match=r"`task` segmentation: needs a model with feature maps .* ViTModel has not"):
         SemanticSegmenter.from_config(AutoConfig.from_pretrained(str(tmp_path)))
 
 
 def test_an_unknown_best_metric_is_refused() -> None:
     SemanticSegmentation.check_metrics("mean_iou")
-    with pytest.raises(ValueError, match="--best_metric accuracy: has to be one of loss, mean_accuracy, mean_iou"):
+    with pytest.raises(ValueError, match="`best_metric` accuracy: has to be one of loss, mean_accuracy, mean_iou"):
         SemanticSegmentation.check_metrics("accuracy")
 
 
@@ -192,17 +192,17 @@ def test_masks_without_any_class_are_refused_before_the_training(tmp_path: Path,
         (tmp_path / "other" / "train.parquet").rename(tmp_path / "data" / "validation.parquet")
         config = RecipeConfig(num_epochs=1, eval_split=eval_split)
         how: Any = {"image_column": "image", "mask_column": "mask", "label_names": (), "ignore_index": 255}
-        with pytest.raises(ValueError, match="no pixel of the masks that are held out has a class, all are --ignore"):
+        with pytest.raises(ValueError, match="no pixel of the masks that are held out has a class, all are `ignore"):
             open_masked_images(str(tmp_path / "data"), OneRank(), config, **how)
         return
-    with pytest.raises(ValueError, match="no pixel of the masks to train on has a class, all are --ignore_index 255"):
+    with pytest.raises(ValueError, match="no pixel of the masks to train on has a class, all are `ignore_index` 255"):
         masked(tmp_path / "data", masks, [(32, 32)] * 20, label_names=NAMES)
 
 
 def test_masks_of_one_class_are_refused_as_where_255_is_meant_as_one(tmp_path: Path) -> None:
     """A model that says nothing but that class would be perfect."""
     message = (
-        r"the masks to train on have no class but 0, .* \(a pixel of --ignore_index 255 has none: if it is a class"
+        r"the masks to train on have no class but 0, .* \(a pixel of `ignore_index` 255 has none: if it is a class"
     )
     for names in (("background", "road"), ()):
         with pytest.raises(ValueError, match=message):
@@ -217,7 +217,7 @@ def test_classes_without_a_pixel_are_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mask", "reason"),
     [
-        (mask_of(7), "has the number 7, none of the 4 classes of --labels, and not --ignore_index 255"),
+        (mask_of(7), "has the number 7, none of the 4 classes of `labels`, and not `ignore_index` 255"),
         (mask_of(0, 50, 20), "has 50 x 20 pixels, and its image 32 x 32: they have to be the same"),
         (stored(Image.new("RGB", (32, 32))), "is a mask in RGB: it has to have one channel"),
         (b"no image", "is damaged, or no image of"),
@@ -231,7 +231,7 @@ def test_masks_that_no_pass_has_seen_are_told_as_a_mistake_in_the_data(
     task = replace(segmentation(tmp_path / "model"), pictures=data.pictures, masks=data.masks)
     how: Any = {"ranks": OneRank(), "effective_batch_size": 4, "seed": 0, "shuffle_block_size": 1}
     stream = WindowStream(data.source, task.prepare, task.encode, draw=task.draw, **how)
-    with pytest.raises(ValueError, match=rf"shard 0 of the dataset, row 0 .*: field 'mask': {reason}.*--num_epochs"):
+    with pytest.raises(ValueError, match=rf"shard 0 of the dataset, row 0 .*: field 'mask': {reason}.*`num_epochs`"):
         next(iter(stream))
 
 
