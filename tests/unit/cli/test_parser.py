@@ -233,3 +233,16 @@ def test_a_flag_that_is_gone_may_be_a_recipe_s_own() -> None:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OwnFastKernels(RecipeConfig):
     fast_kernels: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextAnnotations(RecipeConfig):
+    """As `from __future__ import annotations` makes them."""
+
+    switch: "bool" = False
+    steps: "int" = 1
+
+
+def test_a_switch_is_one_where_annotations_are_texts() -> None:
+    config = parse(TextAnnotations, "", ["--switch", "--steps", "3"])
+    assert (config.switch, config.steps) == (True, 3)
