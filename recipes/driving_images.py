@@ -186,7 +186,7 @@ def workload(config: DrivingImagesConfig, precision: str = "no") -> "Workload":
     spec = spec_of(config, names or _TWO)
     plain = replace(config, lora=replace(config.lora, rank=0), quantization="none", gradient_checkpointing=False)
     check_resolution(without_weights(spec, plain), model_name(config), config.resolution)
-    assumed = "" if names else f"{len(_TWO)} classes, since --labels names none"
+    assumed = "" if names else f"{len(_TWO)} classes, since `labels` names none"
     task = task_of(config, inputs_without_processor(config.resolution), None)
     return planned(spec, task, config, precision, assumed)
 

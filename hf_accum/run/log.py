@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,9 +22,10 @@ from hf_accum.config.serialization import as_dict
 from hf_accum.data.stream_state import StreamCounts
 from hf_accum.device.memory import peak_memory_bytes
 from hf_accum.distributed.collectives import on_all_ranks
-from hf_accum.distributed.ranks import Ranks, bits_float, float_bits
+from hf_accum.distributed.ranks import Ranks, float_bits
 from hf_accum.errors import Stopped, first_line
 from hf_accum.files import JsonLines, write_json
+from hf_accum.run.step_metrics import PendingStep, StepMetrics, json_safe, merged
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,42 +45,6 @@ class Counted(Protocol):
     def bad_rows(self) -> Counter[str]:
         """Over all ranks, by their reason. A collective."""
         ...
-
-
-@dataclass(frozen=True)
-class StepMetrics:
-    """One line of `metrics.jsonl`: counts are over all ranks, seconds and bytes those of the worst one.
-
-    `data_wait_share` is the share of the step's seconds in which a rank's device had no data, of the worst one.
-    """
-
-    step: int
-    epoch: int
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    num_examples: int
-    num_items: float
-    num_tokens: int
-    num_padded_tokens: int
-    num_micro_batches: int
-    step_seconds: float
-    peak_memory_bytes: int
-    num_oom_replays: int
-    window_digest: str
-    data_wait_share: float
-
-
-@dataclass(frozen=True)
-class _Pending:
-    """A step whose numbers are still on the devices of their ranks."""
-
-    execution: WindowExecution
-    loss_sum: Tensor | float
-    grad_norm: Tensor | float
-    learning_rate: float
-    step_seconds: float
-    peak_memory_bytes: int
 
 
 class RunLog:
@@ -109,7 +74,7 @@ class RunLog:
         self.unit = unit
         self.console = console or Console(soft_wrap=True)
         self._lines = JsonLines(folder / "metrics.jsonl", self.say)
-        self._pending: list[_Pending] = []
+        self._pending: list[PendingStep] = []
         self._started = self._step_started = time.perf_counter()
         self._last_step = 0
         self._num_oom_replays = 0
@@ -149,7 +114,7 @@ class RunLog:
         """Take note of an optimizer step that has been queued."""
         now = time.perf_counter()
         self._pending.append(
-            _Pending(
+            PendingStep(
                 execution,
                 execution.loss_sum(),
                 math.nan if grad_norm is None else grad_norm,
@@ -190,7 +155,7 @@ class RunLog:
             lines = []
             for i, p in enumerate(pending):
                 columns = list(zip(*(rank[i * width : (i + 1) * width] for rank in everyone), strict=True))
-                lines.append(_merge(p, columns))
+                lines.append(merged(p, columns))
                 self._say_replays(lines[-1], p.execution)
             self._write(lines)
         # The time that writing takes is nobody's step.
@@ -220,7 +185,7 @@ class RunLog:
         """Write evaluation.json; say how each class fares, what was left out of the data, where the result is."""
         self.flush()
         if self.ranks.index == 0:
-            write_json(self.folder / "evaluation.json", _json_safe({"step": step, **figures}))
+            write_json(self.folder / "evaluation.json", json_safe({"step": step, **figures}))
         self._show_classes(figures.get("per_class", {}))
         counts = stream.counts
         if counts.num_truncated_examples:
@@ -274,7 +239,7 @@ class RunLog:
             self.console.print(table)
 
     def _write(self, lines: Sequence[StepMetrics]) -> None:
-        self._lines.add(_json_safe(asdict(line)) for line in lines)
+        self._lines.add(json_safe(asdict(line)) for line in lines)
         for line in lines:
             values = {name: v for name, v in asdict(line).items() if not isinstance(v, str)}
             self._track({f"train/{name}": value for name, value in values.items()}, line.step)
@@ -303,29 +268,6 @@ class RunLog:
         return f"{hours}:{minutes:02}:{seconds:02}"
 
 
-def _merge(pending: _Pending, columns: Sequence[Sequence[int]]) -> StepMetrics:
-    losses, padded, micro_batches, seconds, memory, replays, waited = columns
-    step_seconds = max(map(bits_float, seconds))
-    window = pending.execution.window
-    return StepMetrics(
-        step=window.step,
-        epoch=window.epoch,
-        loss=sum(map(bits_float, losses)) / window.num_items,
-        grad_norm=float(pending.grad_norm),
-        learning_rate=pending.learning_rate,
-        num_examples=window.num_examples,
-        num_items=window.num_items,
-        num_tokens=window.num_tokens,
-        num_padded_tokens=sum(padded),
-        num_micro_batches=sum(micro_batches),
-        step_seconds=step_seconds,
-        peak_memory_bytes=max(memory),
-        num_oom_replays=sum(replays),
-        window_digest=window.digest,
-        data_wait_share=max(map(bits_float, waited)) / step_seconds,
-    )
-
-
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as the single values that trackers take."""
     flat: dict[str, Any] = {}
@@ -339,15 +281,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _short(value: float) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _json_safe(values: Mapping[str, Any]) -> dict[str, Any]:
-    # JSON has no NaN: null stands for it.
-    return {
-        name: _json_safe(value)
-        if isinstance(value, Mapping)
-        else None
-        if isinstance(value, float) and not math.isfinite(value)
-        else value
-        for name, value in values.items()
-    }

@@ -67,8 +67,8 @@ def test_hidden_tokens(accelerator: Accelerator, lengths: list[int], micro_batch
     torch.manual_seed(0)
     model: Any = AutoModelForMaskedLM.from_config(CONFIGS["bert"]).double().eval()
     tokenizer = make_tokenizer(mask_token=True)
-    objective = ChunkedCrossEntropy(stop_before_output_layer(model), chunk_size=3)
-    task = MaskedTexts(tokenizer, objective, seed, 0.4)
+    stop_before_output_layer(model)
+    task = MaskedTexts(tokenizer, ChunkedCrossEntropy(chunk_size=3), 64, seed, 0.4)
     random_ids = np.random.default_rng(seed)
     texts = [random_ids.integers(4, len(tokenizer), size=length).astype(np.int32) for length in lengths]
     examples = [task.draw(example, 0) for example in task.encode([(f"0:{i}", text) for i, text in enumerate(texts)])]

@@ -23,15 +23,15 @@ REFUSED: list[Refused] = [
     ({"problem": MULTI, "label_smoothing": 0.1}, "label_smoothing", f"0 for {MULTI}"),
     ({"positive_weights": [1.0, 2.0]} | TWO, "positive_weights", "empty for single_label_classification"),
     ({"problem": "regression"} | TWO, "labels", "empty for regression"),
-    ({"class_weights": [1.0, 2.0]}, "class_weights", "given together with --labels"),
-    ({"class_weights": []}, "class_weights", "given together with --labels"),
+    ({"class_weights": [1.0, 2.0]}, "class_weights", "given together with `labels`"),
+    ({"class_weights": []}, "class_weights", "given together with `labels`"),
     ({"class_weights": []} | TWO, "class_weights", "one for each of the 2 labels"),
     ({"class_weights": [1.0]} | TWO, "class_weights", "one for each of the 2 labels"),
     *(
         ({"class_weights": [1.0, value]} | TWO, "class_weights", "finite and above 0")
         for value in (0.0, -1.0, math.inf, math.nan)
     ),
-    ({"problem": MULTI, "positive_weights": [1.0]}, "positive_weights", "given together with --labels"),
+    ({"problem": MULTI, "positive_weights": [1.0]}, "positive_weights", "given together with `labels`"),
     ({"problem": MULTI, "positive_weights": [1.0]} | TWO, "positive_weights", "one for each of the 2 labels"),
     ({"problem": MULTI, "positive_weights": [1.0, 0.0]} | TWO, "positive_weights", "finite and above 0"),
 ]

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,17 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from tiny_vision import CLASSES, SIDE, draw_row, refused, run, save_vision_model, stored
+from tiny_vision import (
+    CLASSES,
+    SIDE,
+    draw_row,
+    labelled_images,
+    masked_images,
+    refused,
+    run,
+    save_vision_model,
+    stored,
+)
 from torch import nn
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 from window_cases import largest_relative_difference, make_window
@@ -20,15 +31,12 @@ from hf_accum.accumulation.accumulate import accumulate
 from hf_accum.accumulation.losses import IGNORE, CrossEntropy
 from hf_accum.cli.main import main as command
 from hf_accum.config.recipe import LoraConfig
-from hf_accum.models.batch_norm import freeze_statistics
 from hf_accum.models.trainable import load_trainable
-from hf_accum.tasks.labels import LabelColumn, named_labels
 from hf_accum.tasks.vision.augmentation import Augmenter
 from hf_accum.tasks.vision.classification import ImageClassification
-from hf_accum.tasks.vision.data import Pictures
 from hf_accum.tasks.vision.inputs import ImageInputs, load_image_processor
 from hf_accum.tasks.vision.segmentation import SemanticSegmentation
-from recipes.driving_images import DrivingImagesConfig, auto_class
+from recipes.driving_images import DrivingImagesConfig, spec_of
 from recipes.embedded import signs
 
 NAMES = ("background", *CLASSES)
@@ -38,10 +46,8 @@ AUGMENTER = Augmenter(0, 0.5, True, 0.3)
 def task_of(name: str, folder: Path) -> Any:
     inputs = ImageInputs.of(load_image_processor(str(folder)), SIDE)
     if name == "segmentation":
-        how = (CrossEntropy(), inputs, AUGMENTER)
-        return SemanticSegmentation(Pictures("image"), Pictures("mask"), NAMES, 255, *how)
-    labels = LabelColumn("label", "single_label_classification", CLASSES)
-    return ImageClassification(Pictures("image"), labels, CrossEntropy(), inputs, AUGMENTER)
+        return SemanticSegmentation(masked_images(NAMES), CrossEntropy(), inputs, AUGMENTER)
+    return ImageClassification(labelled_images(CLASSES), CrossEntropy(), inputs, AUGMENTER)
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -56,17 +62,8 @@ def test_the_gradient_is_that_of_the_unsplit_batch(
         task=name, dropout=0.0, lora=LoraConfig(rank=rank, target_modules="all-linear-and-conv")
     )
     names = NAMES if name == "segmentation" else CLASSES
-    model = load_trainable(
-        auto_class(config),
-        str(tmp_path),
-        None,
-        config,
-        task_type=None,
-        precision="no",
-        device=torch.device("cpu"),
-        **named_labels(names),
-    ).model
-    freeze_statistics(model)
+    spec = replace(spec_of(config, names), name=str(tmp_path))
+    model = load_trainable(spec, load_image_processor(str(tmp_path)), config, device=torch.device("cpu")).model
     model.double().train()
     for parameter_name, parameter in model.named_parameters():
         if "lora_B" in parameter_name:
@@ -89,7 +86,7 @@ def test_the_gradient_is_that_of_the_unsplit_batch(
     for micro_batch in window.micro_batches(micro_batch_size):
         with accumulate(accelerator, model, micro_batch):
             images, labels = batch(micro_batch.examples)
-            summed = task.objective(model(pixel_values=images).logits, labels)
+            summed = task.summed_loss(model, ({"pixel_values": images}, labels))
             accelerator.backward(micro_batch.scaled(summed))
     assert sum(bool(gradient.any()) for gradient in gradients) > 10
     assert largest_relative_difference(model, dict(zip(trained, gradients, strict=True))) <= 1e-12

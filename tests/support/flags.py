@@ -26,7 +26,7 @@ def check_refused(refused: Refused, *config_classes: type[RecipeConfig], shown: 
         value = value[part]
     if shown is None:
         shown = "''" if value == "" and "." not in flag else str(value)
-    said = f"--{flag} {shown}: has to be {rule}"
+    said = f"`{flag}` {shown}: has to be {rule}"
     for config_class in config_classes or (RecipeConfig, ClinicalClassificationConfig):
         with pytest.raises(UserError, match=f"^{re.escape(said)}"):
             construct(config_class, values)

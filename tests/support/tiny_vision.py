@@ -11,6 +11,9 @@ from PIL import Image, ImageDraw
 from torch import nn
 from transformers import EfficientNetConfig, EfficientNetImageProcessorPil, EfficientNetModel
 
+from hf_accum.tasks.labels import LabelColumn
+from hf_accum.tasks.vision.data import LabelledImages, MaskedImages, Pictures
+
 SIDE = 32
 COLOURS = {"blue": (20, 40, 200), "green": (20, 180, 60), "red": (200, 30, 30)}
 CLASSES = tuple(COLOURS)
@@ -111,3 +114,22 @@ def refused(capsys: pytest.CaptureFixture[str], folder: Path, *flags: str, **nam
         run(folder, *flags, **named)
     assert ended.value.code == 2
     return capsys.readouterr().err
+
+
+def labelled_images(names: tuple[str, ...]) -> LabelledImages:
+    """A dataset of images with a class, of which no source is read."""
+    return LabelledImages(labels=LabelColumn("label", "single_label_classification", names), **_OF_NO_SOURCE)
+
+
+def masked_images(names: tuple[str, ...], **how: Any) -> MaskedImages:
+    """A dataset of images with masks, of which no source is read; 255 has no class."""
+    return MaskedImages(names=names, ignore_index=255, **_OF_NO_SOURCE | {"masks": Pictures("mask")} | how)
+
+
+_OF_NO_SOURCE: dict[str, Any] = {
+    "source": None,
+    "eval_source": None,
+    "group_column": "image",
+    "eval_fraction": 0.1,
+    "pictures": Pictures("image"),
+}

@@ -11,7 +11,7 @@ from hf_accum.config.trust import Trust
 REFUSED: list[Refused] = [
     *(({name: ""}, name, "left out, or not empty") for name in ("model", "revision")),
     ({"code_revision": "", "trust_remote_code": True}, "code_revision", "left out, or not empty"),
-    ({"code_revision": "main"}, "code_revision", "left out without --trust_remote_code"),
+    ({"code_revision": "main"}, "code_revision", "left out without `trust_remote_code`"),
     *(({"dropout": value}, "dropout", "in [0, 1)") for value in (-0.1, 1.0, math.nan)),
 ]
 

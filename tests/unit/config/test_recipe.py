@@ -125,8 +125,8 @@ def test_each_flag_is_below_one_heading(config_class: type[RecipeConfig]) -> Non
 
 
 REFUSED: list[Refused] = [
-    ({"full_determinism": True}, "full_determinism", "false with --micro_batch_size auto"),
-    ({"quantization": "nf4", "lora": {"rank": 0}}, "quantization", "none with --lora.rank 0"),
+    ({"full_determinism": True}, "full_determinism", "false with `micro_batch_size auto`"),
+    ({"quantization": "nf4", "lora": {"rank": 0}}, "quantization", "none with `lora.rank 0`"),
 ]
 
 

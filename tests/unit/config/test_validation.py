@@ -26,7 +26,7 @@ from recipes.clinical_classification import ClinicalClassificationConfig
 
 def test_require_says_nothing_of_what_holds() -> None:
     require(True, "seed", 1, "anything")
-    with pytest.raises(ValueError, match=r"^--seed 1: has to be 2$"):
+    with pytest.raises(ValueError, match=r"^`seed` 1: has to be 2$"):
         require(False, "seed", 1, "2")
 
 
@@ -53,21 +53,21 @@ class OtherDefault(Numbers):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"count": 0}, "--count 0: has to be at least 1"),
-        ({"count": 10**9 + 1}, "--count 1000000001: has to be at most 1,000,000,000"),
-        ({"count": 10**400}, f"--count {10**400}: has to be at most 1,000,000,000"),
-        ({"count": None}, "--count None: has to be a whole number"),
-        ({"count": "3"}, "--count 3: has to be a whole number"),
-        ({"count": 2.5}, "--count 2.5: has to be a whole number"),
-        ({"count": True}, "--count True: has to be a whole number"),
-        ({"count": "auto"}, "--count auto: has to be a whole number"),
-        ({"count_or_null": 0}, "--count_or_null 0: has to be at least 1, or null"),
-        ({"count_or_auto": 0}, "--count_or_auto 0: has to be auto, or at least 1"),
-        ({"count_or_auto": None}, "--count_or_auto None: has to be a whole number"),
-        ({"ratio": 0}, "--ratio 0: has to be above 0"),
-        ({"ratio": "0.5"}, "--ratio 0.5: has to be a number"),
-        ({"ratio": 10**400}, f"--ratio {10**400}: has to be above 0"),
-        *(({"ratio": value}, f"--ratio {value}: has to be above 0") for value in (math.inf, -math.inf, math.nan)),
+        ({"count": 0}, "`count` 0: has to be at least 1"),
+        ({"count": 10**9 + 1}, "`count` 1000000001: has to be at most 1,000,000,000"),
+        ({"count": 10**400}, f"`count` {10**400}: has to be at most 1,000,000,000"),
+        ({"count": None}, "`count` None: has to be a whole number"),
+        ({"count": "3"}, "`count` 3: has to be a whole number"),
+        ({"count": 2.5}, "`count` 2.5: has to be a whole number"),
+        ({"count": True}, "`count` True: has to be a whole number"),
+        ({"count": "auto"}, "`count` auto: has to be a whole number"),
+        ({"count_or_null": 0}, "`count_or_null` 0: has to be at least 1, or null"),
+        ({"count_or_auto": 0}, "`count_or_auto` 0: has to be auto, or at least 1"),
+        ({"count_or_auto": None}, "`count_or_auto` None: has to be a whole number"),
+        ({"ratio": 0}, "`ratio` 0: has to be above 0"),
+        ({"ratio": "0.5"}, "`ratio` 0.5: has to be a number"),
+        ({"ratio": 10**400}, f"`ratio` {10**400}: has to be above 0"),
+        *(({"ratio": value}, f"`ratio` {value}: has to be above 0") for value in (math.inf, -math.inf, math.nan)),
     ],
 )
 def test_a_number_is_checked_by_the_type_of_its_field(values: dict[str, Any], said: str) -> None:
@@ -77,7 +77,7 @@ def test_a_number_is_checked_by_the_type_of_its_field(values: dict[str, Any], sa
         assert str(refused.value) == said
     with pytest.raises(UserError) as refused:
         check_numbers(Numbers(**values), "lora.")
-    assert str(refused.value) == said.replace("--", "--lora.")
+    assert str(refused.value) == said.replace("`", "`lora.", 1)
 
 
 def test_numbers_that_keep_to_their_types_are_taken_as_they_are() -> None:
@@ -89,7 +89,7 @@ def test_numbers_that_keep_to_their_types_are_taken_as_they_are() -> None:
 
 
 def test_a_subclass_may_add_a_type_to_a_field() -> None:
-    with pytest.raises(UserError, match=r"^--free 0: has to be at least 1$"):
+    with pytest.raises(UserError, match=r"^`free` 0: has to be at least 1$"):
         check_numbers(OtherDefault(free=0))
 
 

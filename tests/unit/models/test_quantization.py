@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification
 
-from hf_accum.config.recipe import LoraConfig
+from hf_accum.config.recipe import LoraConfig, RecipeConfig
 from hf_accum.device.live_bytes import LiveBytes, sum_bytes, tensors_of
 from hf_accum.errors import UserError
 from hf_accum.models.loading import Pretrained, build_without_weights, load_model
@@ -23,7 +23,8 @@ from hf_accum.models.optimizer import build_optimizer
 from hf_accum.models.quantization import quantization_config
 from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.tasks.labels import LabelColumn
-from hf_accum.tasks.text_classification.task import build_objective, classification_workload
+from hf_accum.tasks.text_classification.task import TextClassification, build_objective
+from hf_accum.tuner import workload
 from hf_accum.tuner.prediction import predict
 from hf_accum.tuner.tracing import Tracer
 from hf_accum.tuner.workload import Workload
@@ -285,13 +286,8 @@ def test_sizes_that_do_not_divide_into_blocks_are_laid_out_alike(tmp_path: Path)
 
 def workload_of(model: nn.Module, max_length: int) -> Workload:
     labels = LabelColumn("label", "single_label_classification", ("a", "b", "c"))
-    return classification_workload(
-        model,
-        lambda m: build_optimizer(m, 1e-3, 0.01),
-        labels=labels,
-        objective=build_objective(labels),
-        max_length=max_length,
-    )
+    task = TextClassification("text", labels, build_objective(labels), None, max_length)
+    return workload.workload_of(model, task, RecipeConfig())
 
 
 def in_training(work: Workload) -> Iterator[Tensor]:

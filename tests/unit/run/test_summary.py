@@ -1,6 +1,7 @@
 """The summary says what the run will do; its figures are counted here by hand."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,17 +16,15 @@ from hf_accum.tuner.search import Tuning
 def describe(accelerator: Accelerator, config: RecipeConfig | None = None, **changes: Any) -> str:
     model = nn.Sequential(nn.Linear(99, 10, bias=False), nn.Linear(10, 1, bias=False))
     model[0].weight.requires_grad_(False)
-    facts: dict[str, Any] = {
-        "num_train": 100,
-        "num_held_out": 11,
-        "bad_rows": {},
-        "num_steps": 4,
-        "model": model,
-        "new_modules": (),
-        "tunings": [Tuning.as_given(5, 512)],
-        "earlier": None,
-    }
-    return describe_run(config or RecipeConfig(), accelerator=accelerator, **facts | changes)
+    of_data: dict[str, Any] = {"num_train": 100, "num_held_out": 11, "bad_rows": {}, "notes": []}
+    of_data |= {name: changes.pop(name) for name in of_data if name in changes}
+    trainable: Any = SimpleNamespace(
+        model=changes.pop("model", model), base=None, new_modules=changes.pop("new_modules", ())
+    )
+    facts: dict[str, Any] = {"num_steps": 4, "tunings": [Tuning.as_given(5, 512)], "earlier": None}
+    data: Any = SimpleNamespace(**of_data)
+    how = facts | changes
+    return describe_run(config or RecipeConfig(), data, trainable=trainable, accelerator=accelerator, **how)
 
 
 def test_it_says_in_words_what_the_run_will_do(accelerator: Accelerator, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,9 @@ def make_passages(lengths: Sequence[int], seed: int = 0) -> list[Passage]:
 
 
 def task_of(model: nn.Module, chunk_size: int) -> CausalTexts:
-    return CausalTexts(ChunkedCrossEntropy(stop_before_output_layer(model), chunk_size), pad_token_id=3)
+    stop_before_output_layer(model)
+    tokenizer: Any = SimpleNamespace(pad_token_id=3)
+    return CausalTexts(tokenizer, ChunkedCrossEntropy(chunk_size), max_length=16)
 
 
 def encoded(task: CausalTexts, passages: Sequence[Passage]) -> list[Example]:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from tiny import WORDS, make_tokenizer
-from torch import nn
 from transformers import AutoTokenizer
 
 from hf_accum.accumulation.example import Example
@@ -20,11 +19,11 @@ from hf_accum.tasks.masked_lm.task import MaskedTexts
 from hf_accum.tasks.special_tokens import Frame
 from recipes.embedded.models import minilm
 
-OBJECTIVE = ChunkedCrossEntropy(nn.Linear(2, 2))
+OBJECTIVE = ChunkedCrossEntropy()
 
 
 def masked(seed: int = 0, share: float = 0.15) -> MaskedTexts:
-    return MaskedTexts(AutoTokenizer.from_pretrained(minilm()), OBJECTIVE, seed, share)
+    return MaskedTexts(AutoTokenizer.from_pretrained(minilm()), OBJECTIVE, 512, seed, share)
 
 
 def example_of(task: MaskedTexts, length: int, example_id: str = "0:0") -> Example:

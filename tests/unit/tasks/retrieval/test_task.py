@@ -14,7 +14,7 @@ from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.source import BadRow, Source
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import OneRank
-from hf_accum.tasks.retrieval.task import Pooling, TextRetrieval, check_retrieval_metric, encode_texts
+from hf_accum.tasks.retrieval.task import Pooling, TextRetrieval, encode_texts
 from recipes.embedded.ontology import ontology_folder
 from recipes.embedded.terms import read_terms
 
@@ -105,9 +105,9 @@ def test_what_is_no_number_is_found_last() -> None:
 
 
 def test_an_unknown_best_metric_is_refused() -> None:
-    check_retrieval_metric("mrr")
+    TASK.check_metrics("mrr")
     with pytest.raises(ValueError, match="`best_metric` f1: has to be one of loss, mrr, recall_at_1, recall_at_10"):
-        check_retrieval_metric("f1")
+        TASK.check_metrics("f1")
 
 
 def test_the_embedded_terms_are_those_of_the_ontology() -> None:

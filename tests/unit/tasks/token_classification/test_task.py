@@ -19,7 +19,7 @@ from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.tasks.token_classification.data import Part, TagColumns, labels_of, open_tagged_texts
-from hf_accum.tasks.token_classification.task import EntityTagging, tagging_workload
+from hf_accum.tasks.token_classification.task import EntityTagging
 from recipes.embedded.models import minilm
 from recipes.embedded.nero import tags_of, words_of
 
@@ -139,11 +139,10 @@ def test_an_unknown_best_metric_is_refused() -> None:
 
 def test_the_workload_is_traced() -> None:
     from hf_accum.tuner.prediction import predict
+    from hf_accum.tuner.workload import workload_of
 
     model = AutoModelForTokenClassification.from_config(CONFIGS["bert"])
-    work = tagging_workload(
-        model, lambda m: torch.optim.AdamW(m.parameters()), objective=CrossEntropy(), max_length=16
-    )
+    work = workload_of(model, EntityTagging(TagColumns("", ""), LABELS, CrossEntropy(), None, 16), RecipeConfig())
     training = predict(work).training
     assert training.bytes_at(4, 16) > training.bytes_at(2, 16) > 0
 

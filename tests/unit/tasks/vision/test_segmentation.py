@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn import metrics
-from tiny_vision import CLASSES, SIDE, draw_row, save_vision_model, stored
+from tiny_vision import CLASSES, SIDE, draw_row, masked_images, save_vision_model, stored
 from torch import nn
 from transformers import AutoConfig, ViTConfig
 
@@ -23,7 +23,7 @@ from hf_accum.data.source import Source, good_rows
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.tasks.vision.augmentation import Augmenter
-from hf_accum.tasks.vision.data import MaskedImages, Pictures, open_masked_images
+from hf_accum.tasks.vision.data import MaskedImages, open_masked_images
 from hf_accum.tasks.vision.inputs import ImageInputs
 from hf_accum.tasks.vision.segmentation import SemanticSegmentation, confusion, figures_of
 from hf_accum.tasks.vision.segmenter import SemanticSegmenter
@@ -57,7 +57,7 @@ def segmentation(folder: Path, augmenter: Augmenter | None = None) -> SemanticSe
 
     save_vision_model(folder)
     inputs = ImageInputs.of(load_image_processor(str(folder)), SIDE)
-    return SemanticSegmentation(Pictures("image"), Pictures("mask"), NAMES, 255, CrossEntropy(), inputs, augmenter)
+    return SemanticSegmentation(masked_images(NAMES), CrossEntropy(), inputs, augmenter)
 
 
 def rows_of(number: int) -> list[dict[str, Any]]:
