@@ -66,10 +66,11 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
     task.check_metrics(config.best_metric)
     spec, config = spec_of(config, data.labels), replace(config, labels=list(data.labels.names))
     with Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
-        accelerator, model, summed_loss = training.accelerator, training.model, task.summed_loss
+        accelerator, model, capacity = training.accelerator, training.model, training.capacity
         optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
+        summed_loss = task.summed_loss
         for window in training.windows:  # the texts of one optimizer step
-            for micro_batch in window.micro_batches(training.capacity):  # cut; again, smaller, if memory ran out
+            for micro_batch in window.micro_batches(capacity):  # cut; again, smaller, if memory ran out
                 with accumulate(accelerator, model, micro_batch):
                     loss = summed_loss(model, micro_batch.batch)  # over the micro-batch, in float32
                     accelerator.backward(micro_batch.scaled(loss))  # noted, and divided once

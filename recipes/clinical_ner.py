@@ -65,10 +65,11 @@ def train(config: ClinicalNerConfig) -> Mapping[str, Any]:
     task.check_metrics(config.best_metric)
     spec, config = spec_of(config, labels), replace(config, types=list(data.types))
     with Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
-        accelerator, model, summed_loss = training.accelerator, training.model, task.summed_loss
+        accelerator, model, capacity = training.accelerator, training.model, training.capacity
         optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
+        summed_loss = task.summed_loss
         for window in training.windows:  # the texts of one optimizer step
-            for micro_batch in window.micro_batches(training.capacity):
+            for micro_batch in window.micro_batches(capacity):
                 with accumulate(accelerator, model, micro_batch):
                     loss = summed_loss(model, micro_batch.batch)  # summed over the words that count, in float32
                     accelerator.backward(micro_batch.scaled(loss))

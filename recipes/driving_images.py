@@ -119,10 +119,11 @@ def train(config: DrivingImagesConfig) -> Mapping[str, Any]:
     run.known(labels=list(data.class_names))  # to say what would fit, where nothing does
     how = {"processor": processor, "draw": task.draw}  # images are augmented anew in each pass
     with Training(run=run, config=config, data=data, task=task, spec=spec, **how) as training:
-        accelerator, model, summed_loss = training.accelerator, training.model, task.summed_loss
+        accelerator, model, capacity = training.accelerator, training.model, training.capacity
         optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
+        summed_loss = task.summed_loss
         for window in training.windows:  # the images of one optimizer step
-            for micro_batch in window.micro_batches(training.capacity):
+            for micro_batch in window.micro_batches(capacity):
                 with accumulate(accelerator, model, micro_batch):
                     loss = summed_loss(model, micro_batch.batch)  # summed over images or pixels, in float32
                     accelerator.backward(micro_batch.scaled(loss))

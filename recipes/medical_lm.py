@@ -80,10 +80,11 @@ def train(config: MedicalLmConfig) -> Mapping[str, Any]:
     if training.resumed.loaded is None:
         samples.show(training.plain_model, "before")
     with training:
-        accelerator, model, summed_loss = training.accelerator, training.model, task.summed_loss
+        accelerator, model, capacity = training.accelerator, training.model, training.capacity
         optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
+        summed_loss = task.summed_loss
         for window in training.windows:  # the texts of one optimizer step
-            for micro_batch in window.micro_batches(training.capacity):
+            for micro_batch in window.micro_batches(capacity):
                 with accumulate(accelerator, model, micro_batch):
                     loss = summed_loss(model, micro_batch.batch)  # summed over the tokens to predict, in chunks
                     accelerator.backward(micro_batch.scaled(loss))

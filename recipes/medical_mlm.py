@@ -60,10 +60,11 @@ def train(config: MedicalMlmConfig) -> Mapping[str, Any]:
     data = open_data(config, run.ranks, tokenizer)  # read once, before any weight: its size, its bad rows
     how = {"processor": tokenizer, "draw": task.draw}  # which tokens are hidden is drawn in each pass
     with Training(run=run, config=config, data=data, task=task, spec=spec, **how) as training:
-        accelerator, model, summed_loss = training.accelerator, training.model, task.summed_loss
+        accelerator, model, capacity = training.accelerator, training.model, training.capacity
         optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
+        summed_loss = task.summed_loss
         for window in training.windows:  # the texts of one optimizer step
-            for micro_batch in window.micro_batches(training.capacity):
+            for micro_batch in window.micro_batches(capacity):
                 with accumulate(accelerator, model, micro_batch):
                     loss = summed_loss(model, micro_batch.batch)  # summed over the hidden tokens, in chunks
                     accelerator.backward(micro_batch.scaled(loss))

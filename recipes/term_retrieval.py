@@ -64,11 +64,12 @@ def train(config: TermRetrievalConfig) -> Mapping[str, Any]:
     data = open_data(config, run.ranks)  # read once, before any weight: its size, its bad rows
     config = replace(config, pooling=task.pooling)
     with Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
-        accelerator, model, summed_loss = training.accelerator, training.model, task.summed_loss
+        accelerator, model, capacity = training.accelerator, training.model, training.capacity
         optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
+        summed_loss = task.summed_loss
         for window in training.windows:  # the pairs of one optimizer step
             cache = RepresentationCache(window, task.objective, run.ranks)  # whose loss is no sum over them
-            for micro_batch in window.micro_batches(training.capacity, no_grad_pass=run.ranks):
+            for micro_batch in window.micro_batches(capacity, no_grad_pass=run.ranks):
                 with accumulate(accelerator, model, micro_batch):
                     if micro_batch.is_no_grad_pass:  # all of them first, to know all vectors
                         cache.keep(micro_batch, task.vectors(model, micro_batch.batch))

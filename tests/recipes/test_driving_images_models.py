@@ -88,8 +88,11 @@ def test_statistics_of_the_micro_batch_are_refused_on_several_ranks(
 ) -> None:
     """Before the data, which is not there."""
     save_vision_model(tmp_path)
-    started = SimpleNamespace(ranks=SimpleNamespace(count=2, index=0))
-    monkeypatch.setattr("hf_accum.run.training.StartedRun", lambda _: started)
+    ranks = SimpleNamespace(count=2, index=0)
+    monkeypatch.setattr(
+        "hf_accum.run.start.StartedRun",
+        lambda config, workload: SimpleNamespace(ranks=ranks, planned=workload(config)),
+    )
     how: dict[str, Any] = {"resolution": SIDE, "lora": LoraConfig(rank=0), "dataset": "nowhere"}
     config = DrivingImagesConfig(model=str(tmp_path), batch_norm="micro_batch", **how)
     with pytest.raises(ValueError, match="`batch_norm` micro_batch: has to be frozen on 2 ranks"):
@@ -116,7 +119,7 @@ def test_a_plan_counts_the_classes_that_are_known_and_says_where_none_are(
     work = workload(DrivingImagesConfig(**how, **values))
     config: Any = work.model.config
     assert config.num_labels == num_classes
-    assert work.assumed == ("2 classes, since --labels names none" if num_classes == 2 else "")
+    assert work.assumed == ("2 classes, since `labels` names none" if num_classes == 2 else "")
 
 
 def test_advice_counts_the_classes_of_the_data(

@@ -78,7 +78,7 @@ def _show(
     longest, lengths = found[0].max_length, found[0].lengths
     console.print(f"examples of {'up to ' if lengths.vary else ''}{longest} {lengths.unit}")
     if found[0].assumed:
-        console.print(f"counted for {found[0].assumed}")
+        console.print(as_flags(f"counted for {found[0].assumed}", flag_names(type(config))))
     for flag, value in _overridden(config).items():
         console.print(f"{flag} {value} says nothing here: each way of training has its own (--variants chooses)")
     for why in impossible:

@@ -175,7 +175,7 @@ def test_a_mask_that_is_bad_for_one_image_is_good_for_others(tmp_path: Path) -> 
     data = masked(tmp_path / "data", masks, [(32, 32)] * 30 + [(40, 40)], on_bad_row="skip")
     reason = "field 'mask': has 32 x 32 pixels, and its image 40 x 40: they have to be the same"
     assert data.bad_rows == {reason: 1}
-    task = replace(segmentation(tmp_path / "model"), pictures=data.pictures, masks=data.masks)
+    task = replace(segmentation(tmp_path / "model"), data=data)
     bad_rows: Counter[str] = Counter()
     rows = list(good_rows(data.source, 0, 0, task.prepare, "skip", bad_rows))
     assert len(rows) == 30
@@ -228,7 +228,7 @@ def test_masks_that_no_pass_has_seen_are_told_as_a_mistake_in_the_data(
     tmp_path: Path, mask: bytes, reason: str
 ) -> None:
     data = masked(tmp_path / "data", [mask] * 8, [(32, 32)] * 8, label_names=NAMES, num_epochs=None)
-    task = replace(segmentation(tmp_path / "model"), pictures=data.pictures, masks=data.masks)
+    task = replace(segmentation(tmp_path / "model"), data=data)
     how: Any = {"ranks": OneRank(), "effective_batch_size": 4, "seed": 0, "shuffle_block_size": 1}
     stream = WindowStream(data.source, task.prepare, task.encode, draw=task.draw, **how)
     with pytest.raises(ValueError, match=rf"shard 0 of the dataset, row 0 .*: field 'mask': {reason}.*`num_epochs`"):
