@@ -20,7 +20,7 @@ SUBJECTS: dict[str, type] = {
     "Memory and speed": MemoryFlags,
     "Run and checkpoints": RunFlags,
 }
-"""The headings of `--help`, in order, and the flags below each."""
+"""The headings of the help, in order, and the flags below each."""
 
 
 # A dataclass has the fields of its last base first.
@@ -63,7 +63,7 @@ class RecipeConfig(RunFlags, MemoryFlags, OptimizationFlags, LoraFlags, DataFlag
 
 
 def flags_by_heading(config_class: type[RecipeConfig]) -> dict[str, list[str]]:
-    """The names of a recipe's flags below the headings of `--help`; the recipe's own come first."""
+    """The names of a recipe's flags below the headings of the help; the recipe's own come first."""
     shared = {field.name for field in fields(RecipeConfig)}
     own = [field.name for field in fields(config_class) if field.name not in shared]
     return {"This recipe": own} | {

@@ -192,7 +192,7 @@ def test_a_dataset_that_changes_between_two_passes_ends_the_run(
 
     def step_and_change(self: RunLog, window: Any, *rest: Any) -> None:
         step(self, window, *rest)
-        if window.step == 3:
+        if window.window.step == 3:
             with (tmp_path / "notes" / "train-1.jsonl").open("a") as file:
                 file.write(json.dumps({"text": "new", "label": "eye", "patient": 1000}) + "\n")
 

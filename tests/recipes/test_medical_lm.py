@@ -252,10 +252,10 @@ def test_the_embedded_model_is_one_that_writes_and_has_a_chat_template(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"text_column": "a", "messages_column": "b"}, "--messages_column b: has to be left out with --text_column"),
-        ({"prompt_column": "a"}, "--response_column None: has to be given with --prompt_column"),
-        ({"text_column": ""}, "--text_column '': has to be left out, or not empty"),
-        ({"num_samples": -1}, "--num_samples -1: has to be at least 0"),
+        ({"text_column": "a", "messages_column": "b"}, "`messages_column` b: has to be left out with `text_column`"),
+        ({"prompt_column": "a"}, "`response_column` None: has to be given with `prompt_column`"),
+        ({"text_column": ""}, "`text_column` '': has to be left out, or not empty"),
+        ({"num_samples": -1}, "`num_samples` -1: has to be at least 0"),
     ],
 )
 def test_flags_that_contradict_are_refused(flags: dict[str, Any], message: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from hf_accum.cli.exit import run
 from hf_accum.config.recipe import RecipeConfig
-from hf_accum.errors import OutOfMemory, RankFailed, Stopped, UserError, first_line, shown
+from hf_accum.errors import NotFinite, OutOfMemory, RankFailed, Stopped, UserError, first_line, shown
 
 TOKEN = "hf_" + "aB3dE6gH9jK2mN5pQ8" * 2
 
@@ -109,6 +109,28 @@ def test_memory_that_runs_out_outside_of_the_micro_batches_is_said_so(capsys: py
     assert capsys.readouterr().err.startswith(
         "error: RuntimeError: mat1 and mat2 shapes cannot be multiplied (nothing"
     )
+
+
+@pytest.mark.parametrize("kind", [UserError, RankFailed, OutOfMemory, NotFinite])
+def test_the_arguments_of_a_message_are_told_as_flags(
+    kind: type[Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        raise kind("`max_length` 600: too long; `lora.rank 4` or `resume never`, as `model.train` has no `role`")
+
+    assert ended(work) == 2
+    said = "--max_length 600: too long; --lora.rank 4 or --resume never, as `model.train` has no `role`"
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_what_other_libraries_say_of_their_arguments_is_told_as_it_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def work() -> None:
+        raise KeyError("`max_length` is missing")
+
+    assert ended(work, RecipeConfig(output_dir=str(tmp_path / "run"))) == 1
+    assert "error: KeyError: '`max_length` is missing' (" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [RankFailed("rank 1 failed: x"), OutOfMemory("no example fits")])
