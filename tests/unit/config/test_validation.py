@@ -99,13 +99,13 @@ def test_a_subclass_may_add_a_type_to_a_field() -> None:
 @pytest.mark.parametrize("value", ["a\0b", "\ud800"])
 @pytest.mark.parametrize("flag", ["model", "output_dir", "text_column", "trackers", "labels"])
 def test_texts_that_cannot_be_written_down_are_refused(flag: str, value: str) -> None:
-    with pytest.raises(ValueError, match=rf"^--{flag} '.*': has to be (UTF-8|without NUL characters)$"):
+    with pytest.raises(ValueError, match=rf"^`{flag}` '.*': has to be (UTF-8|without NUL characters)$"):
         ClinicalClassificationConfig(**{flag: [value, "b"] if flag in ("trackers", "labels") else value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("flag", ["model", "output_dir", "trackers", "allow_changes"])
 def test_a_text_with_a_secret_is_refused_and_not_repeated(flag: str) -> None:
-    with pytest.raises(UserError, match=rf"^--{flag} \*\*\*: has to be without tokens and passwords") as refused:
+    with pytest.raises(UserError, match=rf"^`{flag}` \*\*\*: has to be without tokens and passwords") as refused:
         RecipeConfig(**{flag: [TOKEN] if flag in ("trackers", "allow_changes") else TOKEN})  # type: ignore[arg-type]
     assert TOKEN not in str(refused.value)
 
