@@ -14,16 +14,21 @@ if TYPE_CHECKING:
     from hf_accum.accumulation.nonfinite import NonFiniteCheck
     from hf_accum.accumulation.splitting import cut
     from hf_accum.accumulation.window import Window
+    from hf_accum.cli.command import command
+    from hf_accum.config.recipe import RecipeConfig
     from hf_accum.data.pipeline import Pipeline
     from hf_accum.data.source import BadRow, Source, of_dataset, open_source
+    from hf_accum.data.split import dataset_of
     from hf_accum.data.stream import WindowStream
     from hf_accum.distributed.launch import start_accelerator
-    from hf_accum.distributed.ranks import ranks_of
+    from hf_accum.distributed.ranks import Ranks, ranks_of
     from hf_accum.evaluation.evaluate import Metric, evaluate_model
+    from hf_accum.models.spec import ModelSpec
     from hf_accum.models.tokenizers import load_tokenizer
     from hf_accum.run.signals import StopRequest
     from hf_accum.run.start import StartedRun
     from hf_accum.run.training import Training
+    from hf_accum.tuner.workload import Workload, planned
 
 __version__ = "0.1.0"
 
@@ -34,8 +39,11 @@ _HOMES = {
     "Example": "accumulation.example",
     "Metric": "evaluation.evaluate",
     "MicroBatch": "accumulation.execution",
+    "ModelSpec": "models.spec",
     "NonFiniteCheck": "accumulation.nonfinite",
     "Pipeline": "data.pipeline",
+    "Ranks": "distributed.ranks",
+    "RecipeConfig": "config.recipe",
     "Source": "data.source",
     "SquaredError": "accumulation.losses",
     "StartedRun": "run.start",
@@ -44,13 +52,17 @@ _HOMES = {
     "Window": "accumulation.window",
     "WindowExecution": "accumulation.execution",
     "WindowStream": "data.stream",
+    "Workload": "tuner.workload",
     "accumulate": "accumulation.accumulate",
+    "command": "cli.command",
     "cut": "accumulation.splitting",
+    "dataset_of": "data.split",
     "discard_gradients": "accumulation.accumulate",
     "evaluate_model": "evaluation.evaluate",
     "load_tokenizer": "models.tokenizers",
     "of_dataset": "data.source",
     "open_source": "data.source",
+    "planned": "tuner.workload",
     "ranks_of": "distributed.ranks",
     "start_accelerator": "distributed.launch",
 }
@@ -62,8 +74,11 @@ __all__ = [
     "Example",
     "Metric",
     "MicroBatch",
+    "ModelSpec",
     "NonFiniteCheck",
     "Pipeline",
+    "Ranks",
+    "RecipeConfig",
     "Source",
     "SquaredError",
     "StartedRun",
@@ -72,13 +87,17 @@ __all__ = [
     "Window",
     "WindowExecution",
     "WindowStream",
+    "Workload",
     "accumulate",
+    "command",
     "cut",
+    "dataset_of",
     "discard_gradients",
     "evaluate_model",
     "load_tokenizer",
     "of_dataset",
     "open_source",
+    "planned",
     "ranks_of",
     "start_accelerator",
 ]

@@ -11,22 +11,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from hf_accum.cli.command import command
-from hf_accum.config.recipe import RecipeConfig
+import hf_accum  # its parts are imported when they are used: help and a wrong flag need no torch
 from hf_accum.tasks.flags import ClassWeights, Problem, check_classification
+from recipes.embedded.models import minilm
+from recipes.embedded.synopses import clinical_synopses
 
-if TYPE_CHECKING:  # everything heavy is imported in functions: help and a wrong flag need no torch
-    from hf_accum.distributed.ranks import Ranks
-    from hf_accum.models.spec import ModelSpec
+if TYPE_CHECKING:
     from hf_accum.tasks.labels import LabelColumn
-    from hf_accum.tasks.text_classification.data import LabelledTexts
-    from hf_accum.tasks.text_classification.task import TextClassification
-    from hf_accum.tuner.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClinicalClassificationConfig(RecipeConfig):
-    """The flags of this recipe, and those that every recipe shares."""
+class ClinicalClassificationConfig(hf_accum.RecipeConfig):
+    """What a text is, its label, and how a class weighs."""
 
     text_column: str = "text"
     """Column with the text."""
@@ -49,30 +45,28 @@ class ClinicalClassificationConfig(RecipeConfig):
     """Metrics of the hub beside the shipped ones, by name. They are code, and need trust_remote_code."""
 
     def __post_init__(self) -> None:
-        """Check every value."""
         super().__post_init__()
         self.split_names("labels", "extra_metrics")
         check_classification(self)
 
 
-def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
-    """Run the recipe; returns the final evaluation."""
-    from hf_accum import StartedRun, Training, accumulate, load_tokenizer
+def train(config: ClinicalClassificationConfig):
+    """Train; returns the figures of the held-out part: loss, accuracy and F1, or those of the problem."""
+    from hf_accum import accumulate
 
-    run = StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
+    run = hf_accum.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
     data = open_data(config, run.ranks)  # read once, before any weight: its labels, its size, its bad rows
-    tokenizer = load_tokenizer(model_name(config), config.trust)
+    tokenizer = hf_accum.load_tokenizer(config.model or minilm(), config.trust)
     task = task_of(config, data.labels, tokenizer, data.label_counts)
     task.check_metrics(config.best_metric)
     spec, config = spec_of(config, data.labels), replace(config, labels=list(data.labels.names))
-    with Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
+    with hf_accum.Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
         accelerator, model, capacity = training.accelerator, training.model, training.capacity
         optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
-        summed_loss = task.summed_loss
         for window in training.windows:  # the texts of one optimizer step
             for micro_batch in window.micro_batches(capacity):  # cut; again, smaller, if memory ran out
                 with accumulate(accelerator, model, micro_batch):
-                    loss = summed_loss(model, micro_batch.batch)  # over the micro-batch, in float32
+                    loss = task.summed_loss(model, micro_batch.batch)  # over the micro-batch, in float32
                     accelerator.backward(micro_batch.scaled(loss))  # noted, and divided once
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             if nonfinite.accepts(window, grad_norm):
@@ -83,10 +77,8 @@ def train(config: ClinicalClassificationConfig) -> Mapping[str, Any]:
         return training.finish()
 
 
-def task_of(
-    config: ClinicalClassificationConfig, labels: "LabelColumn", tokenizer: Any, counts: Mapping[str, int]
-) -> "TextClassification":
-    """What an example is, and its loss. Without a tokenizer: for a plan."""
+def task_of(config: ClinicalClassificationConfig, labels: "LabelColumn", tokenizer: Any, counts: Mapping[str, int]):
+    """A text and its label, and the loss of the problem. Without a tokenizer: for a plan."""
     from hf_accum.tasks.text_classification.task import TextClassification, build_objective
 
     objective = build_objective(
@@ -100,52 +92,39 @@ def task_of(
     return TextClassification(config.text_column, labels, objective, tokenizer, config.max_length, metrics)
 
 
-def spec_of(config: ClinicalClassificationConfig, labels: "LabelColumn") -> "ModelSpec":
-    """Which model is trained."""
+def spec_of(config: ClinicalClassificationConfig, labels: "LabelColumn") -> "hf_accum.ModelSpec":
+    """An encoder, with a head that has the labels' names."""
     from transformers import AutoModelForSequenceClassification
 
-    from hf_accum.models.spec import ModelSpec
     from hf_accum.tasks.text_classification.task import model_config
 
-    return ModelSpec(AutoModelForSequenceClassification, model_name(config), "SEQ_CLS", model_config(labels))
+    return hf_accum.ModelSpec(
+        AutoModelForSequenceClassification, config.model or minilm(), "SEQ_CLS", model_config(labels)
+    )
 
 
-def model_name(config: ClinicalClassificationConfig) -> str:
-    """That of the flags, or the embedded one."""
-    from recipes.embedded.models import minilm
-
-    return config.model or minilm()
-
-
-def workload(config: ClinicalClassificationConfig, precision: str = "no") -> "Workload":
-    """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
+def workload(config: ClinicalClassificationConfig, precision: str = "no") -> "hf_accum.Workload":
+    """The same by the flags alone, for `hf-accum plan`: two labels, where they name none."""
     from hf_accum.tasks.labels import LabelColumn
-    from hf_accum.tuner.workload import planned
 
     names = () if config.problem == "regression" else tuple(config.labels) or ("no", "yes")
     labels = LabelColumn("label", config.problem, names, config.label_separator)
     task = task_of(config, labels, None, dict.fromkeys(names, 1))
-    return planned(spec_of(config, labels), task, config, precision)
+    return hf_accum.planned(spec_of(config, labels), task, config, precision)
 
 
-def open_data(config: ClinicalClassificationConfig, ranks: "Ranks") -> "LabelledTexts":
-    """The dataset of the flags, or the embedded one with the columns that it has."""
-    from hf_accum.distributed.collectives import on_all_ranks
+def open_data(config: ClinicalClassificationConfig, ranks: "hf_accum.Ranks"):
+    """The texts of the flags, or the embedded synopses: by mode of inheritance, or with all their modes."""
     from hf_accum.tasks.text_classification.data import open_labelled_texts
-    from recipes.embedded.synopses import clinical_synopses
 
-    dataset, group_column, label_column = config.dataset, config.group_column, config.label_column
-    if dataset is None:
-        dataset = on_all_ranks(ranks, clinical_synopses)[ranks.index]
-        group_column = group_column or "disease"
-        multi = config.problem == "multi_label_classification"
-        label_column = label_column or ("modes" if multi else "inheritance")
+    dataset, group_column = hf_accum.dataset_of(config, ranks, clinical_synopses, "disease")
+    embedded = "modes" if config.problem == "multi_label_classification" else "inheritance"
     return open_labelled_texts(
         dataset,
         ranks,
         config,
         text_column=config.text_column,
-        label_column=label_column or "label",
+        label_column=config.label_column or (embedded if config.dataset is None else "label"),
         group_column=group_column or config.text_column,
         problem=config.problem,
         label_names=tuple(config.labels),
@@ -154,7 +133,7 @@ def open_data(config: ClinicalClassificationConfig, ranks: "Ranks") -> "Labelled
     )
 
 
-main = command(ClinicalClassificationConfig, train, __doc__)
+main = hf_accum.command(ClinicalClassificationConfig, train, __doc__)
 
 if __name__ == "__main__":
     main()

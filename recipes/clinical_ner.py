@@ -7,25 +7,21 @@ and data, two lists of words and of their tags (O, B-TYPE, I-TYPE) for each text
         --dataset notes.jsonl --words_column tokens --tags_column ner_tags --group_column patient
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from hf_accum.cli.command import command
-from hf_accum.config.recipe import RecipeConfig
+import hf_accum  # its parts are imported when they are used: help and a wrong flag need no torch
 from hf_accum.config.validation import require
+from recipes.embedded.models import minilm
+from recipes.embedded.nero import biomedical_entities
 
-if TYPE_CHECKING:  # everything heavy is imported in functions: help and a wrong flag need no torch
-    from hf_accum.distributed.ranks import Ranks
-    from hf_accum.models.spec import ModelSpec
-    from hf_accum.tasks.token_classification.data import TagColumns, TaggedTexts
-    from hf_accum.tasks.token_classification.task import EntityTagging
-    from hf_accum.tuner.workload import Workload
+if TYPE_CHECKING:
+    from hf_accum.tasks.token_classification.data import TagColumns
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClinicalNerConfig(RecipeConfig):
-    """The flags of this recipe, and those that every recipe shares."""
+class ClinicalNerConfig(hf_accum.RecipeConfig):
+    """Where the words and tags stand, and how long texts are cut."""
 
     words_column: str = "tokens"
     """Column with the words of a text, a list."""
@@ -42,7 +38,6 @@ class ClinicalNerConfig(RecipeConfig):
     """The highest learning rate of the schedule."""
 
     def __post_init__(self) -> None:
-        """Check every value."""
         super().__post_init__()
         self.split_names("types")
         for name in ("words_column", "tags_column"):
@@ -51,27 +46,26 @@ class ClinicalNerConfig(RecipeConfig):
         require(0 <= self.overlap < self.max_length, "overlap", self.overlap, "at least 0, and below `max_length`")
 
 
-def train(config: ClinicalNerConfig) -> Mapping[str, Any]:
-    """Run the recipe; returns the final evaluation."""
-    from hf_accum import StartedRun, Training, accumulate, load_tokenizer
+def train(config: ClinicalNerConfig):
+    """Train; returns the figures of the held-out part: precision, recall and F1 of whole entities."""
+    from hf_accum import accumulate
     from hf_accum.models.loading import labels_in_order_of_head
     from hf_accum.tasks.token_classification.data import labels_of
 
-    run = StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
-    tokenizer = load_tokenizer(model_name(config), config.trust, of_words=True)
+    run = hf_accum.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
+    tokenizer = hf_accum.load_tokenizer(config.model or minilm(), config.trust, of_words=True)
     data = open_data(config, run.ranks, tokenizer)  # read once, before any weight: its types, its size, its bad rows
-    labels = labels_in_order_of_head(model_name(config), labels_of(data.types), config.trust)
+    labels = labels_in_order_of_head(config.model or minilm(), labels_of(data.types), config.trust)
     task = task_of(config, data.columns, labels, tokenizer)
     task.check_metrics(config.best_metric)
     spec, config = spec_of(config, labels), replace(config, types=list(data.types))
-    with Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
+    with hf_accum.Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
         accelerator, model, capacity = training.accelerator, training.model, training.capacity
         optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
-        summed_loss = task.summed_loss
         for window in training.windows:  # the texts of one optimizer step
             for micro_batch in window.micro_batches(capacity):
                 with accumulate(accelerator, model, micro_batch):
-                    loss = summed_loss(model, micro_batch.batch)  # summed over the words that count, in float32
+                    loss = task.summed_loss(model, micro_batch.batch)  # summed over the words that count, in float32
                     accelerator.backward(micro_batch.scaled(loss))
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             if nonfinite.accepts(window, grad_norm):
@@ -82,53 +76,39 @@ def train(config: ClinicalNerConfig) -> Mapping[str, Any]:
         return training.finish()
 
 
-def task_of(
-    config: ClinicalNerConfig, columns: "TagColumns", labels: tuple[str, ...], tokenizer: Any
-) -> "EntityTagging":
-    """What an example is, and its loss. Without a tokenizer: for a plan."""
+def task_of(config: ClinicalNerConfig, columns: "TagColumns", labels: tuple[str, ...], tokenizer: Any):
+    """A text in parts, and the loss of the tag of each word. Without a tokenizer: for a plan."""
     from hf_accum.accumulation.losses import CrossEntropy
     from hf_accum.tasks.token_classification.task import EntityTagging
 
     return EntityTagging(columns, labels, CrossEntropy(), tokenizer, config.max_length)
 
 
-def spec_of(config: ClinicalNerConfig, labels: tuple[str, ...]) -> "ModelSpec":
-    """Which model is trained."""
+def spec_of(config: ClinicalNerConfig, labels: tuple[str, ...]) -> "hf_accum.ModelSpec":
+    """An encoder, with a head for the tag of each token."""
     from transformers import AutoModelForTokenClassification
 
-    from hf_accum.models.spec import ModelSpec
     from hf_accum.tasks.labels import named_labels
 
-    return ModelSpec(AutoModelForTokenClassification, model_name(config), "TOKEN_CLS", named_labels(labels))
+    return hf_accum.ModelSpec(
+        AutoModelForTokenClassification, config.model or minilm(), "TOKEN_CLS", named_labels(labels)
+    )
 
 
-def model_name(config: ClinicalNerConfig) -> str:
-    """That of the flags, or the embedded one."""
-    from recipes.embedded.models import minilm
-
-    return config.model or minilm()
-
-
-def workload(config: ClinicalNerConfig, precision: str = "no") -> "Workload":
-    """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
+def workload(config: ClinicalNerConfig, precision: str = "no") -> "hf_accum.Workload":
+    """The same by the flags alone, for `hf-accum plan`: one type of entity, where they name none."""
     from hf_accum.tasks.token_classification.data import TagColumns, labels_of
-    from hf_accum.tuner.workload import planned
 
     labels = labels_of(tuple(config.types) or ("entity",))
     task = task_of(config, TagColumns(config.words_column, config.tags_column), labels, None)
-    return planned(spec_of(config, labels), task, config, precision)
+    return hf_accum.planned(spec_of(config, labels), task, config, precision)
 
 
-def open_data(config: ClinicalNerConfig, ranks: "Ranks", tokenizer: Any) -> "TaggedTexts":
-    """The dataset of the flags, or the embedded one with the columns that it has."""
-    from hf_accum.distributed.collectives import on_all_ranks
+def open_data(config: ClinicalNerConfig, ranks: "hf_accum.Ranks", tokenizer: Any):
+    """The tagged texts of the flags, or the embedded sentences; read for their types and their lengths."""
     from hf_accum.tasks.token_classification.data import open_tagged_texts
-    from recipes.embedded.nero import biomedical_entities
 
-    dataset, group_column = config.dataset, config.group_column
-    if dataset is None:
-        dataset = on_all_ranks(ranks, biomedical_entities)[ranks.index]
-        group_column = group_column or "sentence"
+    dataset, group_column = hf_accum.dataset_of(config, ranks, biomedical_entities, "sentence")
     return open_tagged_texts(
         dataset,
         ranks,
@@ -142,7 +122,7 @@ def open_data(config: ClinicalNerConfig, ranks: "Ranks", tokenizer: Any) -> "Tag
     )
 
 
-main = command(ClinicalNerConfig, train, __doc__)
+main = hf_accum.command(ClinicalNerConfig, train, __doc__)
 
 if __name__ == "__main__":
     main()

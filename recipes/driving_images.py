@@ -7,29 +7,25 @@ into real photographs. One's own model and data, a folder with a folder of image
         --lora.alpha 32 --dataset signs/ --resolution 224
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_accum.cli.command import command
+import hf_accum  # its parts are imported when they are used: help and a wrong flag need no torch
 from hf_accum.config.lora import LoraConfig
-from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.validation import require
+from recipes.embedded.efficientnet import efficientnet_lite0
 
-if TYPE_CHECKING:  # everything heavy is imported in functions: help and a wrong flag need no torch
-    from hf_accum.distributed.ranks import Ranks
-    from hf_accum.models.spec import ModelSpec
+if TYPE_CHECKING:
     from hf_accum.tasks.vision.data import LabelledImages, MaskedImages
     from hf_accum.tasks.vision.inputs import ImageInputs
-    from hf_accum.tuner.workload import Workload
 
 _MOST_PIXELS = 89_478_485  # as Pillow has it
 _TWO = ("no", "yes")  # classes, where they are not known
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrivingImagesConfig(RecipeConfig):
-    """The flags of this recipe, and those that every recipe shares."""
+class DrivingImagesConfig(hf_accum.RecipeConfig):
+    """What an image is, its class or mask, and how it is scaled and changed."""
 
     task: Literal["classification", "segmentation"] = "classification"
     """A class for each image, or for each pixel of it."""
@@ -61,7 +57,7 @@ class DrivingImagesConfig(RecipeConfig):
     then depends on the cut (and not with LoRA, since an adapter holds none; nor on several ranks)."""
     ignore_mismatched_sizes: bool = False
     """Put a new head in the place of one for other classes, or for as many in another order."""
-    max_length: int = RecipeConfig.max_length
+    max_length: int = hf_accum.RecipeConfig.max_length
     """Says nothing here: --resolution does."""
     effective_batch_size: int = 8
     """Images per optimizer step, all ranks together."""
@@ -74,7 +70,6 @@ class DrivingImagesConfig(RecipeConfig):
     """Of convolutions that learn something new within a hundred steps; alpha 32 is usual for transformers."""
 
     def __post_init__(self) -> None:
-        """Check every value."""
         super().__post_init__()
         self.split_names("labels")
         for name in ("image_column", "label_column", "mask_column"):
@@ -94,7 +89,7 @@ class DrivingImagesConfig(RecipeConfig):
                 "frozen with LoRA: an adapter holds no statistics (`lora.rank 0` trains the whole model)",
             ),
             (
-                self.max_length == RecipeConfig.max_length,
+                self.max_length == hf_accum.RecipeConfig.max_length,
                 "max_length",
                 "left out: images have one size, `resolution`",
             ),
@@ -102,30 +97,29 @@ class DrivingImagesConfig(RecipeConfig):
             require(holds, flag, getattr(self, flag), rule)
 
 
-def train(config: DrivingImagesConfig) -> Mapping[str, Any]:
-    """Run the recipe; returns the final evaluation."""
-    from hf_accum import StartedRun, Training, accumulate
+def train(config: DrivingImagesConfig):
+    """Train; returns the figures of the held-out part: accuracy and F1, or the overlap (IoU) of each class."""
+    from hf_accum import accumulate
     from hf_accum.models.batch_norm import refuse_statistics_of_ranks
     from hf_accum.tasks.vision.inputs import load_image_inputs
 
-    run = StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
+    run = hf_accum.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
     refuse_statistics_of_ranks(run.planned.model, run.ranks.count)
     inputs, processor = load_image_inputs(
-        model_name(config), config.resolution, config.max_image_pixels, config.trust
+        config.model or efficientnet_lite0(), config.resolution, config.max_image_pixels, config.trust
     )
     data = open_data(config, run.ranks)  # read once, before any weight: its classes, its size, its bad images
     task, spec = task_of(config, inputs, data), spec_of(config, data.class_names)
     task.check_metrics(config.best_metric)
     run.known(labels=list(data.class_names))  # to say what would fit, where nothing does
     how = {"processor": processor, "draw": task.draw}  # images are augmented anew in each pass
-    with Training(run=run, config=config, data=data, task=task, spec=spec, **how) as training:
+    with hf_accum.Training(run=run, config=config, data=data, task=task, spec=spec, **how) as training:
         accelerator, model, capacity = training.accelerator, training.model, training.capacity
         optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
-        summed_loss = task.summed_loss
         for window in training.windows:  # the images of one optimizer step
             for micro_batch in window.micro_batches(capacity):
                 with accumulate(accelerator, model, micro_batch):
-                    loss = summed_loss(model, micro_batch.batch)  # summed over images or pixels, in float32
+                    loss = task.summed_loss(model, micro_batch.batch)  # summed over images or pixels, in float32
                     accelerator.backward(micro_batch.scaled(loss))
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             if nonfinite.accepts(window, grad_norm):
@@ -137,7 +131,7 @@ def train(config: DrivingImagesConfig) -> Mapping[str, Any]:
 
 
 def task_of(config: DrivingImagesConfig, inputs: "ImageInputs", data: "LabelledImages | MaskedImages | None") -> Any:
-    """What an example is, and its loss. Without data: for a plan."""
+    """An image with a class, or with one for each pixel, and the loss. Without data: for a plan."""
     from hf_accum.accumulation.losses import CrossEntropy
     from hf_accum.tasks.vision.augmentation import Augmenter
     from hf_accum.tasks.vision.classification import ImageClassification
@@ -150,19 +144,18 @@ def task_of(config: DrivingImagesConfig, inputs: "ImageInputs", data: "LabelledI
     return kind(data, CrossEntropy(), inputs, augmenter)  # type: ignore[arg-type] (the data is that of the task)
 
 
-def spec_of(config: DrivingImagesConfig, names: tuple[str, ...]) -> "ModelSpec":
-    """Which model is trained."""
+def spec_of(config: DrivingImagesConfig, names: tuple[str, ...]) -> "hf_accum.ModelSpec":
+    """A vision model with the classes' names, its BatchNorm as the flag says."""
     from transformers import AutoModelForImageClassification
 
     from hf_accum.models.batch_norm import freeze_statistics
-    from hf_accum.models.spec import ModelSpec
     from hf_accum.tasks.labels import named_labels
     from hf_accum.tasks.vision.segmenter import SemanticSegmenter
 
     auto_class = SemanticSegmenter if config.task == "segmentation" else AutoModelForImageClassification
-    return ModelSpec(
+    return hf_accum.ModelSpec(
         auto_class,
-        model_name(config),
+        config.model or efficientnet_lite0(),
         None,
         named_labels(names),
         replace_head=config.ignore_mismatched_sizes,
@@ -170,35 +163,26 @@ def spec_of(config: DrivingImagesConfig, names: tuple[str, ...]) -> "ModelSpec":
     )
 
 
-def model_name(config: DrivingImagesConfig) -> str:
-    """That of the flags, or the embedded one."""
-    from recipes.embedded.efficientnet import efficientnet_lite0
-
-    return config.model or efficientnet_lite0()
-
-
-def workload(config: DrivingImagesConfig, precision: str = "no") -> "Workload":
-    """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
+def workload(config: DrivingImagesConfig, precision: str = "no") -> "hf_accum.Workload":
+    """The same by the flags alone, for `hf-accum plan`: two classes, where none are known; checks `resolution`."""
     from hf_accum.models.trainable import without_weights
     from hf_accum.tasks.vision.inputs import check_resolution, inputs_without_processor
-    from hf_accum.tuner.workload import planned
 
     names = known_names(config)
     spec = spec_of(config, names or _TWO)
     plain = replace(config, lora=replace(config.lora, rank=0), quantization="none", gradient_checkpointing=False)
-    check_resolution(without_weights(spec, plain), model_name(config), config.resolution)
+    check_resolution(without_weights(spec, plain), config.model or efficientnet_lite0(), config.resolution)
     assumed = "" if names else f"{len(_TWO)} classes, since `labels` names none"
     task = task_of(config, inputs_without_processor(config.resolution), None)
-    return planned(spec, task, config, precision, assumed)
+    return hf_accum.planned(spec, task, config, precision, assumed)
 
 
-def open_data(config: DrivingImagesConfig, ranks: "Ranks") -> "LabelledImages | MaskedImages":
-    """The dataset of the flags, or the embedded one."""
-    from hf_accum.distributed.collectives import on_all_ranks
+def open_data(config: DrivingImagesConfig, ranks: "hf_accum.Ranks"):
+    """The images of the flags, or the embedded signs; with masks, for a segmentation."""
     from hf_accum.tasks.vision.data import open_labelled_images, open_masked_images
     from recipes.embedded.signs import road_signs
 
-    dataset = on_all_ranks(ranks, road_signs)[ranks.index] if config.dataset is None else config.dataset
+    dataset, _ = hf_accum.dataset_of(config, ranks, road_signs)
     names = known_names(config) if config.task == "segmentation" else tuple(config.labels)
     how: dict[str, Any] = {"image_column": config.image_column, "label_names": names}
     how["most_pixels"] = config.max_image_pixels
@@ -217,7 +201,7 @@ def known_names(config: DrivingImagesConfig) -> tuple[str, ...]:
     return ("background", *CLASSES) if config.task == "segmentation" else CLASSES
 
 
-main = command(DrivingImagesConfig, train, __doc__)
+main = hf_accum.command(DrivingImagesConfig, train, __doc__)
 
 if __name__ == "__main__":
     main()

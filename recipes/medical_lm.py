@@ -10,25 +10,18 @@ QLoRA a model of some billion parameters fits on a small GPU:
     accelerate launch -m recipes.medical_lm --dataset reports.jsonl --text_column report
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hf_accum.cli.command import command
-from hf_accum.config.recipe import RecipeConfig
+import hf_accum  # its parts are imported when they are used: help and a wrong flag need no torch
 from hf_accum.config.validation import require, require_count
-
-if TYPE_CHECKING:  # everything heavy is imported in functions: help and a wrong flag need no torch
-    from hf_accum.distributed.ranks import Ranks
-    from hf_accum.models.spec import ModelSpec
-    from hf_accum.tasks.causal_lm.data import PassageData, Reader
-    from hf_accum.tasks.causal_lm.task import CausalTexts
-    from hf_accum.tuner.workload import Workload
+from recipes.embedded.definitions import term_definitions
+from recipes.embedded.models import smollm2
 
 
 @dataclass(frozen=True, kw_only=True)
-class MedicalLmConfig(RecipeConfig):
-    """The flags of this recipe, and those that every recipe shares."""
+class MedicalLmConfig(hf_accum.RecipeConfig):
+    """How a row is read: as a text, a prompt and its response, or a conversation."""
 
     text_column: str | None = None
     """Column with a plain text, all of it to learn; longer ones than max_length are cut into consecutive parts.
@@ -50,7 +43,6 @@ class MedicalLmConfig(RecipeConfig):
     """Tokens per example; longer instructions and conversations are truncated, and counted."""
 
     def __post_init__(self) -> None:
-        """Check every value."""
         super().__post_init__()
         ways = ("text_column", "prompt_column", "messages_column")
         for name in (*ways, "response_column"):
@@ -65,28 +57,27 @@ class MedicalLmConfig(RecipeConfig):
         require_count("sample_length", self.sample_length)
 
 
-def train(config: MedicalLmConfig) -> Mapping[str, Any]:
-    """Run the recipe; returns the final evaluation."""
-    from hf_accum import StartedRun, Training, accumulate, load_tokenizer
+def train(config: MedicalLmConfig):
+    """Train; returns the figures of the held-out part: the loss of a token, and the perplexity."""
+    from hf_accum import accumulate
     from hf_accum.tasks.causal_lm.samples import samples_of
 
-    run = StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
-    tokenizer = load_tokenizer(model_name(config), config.trust)
+    run = hf_accum.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
+    tokenizer = hf_accum.load_tokenizer(config.model or smollm2(), config.trust)
     task, spec = task_of(config, tokenizer, run.precision), spec_of(config)
     task.check_metrics(config.best_metric)
     data = open_data(config, run.ranks, tokenizer)  # read once, before any weight: its size, its bad rows
-    training = Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer)
+    training = hf_accum.Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer)
     samples = samples_of(data, tokenizer, config.num_samples, config.sample_length, config.on_bad_row, run)
     if training.resumed.loaded is None:
         samples.show(training.plain_model, "before")
     with training:
         accelerator, model, capacity = training.accelerator, training.model, training.capacity
         optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
-        summed_loss = task.summed_loss
         for window in training.windows:  # the texts of one optimizer step
             for micro_batch in window.micro_batches(capacity):
                 with accumulate(accelerator, model, micro_batch):
-                    loss = summed_loss(model, micro_batch.batch)  # summed over the tokens to predict, in chunks
+                    loss = task.summed_loss(model, micro_batch.batch)  # summed over the tokens to predict, in chunks
                     accelerator.backward(micro_batch.scaled(loss))
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             if nonfinite.accepts(window, grad_norm):
@@ -99,60 +90,45 @@ def train(config: MedicalLmConfig) -> Mapping[str, Any]:
     return figures
 
 
-def task_of(config: MedicalLmConfig, tokenizer: Any, precision: str) -> "CausalTexts":
-    """What an example is, and its loss. Without a tokenizer: for a plan."""
+def task_of(config: MedicalLmConfig, tokenizer: Any, precision: str):
+    """A text, of which some tokens are learned, and their loss in chunks. Without a tokenizer: for a plan."""
     from hf_accum.tasks.causal_lm.task import CausalTexts
     from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy
 
     return CausalTexts(tokenizer, ChunkedCrossEntropy(config.loss_chunk_size, precision), config.max_length)
 
 
-def spec_of(config: MedicalLmConfig) -> "ModelSpec":
-    """Which model is trained: it gives the inputs of its output layer, by which the loss multiplies in chunks."""
+def spec_of(config: MedicalLmConfig) -> "hf_accum.ModelSpec":
+    """A causal model that gives the inputs of its output layer, by which the loss multiplies in chunks."""
     from transformers import AutoModelForCausalLM, PreTrainedModel
 
-    from hf_accum.models.spec import ModelSpec
     from hf_accum.tasks.causal_lm.task import check_causal
     from hf_accum.tasks.language_modeling.chunked_loss import stop_before_output_layer
 
-    name = model_name(config)
+    name = config.model or smollm2()
 
     def prepare(model: PreTrainedModel) -> None:
         check_causal(model, name)
         stop_before_output_layer(model)
 
     how: dict[str, Any] = {"has_to_be": "a causal language model", "prepare": prepare}
-    return ModelSpec(AutoModelForCausalLM, name, "CAUSAL_LM", **how)
+    return hf_accum.ModelSpec(AutoModelForCausalLM, name, "CAUSAL_LM", **how)
 
 
-def model_name(config: MedicalLmConfig) -> str:
-    """That of the flags, or the embedded one."""
-    from recipes.embedded.models import smollm2
-
-    return config.model or smollm2()
+def workload(config: MedicalLmConfig, precision: str = "no") -> "hf_accum.Workload":
+    """The same by the flags alone, for `hf-accum plan`."""
+    return hf_accum.planned(spec_of(config), task_of(config, None, precision), config, precision)
 
 
-def workload(config: MedicalLmConfig, precision: str = "no") -> "Workload":
-    """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
-    from hf_accum.tuner.workload import planned
-
-    return planned(spec_of(config), task_of(config, None, precision), config, precision)
-
-
-def open_data(config: MedicalLmConfig, ranks: "Ranks", tokenizer: Any) -> "PassageData":
-    """The dataset of the flags, or the embedded one with the columns that it has."""
-    from hf_accum.distributed.collectives import on_all_ranks
+def open_data(config: MedicalLmConfig, ranks: "hf_accum.Ranks", tokenizer: Any):
+    """The rows of the flags, or the embedded definitions, cut or truncated to `max_length`."""
     from hf_accum.tasks.causal_lm.data import open_passages
-    from recipes.embedded.definitions import term_definitions
 
-    dataset, group_column = config.dataset, config.group_column
-    if dataset is None:
-        dataset = on_all_ranks(ranks, term_definitions)[ranks.index]
-        group_column = group_column or "family"
+    dataset, group_column = hf_accum.dataset_of(config, ranks, term_definitions, "family")
     return open_passages(dataset, ranks, config, reader_of(config, tokenizer), group_column=group_column)
 
 
-def reader_of(config: MedicalLmConfig, tokenizer: Any) -> "Reader":
+def reader_of(config: MedicalLmConfig, tokenizer: Any):
     """How the flags have a row read."""
     from hf_accum.tasks.causal_lm.data import WholeTexts
     from hf_accum.tasks.causal_lm.instructions import Conversations, PromptsAndResponses
@@ -166,7 +142,7 @@ def reader_of(config: MedicalLmConfig, tokenizer: Any) -> "Reader":
     return WholeTexts(tokenizer, config.text_column or "text", config.max_length)
 
 
-main = command(MedicalLmConfig, train, __doc__)
+main = hf_accum.command(MedicalLmConfig, train, __doc__)
 
 if __name__ == "__main__":
     main()

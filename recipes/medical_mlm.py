@@ -7,26 +7,19 @@ flags, and the result goes into the other recipes:
     accelerate launch -m recipes.clinical_classification --model runs/latest/model ...
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hf_accum.cli.command import command
+import hf_accum  # its parts are imported when they are used: help and a wrong flag need no torch
 from hf_accum.config.lora import LoraConfig
-from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.validation import require, require_count
-
-if TYPE_CHECKING:  # everything heavy is imported in functions: help and a wrong flag need no torch
-    from hf_accum.data.split import SplitData
-    from hf_accum.distributed.ranks import Ranks
-    from hf_accum.models.spec import ModelSpec
-    from hf_accum.tasks.masked_lm.task import MaskedTexts
-    from hf_accum.tuner.workload import Workload
+from recipes.embedded.models import minilm
+from recipes.embedded.synopses import clinical_synopses
 
 
 @dataclass(frozen=True, kw_only=True)
-class MedicalMlmConfig(RecipeConfig):
-    """The flags of this recipe, and those that every recipe shares."""
+class MedicalMlmConfig(hf_accum.RecipeConfig):
+    """What a text is, and how much of it is hidden."""
 
     text_column: str = "text"
     """Column with the text."""
@@ -41,32 +34,30 @@ class MedicalMlmConfig(RecipeConfig):
     lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=0))
 
     def __post_init__(self) -> None:
-        """Check every value."""
         super().__post_init__()
         require(self.text_column != "", "text_column", "''", "not empty")
         require(0 < self.mlm_probability < 1, "mlm_probability", self.mlm_probability, "between 0 and 1")
         require_count("loss_chunk_size", self.loss_chunk_size)
 
 
-def train(config: MedicalMlmConfig) -> Mapping[str, Any]:
-    """Run the recipe; returns the final evaluation."""
-    from hf_accum import StartedRun, Training, accumulate
+def train(config: MedicalMlmConfig):
+    """Train; returns the figures of the held-out part: loss of a hidden token, perplexity, accuracy."""
+    from hf_accum import accumulate
     from hf_accum.tasks.masked_lm.task import load_masking_tokenizer
 
-    run = StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
-    tokenizer = load_masking_tokenizer(model_name(config), config.trust)
+    run = hf_accum.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
+    tokenizer = load_masking_tokenizer(config.model or minilm(), config.trust)
     task, spec = task_of(config, tokenizer, run.precision), spec_of(config)
     task.check_metrics(config.best_metric)
     data = open_data(config, run.ranks, tokenizer)  # read once, before any weight: its size, its bad rows
     how = {"processor": tokenizer, "draw": task.draw}  # which tokens are hidden is drawn in each pass
-    with Training(run=run, config=config, data=data, task=task, spec=spec, **how) as training:
+    with hf_accum.Training(run=run, config=config, data=data, task=task, spec=spec, **how) as training:
         accelerator, model, capacity = training.accelerator, training.model, training.capacity
         optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
-        summed_loss = task.summed_loss
         for window in training.windows:  # the texts of one optimizer step
             for micro_batch in window.micro_batches(capacity):
                 with accumulate(accelerator, model, micro_batch):
-                    loss = summed_loss(model, micro_batch.batch)  # summed over the hidden tokens, in chunks
+                    loss = task.summed_loss(model, micro_batch.batch)  # summed over the hidden tokens, in chunks
                     accelerator.backward(micro_batch.scaled(loss))
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             if nonfinite.accepts(window, grad_norm):
@@ -77,8 +68,8 @@ def train(config: MedicalMlmConfig) -> Mapping[str, Any]:
         return training.finish()
 
 
-def task_of(config: MedicalMlmConfig, tokenizer: Any, precision: str) -> "MaskedTexts":
-    """What an example is, and its loss. Without a tokenizer: for a plan."""
+def task_of(config: MedicalMlmConfig, tokenizer: Any, precision: str):
+    """A text with hidden tokens, and their loss in chunks. Without a tokenizer: for a plan."""
     from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy
     from hf_accum.tasks.masked_lm.task import MaskedTexts
 
@@ -86,46 +77,33 @@ def task_of(config: MedicalMlmConfig, tokenizer: Any, precision: str) -> "Masked
     return MaskedTexts(tokenizer, objective, config.max_length, config.seed, config.mlm_probability)
 
 
-def spec_of(config: MedicalMlmConfig) -> "ModelSpec":
-    """Which model is trained: it gives the inputs of its output layer, by which the loss multiplies in chunks."""
+def spec_of(config: MedicalMlmConfig) -> "hf_accum.ModelSpec":
+    """A masked model that gives the inputs of its output layer, by which the loss multiplies in chunks."""
     from transformers import AutoModelForMaskedLM
 
-    from hf_accum.models.spec import ModelSpec
     from hf_accum.tasks.language_modeling.chunked_loss import stop_before_output_layer
 
-    return ModelSpec(AutoModelForMaskedLM, model_name(config), "MASKED_LM", prepare=stop_before_output_layer)
+    return hf_accum.ModelSpec(
+        AutoModelForMaskedLM, config.model or minilm(), "MASKED_LM", prepare=stop_before_output_layer
+    )
 
 
-def model_name(config: MedicalMlmConfig) -> str:
-    """That of the flags, or the embedded one."""
-    from recipes.embedded.models import minilm
-
-    return config.model or minilm()
+def workload(config: MedicalMlmConfig, precision: str = "no") -> "hf_accum.Workload":
+    """The same by the flags alone, for `hf-accum plan`."""
+    return hf_accum.planned(spec_of(config), task_of(config, None, precision), config, precision)
 
 
-def workload(config: MedicalMlmConfig, precision: str = "no") -> "Workload":
-    """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
-    from hf_accum.tuner.workload import planned
-
-    return planned(spec_of(config), task_of(config, None, precision), config, precision)
-
-
-def open_data(config: MedicalMlmConfig, ranks: "Ranks", tokenizer: Any) -> "SplitData":
-    """The dataset of the flags, or the embedded one with the columns that it has."""
-    from hf_accum.distributed.collectives import on_all_ranks
+def open_data(config: MedicalMlmConfig, ranks: "hf_accum.Ranks", tokenizer: Any):
+    """The notes of the flags, or the embedded synopses, cut into parts of `max_length`."""
     from hf_accum.tasks.masked_lm.data import open_plain_texts
-    from recipes.embedded.synopses import clinical_synopses
 
-    dataset, group_column = config.dataset, config.group_column
-    if dataset is None:
-        dataset = on_all_ranks(ranks, clinical_synopses)[ranks.index]
-        group_column = group_column or "disease"
+    dataset, group_column = hf_accum.dataset_of(config, ranks, clinical_synopses, "disease")
     return open_plain_texts(
         dataset, ranks, config, tokenizer, text_column=config.text_column, group_column=group_column
     )
 
 
-main = command(MedicalMlmConfig, train, __doc__)
+main = hf_accum.command(MedicalMlmConfig, train, __doc__)
 
 if __name__ == "__main__":
     main()

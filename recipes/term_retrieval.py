@@ -9,25 +9,18 @@ The negatives of a pair are all other pairs of the window, on all ranks, at the 
 has `--effective_batch_size` pairs; a micro-batch has texts, of which a pair has two.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from hf_accum.cli.command import command
-from hf_accum.config.recipe import RecipeConfig
+import hf_accum  # its parts are imported when they are used: help and a wrong flag need no torch
 from hf_accum.config.validation import require
-
-if TYPE_CHECKING:  # everything heavy is imported in functions: help and a wrong flag need no torch
-    from hf_accum.data.split import SplitData
-    from hf_accum.distributed.ranks import Ranks
-    from hf_accum.models.spec import ModelSpec
-    from hf_accum.tasks.retrieval.task import TextRetrieval
-    from hf_accum.tuner.workload import Workload
+from recipes.embedded.models import minilm
+from recipes.embedded.terms import clinical_terms
 
 
 @dataclass(frozen=True, kw_only=True)
-class TermRetrievalConfig(RecipeConfig):
-    """The flags of this recipe, and those that every recipe shares."""
+class TermRetrievalConfig(hf_accum.RecipeConfig):
+    """The two texts of a pair, and how their vectors are compared."""
 
     query_column: str = "term"
     """Column with the texts that are looked up."""
@@ -44,7 +37,6 @@ class TermRetrievalConfig(RecipeConfig):
     """Tokens of a text; longer ones are cut."""
 
     def __post_init__(self) -> None:
-        """Check every value."""
         super().__post_init__()
         for name in ("query_column", "document_column"):
             require(getattr(self, name) != "", name, "''", "not empty")
@@ -52,21 +44,20 @@ class TermRetrievalConfig(RecipeConfig):
         require(self.effective_batch_size > 1, "effective_batch_size", self.effective_batch_size, "at least 2")
 
 
-def train(config: TermRetrievalConfig) -> Mapping[str, Any]:
-    """Run the recipe; returns the final evaluation."""
-    from hf_accum import StartedRun, Training, accumulate, load_tokenizer
+def train(config: TermRetrievalConfig):
+    """Train; returns the figures of the held-out part: recall and mean reciprocal rank of documents."""
+    from hf_accum import accumulate
     from hf_accum.accumulation.grad_cache import RepresentationCache
 
-    run = StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
-    tokenizer = load_tokenizer(model_name(config), config.trust)
+    run = hf_accum.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
+    tokenizer = hf_accum.load_tokenizer(config.model or minilm(), config.trust)
     task, spec = task_of(config, tokenizer), spec_of(config)
     task.check_metrics(config.best_metric)
     data = open_data(config, run.ranks)  # read once, before any weight: its size, its bad rows
     config = replace(config, pooling=task.pooling)
-    with Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
+    with hf_accum.Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
         accelerator, model, capacity = training.accelerator, training.model, training.capacity
         optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
-        summed_loss = task.summed_loss
         for window in training.windows:  # the pairs of one optimizer step
             cache = RepresentationCache(window, task.objective, run.ranks)  # whose loss is no sum over them
             for micro_batch in window.micro_batches(capacity, no_grad_pass=run.ranks):
@@ -75,7 +66,7 @@ def train(config: TermRetrievalConfig) -> Mapping[str, Any]:
                         cache.keep(micro_batch, task.vectors(model, micro_batch.batch))
                     else:
                         gradient = cache.gradient(micro_batch)  # of the loss over all ranks, by each vector
-                        product = summed_loss(model, (micro_batch.batch, gradient))
+                        product = task.summed_loss(model, (micro_batch.batch, gradient))
                         accelerator.backward(micro_batch.scaled(product, noted=cache.loss(micro_batch)))
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             if nonfinite.accepts(window, grad_norm):
@@ -86,55 +77,39 @@ def train(config: TermRetrievalConfig) -> Mapping[str, Any]:
         return training.finish()
 
 
-def task_of(config: TermRetrievalConfig, tokenizer: Any) -> "TextRetrieval":
-    """What an example is, and its loss. Without a tokenizer: for a plan."""
+def task_of(config: TermRetrievalConfig, tokenizer: Any):
+    """A pair of texts, and the loss of finding one by the other. Without a tokenizer: for a plan."""
     from hf_accum.accumulation.grad_cache import InBatchNegatives
     from hf_accum.models.pooling import own_pooling
     from hf_accum.tasks.retrieval.task import TextRetrieval
 
-    pooling = config.pooling or own_pooling(model_name(config), config.trust) or "mean"
+    pooling = config.pooling or own_pooling(config.model or minilm(), config.trust) or "mean"
     columns, objective = (config.query_column, config.document_column), InBatchNegatives(config.temperature)
     return TextRetrieval(*columns, tokenizer, objective, config.max_length, pooling)
 
 
-def spec_of(config: TermRetrievalConfig) -> "ModelSpec":
-    """Which model is trained."""
+def spec_of(config: TermRetrievalConfig) -> "hf_accum.ModelSpec":
+    """An encoder without a head: its last states are pooled."""
     from transformers import AutoModel
 
-    from hf_accum.models.spec import ModelSpec
-
-    return ModelSpec(AutoModel, model_name(config), "FEATURE_EXTRACTION")
+    return hf_accum.ModelSpec(AutoModel, config.model or minilm(), "FEATURE_EXTRACTION")
 
 
-def model_name(config: TermRetrievalConfig) -> str:
-    """That of the flags, or the embedded one."""
-    from recipes.embedded.models import minilm
-
-    return config.model or minilm()
+def workload(config: TermRetrievalConfig, precision: str = "no") -> "hf_accum.Workload":
+    """The same by the flags alone, for `hf-accum plan`."""
+    return hf_accum.planned(spec_of(config), task_of(config, None), config, precision)
 
 
-def workload(config: TermRetrievalConfig, precision: str = "no") -> "Workload":
-    """What `train` computes, from the model's config alone: no weights, no data. For `hf-accum plan`."""
-    from hf_accum.tuner.workload import planned
-
-    return planned(spec_of(config), task_of(config, None), config, precision)
-
-
-def open_data(config: TermRetrievalConfig, ranks: "Ranks") -> "SplitData":
-    """The dataset of the flags, or the embedded one with the columns that it has."""
-    from hf_accum.distributed.collectives import on_all_ranks
+def open_data(config: TermRetrievalConfig, ranks: "hf_accum.Ranks"):
+    """The pairs of the flags, or the embedded terms and their definitions."""
     from hf_accum.tasks.retrieval.data import open_text_pairs
-    from recipes.embedded.terms import clinical_terms
 
-    dataset, group_column = config.dataset, config.group_column
-    if dataset is None:
-        dataset = on_all_ranks(ranks, clinical_terms)[ranks.index]
-        group_column = group_column or "id"
+    dataset, group_column = hf_accum.dataset_of(config, ranks, clinical_terms, "id")
     columns = config.query_column, config.document_column
     return open_text_pairs(dataset, ranks, config, columns, group_column=group_column or config.document_column)
 
 
-main = command(TermRetrievalConfig, train, __doc__)
+main = hf_accum.command(TermRetrievalConfig, train, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import Row, Source, open_source
 from hf_accum.data.survey import Survey, is_held_out, survey
+from hf_accum.distributed.collectives import on_all_ranks
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError, shortened
 
@@ -92,6 +93,18 @@ class SplitData:
             bad_rows=found.bad_rows,
             digest=f"{found.digest:016x}",
         )
+
+
+def dataset_of(
+    config: RecipeConfig, ranks: Ranks, embedded: Callable[[], str], group_column: str | None = None
+) -> tuple[str, str | None]:
+    """The dataset and `group_column` of the flags; where they name no dataset, the embedded one and its column.
+
+    `embedded()` makes it where it is not there yet, and returns its folder. A collective.
+    """
+    if config.dataset is not None:
+        return config.dataset, config.group_column
+    return on_all_ranks(ranks, embedded)[ranks.index], config.group_column or group_column
 
 
 def open_split(dataset: str, columns: Sequence[str], config: RecipeConfig, *, group_column: str) -> SplitData:

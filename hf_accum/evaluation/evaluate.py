@@ -142,7 +142,7 @@ def evaluate_model(
     the data-parallel wrapper, for ranks have different numbers of batches.
 
     Raises:
-        ValueError, OutOfMemory: as `run_over` does.
+        UserError, OutOfMemory: as `run_over` does.
     """
 
     device = next(model.parameters()).device

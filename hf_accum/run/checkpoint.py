@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to go on, saved behind its back; and the weights that were best."""
+"""Checkpoints: all that a run needs to go on, written by a thread while it trains; and the weights that were best."""
 
 import json
 import math

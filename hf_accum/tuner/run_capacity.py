@@ -31,7 +31,7 @@ def find_capacity(
 ) -> list[Tuning]:
     """Each rank's capacity, as `micro_batch_size`, `memory_budget` and `gradient_checkpointing` ask for.
 
-    `checkpoint` turns gradient checkpointing on in the workload's model, or raises ValueError where it has none;
+    `checkpoint` turns gradient checkpointing on in the workload's model, or raises UserError where it has none;
     `advise` says what would fit into so many bytes, as predicted, where nothing does.
 
     Raises:

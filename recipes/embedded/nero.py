@@ -37,7 +37,7 @@ def biomedical_entities() -> str:
     """A folder with the dataset: columns `tokens` and `tags` (lists), `sentence`.
 
     Raises:
-        ValueError: if `nero-nlp` is not installed.
+        UserError: if `nero-nlp` is not installed.
     """
     file = package_folder("NERO", "nero-nlp", "--dataset", extra="recipes") / "annotation_results.txt"
     return cached_dataset(f"biomedical-entities-v{_VERSION}", lambda: read_entities(file), row_group_size=1000)

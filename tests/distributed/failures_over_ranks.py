@@ -26,8 +26,8 @@ from window_cases import Task, batch, largest_relative_difference, make_examples
 
 from hf_accum import accumulate, ranks_of, start_accelerator
 from hf_accum.accumulation.example import Example
+from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.accumulation.losses import CrossEntropy
-from hf_accum.accumulation.window import Window
 from hf_accum.models.optimizer import build_optimizer
 
 TASK = Task(
@@ -73,7 +73,7 @@ def oracle(examples: list[Example]) -> tuple[dict[str, Tensor], dict[str, Tensor
     return gradient, {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def run_window(accelerator: Accelerator, model: nn.Module, window: Window, failing: Failing) -> None:
+def run_window(accelerator: Accelerator, model: nn.Module, window: WindowExecution, failing: Failing) -> None:
     for micro_batch in window.micro_batches(2):
         with accumulate(accelerator, model, micro_batch), failing.during(micro_batch):
             inputs, labels = batch(micro_batch.examples)

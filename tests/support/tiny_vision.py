@@ -123,7 +123,8 @@ def labelled_images(names: tuple[str, ...]) -> LabelledImages:
 
 def masked_images(names: tuple[str, ...], **how: Any) -> MaskedImages:
     """A dataset of images with masks, of which no source is read; 255 has no class."""
-    return MaskedImages(names=names, ignore_index=255, **_OF_NO_SOURCE | {"masks": Pictures("mask")} | how)
+    masks: dict[str, Any] = {"masks": Pictures("mask")} | how
+    return MaskedImages(names=names, ignore_index=255, **_OF_NO_SOURCE, **masks)
 
 
 _OF_NO_SOURCE: dict[str, Any] = {

@@ -244,6 +244,6 @@ def made_up_targets(share: float, num_examples: int, length: int, chunk_size: in
     One chunk of them is computed: as many operations at any size, as a trace needs, and the most memory that chunks
     take, which come one after the other. So there is a chunk more than the share.
     """
-    number = chunk_size + math.ceil(share * num_examples * length)
+    number = chunk_size + num_examples * math.ceil(share * length)
     nothing = torch.zeros(number, dtype=torch.long, device=device)
     return Targets(nothing, nothing.clone(), most_chunks=1)

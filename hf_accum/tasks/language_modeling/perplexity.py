@@ -30,7 +30,7 @@ def evaluate_tokens(
     `predict` gives the summed losses of a batch in chunks, and how many of each were guessed right.
 
     Raises:
-        ValueError, OutOfMemory: as `run_over` does.
+        UserError, OutOfMemory: as `run_over` does.
     """
     device = next(model.parameters()).device
 

@@ -45,6 +45,7 @@ def test_tokens_are_hidden_as_in_bert() -> None:
     assert (drawn.features["tokens"] == before[places]).all()
     others = np.setdiff1d(np.arange(len(before)), places)
     assert (before[others] == after[others]).all()
+    assert task.tokenizer is not None
     assert (after[places] == task.tokenizer.mask_token_id).mean() == pytest.approx(0.8, abs=0.03)
     assert (after[places] == before[places]).mean() == pytest.approx(0.1, abs=0.02)
 

@@ -73,6 +73,7 @@ def test_the_figures_are_those_of_each_query_among_all_documents(size: int) -> N
     figures = TASK.evaluate(model, stream, ranks=OneRank(), cutter=cutter)
 
     def vector(text: str) -> torch.Tensor:
+        assert TASK.tokenizer is not None
         inputs = TASK.tokenizer(text, return_tensors="pt", return_token_type_ids=False)
         return torch.nn.functional.normalize(model.eval()(**inputs).last_hidden_state[0].mean(0), dim=0)
 

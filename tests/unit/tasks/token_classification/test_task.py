@@ -36,12 +36,14 @@ def test_the_first_token_of_a_word_that_counts_has_its_tag() -> None:
     part = Part(words, ("O", "B-sign", "O", "B-drug"), first=1, last=4)
     task = minilm_task()
     (example,) = task.encode([("0:0", part)])
+    assert task.tokenizer is not None
     tokens = task.tokenizer.convert_ids_to_tokens(example.features["input_ids"].tolist())
     labelled = {
         token: LABELS[label]
         for token, label in zip(tokens, example.features["labels"], strict=True)
         if label != IGNORE
     }
+    assert task.tokenizer is not None
     pieces = [task.tokenizer.tokenize(word) for word in words]
     assert max(map(len, pieces)) > 2
     assert example.length == sum(map(len, pieces)) + 2
@@ -54,7 +56,8 @@ def test_the_first_token_of_a_word_that_counts_has_its_tag() -> None:
 
 def test_what_is_cut_off_is_counted() -> None:
     (example,) = minilm_task(max_length=5).encode([("0:0", Part(("hydrochlorothiazide",), ("B-drug",), 0, 1))])
-    whole = minilm_task().tokenizer("hydrochlorothiazide")["input_ids"]
+    tokenizer: Any = minilm_task().tokenizer
+    whole = tokenizer("hydrochlorothiazide")["input_ids"]
     assert (example.length, example.num_truncated_tokens) == (5, len(whole) - 5)
 
 
