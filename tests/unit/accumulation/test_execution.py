@@ -1,6 +1,4 @@
-"""Cutting a window: every example once, sizes kept, alike lengths together, independent of the order."""
-
-import random
+"""A window that is run: scales, seeds and counts of its micro-batches."""
 
 import pytest
 import torch
@@ -9,24 +7,10 @@ from hypothesis import strategies as st
 from window_cases import make_window
 
 from hf_accum.accumulation.example import Example
-from hf_accum.accumulation.splitting import cut
 
 
 def examples_of(lengths: list[int]) -> list[Example]:
     return [Example(f"{i}", length, 1.0, {}) for i, length in enumerate(lengths)]
-
-
-@given(lengths=st.lists(st.integers(1, 512), max_size=60), size=st.integers(1, 70), seed=st.integers(0, 99))
-def test_a_cut_keeps_every_example_once_and_the_longest_together(lengths: list[int], size: int, seed: int) -> None:
-    examples = examples_of(lengths)
-    pieces = cut(examples, size)
-    assert sorted(e.id for piece in pieces for e in piece) == sorted(e.id for e in examples)
-    assert all(len(piece) == size for piece in pieces[:-1])
-    assert len(pieces) == -(-len(examples) // size)
-    flat = [e.length for piece in pieces for e in piece]
-    assert flat == sorted(lengths, reverse=True)
-    shuffled = random.Random(seed).sample(examples, len(examples))
-    assert cut(shuffled, size) == pieces
 
 
 @given(
@@ -64,9 +48,3 @@ def test_random_numbers_differ_by_rank_and_step() -> None:
         window = make_window(whole, whole[0], rank=rank, whole=whole)
         seeds |= {m.seed for m in window.micro_batches(1)}
     assert len(seeds) == 6
-
-
-@pytest.mark.parametrize("size", [0, -3])
-def test_a_size_below_one_is_refused(size: int) -> None:
-    with pytest.raises(ValueError, match=f"micro-batch size {size}"):
-        cut(examples_of([1]), size)
