@@ -1,4 +1,4 @@
-"""The command `hf-accum plan`: its tables, pictures and messages."""
+"""The command `hf-accum`: its help needs nothing heavy."""
 
 import socket
 import sys

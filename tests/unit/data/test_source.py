@@ -1,4 +1,4 @@
-"""Rows of files: what is written is read, from any row on; a bad row is named, or counted, alone."""
+"""A source of rows: bad rows named or counted, what can be opened, and streams of datasets."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""Starting a run on its ranks, and what is refused before anything heavy is done."""
+"""The small talk of ranks: numbers as bits, and a rank that has gone told in plain words."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The optimizer's groups, and the number of steps against windows that are counted one by one."""
+"""The optimizer's groups of parameters."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""A run's folder and its checkpoints: nothing of an earlier run lost, the best kept, and nothing else."""
+"""Checkpoints of a run: whole or told, the newest and the best kept."""
 
 import errno
 import json

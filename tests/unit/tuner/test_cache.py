@@ -1,4 +1,4 @@
-"""The capacity of a run by its flags: checkpointing where it is needed, remembered results, all ranks together."""
+"""Results that are remembered: by a key of all that matters, and found anew where they are wrong."""
 
 import functools
 import json

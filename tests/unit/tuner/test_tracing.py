@@ -1,4 +1,4 @@
-"""Bytes counted over live tensors, and on fake ones: the same as real tensors take."""
+"""Traces on fake tensors: they leave the model as it was, and see what they cannot follow."""
 
 import warnings
 from collections.abc import Callable, Sequence
