@@ -33,7 +33,7 @@ def test_a_head_of_other_labels_is_refused_with_what_to_do() -> None:
     check_labels("m", WANTED, WANTED, "")
     with pytest.raises(UserError, match="give `labels` in the order of the head, or ask me"):
         check_labels("m", {0: "heart", 1: "eye"}, WANTED, ", or ask me")
-    with pytest.raises(UserError, match="its head tells 'eye', 'ear', .* give the model that it was made from"):
+    with pytest.raises(UserError, match=r"its head tells 'eye', 'ear', .* give the model that it was made from"):
         check_labels("m", {0: "eye", 1: "ear"}, WANTED, "")
 
 

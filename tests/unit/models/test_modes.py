@@ -22,16 +22,26 @@ def test_each_module_has_its_mode_again_after_an_error_too() -> None:
     with keeping_modes(model):
         model.eval()
     assert modes(model) == [True, True, False]
-    with pytest.raises(KeyError), keeping_modes(model):
-        model.train()
-        raise KeyError
+
+    def fail() -> None:
+        with keeping_modes(model):
+            model.train()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert modes(model) == [True, True, False]
 
 
 @pytest.mark.parametrize("was", [True, False])
 def test_inside_nothing_trains_and_afterwards_the_model_is_as_it_was(was: bool) -> None:
     model = nn.Sequential(nn.Dropout()).train(was)
-    with pytest.raises(KeyError), not_training(model):
-        assert modes(model) == [False, False]
-        raise KeyError
+
+    def fail() -> None:
+        with not_training(model):
+            assert modes(model) == [False, False]
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert modes(model) == [was, was]

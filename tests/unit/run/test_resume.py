@@ -1,4 +1,4 @@
-"""Going on with a run: whether it is still the same one. Whole runs that go on are in tests/recipes/test_resume.py."""
+"""Going on with a run: whether it is still the same one. Whole runs: tests/recipes/test_resume.py."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which windows a run takes, and when it saves and evaluates. Whole runs are in tests/recipes/test_every_recipe.py."""
+"""Which windows a run takes, when it saves and evaluates. Whole runs: tests/recipes/test_every_recipe.py."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Rules for the flags of classification. Whole rules of the recipe: tests/recipes/test_clinical_classification_flags."""
+"""Rules for the flags of classification: what goes together, and what contradicts."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Classification of images: rows to examples, a batch as the images are drawn, and one forward for loss and figures."""
+"""Classification of images: rows to examples, a batch as images are drawn, one forward."""
 
 from typing import Any
 
@@ -64,7 +64,7 @@ def test_an_image_is_augmented_in_training_and_not_when_it_is_held_out() -> None
 def test_an_image_that_no_pass_has_seen_to_be_broken_is_named() -> None:
     made = task()
     examples = made.encode([("0:7", made.prepare(row("red", b"broken")))])
-    with pytest.raises(UserError, match="an image of the examples 0:7: .*cannot be decoded"):
+    with pytest.raises(UserError, match=r"an image of the examples 0:7: .*cannot be decoded"):
         made.collate(examples)
 
 
