@@ -41,7 +41,7 @@ def first_line(error: BaseException) -> str:
     """An error's type and the first line of its message, for a message of our own."""
     lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines()]
     while len(lines) > 1 and (lines[0].endswith(":") or not lines[0]):  # what it says comes after that
-        lines[:2] = [" ".join(lines[:2])]
+        lines[:2] = [" ".join(lines[:2]).strip()]
     return shortened(lines[0], _LONGEST)
 
 

@@ -147,37 +147,3 @@ def test_windows_of_different_numbers_of_micro_batches_follow_each_other(acceler
                 assert accelerator.sync_gradients == (micro_batch.index == micro_batch.count - 1)
         assert largest_relative_difference(model, reference) <= 1e-12
         model.zero_grad()
-
-
-def test_a_call_of_accelerators_own_accumulate_in_between_is_noticed(accelerator: Accelerator) -> None:
-    task = TASKS["plain"]
-    model = make_model(task)
-    examples = make_examples(task, [3, 3])
-    micro_batches = make_window(examples, examples[0], whole=examples).micro_batches(1)
-    with (
-        pytest.raises(RuntimeError, match="micro-batch 1 of 2 did not match"),
-        accumulate(accelerator, model, next(micro_batches)),
-        accelerator.accumulate(model),
-    ):
-        pass
-
-
-def test_dropout_is_the_same_when_a_micro_batch_is_repeated(accelerator: Accelerator) -> None:
-    task = TASKS["plain"]
-    model = make_model(task)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.5
-    examples = make_examples(task, [3, 4, 5])
-
-    def logits_of_each() -> list[torch.Tensor]:
-        found = []
-        for micro_batch in make_window(examples, examples[0], whole=examples).micro_batches(2):
-            with accumulate(accelerator, model, micro_batch):
-                found.append(model(**batch(micro_batch.examples)[0]).logits)
-                accelerator.backward(micro_batch.scaled(found[-1].sum()))
-        return found
-
-    first, second = logits_of_each(), logits_of_each()
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert not torch.equal(first[0][:1], first[1])

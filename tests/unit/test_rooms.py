@@ -29,6 +29,18 @@ FLOORS = [
 ]
 """The rooms from the ground floor up. A module imports from its own room, from floors below, and leaves."""
 
+WITHOUT_TEST_FILE = {
+    "accumulation/window": "a frozen dataclass: what runs it is tested",
+    "config/variants": "a table of names",
+    "models/spec": "a frozen dataclass",
+    "tasks/task": "a protocol",
+    "evaluation/metrics/entities/entities": "tests/unit/evaluation/test_metrics.py",
+    "evaluation/metrics/multi_label/multi_label": "tests/unit/evaluation/test_metrics.py",
+    "evaluation/metrics/regression/regression": "tests/unit/evaluation/test_metrics.py",
+    "evaluation/metrics/single_label/single_label": "tests/unit/evaluation/test_metrics.py",
+}
+"""Modules without a test file of their own: why, or which file tests them."""
+
 MAY_IMPORT_ACCELERATE = {"accumulation/accumulate", "distributed", "run/log", "run/summary"}
 
 
@@ -124,6 +136,16 @@ def test_no_recipe_imports_a_recipe(path: Path) -> None:
 @pytest.mark.parametrize("path", LIBRARY + RECIPES, ids=name_of)
 def test_a_module_stays_small(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 350
+
+
+def test_every_module_has_its_test_file() -> None:
+    modules = {name_of(path) for path in MODULES if path.stem != "__init__"}
+    tested = {
+        path.relative_to(ROOT / "tests" / "unit").with_name(path.stem.removeprefix("test_")).as_posix()
+        for path in (ROOT / "tests" / "unit").rglob("test_*.py")
+    }
+    assert modules - tested == set(WITHOUT_TEST_FILE)
+    assert tested - modules <= {"init", "rooms", "evaluation/metrics"}, "tests of a module that is not there"
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

@@ -196,3 +196,22 @@ def test_a_cutter_that_was_saved_goes_on_cutting_the_same(
         assert other.speed_at_step(1) == cutter.speed_at_step(1)
         window([cutter, other])
     assert other.state_dict() == cutter.state_dict()
+
+
+@given(lengths=st.lists(st.integers(1, 512), max_size=60), size=st.integers(1, 70), seed=st.integers(0, 99))
+def test_a_cut_keeps_every_example_once_and_the_longest_together(lengths: list[int], size: int, seed: int) -> None:
+    examples = examples_of(lengths)
+    pieces = cut(examples, size)
+    assert sorted(e.id for piece in pieces for e in piece) == sorted(e.id for e in examples)
+    assert all(len(piece) == size for piece in pieces[:-1])
+    assert len(pieces) == -(-len(examples) // size)
+    flat = [e.length for piece in pieces for e in piece]
+    assert flat == sorted(lengths, reverse=True)
+    shuffled = random.Random(seed).sample(examples, len(examples))
+    assert cut(shuffled, size) == pieces
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_a_size_below_one_is_refused(size: int) -> None:
+    with pytest.raises(ValueError, match=f"micro-batch size {size}"):
+        cut(examples_of([1]), size)

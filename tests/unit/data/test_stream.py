@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Literal
 
@@ -14,9 +14,7 @@ from thread_ranks import ThreadRanks, on_ranks, run_ranks
 
 from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.window import Window
-from hf_accum.data.source import BadRow, Row, Source
 from hf_accum.data.stream import Split, WindowStream
-from hf_accum.data.window_sync import share_out
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.errors import RankFailed
 
@@ -114,25 +112,6 @@ def test_windows_are_the_same_on_any_number_of_ranks(
     for step in range(len(on_one[0])):
         assert sorted(ids_of_step(on_one, step)) == sorted(ids_of_step(on_three, step))
         assert on_one[0][step].digest == on_three[0][step].digest
-
-
-def test_order_depends_on_seed_and_epoch_and_stays_within_blocks() -> None:
-    def orders(seed: int, **how: Any) -> list[list[str]]:
-        windows = windows_of_ranks([30, 30], 1, 60, seed=seed, num_epochs=2, **how)[0]
-        return [[e.id for e in window.examples] for window in windows]
-
-    first, again, other = orders(1), orders(1), orders(2)
-    assert first == again
-    assert first[0] != first[1]
-    assert first[0] != other[0]
-    in_file_order = orders(1, shuffle_block_size=1)
-    assert in_file_order[0] == in_file_order[1] == [f"{s}:{r}" for s in (0, 1) for r in range(30)]
-    blocks = orders(1, shuffle_block_size=10)[0]
-    for start in range(0, 60, 10):
-        block = blocks[start : start + 10]
-        assert len({i.partition(":")[0] for i in block}) == 1
-        assert len({int(i.partition(":")[2]) // 10 for i in block}) == 1
-        assert block != sorted(block, key=lambda i: int(i.partition(":")[2]))
 
 
 def test_with_shards_each_rank_reads_its_own_files_only() -> None:
@@ -282,16 +261,6 @@ def test_the_ranks_stop_after_the_same_window_when_one_is_asked_to(
         assert num_asked <= max(at, 1 + num_announced)
 
 
-@given(total=st.integers(0, 50), available=st.lists(st.integers(0, 30), min_size=1, max_size=6))
-def test_shares_are_as_even_as_can_be(total: int, available: list[int]) -> None:
-    shares = share_out(total, available)
-    assert sum(shares) == min(total, sum(available))
-    assert all(0 <= share <= most for share, most in zip(shares, available, strict=True))
-    # Whoever has less than another, or one less by position, has given all it had.
-    most = max(shares)
-    assert all(s >= most - 1 or s == a for s, a in zip(shares, available, strict=True))
-
-
 @pytest.mark.parametrize(("flag", "value"), [("effective_batch_size", 0), ("shuffle_block_size", 0)])
 def test_sizes_below_one_are_refused(flag: Literal["effective_batch_size"], value: int) -> None:
     with pytest.raises(ValueError, match=f"{flag.replace('_', ' ')} 0: has to be at least 1"):
@@ -355,29 +324,3 @@ def test_a_stream_goes_on_behind_any_window_as_if_it_had_not_stopped(
         assert bad_rows == other_bad_rows
         assert num_examples == other_examples
     assert whole[0][1].total() == num_epochs * len(bad)
-
-
-def test_going_on_reads_no_more_than_a_block_again() -> None:
-    read: list[int] = []
-
-    def source() -> Source:
-        def rows(shard: int, start: int) -> Iterator[tuple[int, Row | BadRow]]:
-            for row in range(start, 10_000):
-                read.append(row)
-                yield row, {"value": f"{shard}:{row}"}
-
-        return Source(("file",), rows, {})
-
-    windows = make_stream(source(), OneRank(), 16, shuffle_block_size=100, prefetch_windows=1)
-    states = {window.step: window.state for window in windows}
-    for step in (10, 400):
-        read.clear()
-        stream = make_stream(source(), OneRank(), 16, shuffle_block_size=100, prefetch_windows=1)
-        stream.load_state_dict({"ranks": [states[step].as_json()]})
-        iterator = iter(stream)
-        window = next(iterator)
-        iterator.close()  # type: ignore[attr-defined]
-        assert window.step == step + 1
-        first = (16 * step - 1) // 100 * 100  # of the block in which the window ended
-        assert min(read) in (0, first)  # 0: the stand-in, which is the first of the file
-        assert len(read) <= 400

@@ -19,14 +19,11 @@ from tiny import (
     make_tokenizer,
     save_base,
 )
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BertForSequenceClassification,
-    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging
 
@@ -228,19 +225,6 @@ def test_a_tokenizer_that_knows_more_than_the_model_is_refused(tmp_path: Path) -
     assert load_classifier(smaller).new_modules == ("classifier",)
 
 
-def test_a_tokenizer_without_padding_pads_with_the_end_of_text(tmp_path: Path) -> None:
-    """As Llama's. The model is told, for it looks for the last token that is no padding."""
-    tokenizer = make_tokenizer()
-    tokenizer.pad_token = None
-    tokenizer.eos_token = "[SEP]"
-    folder = save_base(tmp_path, "llama", tokenizer)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"pad_token_id": None}))
-    assert load_tokenizer(folder).pad_token_id == 3
-    model = load_classifier(folder).model
-    assert model.config.pad_token_id == 3
-
-
 def test_a_tokenizer_that_pads_with_another_token_than_positions_are_counted_from_is_refused(tmp_path: Path) -> None:
     """As RoBERTa's: the positions of all texts would be wrong."""
     tokenizer = make_tokenizer()
@@ -307,14 +291,6 @@ def test_a_folder_without_a_model(tmp_path: Path, config: str | None) -> None:
         load_classifier(str(tmp_path))
 
 
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "biogpt"])
-def test_a_folder_without_a_tokenizer(tmp_path: Path, architecture: str) -> None:
-    """transformers would make one that knows no word, and every text would be the same to the model."""
-    AutoModel.from_config(CONFIGS[architecture]).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=rf"^`model` {tmp_path}: has to (be .* with a tokenizer to|have the files)"):
-        load_tokenizer(str(tmp_path))
-
-
 def test_a_classifier_of_other_labels_is_refused(tmp_path: Path) -> None:
     load_classifier(save_base(tmp_path / "base", "bert"), num_labels=5).model.save_pretrained(tmp_path / "trained")
     make_tokenizer().save_pretrained(str(tmp_path / "trained"))
@@ -341,47 +317,3 @@ def test_a_relative_folder_is_found_again_from_anywhere(tmp_path: Path, monkeypa
     save_base(tmp_path / "models" / "mine", "bert")
     monkeypatch.chdir(tmp_path / "models")
     assert load_classifier("mine").model.config._name_or_path == str(tmp_path / "models" / "mine")
-
-
-SPLIT = pre_tokenizers.Split(Regex(r" ?\p{L}+| ?\d| ?[^\s\p{L}\d]+"), "isolated")
-PRE_TOKENIZERS: dict[str, pre_tokenizers.PreTokenizer] = {
-    "bytes": pre_tokenizers.ByteLevel(add_prefix_space=False),
-    "split and bytes": pre_tokenizers.Sequence(
-        [SPLIT, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    ),
-    "metaspace at the start": pre_tokenizers.Metaspace(prepend_scheme="first"),
-    "metaspace": pre_tokenizers.Metaspace(prepend_scheme="always"),
-    "whitespace": pre_tokenizers.Whitespace(),
-}
-
-
-def save_tokenizer(folder: Path, text: str, pre_tokenizer: Any = None) -> None:
-    """One of byte pairs that was trained on a text."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    if pre_tokenizer is not None:
-        tokenizer.pre_tokenizer = pre_tokenizer
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<pad>"])
-    tokenizer.train_from_iterator([text] * 20, trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
-
-
-@pytest.mark.parametrize("kind", PRE_TOKENIZERS)
-def test_words_have_the_tokens_that_they_have_within_a_text(kind: str, tmp_path: Path) -> None:
-    """A model knows words by the space before them; the tokenizer that is saved with it does the same."""
-    words = ["of", "the", "patient", "with", "T2DM's", "2", "fevers", "."]
-    save_tokenizer(tmp_path, " ".join(words), PRE_TOKENIZERS[kind])
-    plain = AutoTokenizer.from_pretrained(tmp_path)
-    loaded = load_tokenizer(str(tmp_path), of_words=True)
-    loaded.save_pretrained(tmp_path / "saved")
-    for other in (loaded, AutoTokenizer.from_pretrained(tmp_path / "saved")):
-        encoded = other(words, is_split_into_words=True)
-        of_text = plain(" ".join(words))["input_ids"]
-        num_first = encoded.word_ids().count(0)
-        assert encoded["input_ids"][num_first:] == of_text[-(len(encoded["input_ids"]) - num_first) :]
-        assert list(dict.fromkeys(encoded.word_ids())) == list(range(len(words)))
-
-
-def test_a_tokenizer_whose_tokens_reach_over_words_is_refused(tmp_path: Path) -> None:
-    save_tokenizer(tmp_path, "of patient T2DM's")
-    with pytest.raises(ValueError, match="makes other tokens of a list of words than of a text"):
-        load_tokenizer(str(tmp_path), of_words=True)

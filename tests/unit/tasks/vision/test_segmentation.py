@@ -1,7 +1,6 @@
 """Segmentation: its figures against scikit-learn's, its head, the weight of a window."""
 
 import random
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ from PIL import Image
 from sklearn import metrics
 from tiny_vision import CLASSES, SIDE, draw_row, masked_images, save_vision_model, stored
 from torch import nn
-from transformers import AutoConfig, ViTConfig
 
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.losses import IGNORE, CrossEntropy
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.config.recipe import RecipeConfig
-from hf_accum.data.source import Source, good_rows
+from hf_accum.data.source import Source
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.tasks.vision.augmentation import Augmenter
@@ -113,32 +111,6 @@ def test_an_evaluation_is_that_of_all_pixels(tmp_path: Path, micro_batch_size: i
     assert figures["mean_iou"] == pytest.approx(np.mean(ious), abs=1e-6)
 
 
-def test_a_segmenter_has_its_encoder_s_weights_and_is_saved_and_loaded(tmp_path: Path) -> None:
-    save_vision_model(tmp_path / "encoder")
-    torch.manual_seed(5)
-    model, info = SemanticSegmenter.from_pretrained(str(tmp_path / "encoder"), num_labels=3, output_loading_info=True)
-    assert info["missing_keys"] == {f"head.{name}" for name, _ in model.head.named_parameters()}
-    images = torch.randn(2, 3, 64, 96)
-    logits = model(images).logits
-    assert logits.shape == (2, 64, 96, 3)
-    model.save_pretrained(str(tmp_path / "saved"))
-    again = SemanticSegmenter.from_pretrained(str(tmp_path / "saved")).eval()
-    assert torch.equal(again(images).logits, logits)
-    from transformers import EfficientNetModel
-
-    encoder = EfficientNetModel.from_pretrained(str(tmp_path / "encoder"))
-    for name, tensor in encoder.state_dict().items():
-        assert torch.equal(tensor, model.base_model.state_dict()[name]), name
-
-
-def test_a_model_without_feature_maps_is_refused(tmp_path: Path) -> None:
-    ViTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=64
-    ).save_pretrained(str(tmp_path))
-    with pytest.raises(ValueError, match=r"`task` segmentation: needs a model with feature maps .* ViTModel has not"):
-        SemanticSegmenter.from_config(AutoConfig.from_pretrained(str(tmp_path)))
-
-
 def test_an_unknown_best_metric_is_refused() -> None:
     SemanticSegmentation.check_metrics("mean_iou")
     with pytest.raises(ValueError, match="`best_metric` accuracy: has to be one of loss, mean_accuracy, mean_iou"):
@@ -167,51 +139,6 @@ def masked(folder: Path, masks: list[bytes], sizes: list[tuple[int, int]], **fla
     named: dict[str, Any] = {"label_names": flags.pop("label_names", ()), "ignore_index": 255}
     config = RecipeConfig(**{"num_epochs": 1, "max_steps": 1, "eval_fraction": 0.3, "group_column": "group"} | flags)
     return open_masked_images(str(folder), OneRank(), config, image_column="image", mask_column="mask", **named)
-
-
-def test_a_mask_that_is_bad_for_one_image_is_good_for_others(tmp_path: Path) -> None:
-    """What the survey counted is what the stream trains on and evaluates: empty masks are often the same bytes."""
-    masks = [mask_of(0)] * 20 + [mask_of(0, upper=1)] * 10 + [mask_of(0)]
-    data = masked(tmp_path / "data", masks, [(32, 32)] * 30 + [(40, 40)], on_bad_row="skip")
-    reason = "field 'mask': has 32 x 32 pixels, and its image 40 x 40: they have to be the same"
-    assert data.bad_rows == {reason: 1}
-    task = replace(segmentation(tmp_path / "model"), data=data)
-    bad_rows: Counter[str] = Counter()
-    rows = list(good_rows(data.source, 0, 0, task.prepare, "skip", bad_rows))
-    assert len(rows) == 30
-    assert (data.num_train or 0) + (data.num_held_out or 0) == 30
-    assert bad_rows == data.bad_rows
-
-
-@pytest.mark.parametrize("eval_split", [None, "validation"])
-def test_masks_without_any_class_are_refused_before_the_training(tmp_path: Path, eval_split: str | None) -> None:
-    masks = [mask_of(255)] * 20
-    if eval_split:
-        masked(tmp_path / "data", [mask_of(0, upper=1)] * 20, [(32, 32)] * 20)
-        masked(tmp_path / "other", masks, [(32, 32)] * 20, label_names=NAMES, num_epochs=None)
-        (tmp_path / "other" / "train.parquet").rename(tmp_path / "data" / "validation.parquet")
-        config = RecipeConfig(num_epochs=1, eval_split=eval_split)
-        how: Any = {"image_column": "image", "mask_column": "mask", "label_names": (), "ignore_index": 255}
-        with pytest.raises(ValueError, match="no pixel of the masks that are held out has a class, all are `ignore"):
-            open_masked_images(str(tmp_path / "data"), OneRank(), config, **how)
-        return
-    with pytest.raises(ValueError, match="no pixel of the masks to train on has a class, all are `ignore_index` 255"):
-        masked(tmp_path / "data", masks, [(32, 32)] * 20, label_names=NAMES)
-
-
-def test_masks_of_one_class_are_refused_as_where_255_is_meant_as_one(tmp_path: Path) -> None:
-    """A model that says nothing but that class would be perfect."""
-    message = (
-        r"the masks to train on have no class but 0, .* \(a pixel of `ignore_index` 255 has none: if it is a class"
-    )
-    for names in (("background", "road"), ()):
-        with pytest.raises(ValueError, match=message):
-            masked(tmp_path / str(len(names)), [mask_of(0, upper=255)] * 20, [(32, 32)] * 20, label_names=names)
-
-
-def test_classes_without_a_pixel_are_said(tmp_path: Path) -> None:
-    data = masked(tmp_path / "data", [mask_of(0, upper=2)] * 20, [(32, 32)] * 20, label_names=NAMES)
-    assert f"no pixel to train on is of the class {NAMES[1]}, {NAMES[3]}" in data.notes
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""Which windows a run takes, when it saves and evaluates. Whole runs: tests/recipes/test_every_recipe.py."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.run.checkpoint import BestCheckpoint
+from hf_accum.run.training import Training
+
+
+class Recorded(Training):
+    """Of a model that is not there: what was done is noted with its step."""
+
+    def __init__(
+        self, num_steps: int, first: int = 0, accuracy: dict[int, float] | None = None, **flags: Any
+    ) -> None:
+        self.num_steps, self._step, self._accuracy = num_steps, first, accuracy or {}
+        self._config = RecipeConfig(**flags)
+        self._best = BestCheckpoint(self._config.best_metric)
+        self.nonfinite: Any = SimpleNamespace(gave_up=None)
+        self.scheduler: Any = SimpleNamespace(get_last_lr=lambda: [0.5])
+        self.done: list[tuple[str, int]] = []
+        self._log: Any = SimpleNamespace(
+            step=lambda window, norm, rate: self.done.append(("step", window.window.step)),
+            flush=lambda: None,
+            evaluation=lambda step, figures: self.done.append(("evaluated", step)),
+        )
+        steps = range(first + 1, 1000)
+        self._windows: Any = (SimpleNamespace(window=SimpleNamespace(step=step)) for step in steps)
+
+    def _evaluate(self) -> dict[str, Any]:
+        return {"accuracy": self._accuracy.get(self._step, 0.0)}
+
+    def _save(self) -> None:
+        self.done.append(("saved", self._step))
+
+    def train(self) -> Iterator[int]:
+        for window in self.windows:
+            self.step_done(window, 1.0)
+            yield self._step
+
+
+@pytest.mark.parametrize("first", [0, 3, 5])
+def test_a_run_takes_windows_up_to_its_last_step_from_wherever_it_goes_on(first: int) -> None:
+    assert list(Recorded(5, first).train()) == list(range(first + 1, 6))
+
+
+def test_it_saves_and_evaluates_every_few_steps_and_the_last_one_is_left_to_the_end() -> None:
+    run = Recorded(6, save_every=3, eval_every=2)
+    assert list(run.train()) == [1, 2, 3, 4, 5, 6]
+    assert [done for done in run.done if done[0] != "step"] == [("evaluated", 2), ("saved", 3), ("evaluated", 4)]
+
+
+def test_what_is_better_is_saved_and_patience_ends_the_run() -> None:
+    how: dict[str, Any] = {"eval_every": 1, "best_metric": "accuracy", "early_stopping_patience": 2}
+    run = Recorded(9, accuracy={1: 0.5, 2: 0.4, 3: 0.6, 4: 0.6, 5: 0.1, 6: 0.9}, **how)
+    assert list(run.train()) == [1, 2, 3, 4, 5]
+    assert [step for name, step in run.done if name == "saved"] == [1, 3]
+
+
+def test_a_window_at_which_the_check_gives_up_is_no_step() -> None:
+    run = Recorded(9)
+    for window in run.windows:
+        if window.window.step == 4:
+            run.nonfinite.gave_up = RuntimeError("not finite")
+        run.step_done(window, 1.0)
+    assert run.done == [("step", 1), ("step", 2), ("step", 3)]
+    assert run._step == 3

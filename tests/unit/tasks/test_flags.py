@@ -1,0 +1,73 @@
+"""Rules for the flags of classification: what goes together, and what contradicts."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hf_accum.errors import UserError
+from hf_accum.tasks.flags import check_classification, require_names
+
+
+def config(**values: Any) -> Any:
+    plain = {
+        "problem": "single_label_classification",
+        "labels": [],
+        "text_column": "text",
+        "label_column": "label",
+        "label_separator": ",",
+        "label_smoothing": 0.0,
+        "extra_metrics": [],
+        "trust_remote_code": False,
+        "class_weights": "none",
+        "positive_weights": [],
+    }
+    return SimpleNamespace(**plain | values)
+
+
+MULTI = "multi_label_classification"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"labels": ["a", "b"], "class_weights": [1.0, 2.5]},
+        {"class_weights": "balanced", "label_smoothing": 0.99},
+        {"problem": MULTI, "labels": ["a", "b"], "positive_weights": [1.0, 2.0]},
+        {"problem": "regression"},
+        {"extra_metrics": ["m"], "trust_remote_code": True},
+    ],
+)
+def test_what_goes_together_is_taken(values: dict[str, Any]) -> None:
+    check_classification(config(**values))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"label_smoothing": 1.0}, r"`label_smoothing` 1.0: has to be in \[0, 1\)"),
+        ({"label_separator": ""}, "`label_separator` ''"),
+        ({"text_column": ""}, "`text_column` '': has to be left out, or not empty"),
+        ({"labels": ["a"]}, "`labels` .*at least 2 names"),
+        ({"labels": ["a", "a"]}, "`labels` .*all different"),
+        ({"extra_metrics": ["m"]}, "`extra_metrics` .*metrics of the hub are code"),
+        ({"problem": MULTI, "class_weights": "balanced"}, "`class_weights` balanced: has to be none for multi_label"),
+        ({"problem": MULTI, "label_smoothing": 0.1}, "`label_smoothing` 0.1: has to be 0 for multi_label"),
+        ({"positive_weights": [1.0]}, "`positive_weights` .*empty for single_label"),
+        ({"problem": "regression", "labels": ["a", "b"]}, "`labels` .*empty for regression"),
+        ({"class_weights": [1.0, 2.0]}, "`class_weights` .*together with `labels`"),
+        ({"labels": ["a", "b"], "class_weights": [1.0]}, "`class_weights` .*one for each of the 2 labels"),
+        ({"labels": ["a", "b"], "class_weights": [1.0, 0.0]}, "`class_weights` .*finite and above 0"),
+        ({"labels": ["a", "b"], "class_weights": [1.0, float("inf")]}, "`class_weights` .*finite and above 0"),
+    ],
+)
+def test_what_contradicts_is_refused_by_flag_value_and_rule(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check_classification(config(**values))
+
+
+def test_a_column_may_be_left_out_but_has_no_empty_name() -> None:
+    require_names(SimpleNamespace(group_column=None), "group_column")
+    with pytest.raises(UserError, match="`group_column` ''"):
+        require_names(SimpleNamespace(group_column=""), "group_column")

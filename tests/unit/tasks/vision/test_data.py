@@ -1,0 +1,132 @@
+"""Datasets of images with masks: what one pass finds before the training."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_vision import CLASSES, SIDE, masked_images, save_vision_model, stored
+
+from hf_accum.accumulation.losses import CrossEntropy
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.data.source import good_rows
+from hf_accum.distributed.ranks import OneRank
+from hf_accum.tasks.vision.augmentation import Augmenter
+from hf_accum.tasks.vision.data import MaskedImages, open_labelled_images, open_masked_images
+from hf_accum.tasks.vision.inputs import ImageInputs
+from hf_accum.tasks.vision.segmentation import SemanticSegmentation
+
+NAMES = ("background", *CLASSES)
+
+
+def segmentation(folder: Path, augmenter: Augmenter | None = None) -> SemanticSegmentation:
+    from hf_accum.tasks.vision.inputs import load_image_processor
+
+    save_vision_model(folder)
+    inputs = ImageInputs.of(load_image_processor(str(folder)), SIDE)
+    return SemanticSegmentation(masked_images(NAMES), CrossEntropy(), inputs, augmenter)
+
+
+def mask_of(value: int, width: int = 32, height: int = 32, upper: int | None = None) -> bytes:
+    """Of one value, or with another in its upper half."""
+    values = np.full((height, width), value, np.uint8)
+    if upper is not None:
+        values[: height // 2] = upper
+    return stored(Image.fromarray(values))
+
+
+def masked(folder: Path, masks: list[bytes], sizes: list[tuple[int, int]], **flags: Any) -> MaskedImages:
+    """A dataset of images of these sizes with these masks, opened."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir()
+    rows = [
+        {"image": stored(Image.new("RGB", size, (index, 0, 0))), "mask": mask, "group": str(index)}
+        for index, (size, mask) in enumerate(zip(sizes, masks, strict=True))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "train.parquet")
+    named: dict[str, Any] = {"label_names": flags.pop("label_names", ()), "ignore_index": 255}
+    config = RecipeConfig(**{"num_epochs": 1, "max_steps": 1, "eval_fraction": 0.3, "group_column": "group"} | flags)
+    return open_masked_images(str(folder), OneRank(), config, image_column="image", mask_column="mask", **named)
+
+
+def test_a_mask_that_is_bad_for_one_image_is_good_for_others(tmp_path: Path) -> None:
+    """What the survey counted is what the stream trains on and evaluates: empty masks are often the same bytes."""
+    masks = [mask_of(0)] * 20 + [mask_of(0, upper=1)] * 10 + [mask_of(0)]
+    data = masked(tmp_path / "data", masks, [(32, 32)] * 30 + [(40, 40)], on_bad_row="skip")
+    reason = "field 'mask': has 32 x 32 pixels, and its image 40 x 40: they have to be the same"
+    assert data.bad_rows == {reason: 1}
+    task = replace(segmentation(tmp_path / "model"), data=data)
+    bad_rows: Counter[str] = Counter()
+    rows = list(good_rows(data.source, 0, 0, task.prepare, "skip", bad_rows))
+    assert len(rows) == 30
+    assert (data.num_train or 0) + (data.num_held_out or 0) == 30
+    assert bad_rows == data.bad_rows
+
+
+@pytest.mark.parametrize("eval_split", [None, "validation"])
+def test_masks_without_any_class_are_refused_before_the_training(tmp_path: Path, eval_split: str | None) -> None:
+    masks = [mask_of(255)] * 20
+    if eval_split:
+        masked(tmp_path / "data", [mask_of(0, upper=1)] * 20, [(32, 32)] * 20)
+        masked(tmp_path / "other", masks, [(32, 32)] * 20, label_names=NAMES, num_epochs=None)
+        (tmp_path / "other" / "train.parquet").rename(tmp_path / "data" / "validation.parquet")
+        config = RecipeConfig(num_epochs=1, eval_split=eval_split)
+        how: Any = {"image_column": "image", "mask_column": "mask", "label_names": (), "ignore_index": 255}
+        with pytest.raises(ValueError, match="no pixel of the masks that are held out has a class, all are `ignore"):
+            open_masked_images(str(tmp_path / "data"), OneRank(), config, **how)
+        return
+    with pytest.raises(ValueError, match="no pixel of the masks to train on has a class, all are `ignore_index` 255"):
+        masked(tmp_path / "data", masks, [(32, 32)] * 20, label_names=NAMES)
+
+
+def test_masks_of_one_class_are_refused_as_where_255_is_meant_as_one(tmp_path: Path) -> None:
+    """A model that says nothing but that class would be perfect."""
+    message = (
+        r"the masks to train on have no class but 0, .* \(a pixel of `ignore_index` 255 has none: if it is a class"
+    )
+    for names in (("background", "road"), ()):
+        with pytest.raises(ValueError, match=message):
+            masked(tmp_path / str(len(names)), [mask_of(0, upper=255)] * 20, [(32, 32)] * 20, label_names=names)
+
+
+def test_classes_without_a_pixel_are_said(tmp_path: Path) -> None:
+    data = masked(tmp_path / "data", [mask_of(0, upper=2)] * 20, [(32, 32)] * 20, label_names=NAMES)
+    assert f"no pixel to train on is of the class {NAMES[1]}, {NAMES[3]}" in data.notes
+
+
+def noise(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def write_folder(folder: Path) -> None:
+    for number in range(6):
+        path = folder / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(stored(noise(seed=number)))
+
+
+def test_a_damaged_image_of_one_split_leaves_that_of_the_same_name_in_the_other(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_folder(data / "train")
+    write_folder(data / "validation")
+    (data / "validation" / "cat" / "2.png").write_bytes(b"broken")
+    config = RecipeConfig(num_epochs=1, eval_split="validation", on_bad_row="skip")
+    how: Any = {"image_column": "image", "label_column": "label", "label_names": ()}
+    opened = open_labelled_images(str(data), OneRank(), config, **how)
+    assert [reason.partition(" is damaged")[0] for reason in opened.bad_rows] == [
+        "field 'image': validation/cat/2.png"
+    ]
+    assert (opened.num_train, opened.num_held_out) == (6, 5)
+    used: dict[str, int] = {}
+    for name, source in (("train", opened.source), ("validation", opened.eval_source)):
+        shards = range(source.num_shards)
+        rows = [
+            good for shard in shards for good in good_rows(source, shard, 0, opened.pictures.of, "skip", Counter())
+        ]
+        used[name] = len(rows)
+    assert used == {"train": 6, "validation": 5}
