@@ -201,7 +201,7 @@ def measure(config: ClinicalClassificationConfig, arguments: argparse.Namespace)
     """
     require(config.problem == "single_label_classification", "problem", config.problem, "left out here")
     require(config.model is None, "model", config.model, "left out here: it is MiniLM")
-    require(not config.gradient_checkpointing, "gradient_checkpointing", True, "left out here")
+    require(config.gradient_checkpointing is not True, "gradient_checkpointing", True, "left out here")
     use_threads(arguments.threads)
     print_header(arguments.threads)
     data = load_recipe_data(config)
