@@ -53,7 +53,7 @@ def measure(vocabulary: int, chunk_sizes: list[int], rounds: int) -> list[tuple[
             model(**inputs, labels=ids, num_items_in_batch=torch.tensor(len(places))).loss.backward()
 
     def chunked(size: int) -> None:
-        loss = ChunkedCrossEntropy(layer, size)(model(**inputs).logits, targets)
+        loss = ChunkedCrossEntropy(size)(layer, model(**inputs).logits, targets)
         (loss / len(places)).backward()
 
     ways = {"the model's own": own} | {f"chunks of {size}": lambda size=size: chunked(size) for size in chunk_sizes}

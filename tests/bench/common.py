@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_accum.config.recipe import LoraConfig
+from hf_accum.config.lora import LoraConfig
 from recipes.clinical_classification import ClinicalClassificationConfig
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from hf_accum.accumulation.example import Example
+    from hf_accum.accumulation.execution import WindowExecution
     from hf_accum.accumulation.splitting import Cutter
-    from hf_accum.accumulation.window import Window
     from hf_accum.data.source import Row, Source
     from hf_accum.tasks.labels import LabelColumn
     from hf_accum.tasks.text_classification.task import TextClassification
@@ -145,30 +145,13 @@ def load_minilm(
 ) -> "nn.Module":
     """MiniLM with adapters, from the very weights that a recipe's run of this seed starts from."""
     import torch
-    from transformers import AutoModelForSequenceClassification
 
-    from hf_accum.models.loading import load_model
-    from hf_accum.models.lora import add_lora
-    from hf_accum.seeding import derive_seed
-    from hf_accum.tasks.text_classification.task import model_config
-    from recipes.embedded.models import minilm
+    from hf_accum.models.trainable import load_trainable
+    from recipes.clinical_classification import spec_of
 
-    torch.manual_seed(derive_seed(seed, "model"))
-    pretrained = load_model(
-        AutoModelForSequenceClassification,
-        minilm(),
-        task.tokenizer,
-        max_length=task.max_length,
-        dropout=dropout,
-        **model_config(task.labels),
-    )
-    return add_lora(
-        pretrained.model,
-        lora,
-        task_type="SEQ_CLS",
-        new_modules=pretrained.new_modules,
-        dropout=dropout,
-    )
+    assert task.tokenizer is not None
+    config = ClinicalClassificationConfig(lora=lora, seed=seed, dropout=dropout, max_length=task.max_length)
+    return load_trainable(spec_of(config, task.labels), task.tokenizer, config, device=torch.device("cpu")).model
 
 
 def evenly_spaced(rows: "Sequence[Row]", number: int) -> "list[Row]":
@@ -203,8 +186,7 @@ def learned_cutter(
         for window in windows:
             for piece in cutter.cut(window):
                 stopwatch = Stopwatch(torch.device("cpu"))
-                inputs, labels = task.collate(piece)
-                (task.objective(model(**inputs).logits, labels) / len(window)).backward()
+                (task.summed_loss(model, task.collate(piece)) / len(window)).backward()
                 stopwatch.stop()
                 costs.observe(len(piece), max(example.length for example in piece), stopwatch)
             cutter.window_done()
@@ -212,21 +194,20 @@ def learned_cutter(
 
 
 def train(
-    windows: "Iterable[Window]",
+    windows: "Iterable[WindowExecution]",
     cutter: "Cutter",
     accelerator: "Accelerator",
     task: "TextClassification",
     model: "nn.Module",
     optimizer: "Optimizer",
-) -> "Iterator[Window]":
+) -> "Iterator[WindowExecution]":
     """The loop of a recipe, without its log: each window, once its step is made."""
     from hf_accum import accumulate
 
     for window in windows:
         for micro_batch in window.micro_batches(cutter):
             with accumulate(accelerator, model, micro_batch):
-                inputs, labels = micro_batch.batch
-                loss = task.objective(model(**inputs).logits, labels)
+                loss = task.summed_loss(model, micro_batch.batch)
                 accelerator.backward(micro_batch.scaled(loss))
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -3,7 +3,7 @@
 The reference is plain torch: all examples of a window as one batch in float64, the mean loss over its
 items, one backward. Beside it, on the same windows and the same weights:
 
-- this project's loop (`Window.micro_batches`, `accumulate`, a summed loss), in float64 and in float32;
+- this project's loop (`micro_batches`, `accumulate`, the task's summed loss), in float64 and in float32;
 - the stock `transformers.Trainer`, at a window as one batch and as single examples, in float64: what the
   parameters' `.grad` is right before its optimizer's step (no clipping, learning rate 0);
 - the loop of accelerate's documentation (`with accelerator.accumulate(model)`, the model's own mean loss,
@@ -43,10 +43,15 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from hf_accum import CrossEntropy, Example, WindowStream, accumulate, ranks_of, start_accelerator
+from hf_accum import CrossEntropy, Example, WindowExecution, WindowStream, accumulate, ranks_of, start_accelerator
+from hf_accum.tasks.labels import LabelColumn
+from hf_accum.tasks.text_classification.task import TextClassification
+from hf_accum.tasks.token_classification.data import TagColumns
+from hf_accum.tasks.token_classification.task import EntityTagging
 
 IGNORE = -100
 NUM_CLASSES = 5
+NAMES = {index: f"class {index}" for index in range(NUM_CLASSES)}
 VOCABULARY = 200
 LONGEST = 48
 
@@ -122,17 +127,26 @@ def of_one_batch(model: PreTrainedModel, texts: Sequence[Text]) -> Tensor:
     return flat_gradient(model)
 
 
+def task_of(model: PreTrainedModel) -> TextClassification | EntityTagging:
+    """What this project trains such a model for; the texts are tokens already."""
+    names = tuple(NAMES.values())
+    if isinstance(model, BertForTokenClassification):
+        return EntityTagging(TagColumns("words", "tags"), names, CrossEntropy(), None, LONGEST)
+    labels = LabelColumn("labels", "single_label_classification", names)
+    return TextClassification("text", labels, CrossEntropy(), None, LONGEST)
+
+
 def of_this_project(micro_batch_size: int) -> GradientOf:
     """This project's loop, as a recipe has it."""
 
     def gradient(model: PreTrainedModel, texts: Sequence[Text]) -> Tensor:
-        objective = CrossEntropy()
+        task = task_of(model)
+
+        def weight(text: Text) -> float:
+            return task.objective.weight(torch.tensor(text["labels"]))
 
         def encode(rows: Sequence[tuple[str, Text]]) -> list[Example]:
-            return [
-                Example(name, len(text["input_ids"]), objective.weight(torch.tensor(text["labels"])), text)
-                for name, text in rows
-            ]
+            return [Example(name, len(text["input_ids"]), weight(text), text) for name, text in rows]
 
         accelerator = start_accelerator()
         prepared = accelerator.prepare(model)
@@ -145,11 +159,11 @@ def of_this_project(micro_batch_size: int) -> GradientOf:
             seed=0,
         )
         for window in windows:
-            for micro_batch in window.micro_batches(micro_batch_size):
+            for micro_batch in WindowExecution(window).micro_batches(micro_batch_size):
                 with accumulate(accelerator, prepared, micro_batch):
                     batch = collate([example.features for example in micro_batch.examples])
                     labels = batch.pop("labels")
-                    loss = objective(prepared(**batch).logits, labels)
+                    loss = task.summed_loss(prepared, (batch, labels))
                     accelerator.backward(micro_batch.scaled(loss))
         return flat_gradient(model)
 
@@ -261,7 +275,7 @@ def build_model(of_tokens: bool) -> PreTrainedModel:
         max_position_embeddings=64,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        id2label={index: f"class {index}" for index in range(NUM_CLASSES)},
+        id2label=NAMES,
     )
     torch.manual_seed(0)
     model = (BertForTokenClassification if of_tokens else BertForSequenceClassification)(config)

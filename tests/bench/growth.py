@@ -40,7 +40,7 @@ from hf_accum import Pipeline, WindowStream, ranks_of, start_accelerator
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.accumulation.time_model import Costs, WorkingCosts
-from hf_accum.config.recipe import LoraConfig
+from hf_accum.config.lora import LoraConfig
 from hf_accum.device.live_bytes import LiveBytes, tensors_of
 from hf_accum.device.malloc import return_freed_memory
 from hf_accum.models.optimizer import build_optimizer
@@ -74,7 +74,7 @@ def measure(what: str, effective_batch_size: int, most: int, costs: Costs) -> di
         started, tokens = time.perf_counter(), 0
         windows = Pipeline(stream, cutter, task.collate, torch.device("cpu"))
         for window in train(windows, cutter, accelerator, task, model, optimizer):
-            tokens = window.num_tokens
+            tokens = window.window.num_tokens
         return time.perf_counter() - started, tokens
 
     one_window(rows[: 2 * most])  # what is loaded and allocated once

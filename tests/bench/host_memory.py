@@ -67,7 +67,7 @@ def survey_pass(config: ClinicalClassificationConfig) -> Callable[[], int]:
 
 def stream_pass(config: ClinicalClassificationConfig) -> Callable[[], int]:
     """One epoch of windows as tensors; what is returned runs it, and returns the number of rows."""
-    from hf_accum import WindowStream, open_source
+    from hf_accum import WindowExecution, WindowStream, open_source
     from hf_accum.distributed.ranks import OneRank
     from hf_accum.tasks.labels import LabelColumn
 
@@ -87,8 +87,8 @@ def stream_pass(config: ClinicalClassificationConfig) -> Callable[[], int]:
 
     def run() -> int:
         for window in windows:
-            for micro_batch in window.micro_batches(8):
-                task.collate(micro_batch.examples)
+            for _ in WindowExecution(window, task.collate).micro_batches(8):
+                pass
         return windows.counts.num_examples
 
     return run

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from common import argument_parser, print_header, print_table, use_threads
 from held_out import evaluate, rows_of
-from transformers import AutoModelForCausalLM
 
 from hf_accum.cli.parser import parse
 from hf_accum.distributed.ranks import OneRank
@@ -32,9 +31,7 @@ from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.models.trainable import load_trainable
 from hf_accum.tasks.causal_lm.data import Passage, PassageData
 from hf_accum.tasks.causal_lm.task import ACCURACY, CausalTexts
-from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, stop_before_output_layer
-from recipes.embedded.models import smollm2
-from recipes.medical_lm import MedicalLmConfig, open_data
+from recipes.medical_lm import MedicalLmConfig, model_name, open_data, spec_of, task_of
 
 _START = -1
 
@@ -74,13 +71,11 @@ class Bigrams:
         return (self.pairs[before, token] + new * rest) / (self.before[before] + new) if new else rest
 
 
-def untrained(config: MedicalLmConfig, data: PassageData, tokenizer: Any) -> dict[str, Any]:
+def untrained(config: MedicalLmConfig, data: PassageData, task: CausalTexts) -> dict[str, Any]:
     """The figures of the model as it is."""
-    cpu = torch.device("cpu")
-    how: dict[str, Any] = {"task_type": "CAUSAL_LM", "precision": "no", "device": cpu}
-    model = load_trainable(AutoModelForCausalLM, smollm2(), tokenizer, config, **how)
-    task = CausalTexts(ChunkedCrossEntropy(stop_before_output_layer(model.base)), tokenizer.pad_token_id)
-    return evaluate(model.model, task, data, 8)
+    assert task.tokenizer is not None
+    model = load_trainable(spec_of(config), task.tokenizer, config, device=torch.device("cpu")).model
+    return evaluate(model, task, data, 8)
 
 
 def main() -> None:
@@ -91,9 +86,9 @@ def main() -> None:
     use_threads(arguments.threads)
     print_header(arguments.threads)
     config = parse(MedicalLmConfig, "", arguments.flags)
-    tokenizer: Any = load_tokenizer(smollm2())
+    tokenizer: Any = load_tokenizer(model_name(config), config.trust)
     data = open_data(config, OneRank(), tokenizer)
-    task = CausalTexts(ChunkedCrossEntropy(torch.nn.Linear(1, 1)), tokenizer.pad_token_id)
+    task = task_of(config, tokenizer, "no")
     passages = {side: [task.prepare(row) for _, row in rows_of(data, side)] for side in (False, True)}
     counted, held_out = Bigrams(pairs_of(passages[False]), len(tokenizer)), list(pairs_of(passages[True]))
     rows = []
@@ -104,7 +99,7 @@ def main() -> None:
         loss = -sum(math.log(chance(*pair)) for pair in held_out) / len(held_out)
         rows.append((name, f"{len(passages[False]):,}", f"{loss:.3f}", f"{math.exp(loss):.1f}", "", ""))
     started = time.perf_counter()
-    before = untrained(config, data, tokenizer)
+    before = untrained(config, data, task)
     assert before["num_tokens"] == len(held_out)
     rows.append(_row("SmolLM2 before", "0", before, time.perf_counter() - started))
     with tempfile.TemporaryDirectory() as folder:

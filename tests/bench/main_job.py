@@ -17,7 +17,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from transformers import get_scheduler
 
 from hf_accum.cli.exit import run
 from hf_accum.cli.parser import parse
-from hf_accum.config.recipe import require
+from hf_accum.config.validation import require
 from hf_accum.run.schedule import count_steps
 from recipes.clinical_classification import ClinicalClassificationConfig
 
@@ -106,7 +106,7 @@ def hand_loop(data: RecipeData, config: ClinicalClassificationConfig, *, use_bf1
     """Train MiniLM by a loop in plain torch, and predict the held-out rows."""
     task = minilm_task(data.labels, data.text_column, config.max_length)
     model = load_minilm(task, config.lora, seed=config.seed, dropout=config.dropout)
-    tokenizer = task.tokenizer
+    tokenizer: Any = task.tokenizer
 
     def tokenized(texts: Sequence[str], classes: Sequence[int]) -> list[Tokens]:
         encoded = tokenizer(list(texts), truncation=True, max_length=config.max_length)["input_ids"]
@@ -201,7 +201,7 @@ def measure(config: ClinicalClassificationConfig, arguments: argparse.Namespace)
     """
     require(config.problem == "single_label_classification", "problem", config.problem, "left out here")
     require(config.model is None, "model", config.model, "left out here: it is MiniLM")
-    require(not config.gradient_checkpointing, "gradient_checkpointing", True, "left out here")
+    require(config.gradient_checkpointing is not True, "gradient_checkpointing", True, "left out here")
     use_threads(arguments.threads)
     print_header(arguments.threads)
     data = load_recipe_data(config)

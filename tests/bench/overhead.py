@@ -4,7 +4,7 @@ Both train MiniLM with LoRA on the same few windows of real clinical synopses, i
 model and optimizer, in turns (A B, then B A), so that a slow moment of the machine meets both:
 
 - hf_accum: the recipe's loop, whole: a `WindowStream` that tokenises in its background thread,
-  `window.micro_batches`, padding, `accumulate`, accelerate's backward and clipping, the step, the
+  `micro_batches`, padding, `accumulate`, accelerate's backward and clipping, the step, the
   schedule, and `RunLog` with its metrics.jsonl;
 - by hand: tensors padded beforehand, summed loss divided by the window's weight, backward, clip, step,
   schedule.
@@ -45,8 +45,8 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, get_scheduler
 
-from hf_accum import WindowStream, accumulate, ranks_of, start_accelerator
-from hf_accum.config.recipe import LoraConfig
+from hf_accum import WindowExecution, WindowStream, accumulate, ranks_of, start_accelerator
+from hf_accum.config.lora import LoraConfig
 from hf_accum.data.source import Row
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.models.lora import add_lora
@@ -111,10 +111,10 @@ def by_hf_accum(training: Training, rows: Sequence[Row]) -> None:
         ) as log,
     ):
         for window in training.windows(rows):
-            for micro_batch in window.micro_batches(training.micro_batch_size):
+            execution = WindowExecution(window, task.collate)
+            for micro_batch in execution.micro_batches(training.micro_batch_size):
                 with accumulate(accelerator, model, micro_batch):
-                    inputs, labels = task.collate(micro_batch.examples)
-                    loss = task.objective(model(**inputs).logits, labels)
+                    loss = task.summed_loss(model, micro_batch.batch)
                     accelerator.backward(micro_batch.scaled(loss))
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
             assert grad_norm is not None
@@ -123,7 +123,7 @@ def by_hf_accum(training: Training, rows: Sequence[Row]) -> None:
             if not accelerator.optimizer_step_was_skipped:
                 scheduler.step()
             optimizer.zero_grad()
-            log.step(window, grad_norm, learning_rate)
+            log.step(execution, grad_norm, learning_rate)
 
 
 def by_hand(training: Training, windows: Sequence[TensorWindow]) -> None:
@@ -164,6 +164,7 @@ def start_training(
 
 def build_tiny_model(task: TextClassification, lora: LoraConfig, *, dropout: float) -> nn.Module:
     """A BERT with random weights that takes next to no time, with adapters."""
+    assert task.tokenizer is not None
     config = BertConfig(
         vocab_size=len(task.tokenizer),
         hidden_size=32,
@@ -249,8 +250,8 @@ def main() -> None:
     # From all over the dataset, not its beginning only.
     rows = data.train[:: max(1, len(data.train) // num_rows)][:num_rows]
     windows = [
-        [task.collate(micro_batch.examples) for micro_batch in window.micro_batches(arguments.micro_batch_size)]
-        for window in training.windows(rows)
+        [micro_batch.batch for micro_batch in execution.micro_batches(arguments.micro_batch_size)]
+        for execution in (WindowExecution(window, task.collate) for window in training.windows(rows))
     ]
     works = (lambda: by_hf_accum(training, rows), lambda: by_hand(training, windows))
     for work in works:

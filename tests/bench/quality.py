@@ -23,24 +23,16 @@ import torch.nn.functional as F
 from common import argument_parser, load_minilm, minilm_task, print_header, print_table, use_threads
 from held_out import evaluate, rows_of
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, AutoModelForTokenClassification
 from transformers.utils import logging as transformers_logging
 
-from hf_accum.accumulation.losses import CrossEntropy
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.evaluation.evaluate import Metric
 from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.models.trainable import load_trainable
-from hf_accum.tasks.labels import named_labels
-from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, stop_before_output_layer
 from hf_accum.tasks.language_modeling.perplexity import perplexity
-from hf_accum.tasks.masked_lm.task import MaskedTexts
 from hf_accum.tasks.token_classification.data import labels_of
-from hf_accum.tasks.token_classification.task import EntityTagging
 from hf_accum.tasks.vision.inputs import load_image_inputs
 from recipes import clinical_classification, clinical_ner, driving_images, medical_mlm
-from recipes.embedded.efficientnet import efficientnet_lite0
-from recipes.embedded.models import minilm
 
 CPU = torch.device("cpu")
 Words = Sequence[str]
@@ -100,7 +92,7 @@ def of_clinical_classification() -> list[list[str]]:
 def of_clinical_ner() -> list[list[str]]:
     """Entity F1, overall and by type."""
     config = clinical_ner.ClinicalNerConfig()
-    tokenizer = load_tokenizer(minilm(), of_words=True)
+    tokenizer = load_tokenizer(clinical_ner.model_name(config), config.trust, of_words=True)
     data = clinical_ner.open_data(config, OneRank(), tokenizer)
     train, held_out = ([data.columns.read(row) for _, row in rows_of(data, side)] for side in (False, True))
     dictionary = Dictionary(train)
@@ -108,9 +100,8 @@ def of_clinical_ner() -> list[list[str]]:
     predicted = [dictionary.tag(words) for words, _ in held_out]
     figures = {"dictionary of the training texts": metric.compute(predicted, [tags for _, tags in held_out])}
     labels = labels_of(data.types)
-    how: dict[str, Any] = {"task_type": "TOKEN_CLS", "precision": "no", "device": CPU, **named_labels(labels)}
-    model = load_trainable(AutoModelForTokenClassification, minilm(), tokenizer, config, **how).model
-    task = EntityTagging(data.columns, labels, CrossEntropy(), tokenizer, config.max_length)
+    model = load_trainable(clinical_ner.spec_of(config, labels), tokenizer, config, device=CPU).model
+    task = clinical_ner.task_of(config, data.columns, labels, tokenizer)
     figures["MiniLM before training"] = evaluate(model, task, data, 64)
     print(f"{len(train):,} parts of texts to train on, {len(held_out):,} held out")
     names = [name for name, value in figures["dictionary of the training texts"].items() if isinstance(value, float)]
@@ -120,12 +111,10 @@ def of_clinical_ner() -> list[list[str]]:
 def of_medical_mlm() -> list[list[str]]:
     """Loss, perplexity and accuracy of masked tokens."""
     config = medical_mlm.MedicalMlmConfig()
-    tokenizer = load_tokenizer(minilm())
+    tokenizer = load_tokenizer(medical_mlm.model_name(config), config.trust)
     data = medical_mlm.open_data(config, OneRank(), tokenizer)
-    how: dict[str, Any] = {"task_type": "MASKED_LM", "precision": "no", "device": CPU}
-    trainable = load_trainable(AutoModelForMaskedLM, minilm(), tokenizer, config, **how)
-    layer = stop_before_output_layer(trainable.base)
-    task = MaskedTexts(tokenizer, ChunkedCrossEntropy(layer, config.loss_chunk_size), config.seed)
+    model = load_trainable(medical_mlm.spec_of(config), tokenizer, config, device=CPU).model
+    task = medical_mlm.task_of(config, tokenizer, "no")
 
     def draw(example: Any, _: int) -> Any:
         return task.draw(example, None)
@@ -140,7 +129,7 @@ def of_medical_mlm() -> list[list[str]]:
     ]
     loss = -sum(math.log((counts[token] + 1) / number) for token in hidden) / len(hidden)
     accuracy = sum(token == most_frequent for token in hidden) / len(hidden)
-    before = evaluate(trainable.model, task, data, 64, draw)
+    before = evaluate(model, task, data, 64, draw)
     assert before["num_tokens"] == len(hidden)
     print(f"{len(hidden):,} held-out tokens are hidden")
     return [
@@ -172,13 +161,17 @@ def of_driving_images_segmentation() -> list[list[str]]:
     """Mean intersection over union, and the share of pixels that are right."""
     config = driving_images.DrivingImagesConfig(task="segmentation", resolution=224)
     data = driving_images.open_data(config, OneRank())
-    inputs, _ = load_image_inputs(efficientnet_lite0(), config.resolution, config.max_image_pixels, config.trust)
-    task, names = driving_images.task_of(config, data, inputs), driving_images.names_of(data)
-    how: dict[str, Any] = {"task_type": None, "precision": "no", "device": CPU, **named_labels(names)}
-    before = load_trainable(driving_images.auto_class(config), efficientnet_lite0(), None, config, **how).model
+    inputs, processor = load_image_inputs(
+        driving_images.model_name(config), config.resolution, config.max_image_pixels, config.trust
+    )
+    task, spec = driving_images.task_of(config, inputs, data), driving_images.spec_of(config, data.class_names)
+    before = load_trainable(spec, processor, config, device=CPU).model
     rows = [["", "mean IoU", "pixels that are right", "images"]]
-    for who, model in (("every pixel background", AlwaysTheFirst(len(names))), ("the net before training", before)):
-        its = evaluate(model, task, data, 8, task.draw)
+    for who, model in (
+        ("every pixel background", AlwaysTheFirst(len(data.class_names))),
+        ("the net before training", before),
+    ):
+        its = evaluate(model, task, data, 8, lambda example, _: task.draw(example, None))
         rows.append(
             [who, *(f"{its[name]:.3f}" for name in ("mean_iou", "overall_accuracy")), f"{its['num_examples']}"]
         )

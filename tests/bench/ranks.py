@@ -42,7 +42,7 @@ from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.load_balancing import assign
 from hf_accum.accumulation.splitting import Cutter, cut
 from hf_accum.accumulation.time_model import Costs, Speed
-from hf_accum.config.recipe import LoraConfig
+from hf_accum.config.lora import LoraConfig
 
 WINDOW = 64
 ROOT = Path(__file__).parent.parent.parent

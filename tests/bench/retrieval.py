@@ -24,15 +24,15 @@ from common import argument_parser, print_header, print_table, use_threads
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import AutoModel, get_scheduler
+from transformers import get_scheduler
 from transformers.utils import logging as transformers_logging
 
 from hf_accum import Pipeline, WindowStream, accumulate, ranks_of, start_accelerator
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.example import Example
-from hf_accum.accumulation.grad_cache import InBatchNegatives, RepresentationCache
+from hf_accum.accumulation.execution import WindowExecution
+from hf_accum.accumulation.grad_cache import RepresentationCache
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.accumulation.window import Window
 from hf_accum.byte_sizes import format_bytes
 from hf_accum.data.source import Row
 from hf_accum.device.live_bytes import LiveBytes
@@ -40,9 +40,7 @@ from hf_accum.distributed.ranks import OneRank
 from hf_accum.models.optimizer import build_optimizer
 from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.models.trainable import load_trainable
-from hf_accum.tasks.retrieval.task import TextRetrieval
-from recipes.embedded.models import minilm
-from recipes.term_retrieval import TermRetrievalConfig, open_data
+from recipes.term_retrieval import TermRetrievalConfig, model_name, open_data, spec_of, task_of
 
 CPU = torch.device("cpu")
 WINDOW, AT_ONCE = 256, 16  # pairs; pairs or texts
@@ -56,18 +54,15 @@ class Bench:
         self.config = TermRetrievalConfig(num_epochs=None, max_steps=num_steps)
         self.num_steps = num_steps
         self.data = open_data(self.config, OneRank())
-        self.tokenizer = load_tokenizer(minilm())
-        self.objective = InBatchNegatives(self.config.temperature)
-        columns = self.config.query_column, self.config.document_column
-        self.task = TextRetrieval(*columns, self.tokenizer, self.objective, self.config.max_length)
+        self.tokenizer = load_tokenizer(model_name(self.config), self.config.trust)
+        self.task = task_of(self.config, self.tokenizer)
         self.accelerator = start_accelerator()
         self.ranks = ranks_of(self.accelerator)
         self.cutter = Cutter(WorkingCapacity(Capacity(AT_ONCE)))
 
     def model(self) -> nn.Module:
         """As the recipe's run of seed 0 starts."""
-        how: dict[str, Any] = {"task_type": "FEATURE_EXTRACTION", "precision": "no", "device": CPU}
-        return load_trainable(AutoModel, minilm(), self.tokenizer, self.config, **how).model
+        return load_trainable(spec_of(self.config), self.tokenizer, self.config, device=CPU).model
 
     def stream(self, held_out: bool) -> WindowStream[Any]:
         """Windows to train on, or the held-out ones."""
@@ -117,19 +112,21 @@ class Bench:
         step = {"whole window": self.whole_window, "accumulated": self.accumulated, "batch of 256": self.at_once}
         seconds, peak_bytes = 0.0, 0
         num_timed = 0
-        for window in Pipeline(self.stream(held_out=False), self.cutter, self.task.collate, CPU):
+        for execution in Pipeline(self.stream(held_out=False), self.cutter, self.task.collate, CPU):
             started = time.perf_counter()
-            if window.step == 2:  # the optimizer's state is there; counting takes time: not a step that is timed
+            if (
+                execution.window.step == 2
+            ):  # the optimizer's state is there; counting takes time: not a step that is timed
                 with LiveBytes() as live:
-                    step[contender](model, window)
+                    step[contender](model, execution)
                     self.update(model, optimizer, scheduler)
                 peak_bytes = live.peak_bytes
             else:
-                step[contender](model, window)
+                step[contender](model, execution)
                 self.update(model, optimizer, scheduler)
                 seconds += time.perf_counter() - started
                 num_timed += 1
-            if window.step == (2 if contender == "batch of 256" else self.num_steps):
+            if execution.window.step == (2 if contender == "batch of 256" else self.num_steps):
                 break
         return self.evaluate(model), seconds / num_timed, peak_bytes
 
@@ -140,26 +137,27 @@ class Bench:
         scheduler.step()
         optimizer.zero_grad()
 
-    def whole_window(self, model: nn.Module, window: Window) -> None:
+    def whole_window(self, model: nn.Module, execution: WindowExecution) -> None:
         """The loop of the recipe."""
-        cache = RepresentationCache(window, self.objective, self.ranks)
-        for micro_batch in window.micro_batches(self.cutter, no_grad_pass=self.ranks):
+        cache = RepresentationCache(execution, self.task.objective, self.ranks)
+        for micro_batch in execution.micro_batches(self.cutter, no_grad_pass=self.ranks):
             with accumulate(self.accelerator, model, micro_batch):
                 if micro_batch.is_no_grad_pass:
                     cache.keep(micro_batch, self.task.vectors(model, micro_batch.batch))
                 else:
                     gradient = cache.gradient(micro_batch)
-                    vectors = self.task.vectors(model, micro_batch.batch)
-                    self.accelerator.backward(micro_batch.scaled((vectors * gradient).sum()))
+                    product = self.task.summed_loss(model, (micro_batch.batch, gradient))
+                    self.accelerator.backward(micro_batch.scaled(product, noted=cache.loss(micro_batch)))
 
-    def accumulated(self, model: nn.Module, window: Window) -> None:
+    def accumulated(self, model: nn.Module, execution: WindowExecution) -> None:
         """The mean of the losses of small batches, each told from its own pairs."""
         for start in range(0, WINDOW, AT_ONCE):
-            self.plain_loss(model, window.examples[start : start + AT_ONCE]).div(WINDOW // AT_ONCE).backward()
+            pairs = execution.window.examples[start : start + AT_ONCE]
+            self.plain_loss(model, pairs).div(WINDOW // AT_ONCE).backward()
 
-    def at_once(self, model: nn.Module, window: Window) -> None:
+    def at_once(self, model: nn.Module, execution: WindowExecution) -> None:
         """One batch."""
-        self.plain_loss(model, window.examples).backward()
+        self.plain_loss(model, execution.window.examples).backward()
 
     def plain_loss(self, model: nn.Module, pairs: Sequence[Example]) -> Tensor:
         """As sentence-transformers' MultipleNegativesRankingLoss, by torch alone: queries and documents apart."""

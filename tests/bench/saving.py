@@ -25,10 +25,9 @@ from common import (
 from overhead import by_hf_accum, in_turns, report, start_training
 
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
+from hf_accum.accumulation.nonfinite import NonFiniteCheck
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.config.recipe import LoraConfig
-from hf_accum.data.shuffling import START
-from hf_accum.data.stream_state import StreamCounts, StreamState
+from hf_accum.config.lora import LoraConfig
 from hf_accum.run.checkpoint import BestCheckpoint, Checkpoints
 from hf_accum.run.resume import RunState
 
@@ -52,21 +51,32 @@ def main() -> None:
     )
     rows = evenly_spaced(data.train, arguments.num_steps * arguments.effective_batch_size)
     cutter = Cutter(WorkingCapacity(Capacity(arguments.effective_batch_size)))
-    state = RunState(
-        *({}, training.ranks, training.model, training.optimizer, training.scheduler, None, cutter),
-        *(BestCheckpoint(None), "cpu", 0),
-    )
+    assert task.tokenizer is not None
     step = 0
     begun: list[float] = []
 
     with tempfile.TemporaryDirectory() as folder:
+        state = RunState(
+            {},
+            training.ranks,
+            model=training.model,
+            optimizer=training.optimizer,
+            scheduler=training.scheduler,
+            scaler=None,
+            windows=training.windows(rows),
+            cutter=cutter,
+            nonfinite=NonFiniteCheck(training.ranks, Path(folder), print, max_skips=0),
+            best=BestCheckpoint(None),
+            device="cpu",
+            limit_bytes=0,
+        )
         checkpoints = Checkpoints(Path(folder), training.model, task.tokenizer, training.ranks, 2, print)
 
         def saving() -> None:
             nonlocal step
             step += 1
             started = time.perf_counter()
-            state.save(StreamState(step, START, StreamCounts()), checkpoints)
+            state.save(step, checkpoints)
             begun.append(time.perf_counter() - started)
             by_hf_accum(training, rows)
             assert checkpoints.wait()

@@ -48,7 +48,7 @@ from hf_accum import Pipeline, WindowStream, ranks_of, start_accelerator
 from hf_accum.accumulation.capacity import Capacity, Peak, WorkingCapacity
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.accumulation.time_model import WorkingCosts
-from hf_accum.config.recipe import LoraConfig
+from hf_accum.config.lora import LoraConfig
 from hf_accum.models.optimizer import build_optimizer
 from hf_accum.tasks.tokenization import pad
 
@@ -194,8 +194,8 @@ class Contenders:
 
         def run() -> float:
             started = time.perf_counter()
-            for index, (inputs, labels) in enumerate(batches, start=1):
-                (self.task.objective(model(**inputs).logits, labels) / WINDOW).backward()
+            for index, batch in enumerate(batches, start=1):
+                (self.task.summed_loss(model, batch) / WINDOW).backward()
                 if index % (len(batches) // self.num_windows) == 0:
                     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                     optimizer.step()

@@ -36,39 +36,31 @@ from typing import Any
 
 import torch
 from accelerate.utils import find_executable_batch_size
-from common import argument_parser, print_header, print_table, use_threads
+from common import argument_parser, load_minilm, minilm_task, print_header, print_table, use_threads
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import (
-    AutoModelForSequenceClassification,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from hf_accum import CrossEntropy, Example, Window, accumulate, start_accelerator
+from hf_accum import Example, Window, WindowExecution, accumulate, start_accelerator
 from hf_accum.accumulation.capacity import WorkingCapacity
-from hf_accum.config.recipe import LoraConfig
+from hf_accum.config.lora import LoraConfig
 from hf_accum.device.live_bytes import LiveBytes
 from hf_accum.device.memory import VirtualMemory
-from hf_accum.models.loading import load_model
-from hf_accum.models.lora import add_lora
 from hf_accum.models.optimizer import build_optimizer
-from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.tasks.labels import LabelColumn
-from hf_accum.tasks.text_classification.task import classification_workload, model_config
-from hf_accum.tasks.tokenization import pad
+from hf_accum.tasks.text_classification.task import TextClassification
 from hf_accum.tuner.search import tune
-from recipes.embedded.models import minilm
+from hf_accum.tuner.workload import workload_of
+from recipes.clinical_classification import ClinicalClassificationConfig
 
 CPU = torch.device("cpu")
 LABELS = LabelColumn("label", "single_label_classification", ("a", "b", "c", "d"))
 MIB = 2**20
 NUM_STEPS = 2
 WANTED = 64
-make_optimizer = partial(build_optimizer, learning_rate=1e-3, weight_decay=0.01)
+CONFIG = ClinicalClassificationConfig(learning_rate=1e-3, weight_decay=0.01)
+make_optimizer = partial(build_optimizer, learning_rate=CONFIG.learning_rate, weight_decay=CONFIG.weight_decay)
 
 
 @dataclass
@@ -89,20 +81,14 @@ class Case:
     length: int
     budget_bytes: int
 
+    @property
+    def task(self) -> TextClassification:
+        """That of this project."""
+        return minilm_task(LABELS, "text", self.length)
+
     def new_model(self) -> nn.Module:
         """MiniLM with adapters, from the same weights each time."""
-        torch.manual_seed(0)
-        pretrained = load_model(
-            AutoModelForSequenceClassification,
-            minilm(),
-            load_tokenizer(minilm()),
-            max_length=self.length,
-            dropout=0.0,
-            **model_config(LABELS),
-        )
-        return add_lora(
-            pretrained.model, LoraConfig(), task_type="SEQ_CLS", new_modules=pretrained.new_modules, dropout=0.0
-        )
+        return load_minilm(self.task, LoraConfig(), dropout=0.0)
 
 
 class VirtualDevice(LiveBytes):
@@ -183,11 +169,8 @@ class StepCounter:
 
 def by_hf_accum(case: Case) -> Found:
     """This project's tuner, and one window."""
-    model = case.new_model()
-    objective = CrossEntropy()
-    workload = classification_workload(
-        model, make_optimizer, labels=LABELS, objective=objective, max_length=case.length
-    )
+    model, task = case.new_model(), case.task
+    workload = workload_of(model, task, CONFIG)
     tuning = tune(workload, VirtualMemory(case.budget_bytes), CPU, most=WANTED)
     num_failures = sum(probe.measured_bytes is None for probe in tuning.probes)
     texts = MadeUpTexts(case.length, WANTED)
@@ -198,6 +181,7 @@ def by_hf_accum(case: Case) -> Found:
     )
     num_tokens = sum(example.length for example in examples)
     window = Window(1, 0, 0, examples, examples[0], 0, WANTED, float(WANTED), num_tokens, "")
+    execution = WindowExecution(window, task.collate)
     accelerator = start_accelerator()
     optimizer = make_optimizer(model)
     counter = StepCounter(model)
@@ -207,15 +191,14 @@ def by_hf_accum(case: Case) -> Found:
                 parameter.grad = torch.zeros_like(parameter)
         optimizer.step()  # so that its state is there, as in all windows but the first
         optimizer.zero_grad()
-        for micro_batch in window.micro_batches(WorkingCapacity(tuning.capacity)):
+        for micro_batch in execution.micro_batches(WorkingCapacity(tuning.capacity)):
             with accumulate(accelerator, model, micro_batch):
-                labels = torch.tensor([example.features["label"] for example in micro_batch.examples])
-                loss = objective(model(**pad(micro_batch.examples, 0)).logits, labels)
+                loss = task.summed_loss(model, micro_batch.batch)
                 accelerator.backward(micro_batch.scaled(loss))
         optimizer.step()
         counter.stepped()
     probes = ", ".join(f"{p.num_examples} x {p.length}" for p in tuning.probes)
-    note = f"probes of hf_accum: {probes}; replays of its window: {window.num_oom_replays}"
+    note = f"probes of hf_accum: {probes}; replays of its window: {execution.num_oom_replays}"
     size = tuning.capacity.num_examples(case.length)
     return Found(size, tuning.seconds, num_failures + device.num_failures, counter.steps, note)
 

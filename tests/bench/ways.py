@@ -33,7 +33,7 @@ from common import (
 from torch import Tensor
 
 from hf_accum.accumulation.example import Example
-from hf_accum.config.recipe import LoraConfig
+from hf_accum.config.lora import LoraConfig
 
 WINDOW = 64
 Piece = tuple[Example, ...]
@@ -55,8 +55,7 @@ class Ways:
         return load_minilm(self.task, LoraConfig()).train()
 
     def _forward_backward(self, model: Any, piece: Piece) -> None:
-        inputs, labels = self.task.collate(piece)
-        (self.task.objective(model(**inputs).logits, labels) / WINDOW).backward()
+        (self.task.summed_loss(model, self.task.collate(piece)) / WINDOW).backward()
 
     def eager(self) -> Run:
         """As the recipe runs it."""
@@ -73,9 +72,9 @@ class Ways:
         model = self._model()
 
         def run(piece: Piece) -> None:
-            inputs, labels = self.task.collate(piece)
+            batch = self.task.collate(piece)
             with torch.autocast("cpu", torch.bfloat16):
-                loss = self.task.objective(model(**inputs).logits, labels) / WINDOW
+                loss = self.task.summed_loss(model, batch) / WINDOW
             loss.backward()
 
         return run
