@@ -31,7 +31,7 @@ from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.models.trainable import load_trainable
 from hf_accum.tasks.causal_lm.data import Passage, PassageData
 from hf_accum.tasks.causal_lm.task import ACCURACY, CausalTexts
-from recipes.medical_lm import MedicalLmConfig, model_name, open_data, spec_of, task_of
+from recipes.medical_lm import MedicalLmConfig, open_data, spec_of, task_of
 
 _START = -1
 
@@ -86,7 +86,7 @@ def main() -> None:
     use_threads(arguments.threads)
     print_header(arguments.threads)
     config = parse(MedicalLmConfig, "", arguments.flags)
-    tokenizer: Any = load_tokenizer(model_name(config), config.trust)
+    tokenizer: Any = load_tokenizer(spec_of(config).name, config.trust)
     data = open_data(config, OneRank(), tokenizer)
     task = task_of(config, tokenizer, "no")
     passages = {side: [task.prepare(row) for _, row in rows_of(data, side)] for side in (False, True)}

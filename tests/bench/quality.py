@@ -33,6 +33,8 @@ from hf_accum.tasks.language_modeling.perplexity import perplexity
 from hf_accum.tasks.token_classification.data import labels_of
 from hf_accum.tasks.vision.inputs import load_image_inputs
 from recipes import clinical_classification, clinical_ner, driving_images, medical_mlm
+from recipes.embedded.efficientnet import efficientnet_lite0
+from recipes.embedded.models import minilm
 
 CPU = torch.device("cpu")
 Words = Sequence[str]
@@ -92,7 +94,7 @@ def of_clinical_classification() -> list[list[str]]:
 def of_clinical_ner() -> list[list[str]]:
     """Entity F1, overall and by type."""
     config = clinical_ner.ClinicalNerConfig()
-    tokenizer = load_tokenizer(clinical_ner.model_name(config), config.trust, of_words=True)
+    tokenizer = load_tokenizer(minilm(), config.trust, of_words=True)
     data = clinical_ner.open_data(config, OneRank(), tokenizer)
     train, held_out = ([data.columns.read(row) for _, row in rows_of(data, side)] for side in (False, True))
     dictionary = Dictionary(train)
@@ -111,7 +113,7 @@ def of_clinical_ner() -> list[list[str]]:
 def of_medical_mlm() -> list[list[str]]:
     """Loss, perplexity and accuracy of masked tokens."""
     config = medical_mlm.MedicalMlmConfig()
-    tokenizer = load_tokenizer(medical_mlm.model_name(config), config.trust)
+    tokenizer = load_tokenizer(minilm(), config.trust)
     data = medical_mlm.open_data(config, OneRank(), tokenizer)
     model = load_trainable(medical_mlm.spec_of(config), tokenizer, config, device=CPU).model
     task = medical_mlm.task_of(config, tokenizer, "no")
@@ -162,7 +164,7 @@ def of_driving_images_segmentation() -> list[list[str]]:
     config = driving_images.DrivingImagesConfig(task="segmentation", resolution=224)
     data = driving_images.open_data(config, OneRank())
     inputs, processor = load_image_inputs(
-        driving_images.model_name(config), config.resolution, config.max_image_pixels, config.trust
+        efficientnet_lite0(), config.resolution, config.max_image_pixels, config.trust
     )
     task, spec = driving_images.task_of(config, inputs, data), driving_images.spec_of(config, data.class_names)
     before = load_trainable(spec, processor, config, device=CPU).model

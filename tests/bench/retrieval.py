@@ -40,7 +40,7 @@ from hf_accum.distributed.ranks import OneRank
 from hf_accum.models.optimizer import build_optimizer
 from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.models.trainable import load_trainable
-from recipes.term_retrieval import TermRetrievalConfig, model_name, open_data, spec_of, task_of
+from recipes.term_retrieval import TermRetrievalConfig, open_data, spec_of, task_of
 
 CPU = torch.device("cpu")
 WINDOW, AT_ONCE = 256, 16  # pairs; pairs or texts
@@ -54,7 +54,7 @@ class Bench:
         self.config = TermRetrievalConfig(num_epochs=None, max_steps=num_steps)
         self.num_steps = num_steps
         self.data = open_data(self.config, OneRank())
-        self.tokenizer = load_tokenizer(model_name(self.config), self.config.trust)
+        self.tokenizer = load_tokenizer(spec_of(self.config).name, self.config.trust)
         self.task = task_of(self.config, self.tokenizer)
         self.accelerator = start_accelerator()
         self.ranks = ranks_of(self.accelerator)
