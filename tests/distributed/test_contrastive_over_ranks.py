@@ -9,7 +9,9 @@ from launching import launch
 SCRIPT = Path(__file__).with_name("contrastive_over_ranks.py")
 
 
-@pytest.mark.parametrize("num_ranks", [2, pytest.param(3, marks=pytest.mark.by_hand)])
+@pytest.mark.parametrize(
+    "num_ranks", [pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.by_hand)]
+)
 def test_negatives_over_all_ranks_give_the_gradient_of_one_unsplit_batch(num_ranks: int) -> None:
     done = launch(str(SCRIPT), num_processes=num_ranks)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -192,16 +192,21 @@ def quick_release() -> Iterator[None]:
 
 @pytest.mark.usefixtures("quick_release")
 @pytest.mark.parametrize(
-    ("name", "make", "lengths", "sizes", "fewest"),
+    ("name", "make", "lengths", "sizes", "fewest", "every"),
     [
-        pytest.param("weights and smoothing", make_shallow, (7, 5, 3), [2, 1], 400, id="sequences"),
+        pytest.param("weights and smoothing", make_shallow, (7, 5, 3), [2, 1], 400, 7, id="sequences, some"),
         pytest.param(
-            *("tokens, weights and smoothing", make_shallow, (7, 5, 3), [2, 1], 400),
+            *("weights and smoothing", make_shallow, (7, 5, 3), [2, 1], 400, 1),
+            id="sequences",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("tokens, weights and smoothing", make_shallow, (7, 5, 3), [2, 1], 400, 1),
             id="tokens",
             marks=pytest.mark.by_hand,
         ),
         pytest.param(
-            *("weights and smoothing", make_checkpointed, LENGTHS, [2, 2, 1], 400),
+            *("weights and smoothing", make_checkpointed, LENGTHS, [2, 2, 1], 400, 1),
             id="checkpointed",
             marks=pytest.mark.slow,
         ),
@@ -214,6 +219,7 @@ def test_memory_that_runs_out_at_any_operation_leaves_the_step_as_it_would_have_
     lengths: Sequence[int],
     sizes: list[int],
     fewest: int,
+    every: int,
 ) -> None:
     case = make_case(name, lengths, make)
     clean = Failing()
@@ -222,7 +228,7 @@ def test_memory_that_runs_out_at_any_operation_leaves_the_step_as_it_would_have_
     assert clean.num_operations >= fewest
 
     failed_in: set[int] = set()
-    for at in range(1, clean.num_operations + 1):
+    for at in range(1, clean.num_operations + 1, every):
         case.reset()
         failing = Failing(at)
         outcome = train_window(accelerator, case.model, case.task, case.examples, 2, failing)

@@ -179,6 +179,7 @@ def test_the_best_checkpoint_is_the_result_and_training_ends_early(recipe: Recip
     assert torch.equal(logits_of(best, texts, 3), logits_of(folder, texts, 3))
 
 
+@pytest.mark.slow
 def test_trains_in_bf16(tiny_model: Path, notes: Path, tmp_path: Path) -> None:
     done = launch(
         *("--mixed_precision", "bf16", "-m", "recipes.clinical_classification", f"--model={tiny_model}"),
@@ -307,7 +308,7 @@ def test_the_embedded_synopses_are_what_their_description_says() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem == "cpu" else [])
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem.startswith("cpu") else [])
         for path in sorted((ROOT / "accelerate_configs").glob("*.yaml"))
     ],
 )

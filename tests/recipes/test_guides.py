@@ -224,6 +224,7 @@ def test_the_flags_in_tables_are_those_of_a_recipe() -> None:
                 assert set(named) <= flags, f"{name_of(path)}: {line}"
 
 
+@pytest.mark.slow
 def test_the_loop_of_ones_own_trains_on_ones_own_rows(tmp_path: Path) -> None:
     (code,) = blocks(ROOT / "recipes" / "guides" / "own-loop.md", "python")
     model = save_base(tmp_path / "model", "bert", make_tokenizer())

@@ -150,6 +150,7 @@ def test_other_data_under_the_same_name_is_refused_and_the_same_elsewhere_is_not
     assert [m["step"] for m in metrics_of(folder)] == list(range(1, 10))
 
 
+@pytest.mark.slow
 def test_on_two_ranks_and_in_other_micro_batches_it_goes_on_with_the_same_examples(
     recipe: Recipe, tiny_model: Path, notes: Path, tmp_path: Path
 ) -> None:

@@ -96,6 +96,7 @@ def test_no_rank_goes_on_without_its_launcher(num_processes: int, flags: list[st
 # A rank is told, or its time is over
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_of_them_after_the_same_step(flags: list[str], tmp_path: Path) -> None:
     done = launch(SCRIPT, "SIGTERM", "1", "3", *flags, num_processes=2)
     assert check_saved(tmp_path / "run", done.stdout, "SIGTERM") >= 3

@@ -12,8 +12,7 @@ from hf_accum.distributed.ranks import OneRank
 from hf_accum.errors import UserError
 from hf_accum.run import resume
 from hf_accum.run.checkpoint import Loaded
-from hf_accum.run.resume import digest_of_frozen, facts_of_run, find_resume
-from hf_accum.run.training_state import TrainingState
+from hf_accum.run.resume import Resumed, digest_of_frozen, facts_of_run, find_resume
 
 
 def facts(config: RecipeConfig, **changes: Any) -> dict[str, Any]:
@@ -22,10 +21,12 @@ def facts(config: RecipeConfig, **changes: Any) -> dict[str, Any]:
     return facts_of_run(config, OneRank(), changes.pop("precision", "no"), **known | given)
 
 
-def go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: RecipeConfig, now: RecipeConfig, **changes: Any):
+def go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: RecipeConfig, now: RecipeConfig, **changes: Any
+) -> Resumed:
     """What is found of a run of before, whose checkpoint is that of step 6."""
     (tmp_path / "config.yaml").touch()
-    loaded = Loaded(tmp_path / "checkpoints" / "step-6", {"facts": facts(before), "step": 6}, TrainingState({}, {}))
+    loaded = Loaded(tmp_path / "checkpoints" / "step-6", {"facts": facts(before), "step": 6}, {})
     monkeypatch.setattr(resume, "load_latest", lambda folder, say: loaded)
     return find_resume(tmp_path, now, facts(now, **changes), OneRank())
 
@@ -91,13 +92,14 @@ def test_a_checkpoint_that_is_none_is_refused_with_what_it_has_to_be(tmp_path: P
 
 
 def test_the_digest_of_the_base_is_of_what_is_not_trained() -> None:
-    model = nn.Sequential(nn.Linear(30, 30), nn.Linear(2, 2))
-    model[0].requires_grad_(False)
+    frozen, trained = nn.Linear(30, 30), nn.Linear(2, 2)
+    frozen.requires_grad_(False)
+    model = nn.Sequential(frozen, trained)
     before = digest_of_frozen(model)
     with torch.no_grad():
-        model[1].weight.add_(1)
+        trained.weight.add_(1)
         assert digest_of_frozen(model) == before
         for index in ((0, 0), (29, 29)):
-            model[0].weight[index] += 1
+            frozen.weight[index] += 1
             assert digest_of_frozen(model) != before
-            model[0].weight[index] -= 1
+            frozen.weight[index] -= 1

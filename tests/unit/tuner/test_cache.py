@@ -61,14 +61,29 @@ def test_the_second_run_takes_one_probe_and_finds_the_same(cache: Path) -> None:
     (second,) = find(llama(lora=True), budget)
     assert (first.from_cache, second.from_cache, len(second.probes)) == (False, True, 1)
     assert second.largest() == first.largest()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda whole: whole[:-40], id="cut"),
+        pytest.param(lambda whole: "", id="empty", marks=pytest.mark.slow),
+        pytest.param(lambda whole: "{}", id="nothing", marks=pytest.mark.slow),
+        pytest.param(lambda whole: "[1]", id="list", marks=pytest.mark.slow),
+        pytest.param(lambda whole: whole.replace("moments", "other"), id="renamed", marks=pytest.mark.slow),
+    ],
+)
+def test_a_file_that_is_no_result_is_written_anew(cache: Path, damage: Callable[[str], str]) -> None:
+    budget = 4 * peak_of_training(llama(lora=True), 2, 512)
+    (first,) = find(llama(lora=True), budget)
     (path,) = cache.iterdir()
-    for broken in ("", "{}", "[1]", path.read_text()[:-40], path.read_text().replace("moments", "other")):
-        path.write_text(broken)
-        (again,) = find(llama(lora=True), budget)
-        assert (again.from_cache, again.largest()) == (False, first.largest())
+    path.write_text(damage(path.read_text()))
+    (again,) = find(llama(lora=True), budget)
+    assert (again.from_cache, again.largest()) == (False, first.largest())
     assert list(cache.iterdir()) == [path]  # written anew, nothing half-written beside it
 
 
+@pytest.mark.slow
 def test_a_wrong_entry_corrects_itself(cache: Path) -> None:
     budget = 4 * peak_of_training(llama(lora=True), 2, 512)
     (first,) = find(llama(lora=True), budget)
@@ -118,6 +133,7 @@ BROKEN: list[tuple[tuple[str, ...], object]] = [
 ]
 
 
+@pytest.mark.slow
 def test_a_broken_entry_is_found_anew(cache: Path) -> None:
     (first,) = find(llama(), 4 * peak_of_two())
     (path,) = cache.iterdir()
