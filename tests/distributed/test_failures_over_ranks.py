@@ -10,7 +10,7 @@ from launching import launch
 
 SCRIPT = Path(__file__).with_name("failures_over_ranks.py")
 WRAPPED = [
-    "plain",
+    pytest.param("plain", marks=pytest.mark.slow),
     pytest.param("prepared", marks=pytest.mark.slow),
     pytest.param("used", marks=pytest.mark.by_hand),
 ]

@@ -205,6 +205,7 @@ def check_skipped(folder: Path, steps: list[int], num_ranks: int) -> None:
         assert (of_step["loss"] is None) == (step in steps)
 
 
+@pytest.mark.slow
 def test_windows_that_are_not_finite_are_left_out_on_all_ranks_and_the_run_learns_on(
     tiny_model: Path, numbers: Path, tmp_path: Path
 ) -> None:

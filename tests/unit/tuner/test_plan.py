@@ -347,7 +347,7 @@ def traced_peak(config: ClinicalClassificationConfig, num_examples: int) -> int:
 @pytest.mark.parametrize(
     ("rank", "checkpointing", "budget_mib", "fitting"),
     [
-        (16, False, 5.6, ["`quantization nf4`", "`gradient_checkpointing true`"]),
+        pytest.param(16, False, 5.6, ["`quantization nf4`", "`gradient_checkpointing true`"], marks=pytest.mark.slow),
         pytest.param(0, "auto", 12.0, ["`lora.rank 16`"], marks=pytest.mark.by_hand),
     ],
 )

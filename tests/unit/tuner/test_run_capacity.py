@@ -66,6 +66,7 @@ def test_a_number_is_taken_as_it_is_and_nothing_is_probed(cache: Path) -> None:
     assert (tuning.checkpointing, is_checkpointing(work)) == (True, True)
 
 
+@pytest.mark.slow
 def test_checkpointing_comes_on_by_itself_only_where_nothing_fits_without() -> None:
     kept = llama()
     enough = peak_of_training(kept, 1, 512)

@@ -43,7 +43,7 @@ def check_against_brute_force(work: Workload, budget: int, most: int, lengths: I
 @pytest.mark.parametrize(
     ("lora", "checkpointing"),
     [
-        pytest.param(True, True, id="lora-checkpointed"),
+        pytest.param(True, True, id="lora-checkpointed", marks=pytest.mark.slow),
         pytest.param(False, False, id="full-kept"),
         pytest.param(True, False, id="lora-kept", marks=pytest.mark.by_hand),
         pytest.param(False, True, id="full-checkpointed", marks=pytest.mark.by_hand),
@@ -277,6 +277,7 @@ def test_a_device_that_fails_at_one_example_is_not_said_to_have_room() -> None:
         tune(work, memory, CPU, most=8)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_traced_is_tried_out() -> None:
     """Its forward asks for a value: one size, for the longest length, found by real runs alone."""
     model = nn.Linear(8, 8)
@@ -345,6 +346,7 @@ def test_a_budget_that_fits_nothing_is_said_with_what_lacks() -> None:
     assert tune(work, VirtualMemory(needed), CPU, most=8).capacity.num_examples(512) == 1
 
 
+@pytest.mark.slow
 def test_an_earlier_result_costs_one_probe_and_a_wrong_one_is_found_out() -> None:
     work = make_workload("llama", lora=True, checkpointing=False)
     budget = 3 * peak_of_training(work, 2, 512)
