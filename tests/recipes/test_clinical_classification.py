@@ -69,7 +69,7 @@ def test_a_run_learns(recipe: Recipe) -> None:
 def test_the_figures_are_those_of_the_saved_adapter(recipe: Recipe, notes: Path) -> None:
     folder = recipe(num_epochs=3, learning_rate=0.01, group_column="patient")
     evaluation = json.loads((folder / "evaluation.json").read_text())
-    from hf_accum.data.survey import is_held_out
+    from hf_accum.data.split import is_held_out
 
     held_out = [row for row in rows_of(notes) if is_held_out(row, "patient", 0.1)]
     patients = {row["patient"] for row in held_out}
@@ -275,7 +275,7 @@ def test_the_readme_s_main_job_beats_the_majority_class(tmp_path: Path) -> None:
 
 def test_class_weights_count_in_the_window(recipe: Recipe, notes: Path) -> None:
     counts = {"eye": 0, "heart": 0, "muscle": 0}
-    from hf_accum.data.survey import is_held_out
+    from hf_accum.data.split import is_held_out
 
     for row in rows_of(notes):
         if not is_held_out(row, "text", 0.1):

@@ -8,7 +8,7 @@ import pytest
 from launching import launch
 from run_files import logits_of, metrics_of
 
-from hf_accum.data.survey import is_held_out
+from hf_accum.data.split import is_held_out
 from recipes.embedded.synopses import clinical_synopses
 
 
