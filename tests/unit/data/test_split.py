@@ -145,9 +145,8 @@ def test_the_digest_is_of_all_content_at_its_place_on_any_number_of_ranks(tmp_pa
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         source = source_of(folder, shards)
-        (found,) = {
-            one.digest for one in run_ranks(num_ranks, lambda ranks: survey(source, observed_row, ranks, "error"))
-        }
+        every = run_ranks(num_ranks, lambda ranks: survey(source, observed_row, ranks, "error"))
+        (found,) = {one.digest for one in every}
         return found
 
     rows = [[row("one"), row("two")], [row("one")], [row("three", held_out=True)]]
