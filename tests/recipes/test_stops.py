@@ -138,7 +138,7 @@ def test_a_second_signal_ends_the_process_at_once(flags: list[str]) -> None:
     ("what", "code", "cause"),
     [
         pytest.param("SIGKILL", -9, "Signal 9 (SIGKILL)", marks=pytest.mark.slow),
-        ("raise", 1, "ZeroDivisionError: made up in the forward"),
+        pytest.param("raise", 1, "ZeroDivisionError: made up in the forward", marks=pytest.mark.slow),
     ],
 )
 def test_a_rank_that_ends_in_a_forward_ends_the_others(what: str, code: int, cause: str, flags: list[str]) -> None:

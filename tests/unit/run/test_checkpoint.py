@@ -327,6 +327,7 @@ def test_a_disk_that_is_full_stops_nothing_and_is_said(
     ]
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full_is_no_end_either(tmp_path: Path) -> None:
     """A limit on the size of files, which safetensors meets with an error of its own."""
     script = f"""

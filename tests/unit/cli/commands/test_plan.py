@@ -104,6 +104,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return said.err
 
 
+@pytest.mark.slow
 def test_the_tables_have_the_numbers_of_the_plan(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Also what does not fit, and what is beyond the largest number."""
     budgets = ("3MiB", "64MiB", "1GiB", "40GiB")
