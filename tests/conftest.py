@@ -7,7 +7,9 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["WANDB_MODE"] = "disabled"
 
+import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -34,3 +36,14 @@ def accelerator() -> Iterator[Accelerator]:
 @pytest.fixture(autouse=True)
 def same_randomness() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection is an error: for tests marked with `usefixtures("no_network")`."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the network was used")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)

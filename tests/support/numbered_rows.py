@@ -3,7 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from thread_ranks import ThreadRanks, on_ranks
+
 from hf_accum.accumulation.example import Example
+from hf_accum.accumulation.window import Window
 from hf_accum.data.source import BadRow, Row, Source
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
@@ -38,3 +41,18 @@ def encode(rows: Sequence[tuple[str, str]]) -> list[Example]:
 def make_stream(source: Source, ranks: Ranks, effective_batch_size: int, **how: Any) -> WindowStream[str]:
     how = {"seed": 0, "num_epochs": 1, "shuffle_block_size": 7} | how
     return WindowStream(source, prepare, encode, ranks=ranks, effective_batch_size=effective_batch_size, **how)
+
+
+def windows_of_ranks(
+    shard_sizes: ShardSizes, num_ranks: int, effective_batch_size: int, **how: Any
+) -> list[list[Window]]:
+    """The windows of each rank."""
+
+    def work(ranks: ThreadRanks) -> list[Window]:
+        return list(make_stream(source_of(shard_sizes), ranks, effective_batch_size, **how))
+
+    outcomes = on_ranks(num_ranks, work)
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+    return outcomes  # type: ignore[return-value]

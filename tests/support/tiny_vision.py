@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -134,3 +135,14 @@ _OF_NO_SOURCE: dict[str, Any] = {
     "eval_fraction": 0.1,
     "pictures": Pictures("image"),
 }
+
+
+def noise(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def write_folder(folder: Path) -> None:
+    for number in range(6):
+        path = folder / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(stored(noise(seed=number)))

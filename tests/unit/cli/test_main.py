@@ -1,20 +1,11 @@
 """The command `hf-accum`: its help needs nothing heavy."""
 
-import socket
 import sys
-from typing import Any
 
 import pytest
 from launching import run
 
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise AssertionError("the network was used")
-
-    for name in ("connect", "connect_ex"):
-        monkeypatch.setattr(socket.socket, name, refuse)
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 # Lightness

@@ -3,27 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from numbered_rows import ShardSizes, make_stream, source_of
-from thread_ranks import ThreadRanks, on_ranks
+from numbered_rows import make_stream, windows_of_ranks
 
-from hf_accum.accumulation.window import Window
 from hf_accum.data.source import BadRow, Row, Source
 from hf_accum.distributed.ranks import OneRank
-
-
-def windows_of_ranks(
-    shard_sizes: ShardSizes, num_ranks: int, effective_batch_size: int, **how: Any
-) -> list[list[Window]]:
-    """The windows of each rank."""
-
-    def work(ranks: ThreadRanks) -> list[Window]:
-        return list(make_stream(source_of(shard_sizes), ranks, effective_batch_size, **how))
-
-    outcomes = on_ranks(num_ranks, work)
-    for outcome in outcomes:
-        if isinstance(outcome, Exception):
-            raise outcome
-    return outcomes  # type: ignore[return-value]
 
 
 def test_order_depends_on_seed_and_epoch_and_stays_within_blocks() -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numbered_rows import ShardSizes, encode, make_stream, prepare, source_of
+from numbered_rows import encode, make_stream, prepare, source_of, windows_of_ranks
 from thread_ranks import ThreadRanks, on_ranks, run_ranks
 
 from hf_accum.accumulation.example import Example
@@ -19,21 +19,6 @@ from hf_accum.distributed.ranks import OneRank
 from hf_accum.errors import RankFailed
 
 SPLITS: tuple[Split, ...] = ("examples", "shards")
-
-
-def windows_of_ranks(
-    shard_sizes: ShardSizes, num_ranks: int, effective_batch_size: int, **how: Any
-) -> list[list[Window]]:
-    """The windows of each rank."""
-
-    def work(ranks: ThreadRanks) -> list[Window]:
-        return list(make_stream(source_of(shard_sizes), ranks, effective_batch_size, **how))
-
-    outcomes = on_ranks(num_ranks, work)
-    for outcome in outcomes:
-        if isinstance(outcome, Exception):
-            raise outcome
-    return outcomes  # type: ignore[return-value]
 
 
 def ids_of_step(windows: list[list[Window]], step: int) -> list[str]:

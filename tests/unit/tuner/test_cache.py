@@ -1,58 +1,26 @@
 """Results that are remembered: by a key of all that matters, and found anew where they are wrong."""
 
-import functools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub.constants
 import pytest
 import torch
+from tuning_cases import find, llama, peak_of_two
 from workload_cases import CPU, make_workload, peak_of_training
 
-from hf_accum.config.recipe import RecipeConfig
 from hf_accum.device.memory import open_memory
-from hf_accum.distributed.ranks import OneRank, Ranks
-from hf_accum.models.lora import checkpoint_activations
 from hf_accum.models.optimizer import build_optimizer
 from hf_accum.tuner.cache import _read, cache_path
-from hf_accum.tuner.run_capacity import find_capacity
-from hf_accum.tuner.search import Tuning
-from hf_accum.tuner.workload import Workload
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path / "hf"))
     return tmp_path / "hf" / "hf_accum" / "tuning"
-
-
-def find(
-    work: Workload,
-    budget: int | str,
-    ranks: Ranks | None = None,
-    *,
-    advise: Callable[[float], Sequence[str]] = lambda _: (),
-    **flags: Any,
-) -> list[Tuning]:
-    config = RecipeConfig(memory_budget=str(budget), effective_batch_size=16, **flags)
-
-    def checkpoint() -> None:
-        checkpoint_activations(work.model)  # type: ignore[arg-type]
-
-    return find_capacity(config, work, ranks or OneRank(), CPU, checkpoint=checkpoint, advise=advise)
-
-
-def llama(lora: bool = False) -> Workload:
-    return make_workload("llama", lora=lora, checkpointing=False)
-
-
-@functools.cache
-def peak_of_two() -> int:
-    return peak_of_training(llama(), 2, 512)
 
 
 def test_the_second_run_takes_one_probe_and_finds_the_same(cache: Path) -> None:

@@ -1,47 +1,20 @@
 """A plan as a picture: written whole, with a line for each memory size."""
 
-import socket
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
-from transformers import BertConfig
+from plan_cases import flags_of, save_config
 
 from hf_accum.cli.main import main
 
-MAX_LENGTH = 64
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with nothing but a config: no weights, no tokenizer."""
-    folder = tmp_path_factory.mktemp("model")
-    BertConfig(
-        vocab_size=1000,
-        hidden_size=192,
-        intermediate_size=384,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=MAX_LENGTH,
-    ).save_pretrained(folder)
-    assert [file.name for file in folder.iterdir()] == ["config.json"]
-    return str(folder)
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise AssertionError("the network was used")
-
-    for name in ("connect", "connect_ex"):
-        monkeypatch.setattr(socket.socket, name, refuse)
-
-
-def flags_of(model: str, *more: str, memory: str = "64MiB,1GiB", variants: str = "lora,qlora") -> list[str]:
-    how = ["--memory", memory, "--variants", variants, "--max_length", str(MAX_LENGTH)]
-    return ["plan", "clinical_classification", "--model", model, *how, *more]
+    return save_config(tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize("name", ["plan.svg", "plan.png"])

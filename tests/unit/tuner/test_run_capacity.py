@@ -1,7 +1,5 @@
 """The capacity of a run by its flags: checkpointing where it is needed, and all ranks together."""
 
-import functools
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +8,13 @@ import huggingface_hub.constants
 import pytest
 import torch
 from thread_ranks import on_ranks
-from workload_cases import CPU, make_workload, peak_of_training
+from tuning_cases import find, llama, peak_of_two
+from workload_cases import CPU, peak_of_training
 
 from hf_accum.accumulation.time_model import UNLEARNED, Costs
-from hf_accum.config.recipe import RecipeConfig
-from hf_accum.distributed.ranks import OneRank, Ranks
+from hf_accum.distributed.ranks import OneRank
 from hf_accum.errors import OutOfMemory, RankFailed
-from hf_accum.models.lora import checkpoint_activations
-from hf_accum.tuner.run_capacity import cutter_of, find_capacity, keep_costs, tuning_json
-from hf_accum.tuner.search import Tuning
+from hf_accum.tuner.run_capacity import cutter_of, keep_costs, tuning_json
 from hf_accum.tuner.workload import Workload
 
 
@@ -28,33 +24,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hf" / "hf_accum" / "tuning"
 
 
-def find(
-    work: Workload,
-    budget: int | str,
-    ranks: Ranks | None = None,
-    *,
-    advise: Callable[[float], Sequence[str]] = lambda _: (),
-    **flags: Any,
-) -> list[Tuning]:
-    config = RecipeConfig(memory_budget=str(budget), effective_batch_size=16, **flags)
-
-    def checkpoint() -> None:
-        checkpoint_activations(work.model)  # type: ignore[arg-type]
-
-    return find_capacity(config, work, ranks or OneRank(), CPU, checkpoint=checkpoint, advise=advise)
-
-
 def is_checkpointing(work: Workload) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) for module in work.model.modules())
-
-
-def llama(lora: bool = False) -> Workload:
-    return make_workload("llama", lora=lora, checkpointing=False)
-
-
-@functools.cache
-def peak_of_two() -> int:
-    return peak_of_training(llama(), 2, 512)
 
 
 def test_a_number_is_taken_as_it_is_and_nothing_is_probed(cache: Path) -> None:

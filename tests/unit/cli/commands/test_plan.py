@@ -2,15 +2,13 @@
 
 import json
 import re
-import socket
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 from launching import run
-from transformers import BertConfig
+from plan_cases import MAX_LENGTH, flags_of, save_config
 
 from hf_accum.accumulation.capacity import Capacity
 from hf_accum.byte_sizes import format_bytes, parse_bytes
@@ -22,35 +20,14 @@ from hf_accum.tuner.run_capacity import tuning_json
 from hf_accum.tuner.search import Tuning
 from recipes.clinical_classification import ClinicalClassificationConfig, workload
 
-MAX_LENGTH = 64
-
+pytestmark = pytest.mark.usefixtures("no_network")
 
 MOST = 4096  # the largest number that is shown
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with nothing but a config: no weights, no tokenizer."""
-    folder = tmp_path_factory.mktemp("model")
-    BertConfig(
-        vocab_size=1000,
-        hidden_size=192,
-        intermediate_size=384,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=MAX_LENGTH,
-    ).save_pretrained(folder)
-    assert [file.name for file in folder.iterdir()] == ["config.json"]
-    return str(folder)
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise AssertionError("the network was used")
-
-    for name in ("connect", "connect_ex"):
-        monkeypatch.setattr(socket.socket, name, refuse)
+    return save_config(tmp_path_factory.mktemp("model"))
 
 
 @cache
@@ -58,11 +35,6 @@ def variants_of(model: str) -> dict[str, Variant]:
     config = ClinicalClassificationConfig(model=model, max_length=MAX_LENGTH, lora=LoraConfig())
     found, _ = plan(workload, config, ["lora", "qlora"])
     return {variant.name: variant for variant in found}
-
-
-def flags_of(model: str, *more: str, memory: str = "64MiB,1GiB", variants: str = "lora,qlora") -> list[str]:
-    how = ["--memory", memory, "--variants", variants, "--max_length", str(MAX_LENGTH)]
-    return ["plan", "clinical_classification", "--model", model, *how, *more]
 
 
 def rows_of(output: str) -> list[list[str]]:

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
 import pytest
-from PIL import Image
-from tiny_vision import stored
+from tiny_vision import noise, stored, write_folder
 
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.formats.image_folder import ImageFile, open_image_folder
@@ -20,17 +18,6 @@ from hf_accum.data.source import open_source
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.tasks.vision.data import open_masked_images
 from hf_accum.tasks.vision.images import Picture, open_rgb, picture_of
-
-
-def noise(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def write_folder(folder: Path) -> None:
-    for number in range(6):
-        path = folder / ("cat", "dog")[number % 2] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(stored(noise(seed=number)))
 
 
 def test_a_folder_of_folders_has_a_class_for_each(tmp_path: Path) -> None:

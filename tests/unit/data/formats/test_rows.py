@@ -1,9 +1,7 @@
 """Rows of single files: what is written is read, from any row on; a bad row is bad alone."""
 
 import bz2
-import csv
 import gzip
-import io
 import json
 import lzma
 import math
@@ -17,42 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from row_files import as_csv, as_jsonl, prepare, prepared, read_all, write
 
-from hf_accum.data.source import BadRow, Row, Source, good_rows, open_source
-from hf_accum.tasks.labels import LabelColumn
-from hf_accum.tasks.tokenization import text_of
-
-LABELS = LabelColumn("label", "single_label_classification", ("no", "yes"))
-
-
-def prepare(row: Row) -> tuple[str, Any]:
-    return text_of(row, "text"), LABELS.encode(row)
-
-
-def read_all(source: Source, shard: int = 0, start: int = 0) -> list[tuple[int, Any]]:
-    return list(source.read(shard, start))
-
-
-def prepared(source: Source) -> list[tuple[int, tuple[str, Any]]]:
-    return list(good_rows(source, 0, 0, prepare, "error", Counter()))
-
-
-def as_csv(rows: Sequence[Sequence[str]], separator: str = ",") -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text, delimiter=separator).writerows(rows)
-    return text.getvalue().encode()
-
-
-def as_jsonl(rows: Sequence[Any]) -> bytes:
-    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-
-
-def write(folder: Path, name: str, content: bytes) -> str:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return str(path)
-
+from hf_accum.data.source import BadRow, Source, good_rows, open_source
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 

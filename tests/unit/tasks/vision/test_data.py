@@ -5,17 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
-from tiny_vision import CLASSES, SIDE, masked_images, save_vision_model, stored
+from masked_cases import mask_of, masked
+from tiny_vision import CLASSES, SIDE, masked_images, save_vision_model, write_folder
 
 from hf_accum.accumulation.losses import CrossEntropy
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import good_rows
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.tasks.vision.augmentation import Augmenter
-from hf_accum.tasks.vision.data import MaskedImages, open_labelled_images, open_masked_images
+from hf_accum.tasks.vision.data import open_labelled_images, open_masked_images
 from hf_accum.tasks.vision.inputs import ImageInputs
 from hf_accum.tasks.vision.segmentation import SemanticSegmentation
 
@@ -28,30 +27,6 @@ def segmentation(folder: Path, augmenter: Augmenter | None = None) -> SemanticSe
     save_vision_model(folder)
     inputs = ImageInputs.of(load_image_processor(str(folder)), SIDE)
     return SemanticSegmentation(masked_images(NAMES), CrossEntropy(), inputs, augmenter)
-
-
-def mask_of(value: int, width: int = 32, height: int = 32, upper: int | None = None) -> bytes:
-    """Of one value, or with another in its upper half."""
-    values = np.full((height, width), value, np.uint8)
-    if upper is not None:
-        values[: height // 2] = upper
-    return stored(Image.fromarray(values))
-
-
-def masked(folder: Path, masks: list[bytes], sizes: list[tuple[int, int]], **flags: Any) -> MaskedImages:
-    """A dataset of images of these sizes with these masks, opened."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    folder.mkdir()
-    rows = [
-        {"image": stored(Image.new("RGB", size, (index, 0, 0))), "mask": mask, "group": str(index)}
-        for index, (size, mask) in enumerate(zip(sizes, masks, strict=True))
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "train.parquet")
-    named: dict[str, Any] = {"label_names": flags.pop("label_names", ()), "ignore_index": 255}
-    config = RecipeConfig(**{"num_epochs": 1, "max_steps": 1, "eval_fraction": 0.3, "group_column": "group"} | flags)
-    return open_masked_images(str(folder), OneRank(), config, image_column="image", mask_column="mask", **named)
 
 
 def test_a_mask_that_is_bad_for_one_image_is_good_for_others(tmp_path: Path) -> None:
@@ -97,17 +72,6 @@ def test_masks_of_one_class_are_refused_as_where_255_is_meant_as_one(tmp_path: P
 def test_classes_without_a_pixel_are_said(tmp_path: Path) -> None:
     data = masked(tmp_path / "data", [mask_of(0, upper=2)] * 20, [(32, 32)] * 20, label_names=NAMES)
     assert f"no pixel to train on is of the class {NAMES[1]}, {NAMES[3]}" in data.notes
-
-
-def noise(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def write_folder(folder: Path) -> None:
-    for number in range(6):
-        path = folder / ("cat", "dog")[number % 2] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(stored(noise(seed=number)))
 
 
 def test_a_damaged_image_of_one_split_leaves_that_of_the_same_name_in_the_other(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from masked_cases import mask_of, masked
 from PIL import Image
 from sklearn import metrics
 from tiny_vision import CLASSES, SIDE, draw_row, masked_images, save_vision_model, stored
@@ -16,12 +17,10 @@ from torch import nn
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.losses import IGNORE, CrossEntropy
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import Source
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.tasks.vision.augmentation import Augmenter
-from hf_accum.tasks.vision.data import MaskedImages, open_masked_images
 from hf_accum.tasks.vision.inputs import ImageInputs
 from hf_accum.tasks.vision.segmentation import SemanticSegmentation, confusion, figures_of
 from hf_accum.tasks.vision.segmenter import SemanticSegmenter
@@ -115,30 +114,6 @@ def test_an_unknown_best_metric_is_refused() -> None:
     SemanticSegmentation.check_metrics("mean_iou")
     with pytest.raises(ValueError, match="`best_metric` accuracy: has to be one of loss, mean_accuracy, mean_iou"):
         SemanticSegmentation.check_metrics("accuracy")
-
-
-def mask_of(value: int, width: int = 32, height: int = 32, upper: int | None = None) -> bytes:
-    """Of one value, or with another in its upper half."""
-    values = np.full((height, width), value, np.uint8)
-    if upper is not None:
-        values[: height // 2] = upper
-    return stored(Image.fromarray(values))
-
-
-def masked(folder: Path, masks: list[bytes], sizes: list[tuple[int, int]], **flags: Any) -> MaskedImages:
-    """A dataset of images of these sizes with these masks, opened."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    folder.mkdir()
-    rows = [
-        {"image": stored(Image.new("RGB", size, (index, 0, 0))), "mask": mask, "group": str(index)}
-        for index, (size, mask) in enumerate(zip(sizes, masks, strict=True))
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "train.parquet")
-    named: dict[str, Any] = {"label_names": flags.pop("label_names", ()), "ignore_index": 255}
-    config = RecipeConfig(**{"num_epochs": 1, "max_steps": 1, "eval_fraction": 0.3, "group_column": "group"} | flags)
-    return open_masked_images(str(folder), OneRank(), config, image_column="image", mask_column="mask", **named)
 
 
 @pytest.mark.parametrize(
