@@ -30,11 +30,6 @@ class Variant:
     lengths: Lengths = TOKENS
     assumed: str = ""
 
-    @property
-    def floor_bytes(self) -> int:
-        """What it needs at any micro-batch size: weights, gradients, optimizer state; the optimizer step."""
-        return self.prediction.fixed.floor
-
     def needed_bytes(self, num_examples: int, length: int) -> int:
         """The peak of training at a micro-batch, the optimizer step included."""
         return self.prediction.needed_bytes(num_examples, length)

@@ -30,7 +30,7 @@ from hf_accum.distributed.ranks import OneRank
 from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.models.trainable import load_trainable
 from hf_accum.tasks.causal_lm.data import Passage, PassageData
-from hf_accum.tasks.causal_lm.task import ACCURACY, CausalTexts
+from hf_accum.tasks.causal_lm.task import CausalTexts
 from recipes.medical_lm import MedicalLmConfig, open_data, spec_of, task_of
 
 _START = -1
@@ -126,7 +126,7 @@ def main() -> None:
 def _row(name: str, examples: str, figures: dict[str, Any], seconds: float) -> tuple[str, ...]:
     return (
         *(name, examples, f"{figures['loss']:.3f}", f"{figures['perplexity']:.2f}"),
-        *(f"{figures[ACCURACY]:.3f}", f"{seconds:.0f}"),
+        *(f"{figures[CausalTexts.accuracy]:.3f}", f"{seconds:.0f}"),
     )
 
 

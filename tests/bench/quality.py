@@ -29,7 +29,7 @@ from hf_accum.distributed.ranks import OneRank
 from hf_accum.evaluation.evaluate import Metric
 from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.models.trainable import load_trainable
-from hf_accum.tasks.language_modeling.perplexity import perplexity
+from hf_accum.tasks.language_modeling.token_prediction import perplexity
 from hf_accum.tasks.token_classification.data import labels_of
 from hf_accum.tasks.vision.inputs import load_image_inputs
 from recipes import clinical_classification, clinical_ner, driving_images, medical_mlm

@@ -2,17 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hf_accum.accumulation.example import TOKENS, Example, Lengths
-from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.source import Row
-from hf_accum.data.stream import WindowStream
-from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
 from hf_accum.models.modes import not_training
 from hf_accum.tasks.causal_lm.data import Passage, passage_of
@@ -21,19 +18,14 @@ from hf_accum.tasks.language_modeling.chunked_loss import (
     ChunkedCrossEntropy,
     Targets,
     made_up_targets,
-    output_layer,
     probe,
     with_output_layer,
 )
-from hf_accum.tasks.language_modeling.perplexity import check_token_metric, evaluate_tokens
+from hf_accum.tasks.language_modeling.token_prediction import Batch, TokenPrediction
 from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-ACCURACY = "next_token_accuracy"
-Batch = tuple[dict[str, Tensor], Targets]
-"""The model's inputs, and the tokens to predict."""
 
 
 def check_causal(model: nn.Module, name: str) -> None:
@@ -70,7 +62,7 @@ def _sees_later_tokens(model: nn.Module) -> bool:
 
 
 @dataclass(frozen=True)
-class CausalTexts:
+class CausalTexts(TokenPrediction):
     """Passages; the weight of an example is the number of its tokens that are predicted."""
 
     tokenizer: "PreTrainedTokenizerBase | None"
@@ -79,6 +71,7 @@ class CausalTexts:
     max_length: int
     lengths: Lengths = field(default=TOKENS, init=False)
     num_parts: int = field(default=1, init=False)
+    accuracy: ClassVar[str] = "next_token_accuracy"
 
     def prepare(self, row: Row) -> Passage:
         """The passage of a row."""
@@ -107,32 +100,7 @@ class CausalTexts:
             torch.from_numpy(np.concatenate(positions)), torch.from_numpy(np.concatenate(tokens).astype(np.int64))
         )
 
-    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The loss of the targets, summed, in chunks."""
-        inputs, targets = batch
-        return self.objective(output_layer(model), model(**inputs).logits, targets)
-
-    def predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The summed losses of the targets in chunks, and how many of each are guessed right."""
-        inputs, targets = batch
-        return self.objective.judge(output_layer(model), model(**inputs).logits, targets)
-
     def dummy_batch(self, model: nn.Module, num_examples: int, length: int, device: torch.device) -> Batch:
         """Texts of nothing, of which all tokens are predicted."""
         targets = made_up_targets(1.0, num_examples, length, self.objective.chunk_size, device)
         return made_up_inputs(model, num_examples, length, device), targets
-
-    def check_metrics(self, best_metric: str | None) -> None:
-        """Refuse a metric that an evaluation has no figure of.
-
-        Raises:
-            UserError: naming those that it has.
-        """
-        check_token_metric(best_metric, ACCURACY)
-
-    def evaluate(
-        self, model: nn.Module, held_out: WindowStream[Any], *, ranks: Ranks, cutter: Cutter
-    ) -> dict[str, Any]:
-        """The mean loss of predicted tokens, its exponential, and the share that is guessed right. A collective."""
-        how = {"accuracy": ACCURACY, "ranks": ranks, "cutter": cutter}
-        return evaluate_tokens(model, held_out, self.collate, self.predict, **how)

@@ -3,33 +3,26 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hf_accum.accumulation.example import TOKENS, Example, Lengths
-from hf_accum.accumulation.splitting import Cutter
 from hf_accum.config.trust import Trust
 from hf_accum.data.source import Row
-from hf_accum.data.stream import WindowStream
-from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
 from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.seeding import derive_seed
-from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, Targets, made_up_targets, output_layer
-from hf_accum.tasks.language_modeling.perplexity import check_token_metric, evaluate_tokens
+from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, Targets, made_up_targets
+from hf_accum.tasks.language_modeling.token_prediction import Batch, TokenPrediction
 from hf_accum.tasks.masked_lm.data import tokens_of
 from hf_accum.tasks.special_tokens import Frame
 from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-ACCURACY = "masked_accuracy"
-Batch = tuple[dict[str, Tensor], Targets]
-"""The model's inputs, and what is hidden in them."""
 
 
 def load_masking_tokenizer(name: str, trust: Trust) -> "PreTrainedTokenizerBase":
@@ -45,7 +38,7 @@ def load_masking_tokenizer(name: str, trust: Trust) -> "PreTrainedTokenizerBase"
 
 
 @dataclass(frozen=True)
-class MaskedTexts:
+class MaskedTexts(TokenPrediction):
     """A share of the tokens is hidden: of these 80 % are the mask, 10 % any token, 10 % as they were, as in BERT
     (Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers, 2019, section 3.1).
 
@@ -61,6 +54,7 @@ class MaskedTexts:
     share: float = 0.15
     lengths: Lengths = field(default=TOKENS, init=False)
     num_parts: int = field(default=1, init=False)
+    accuracy: ClassVar[str] = "masked_accuracy"
 
     def prepare(self, row: Row) -> np.ndarray:
         """The tokens of a part of a text."""
@@ -102,36 +96,11 @@ class MaskedTexts:
         tokens = np.concatenate([example.features["tokens"] for example in examples])
         return inputs, Targets(torch.from_numpy(np.concatenate(places)), torch.from_numpy(tokens))
 
-    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The loss of the targets, summed, in chunks."""
-        inputs, targets = batch
-        return self.objective(output_layer(model), model(**inputs).logits, targets)
-
-    def predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The summed losses of the targets in chunks, and how many of each are guessed right."""
-        inputs, targets = batch
-        return self.objective.judge(output_layer(model), model(**inputs).logits, targets)
-
     def dummy_batch(self, model: nn.Module, num_examples: int, length: int, device: torch.device) -> Batch:
         """Texts of nothing, of which twice the share of the tokens is hidden: more never are but in short texts."""
         share = min(1.0, 2 * self.share)
         targets = made_up_targets(share, num_examples, length, self.objective.chunk_size, device)
         return made_up_inputs(model, num_examples, length, device), targets
-
-    def check_metrics(self, best_metric: str | None) -> None:
-        """Refuse a metric that an evaluation has no figure of.
-
-        Raises:
-            UserError: naming those that it has.
-        """
-        check_token_metric(best_metric, ACCURACY)
-
-    def evaluate(
-        self, model: nn.Module, held_out: WindowStream[Any], *, ranks: Ranks, cutter: Cutter
-    ) -> dict[str, Any]:
-        """The mean loss of hidden tokens, its exponential, and the share that is guessed right. A collective."""
-        how = {"accuracy": ACCURACY, "ranks": ranks, "cutter": cutter}
-        return evaluate_tokens(model, held_out, self.collate, self.predict, **how)
 
     @cached_property
     def _frame(self) -> Frame:

@@ -135,7 +135,7 @@ def test_what_is_always_there_is_what_a_count_by_hand_says(bert: str, key: str) 
         parts = variant.parts(num_examples, length)
         assert {name: parts[name] for name in by_hand} == by_hand
     # The fused step needs nothing beside.
-    assert variant.floor_bytes == sum(by_hand.values()) == variant.prediction.fixed.optimizer_peak
+    assert variant.prediction.fixed.floor == sum(by_hand.values()) == variant.prediction.fixed.optimizer_peak
 
 
 @pytest.mark.parametrize("key", VARIANTS)
@@ -203,7 +203,7 @@ def test_the_largest_is_that_of_brute_force(bert: str, key: str) -> None:
     @settings(max_examples=100)
     @given(st.integers(2, MAX_LENGTH), st.integers(1, 40), st.integers(1, 40), st.integers(-1, 1))
     def check(length: int, number: int, at_most: int, by: int) -> None:
-        for budget in (variant.needed_bytes(number, length) + by, variant.floor_bytes + by):
+        for budget in (variant.needed_bytes(number, length) + by, variant.prediction.fixed.floor + by):
             expected = largest_by_brute_force(variant, length, budget, at_most)
             assert variant.largest(length, budget, at_most) == expected
 
@@ -215,13 +215,16 @@ def test_nothing_fits_below_what_the_optimizer_step_needs() -> None:
     peak = Peak(((100.0, 10.0),), MAX_LENGTH)
     fixed = FixedBytes(weights=50, gradients=20, optimizer_state=30, optimizer_peak=180)
     variant = Variant("made up", Prediction(peak, peak, peak, fixed, []), MAX_LENGTH)
-    assert variant.floor_bytes == 180
+    assert variant.prediction.fixed.floor == 180
     assert [variant.needed_bytes(number, MAX_LENGTH) for number in (1, 8, 9, 20)] == [180, 180, 190, 300]
     assert [variant.largest(MAX_LENGTH, budget, 12) for budget in (99, 110, 179, 180, 189, 190, 500)] == [
         *(0, 0, 0),
         *(8, 8, 9, 12),
     ]
-    assert Variant("", replace(variant.prediction, fixed=replace(fixed, optimizer_peak=60)), 1).floor_bytes == 100
+    assert (
+        Variant("", replace(variant.prediction, fixed=replace(fixed, optimizer_peak=60)), 1).prediction.fixed.floor
+        == 100
+    )
 
 
 # The variants

@@ -25,7 +25,7 @@ from hf_accum.data.source import Source
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.tasks.causal_lm.data import Passage
-from hf_accum.tasks.causal_lm.task import ACCURACY, CausalTexts, check_causal
+from hf_accum.tasks.causal_lm.task import CausalTexts, check_causal
 from hf_accum.tasks.language_modeling.chunked_loss import (
     ChunkedCrossEntropy,
     stop_before_output_layer,
@@ -196,4 +196,4 @@ def test_perplexity_is_that_of_all_tokens_on_any_number_of_ranks(num_ranks: int)
         assert figures["num_tokens"] == sum(map(len, losses))
         assert figures["loss"] == pytest.approx(float(mean), rel=1e-12)
         assert figures["perplexity"] == pytest.approx(float(mean.exp()), rel=1e-12)
-        assert figures[ACCURACY] == num_right / sum(map(len, losses))
+        assert figures[CausalTexts.accuracy] == num_right / sum(map(len, losses))

@@ -3,7 +3,7 @@
 import pytest
 
 from hf_accum.run.checkpoint import BestCheckpoint
-from hf_accum.tasks.language_modeling.perplexity import check_token_metric, perplexity
+from hf_accum.tasks.language_modeling.token_prediction import check_token_metric, perplexity
 
 
 def test_perplexity() -> None:
