@@ -1,5 +1,6 @@
 """`hf-accum plan`: what fits into which memory."""
 
+import argparse
 import importlib
 import inspect
 import json
@@ -30,10 +31,21 @@ _PLAN = """What fits into which memory, without a GPU and without weights: the l
 memory size and by way of training, and where the bytes go. All from the model's config."""
 
 
-def _plan(
-    recipe: str, memory: str, variants: str, picture: str | None, verified: str | None, flags: list[str]
-) -> None:
+def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The command's own flags, and its work: `work(parsed, flags)`, of which the recipe reads the flags."""
+    parser = commands.add_parser("plan", help="what fits into which memory", description=_PLAN, allow_abbrev=False)
+    parser.add_argument("recipe", help="a module of recipes, or any module with a function `workload(config)`")
+    parser.add_argument("--memory", default="4GiB,8GiB,16GiB,24GiB", help="sizes, with commas (default: %(default)s)")
+    parser.add_argument("--variants", default=_VARIANTS, help="ways of training, with commas (default: %(default)s)")
+    parser.add_argument("--picture", metavar="FILE", help="draw the frontiers: a file .svg or .png")
+    parser.add_argument("--verified", metavar="FILE", help="also show what a run measured: its tuning.json")
+    parser.set_defaults(work=_plan)
+
+
+def _plan(parsed: argparse.Namespace, flags: list[str]) -> None:
     """Check what was given, up to the recipe's own flags, and then plan as these say (`--debug`)."""
+    recipe, memory, variants = parsed.recipe, parsed.memory, parsed.variants
+    picture, verified = parsed.picture, parsed.verified
     try:
         budgets = [parse_bytes(size) for size in memory.split(",")]
     except ValueError as error:
