@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import hf_accum  # its parts are imported when they are used: help and a wrong flag need no torch
-from hf_accum.config.validation import require
+from hf_accum.config.validation import require, require_not_empty
 from recipes.embedded.models import minilm
 from recipes.embedded.nero import biomedical_entities
 
@@ -40,8 +40,7 @@ class ClinicalNerConfig(hf_accum.RecipeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.split_names("types")
-        for name in ("words_column", "tags_column"):
-            require(getattr(self, name) != "", name, "''", "not empty")
+        require_not_empty(self, "words_column", "tags_column", rule="not empty")
         require(len(set(self.types)) == len(self.types), "types", self.types, "all different")
         require(0 <= self.overlap < self.max_length, "overlap", self.overlap, "at least 0, and below `max_length`")
 

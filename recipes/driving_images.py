@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import hf_accum  # its parts are imported when they are used: help and a wrong flag need no torch
 from hf_accum.config.lora import LoraConfig
-from hf_accum.config.validation import require
+from hf_accum.config.validation import require, require_not_empty
 from recipes.embedded.efficientnet import efficientnet_lite0
 
 if TYPE_CHECKING:
@@ -72,8 +72,7 @@ class DrivingImagesConfig(hf_accum.RecipeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.split_names("labels")
-        for name in ("image_column", "label_column", "mask_column"):
-            require(getattr(self, name) != "", name, "''", "not empty")
+        require_not_empty(self, "image_column", "label_column", "mask_column", rule="not empty")
         for holds, flag, rule in (
             (len(set(self.labels)) == len(self.labels), "labels", "all different"),
             (len(self.labels) != 1, "labels", "at least 2 names"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import hf_accum  # its parts are imported when they are used: help and a wrong flag need no torch
-from hf_accum.config.validation import require, require_count
+from hf_accum.config.validation import require, require_count, require_not_empty
 from recipes.embedded.definitions import term_definitions
 from recipes.embedded.models import smollm2
 
@@ -45,8 +45,7 @@ class MedicalLmConfig(hf_accum.RecipeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         ways = ("text_column", "prompt_column", "messages_column")
-        for name in (*ways, "response_column"):
-            require(getattr(self, name) != "", name, "''", "left out, or not empty")
+        require_not_empty(self, *ways, "response_column")
         given = [name for name in ways if getattr(self, name) is not None]
         for name in given[1:]:
             require(False, name, getattr(self, name), f"left out with `{given[0]}`: rows are read in one way")

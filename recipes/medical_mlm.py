@@ -12,7 +12,7 @@ from typing import Any
 
 import hf_accum  # its parts are imported when they are used: help and a wrong flag need no torch
 from hf_accum.config.lora import LoraConfig
-from hf_accum.config.validation import require, require_count
+from hf_accum.config.validation import require, require_count, require_not_empty
 from recipes.embedded.models import minilm
 from recipes.embedded.synopses import clinical_synopses
 
@@ -35,7 +35,7 @@ class MedicalMlmConfig(hf_accum.RecipeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.text_column != "", "text_column", "''", "not empty")
+        require_not_empty(self, "text_column", rule="not empty")
         require(0 < self.mlm_probability < 1, "mlm_probability", self.mlm_probability, "between 0 and 1")
         require_count("loss_chunk_size", self.loss_chunk_size)
 

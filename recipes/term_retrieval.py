@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import hf_accum  # its parts are imported when they are used: help and a wrong flag need no torch
-from hf_accum.config.validation import require
+from hf_accum.config.validation import require, require_not_empty
 from recipes.embedded.models import minilm
 from recipes.embedded.terms import clinical_terms
 
@@ -38,8 +38,7 @@ class TermRetrievalConfig(hf_accum.RecipeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("query_column", "document_column"):
-            require(getattr(self, name) != "", name, "''", "not empty")
+        require_not_empty(self, "query_column", "document_column", rule="not empty")
         require(self.temperature > 0, "temperature", self.temperature, "above 0")
         require(self.effective_batch_size > 1, "effective_batch_size", self.effective_batch_size, "at least 2")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,14 @@ from hf_accum.config.recipe import RecipeConfig
 def as_dict(config: RecipeConfig) -> dict[str, Any]:
     """The configuration as plain values, nested as its flags are."""
     return dataclasses.asdict(config)
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by the names of their flags: `lora.rank`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def write_config(config: RecipeConfig, folder: Path) -> None:

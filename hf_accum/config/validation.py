@@ -24,14 +24,14 @@ def require(holds: bool, flag: str, value: object, rule: str) -> None:
         raise UserError(f"`{flag}` {value}: has to be {rule}")
 
 
-def require_not_empty(config: object, *flags: str) -> None:
+def require_not_empty(config: object, *flags: str, rule: str = "left out, or not empty") -> None:
     """Refuse empty texts.
 
     Raises:
         UserError: naming the first flag whose text is empty.
     """
     for flag in flags:
-        require(getattr(config, flag) != "", flag, "''", "left out, or not empty")
+        require(getattr(config, flag) != "", flag, "''", rule)
 
 
 # Numbers

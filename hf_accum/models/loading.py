@@ -74,7 +74,7 @@ def load_model(
             "device_map": {"": torch.device(device)},
         }
     with quiet_transformers():  # what is new in the model is said by the run's summary
-        model, info = _loaded(
+        model, info = loaded(
             "weights",
             name,
             lambda: auto_class.from_pretrained(
@@ -122,7 +122,7 @@ def labels_in_order_of_head(
     trust: Trust = Trust(),  # noqa: B008 (frozen)
 ) -> tuple[str, ...]:
     """The same labels, in the order of a model's trained head where that tells just these."""
-    said = _loaded("model", name, lambda: check_model_files(name, trust))
+    said = loaded("model", name, lambda: check_model_files(name, trust))
     known = other_labels(said.get("id2label"), dict(enumerate(labels)))
     return labels if known is None or sorted(known) != sorted(labels) else tuple(known)
 
@@ -150,7 +150,7 @@ def build_without_weights(
     if dropout is not None:
         _set_config_dropout(config, dropout)
     with torch.device("meta"), quiet_transformers():
-        model = _loaded(
+        model = loaded(
             "model",
             name,
             lambda: auto_class.from_config(config, dtype=torch.float32, trust_remote_code=trust.trust_remote_code),
@@ -169,14 +169,14 @@ def _config(name: str, trust: Trust, config_values: Mapping[str, Any]) -> tuple[
     from transformers import AutoConfig
 
     with quiet_transformers():
-        said = _loaded("model", name, lambda: check_model_files(name, trust))
-        config = _loaded(
+        said = loaded("model", name, lambda: check_model_files(name, trust))
+        config = loaded(
             "model", name, lambda: AutoConfig.from_pretrained(local(name), **trust.of_hub, **config_values)
         )
     return config, said
 
 
-def _loaded(what: str, name: str, load: Callable[[], T]) -> T:
+def loaded(what: str, name: str, load: Callable[[], T]) -> T:
     """What `load` loads.
 
     Raises:

@@ -3,15 +3,12 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from hf_accum.files import fill_folder_atomically
 from hf_accum.models.loading import quiet_transformers
-
-if TYPE_CHECKING:
-    pass
 
 
 class Processor(Protocol):

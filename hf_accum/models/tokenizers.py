@@ -9,7 +9,7 @@ from hf_accum.models.word_tokens import take_words_as_in_a_text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 from hf_accum.errors import UserError
-from hf_accum.models.loading import _loaded, quiet_transformers
+from hf_accum.models.loading import loaded, quiet_transformers
 
 
 def load_tokenizer(
@@ -29,7 +29,7 @@ def load_tokenizer(
     # Byte-level tokenizers take a word for the start of a text without a space before it.
     how = {"add_prefix_space": True} if of_words else {}
     with quiet_transformers():
-        tokenizer = _loaded(
+        tokenizer = loaded(
             "tokenizer", name, lambda: AutoTokenizer.from_pretrained(local(name), **trust.of_hub, **how)
         )
     if of_words and not tokenizer.is_fast:

@@ -18,7 +18,7 @@ from torch import Tensor
 from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.config.flags import as_flags, flag_names
 from hf_accum.config.recipe import RecipeConfig
-from hf_accum.config.serialization import as_dict
+from hf_accum.config.serialization import as_dict, flattened
 from hf_accum.data.stream_state import StreamCounts
 from hf_accum.device.memory import peak_memory_bytes
 from hf_accum.distributed.collectives import on_all_ranks
@@ -104,7 +104,9 @@ class RunLog:
 
     def start(self, config: RecipeConfig, description: str) -> None:
         """Say what the run will do, and start the trackers with its configuration."""
-        self.accelerator.init_trackers(TRACKERS_PROJECT, config=_flat(as_dict(config)))
+        settings = flattened(as_dict(config))
+        plain = {name: v if isinstance(v, int | float | str | bool) else str(v) for name, v in settings.items()}
+        self.accelerator.init_trackers(TRACKERS_PROJECT, config=plain)  # they take nothing else
         self.say(description)
         self._step_started = time.perf_counter()
 
@@ -266,17 +268,6 @@ class RunLog:
         minutes, seconds = divmod(round(seconds), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02}:{seconds:02}"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as the single values that trackers take."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value if isinstance(value, int | float | str | bool) else str(value)
-    return flat
 
 
 def _short(value: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from hf_accum.config.recipe import RecipeConfig
-from hf_accum.config.serialization import as_dict
+from hf_accum.config.serialization import as_dict, flattened
 from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
@@ -70,7 +70,7 @@ def facts_of_run(
 ) -> dict[str, Any]:
     """What decides how a run goes: its settings, its data, its ranks."""
     return {
-        "settings": _flat(json.loads(json.dumps(as_dict(config)))),
+        "settings": flattened(json.loads(json.dumps(as_dict(config)))),
         "num_train": num_train,
         "data_digest": data_digest,
         "num_processes": ranks.count,
@@ -253,10 +253,3 @@ def digest_of_frozen(model: nn.Module) -> str:
 def _as_list(value: Any) -> Any:
     """Of a setting that takes a name or a list of them one spelling."""
     return [value] if isinstance(value, str) else value
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat

@@ -3,15 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.distributed.ranks import bits_float
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

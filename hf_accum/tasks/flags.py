@@ -3,20 +3,10 @@
 import math
 from typing import Any, Literal
 
-from hf_accum.config.validation import require
+from hf_accum.config.validation import require, require_not_empty
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 ClassWeights = Literal["none", "balanced", "sqrt_balanced"] | list[float]
-
-
-def require_names(config: Any, *flags: str) -> None:
-    """Refuse empty names of columns.
-
-    Raises:
-        UserError: naming the flag.
-    """
-    for flag in flags:
-        require(getattr(config, flag) != "", flag, "''", "left out, or not empty")
 
 
 def check_classification(config: Any) -> None:
@@ -27,7 +17,7 @@ def check_classification(config: Any) -> None:
     """
     problem, labels = config.problem, config.labels
     single, multi = problem == "single_label_classification", problem == "multi_label_classification"
-    require_names(config, "text_column", "label_column")
+    require_not_empty(config, "text_column", "label_column")
     require(bool(config.label_separator), "label_separator", repr(config.label_separator), "not empty")
     code = bool(config.extra_metrics) and not config.trust_remote_code
     for holds, flag, rule in (

@@ -79,7 +79,7 @@ def _key(workload: Workload, device: torch.device, num_ranks: int) -> dict[str, 
     }
 
 
-def _read(path: Path) -> Tuning | None:
+def read(path: Path) -> Tuning | None:
     """None if there is nothing there that can be used: then it is found anew, and written."""
     try:
         value = json.loads(path.read_text())
@@ -128,7 +128,8 @@ def _shape(shape: Any, name: str) -> tuple[torch.Size, torch.dtype]:
     return torch.Size(map(_at_least_0, shape)), dtype
 
 
-def _write(path: Path, tuning: Tuning) -> None:
+def write(path: Path, tuning: Tuning) -> None:
+    """Keep a result that was traced, for `read`."""
     prediction = tuning.prediction
     assert prediction is not None
     value = {

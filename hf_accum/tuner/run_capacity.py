@@ -14,7 +14,7 @@ from hf_accum.device.memory import device_name, open_memory
 from hf_accum.distributed.collectives import on_all_ranks, refuse_layers_that_talk
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import OutOfMemory, UserError
-from hf_accum.tuner.cache import _read, _write, cache_path
+from hf_accum.tuner.cache import cache_path, read, write
 from hf_accum.tuner.search import NothingFits, Tuning, tune
 from hf_accum.tuner.tracing import CannotTrace
 from hf_accum.tuner.workload import Workload
@@ -62,8 +62,8 @@ def find_capacity(
         def remembered(checkpointing: bool) -> Tuning:
             longest = config.max_probe_seconds
             path = cache_path(workload, memory, device, ranks.count, longest)
-            tuning = tune(workload, memory, device, most=share, known=_read(path), max_probe_seconds=longest)
-            _write(path, tuning)
+            tuning = tune(workload, memory, device, most=share, known=read(path), max_probe_seconds=longest)
+            write(path, tuning)
             return replace(tuning, checkpointing=checkpointing, cache=path)
 
         try:
@@ -103,7 +103,7 @@ def keep_costs(tuning: Tuning, cutter: Cutter, ranks: Ranks) -> list[Tuning]:
     costs = cutter.costs
     learned = tuning if costs is None else replace(tuning, costs=costs.costs, settled=costs.is_settled)
     if learned.cache is not None and learned != tuning:
-        _write(learned.cache, learned)
+        write(learned.cache, learned)
     return ranks.gather_objects(learned)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from hf_accum.config.validation import (
     holds_secret,
     number,
     require,
+    require_not_empty,
     without_secrets,
 )
 from hf_accum.errors import UserError
@@ -170,3 +172,9 @@ def test_a_short_value_of_the_environment_is_no_secret(monkeypatch: pytest.Monke
 @given(before=st.text(), after=st.text())
 def test_whatever_stands_around_it(before: str, after: str) -> None:
     assert TOKEN not in without_secrets(f"{before} {TOKEN} {after}")
+
+
+def test_a_column_may_be_left_out_but_has_no_empty_name() -> None:
+    require_not_empty(SimpleNamespace(group_column=None), "group_column")
+    with pytest.raises(UserError, match="`group_column` ''"):
+        require_not_empty(SimpleNamespace(group_column=""), "group_column")

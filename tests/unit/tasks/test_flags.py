@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from hf_accum.errors import UserError
-from hf_accum.tasks.flags import check_classification, require_names
+from hf_accum.tasks.flags import check_classification
 
 
 def config(**values: Any) -> Any:
@@ -65,9 +65,3 @@ def test_what_goes_together_is_taken(values: dict[str, Any]) -> None:
 def test_what_contradicts_is_refused_by_flag_value_and_rule(values: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         check_classification(config(**values))
-
-
-def test_a_column_may_be_left_out_but_has_no_empty_name() -> None:
-    require_names(SimpleNamespace(group_column=None), "group_column")
-    with pytest.raises(UserError, match="`group_column` ''"):
-        require_names(SimpleNamespace(group_column=""), "group_column")

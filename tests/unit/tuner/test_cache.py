@@ -14,7 +14,7 @@ from workload_cases import CPU, make_workload, peak_of_training
 
 from hf_accum.device.memory import open_memory
 from hf_accum.models.optimizer import build_optimizer
-from hf_accum.tuner.cache import _read, cache_path
+from hf_accum.tuner.cache import cache_path, read
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +106,7 @@ def test_a_broken_entry_is_found_anew(cache: Path) -> None:
     (first,) = find(llama(), 4 * peak_of_two())
     (path,) = cache.iterdir()
     whole = path.read_text()
-    assert _read(path) is not None
+    assert read(path) is not None
     for where, value in BROKEN:
         entry = json.loads(whole)
         inner = entry
@@ -114,11 +114,11 @@ def test_a_broken_entry_is_found_anew(cache: Path) -> None:
             inner = inner[name]
         inner[where[-1]] = value
         path.write_text(json.dumps(entry))
-        assert _read(path) is None, (where, value)
+        assert read(path) is None, (where, value)
     (again,) = find(llama(), 4 * peak_of_two())
     assert not again.from_cache
     assert again.largest() == first.largest()
-    assert _read(path) is not None
+    assert read(path) is not None
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(cache: Path) -> None:
