@@ -10,40 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
-from row_files import as_csv, as_jsonl, prepare, prepared, read_all, write
+from row_files import GOOD, as_csv, as_jsonl, check_bad_row, prepare, prepared, read_all, write
 
-from hf_accum.data.source import BadRow, Row, Source, good_rows, of_dataset, open_source
+from hf_accum.data.source import Row, good_rows, of_dataset, open_source
 from hf_accum.tasks.labels import LabelColumn
 
 # Bad rows
-
-
-GOOD = {"text": "fine", "label": "yes"}
-
-
-def check_bad_row(source: Source, number: int, field: str, said: str, good: list[int]) -> None:
-    """Stops at the row, naming file, row from 1 and field; or counts it once, and gives all others."""
-    where = f"{source.names[0]}, row {number + 1}: " + (f"field {field!r}: " if field else "")
-    with pytest.raises(ValueError) as stopped:  # noqa: PT011
-        list(good_rows(source, 0, 0, prepare, "error", Counter()))
-    assert not isinstance(stopped.value, BadRow)
-    assert str(stopped.value).startswith(where)
-    assert said in str(stopped.value)
-    assert "`on_bad_row skip`" in str(stopped.value)
-
-    bad_rows: Counter[str] = Counter()
-    assert [n for n, _ in good_rows(source, 0, 0, prepare, "skip", bad_rows)] == good
-    assert bad_rows.total() == 1
-    (reason,) = bad_rows
-    assert said in reason
-    assert repr(field) in reason or not field
-
-    # Seeking behind the row leaves it alone, to it does not.
-    assert [n for n, _ in good_rows(source, 0, number + 1, prepare, "error", Counter())] == [
-        n for n in good if n > number
-    ]
-    with pytest.raises(ValueError, match=f"row {number + 1}:"):
-        list(good_rows(source, 0, number, prepare, "error", Counter()))
 
 
 def test_rows_left_out_by_prepare_are_not_bad(tmp_path: Path) -> None:

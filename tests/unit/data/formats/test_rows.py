@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from row_files import as_csv, as_jsonl, prepare, prepared, read_all, write
+from row_files import GOOD, as_csv, as_jsonl, check_bad_row, prepare, prepared, read_all, write
 
-from hf_accum.data.source import BadRow, Source, good_rows, open_source
+from hf_accum.data.source import good_rows, open_source
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -154,9 +154,6 @@ def test_a_file_without_rows_has_none(tmp_path: Path) -> None:
         assert read_all(open_source(write(tmp_path, name, content), "train")) == []
 
 
-GOOD = {"text": "fine", "label": "yes"}
-
-
 BAD_OBJECTS: dict[str, tuple[Any, str, str]] = {  # the row, its bad field, a part of what is said
     "no text column": ({"label": "yes"}, "text", "no such column; the row has label"),
     "no label column": ({"text": "a"}, "label", "no such column; the row has text"),
@@ -201,31 +198,6 @@ BAD_CSV_LINES: dict[str, tuple[bytes, str, str]] = {
     "text that is not UTF-8": (b"caf\xe9,yes", "text", "not UTF-8"),
     "label that is not UTF-8": (b"fine,\xff", "label", "not UTF-8"),
 }
-
-
-def check_bad_row(source: Source, number: int, field: str, said: str, good: list[int]) -> None:
-    """Stops at the row, naming file, row from 1 and field; or counts it once, and gives all others."""
-    where = f"{source.names[0]}, row {number + 1}: " + (f"field {field!r}: " if field else "")
-    with pytest.raises(ValueError) as stopped:  # noqa: PT011
-        list(good_rows(source, 0, 0, prepare, "error", Counter()))
-    assert not isinstance(stopped.value, BadRow)
-    assert str(stopped.value).startswith(where)
-    assert said in str(stopped.value)
-    assert "`on_bad_row skip`" in str(stopped.value)
-
-    bad_rows: Counter[str] = Counter()
-    assert [n for n, _ in good_rows(source, 0, 0, prepare, "skip", bad_rows)] == good
-    assert bad_rows.total() == 1
-    (reason,) = bad_rows
-    assert said in reason
-    assert repr(field) in reason or not field
-
-    # Seeking behind the row leaves it alone, to it does not.
-    assert [n for n, _ in good_rows(source, 0, number + 1, prepare, "error", Counter())] == [
-        n for n in good if n > number
-    ]
-    with pytest.raises(ValueError, match=f"row {number + 1}:"):
-        list(good_rows(source, 0, number, prepare, "error", Counter()))
 
 
 @pytest.mark.parametrize("kind", BAD_LINES)
