@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hf_accum.data.source import Row, Source, good_rows
+from hf_accum.data.source import BadRow, Row, Source, good_rows
 from hf_accum.tasks.labels import LabelColumn
 from hf_accum.tasks.tokenization import text_of
 
