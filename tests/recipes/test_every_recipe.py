@@ -33,8 +33,15 @@ def marked(in_default: tuple[str, ...], in_slow: tuple[str, ...]) -> list[Any]:
     return [pytest.param(r, id=r.id, marks=marks.get(r.id, pytest.mark.by_hand)) for r in RECIPES]
 
 
-IN_SLOW = ("term_retrieval", "medical_lm", "clinical_ner", "medical_mlm", "driving_images-segmentation")
-for_each_cut = pytest.mark.parametrize("recipe", marked(("driving_images-classification",), IN_SLOW))
+IN_SLOW = (
+    "driving_images-classification",
+    "term_retrieval",
+    "medical_lm",
+    "clinical_ner",
+    "medical_mlm",
+    "driving_images-segmentation",
+)
+for_each_cut = pytest.mark.parametrize("recipe", marked((), IN_SLOW))
 for_each_killed = pytest.mark.parametrize("recipe", [p for p in marked((), DIFFERENT) if p.id != FIRST.id])
 
 

@@ -39,6 +39,7 @@ def test_the_flags_of_every_command_are_real() -> None:
         parse(config_class_of(name), "", shlex.split(flags))  # ends the process where one is not
 
 
+@pytest.mark.slow
 def test_the_recipe_in_60_lines_runs_and_is_planned(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,7 @@ def exit_codes(output: str) -> list[int]:
 # The launcher is told
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_launcher_stops_all_ranks_after_the_same_step(flags: list[str], tmp_path: Path) -> None:
     with launched(SCRIPT, "nothing", "0", "0", *flags, until="training", num_processes=2) as (launcher, output):
         launcher.send_signal(signal.SIGTERM)

@@ -25,9 +25,14 @@ CASES = [
     Case("bert", lora=True),
     Case("bert", checkpointing=True, precision="bf16"),
 ]
+IN_SLOW = [case for case in CASES if case.architecture in ("distilbert", "gpt2") and case.lora]
 
 
-of_each_case = pytest.mark.parametrize("case", CASES, ids=str)
+def of_each(cases: list[Case]) -> pytest.MarkDecorator:
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize(
+        "case", [pytest.param(case, id=str(case), marks=slow if case in IN_SLOW else ()) for case in cases]
+    )
 
 
 def in_training(workload: Workload) -> list[Tensor]:
@@ -65,7 +70,7 @@ def peak_of_the_allocator(work: Callable[[], None]) -> int:
     return peak
 
 
-@of_each_case
+@of_each(CASES)
 def test_a_prediction_is_what_real_tensors_take(case: Case) -> None:
     workload, prediction = predicted(case)
     held = in_training(workload)
@@ -80,7 +85,7 @@ def test_a_prediction_is_what_real_tensors_take(case: Case) -> None:
             assert 1.00 <= peak.bytes_at(*size) / live.peak_bytes <= 1.05
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.precision == "no"], ids=str)
+@of_each([case for case in CASES if case.precision == "no"])
 def test_a_prediction_is_what_the_allocator_gives_out(case: Case) -> None:
     """In float32: in half precision kernels copy what they are given, which no operation shows.
 
@@ -97,7 +102,7 @@ def test_a_prediction_is_what_the_allocator_gives_out(case: Case) -> None:
         assert 0.99 <= expected / (sum_bytes(held) + taken) <= 1.05
 
 
-@of_each_case
+@of_each(CASES)
 def test_a_prediction_is_to_the_byte_what_a_trace_at_any_size_says(case: Case) -> None:
     workload, prediction = predicted(case)
     sizes = [*sizes_of(case), (2, MAX_LENGTH), (40, MAX_LENGTH)]
@@ -113,7 +118,7 @@ def test_a_prediction_is_to_the_byte_what_a_trace_at_any_size_says(case: Case) -
     assert tracer.state_shapes == prediction.state_shapes
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.architecture != "vit"], ids=str)
+@of_each([case for case in CASES if case.architecture != "vit"])
 def test_a_single_token_takes_no_more_than_predicted(case: Case) -> None:
     """Transposed or not it is contiguous, and some copies of longer texts fall away."""
     workload, prediction = predicted(case)

@@ -89,6 +89,7 @@ def test_the_tables_have_the_numbers_of_the_plan(model: str, capsys: pytest.Capt
     assert "These numbers are predicted: bytes of tensors" in output
 
 
+@pytest.mark.slow
 def test_the_command_plans_from_any_folder(model: str, tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("hf-accum")), *flags_of(model)]
     done = run(command, cwd=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"))
