@@ -1,7 +1,9 @@
 """The gradient of one window, through accelerate's `accumulate` context."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +15,7 @@ from hf_accum.device.out_of_memory import Failure, classify, release
 from hf_accum.device.timer import Stopwatch
 from hf_accum.distributed.collectives import refuse_layers_that_talk
 from hf_accum.distributed.ranks import talking
-from hf_accum.errors import first_line
+from hf_accum.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -33,18 +35,35 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
 
     If memory runs out, the gradients of the window are dropped, running statistics (of BatchNorm) are as before it,
     and `micro_batches` starts the window anew in smaller pieces: what the body did after the failing operation is not
-    done, and it runs again. The other ranks, which know nothing of it, wait at the sum, or start anew too where the
-    micro-batch has them told. Ranks may run different numbers of micro-batches, each at least one.
+    done, and it runs again. The other ranks, which know nothing of it, wait at the sum; in a window with no-grad
+    passes they are told, and start anew too. Ranks may run different numbers of micro-batches, each at least one.
 
-    Settings of accelerate and DistributedDataParallel that a window needs are given back at its end.
+    Settings of accelerate and DistributedDataParallel that a window needs are given back behind its last micro-batch,
+    and where an error ends it.
 
     A no-grad pass runs without a graph, leaves running statistics as they were, and is not counted by accelerate.
 
     Raises:
-        UserError: if the loss was not scaled just once, or did not go backward; if the model has layers that talk to
-            the other ranks in the forward (SyncBatchNorm).
+        UserError: if the loss was not scaled just once, or did not go backward just once, by `accelerator.backward`;
+            if the model has gradients from before the window; if it has layers that talk to the other ranks in the
+            forward (SyncBatchNorm).
         RuntimeError: if accelerate counts other micro-batches than these.
     """
+    execution = micro_batch.execution
+    is_last = micro_batch.index == micro_batch.count - 1
+    try:
+        with _accumulated(accelerator, model, micro_batch):
+            yield
+    except BaseException:
+        execution.restore_settings()
+        raise
+    if is_last and not micro_batch.is_no_grad_pass and micro_batch.out_of_memory is None:
+        execution.restore_settings()
+    micro_batch.is_through = True
+
+
+@contextmanager
+def _accumulated(accelerator: "Accelerator", model: nn.Module, micro_batch: "MicroBatch") -> Iterator[None]:
     execution = micro_batch.execution
     if micro_batch.index == 0:
         _prepare(accelerator, model, micro_batch)
@@ -62,7 +81,6 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
     except Exception as error:
         failure = classify(error)
         if failure is Failure.OTHER or (failure is Failure.AMBIGUOUS and not micro_batch.retry_ambiguous):
-            execution.restore_settings()
             raise
         micro_batch.out_of_memory = first_line(error)
         micro_batch.is_ambiguous = failure is Failure.AMBIGUOUS
@@ -92,9 +110,26 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
     micro_batch.check_complete()
     if micro_batch.is_dummy:
         discard_gradients(model, execution)
+    if micro_batch.share is not None and not accelerator.scaler:  # the scaler of fp16 multiplies it
+        execution.shares.append(micro_batch.share)
+    if is_last:
+        _check_shares(execution.shares, micro_batch.count)
     if is_last and accelerator.num_processes > 1:
         with talking():
             _sum_gradients([p for p in model.parameters() if p.requires_grad])
+
+
+def _check_shares(shares: Sequence[Tensor], count: int) -> None:
+    """Refuse backwards that accelerate did not divide by the number of micro-batches. Waits for the device once."""
+    if count == 1 or not shares:
+        return  # nothing was to divide
+    for index, share in enumerate(torch.stack([share.float() for share in shares]).tolist()):
+        if not math.isclose(share * count, 1, rel_tol=1e-3):
+            raise UserError(
+                f"micro-batch {index + 1} of {count}: its scaled loss went backward with the factor {share:.4g}, "
+                f"where accelerate's is {1 / count:.4g}; run `accelerator.backward(micro_batch.scaled(loss))`, and "
+                "nothing between the two"
+            )
 
 
 def discard_gradients(model: nn.Module, execution: "WindowExecution") -> None:
@@ -111,6 +146,9 @@ def _prepare(accelerator: "Accelerator", model: nn.Module, micro_batch: "MicroBa
     """
     execution = micro_batch.execution
     refuse_layers_that_talk(model, accelerator.num_processes)
+    if execution.drop_gradients is None:
+        _refuse_gradients_left_over(model)
+        execution.drop_gradients = partial(discard_gradients, model, execution)
     if execution.settings_before is None:
         execution.settings_before = _settings_of(accelerator, model)
     accelerator.gradient_state.plugin_kwargs["sync_with_dataloader"] = False
@@ -121,6 +159,15 @@ def _prepare(accelerator: "Accelerator", model: nn.Module, micro_batch: "MicroBa
         model.require_forward_param_sync = False
     if not execution.statistics_before:
         execution.statistics_before += [(s, s.clone()) for s in _running_statistics(model)]
+
+
+def _refuse_gradients_left_over(model: nn.Module) -> None:
+    left = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
+    if any(bool(gradient.any()) for gradient in left):
+        raise UserError(
+            f"{len(left)} parameters have gradients from before this window, to which its own would be added: call "
+            "`optimizer.zero_grad()` after each window, whether it had a step or not"
+        )
 
 
 def _settings_of(accelerator: "Accelerator", model: nn.Module) -> Callable[[], None]:
@@ -134,6 +181,7 @@ def _settings_of(accelerator: "Accelerator", model: nn.Module) -> Callable[[], N
         kwargs.clear()
         kwargs.update(had)
         accelerator.step = step
+        accelerator.gradient_state._set_sync_gradients(True)  # or a prepared optimizer would not even drop gradients
         if synced is not None:
             model.require_forward_param_sync = synced  # type: ignore[assignment] (a plain attribute)
 

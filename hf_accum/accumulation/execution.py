@@ -54,13 +54,23 @@ class MicroBatch:
     tell: Callable[[bool], bool] | None = field(default=None, repr=False)
     num_scaled: int = field(default=0, init=False)
     """How often a loss was scaled: once is right."""
-    went_backward: bool = field(default=False, init=False)
+    num_backwards: int = field(default=0, init=False)
+    """How often a scaled loss went backward, to the end: once is right."""
+    share: Tensor | None = field(default=None, init=False, repr=False)
+    """What the backward began with at the scaled loss, on the device: accelerate divides by `count`."""
+    is_through: bool = field(default=False, init=False)
+    """Whether `accumulate` has ended."""
     out_of_memory: str | None = field(default=None, init=False)
     is_ambiguous: bool = field(default=False, init=False)
     failed_elsewhere: bool = field(default=False, init=False)
     """It is another rank that ran out of memory."""
     timing: Timing | None = field(default=None, init=False, repr=False)
     """Of its forward and backward, once they are queued."""
+
+    @property
+    def which(self) -> str:
+        """For messages."""
+        return f"micro-batch {self.index + 1} of {self.count}"
 
     @property
     def is_dummy(self) -> bool:
@@ -73,22 +83,30 @@ class MicroBatch:
         `noted` is what the log is told where it is not what is differentiated (as with cached representations).
 
         Raises:
-            UserError: if the loss is not a single number.
+            UserError: if the loss is no tensor, or not a single number.
         """
+        if not isinstance(loss, Tensor):
+            raise UserError(f"a loss of the type {type(loss).__name__}: has to be a tensor, what the model computed")
         if loss.numel() != 1:
             raise UserError(
                 f"a loss of the shape {tuple(loss.shape)}: has to be a single number, the sum over the micro-batch; "
                 "add it up: `loss.sum()`"
             )
         self.num_scaled += 1
-        self.execution.note(loss if noted is None else noted)
+        if not self.is_no_grad_pass:
+            self.execution.note(loss if noted is None else noted)
         scaled = loss * self.scale
         if scaled.requires_grad:
-            scaled.register_hook(self._note_backward)
+            scaled.register_hook(self._begin_backward)
         return scaled
 
-    def _note_backward(self, _: Tensor) -> None:
-        self.went_backward = True
+    def _begin_backward(self, gradient: Tensor) -> None:
+        self.share = gradient.detach()
+        # Run by autograd when this backward is through; not if an error ends it, which the loop may have caught.
+        torch.autograd.Variable._execution_engine.queue_callback(self._end_backward)  # type: ignore[attr-defined]
+
+    def _end_backward(self) -> None:
+        self.num_backwards += 1
 
     def check_complete(self) -> None:
         """Refuse a micro-batch whose loss was not scaled just once, or did not go backward: its gradient is wrong.
@@ -96,8 +114,7 @@ class MicroBatch:
         Raises:
             UserError: saying what is missing.
         """
-        which = f"micro-batch {self.index + 1} of {self.count}"
-        way_out = "run `accelerator.backward(micro_batch.scaled(loss))` once in each, on the summed loss"
+        which, way_out = self.which, "run `accelerator.backward(micro_batch.scaled(loss))` once in each"
         if self.num_scaled > 1:
             raise UserError(
                 f"{which} scaled {self.num_scaled} losses: has to be one, or the logged loss is wrong; add them up, "
@@ -105,8 +122,10 @@ class MicroBatch:
             )
         if self.num_scaled == 0:
             raise UserError(f"{which} ended without `micro_batch.scaled(loss)`: its loss is not known; {way_out}")
-        if not self.went_backward:
+        if self.num_backwards == 0:
             raise UserError(f"{which} ended without the backward of its scaled loss; {way_out}")
+        if self.num_backwards > 1:
+            raise UserError(f"{which} ran {self.num_backwards} backwards: its gradient is in there twice; {way_out}")
 
 
 @dataclass(frozen=True)
@@ -157,6 +176,10 @@ class WindowExecution:
     """The running statistics of the model's layers, each with its value before the window."""
     settings_before: Callable[[], None] | None = field(default=None, init=False, repr=False)
     """Gives accelerate the settings back that it had before the window."""
+    drop_gradients: Callable[[], None] | None = field(default=None, init=False, repr=False)
+    """Leaves nothing of the window in the model; from its first micro-batch on."""
+    shares: list[Tensor] = field(default_factory=list, init=False, repr=False)
+    """What each backward of the attempt began with at its scaled loss."""
     _losses: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     def micro_batches(
@@ -170,9 +193,16 @@ class WindowExecution:
         With `no_grad_pass` all of them come without a graph before they come with one, on all the ranks together: if
         one runs out of memory, all start again. A collective at the end of each pass.
 
+        A loop that ends before the last one (`break`, an error) leaves no gradients of the window behind.
+
         Raises:
             OutOfMemory: if a single example does not fit, tried twice.
+            UserError: if the window was run already, or a micro-batch was not run through `accumulate`.
         """
+        if self.is_done:
+            raise UserError(
+                f"window {self.window.step} was run already: its gradient would be in there twice; run each once"
+            )
         if isinstance(capacity, int):
             capacity = WorkingCapacity(Capacity(capacity))
         cutter = Cutter(capacity) if isinstance(capacity, WorkingCapacity) else capacity
@@ -183,6 +213,12 @@ class WindowExecution:
                 failed = None
                 for micro_batch in self._attempt(cutter, retry_ambiguous, no_grad_pass):
                     yield micro_batch
+                    if not micro_batch.is_through and micro_batch.out_of_memory is None:
+                        raise UserError(
+                            f"{micro_batch.which} was not run to the end of `accumulate` before the next was asked "
+                            "for: run each of them, one after the other, inside `with accumulate(...)`, and let "
+                            "its errors end the loop"
+                        )
                     if micro_batch.out_of_memory is not None:
                         failed = micro_batch
                         break
@@ -197,6 +233,8 @@ class WindowExecution:
                     self._correct(cutter, failed, tried_alone)
                     retry_ambiguous = retry_ambiguous and not failed.is_ambiguous
         finally:
+            if not self.is_done and self.drop_gradients is not None:
+                self.drop_gradients()
             self.restore_settings()
 
     def _correct(self, cutter: Cutter, failed: MicroBatch, tried_alone: set[str]) -> None:
@@ -231,6 +269,7 @@ class WindowExecution:
         padded = (len(piece) * length for piece, length in zip(pieces, lengths, strict=True))
         self.num_padded_tokens = sum(padded) if has_any else 0
         self._losses.clear()
+        self.shares.clear()
         self.statistics_before = []
         passes: list[tuple[bool, Iterable[Any]]] = [(False, batches)]
         if no_grad_pass is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.accumulation.window import Window
 from hf_accum.distributed.ranks import Ranks, bits_float, float_bits
-from hf_accum.errors import NotFinite
+from hf_accum.errors import NotFinite, UserError
 from hf_accum.files import JsonLines
 
 if TYPE_CHECKING:
@@ -90,7 +90,15 @@ class NonFiniteCheck:
         stepped alone would train another model from there on. Of a window that is refused nothing is left but its
         gradients, which `optimizer.zero_grad` drops. Without a step the schedule of the learning rate does not go on
         either: it counts steps that were made, and a run that fails while warming up does not warm up further.
+
+        Raises:
+            UserError: if the loop over the window's micro-batches ended before the last one.
         """
+        if not execution.is_done:
+            raise UserError(
+                f"window {execution.window.step} did not go through: its micro-batches were left before the last "
+                "one, and its gradient was dropped; let the loop over `micro_batches` come to its end"
+            )
         loss, norm = _numbers(execution.loss_sum(), math.nan if grad_norm is None else grad_norm)
         accepted = (
             self._is_finite(execution, loss, norm)

@@ -77,7 +77,10 @@ class Cutter:
         return {"capacity": self.capacity.state_dict(), "costs": costs}
 
     def load_state_dict(self, value: Mapping[str, Any]) -> None:
-        """Cut as the cutter did whose state this is.
+        """Cut as the cutter did whose state this is: of this rank, on such a device.
+
+        accelerate's `register_for_checkpointing` keeps the state of rank 0 alone. Where ranks have different devices,
+        save each one's own.
 
         Raises:
             KeyError, TypeError, ValueError: if the value is no such thing.

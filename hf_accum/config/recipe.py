@@ -3,14 +3,12 @@
 from dataclasses import dataclass, fields
 
 from hf_accum.config.data import DataFlags, check_data
-from hf_accum.config.lora import LoraConfig, LoraFlags
+from hf_accum.config.lora import LoraFlags
 from hf_accum.config.memory import MemoryFlags, check_memory
 from hf_accum.config.model import ModelFlags, check_model
 from hf_accum.config.optimization import OptimizationFlags, check_optimization
 from hf_accum.config.run import RunFlags, check_run
-from hf_accum.config.validation import check_numbers, check_texts, require, require_count
-
-__all__ = ["SUBJECTS", "LoraConfig", "RecipeConfig", "flags_by_heading", "require", "require_count"]
+from hf_accum.config.validation import check_numbers, check_texts, require
 
 SUBJECTS: dict[str, type] = {
     "Model": ModelFlags,

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.execution import Cut, MadeAhead, Piece, WindowExecution, cut_window
 from hf_accum.accumulation.splitting import Cutter
@@ -35,6 +36,7 @@ class _Start:
 class Pipeline(Generic[B]):
     """Iterate over it to get the windows of a stream, whose micro-batches have their `batch` on the device.
 
+    `cutter` is also what `micro_batches` takes: a `Cutter`, or the most examples of one forward.
     `collate(examples, length)` makes a batch, of tensors on the CPU, padded to that length. It runs in a background
     thread, as do the reading, the tokenising, the ranks' agreement and the cut, at most `num_batches` micro-batches
     ahead, so that the memory needed does not depend on the size of a window. A window whose cut has changed since
@@ -52,7 +54,7 @@ class Pipeline(Generic[B]):
     def __init__(
         self,
         windows: WindowStream[Any],
-        cutter: Cutter,
+        cutter: Cutter | int,
         collate: Callable[[Sequence[Example], int], B],
         device: torch.device,
         *,
@@ -60,7 +62,7 @@ class Pipeline(Generic[B]):
         keeps_failure: bool = False,
     ) -> None:
         self.windows = windows
-        self.cutter = cutter
+        self.cutter = Cutter(WorkingCapacity(Capacity(cutter))) if isinstance(cutter, int) else cutter
         self.collate = collate
         self.device = device
         self.num_batches = num_batches
@@ -117,9 +119,10 @@ class Pipeline(Generic[B]):
         return self._before if self._last is None or not self._last.is_done else self._last.window.state
 
     def load_state_dict(self, state: Mapping[str, Any], *, new_order: bool = False) -> None:
-        """Go on behind the window of a state, as `WindowStream.load_state_dict` does; before any window is asked for.
+        """Go on behind the window of a state, as `WindowStream.load_state_dict` does, with a new iteration.
 
         Raises:
+            UserError: while it is iterated.
             KeyError, TypeError, ValueError: if it is no such thing.
         """
         self.windows.load_state_dict(state, new_order=new_order)

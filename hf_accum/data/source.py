@@ -1,7 +1,7 @@
 """Rows of a dataset, shard by shard, each with its place: file and row number.
 
 `datasets` finds the files (hub id, folder, file) and streams whatever it can stream. Files of JSON lines, CSV
-and Parquet are read row by row by `row_files`, because a row that cannot be read has to be named, or skipped, alone.
+and Parquet are read row by row (`formats.rows`): a row that cannot be read has to be named, or skipped, alone.
 """
 
 import glob

@@ -110,6 +110,7 @@ class WindowStream(Generic[T]):
             of_ranks=(ranks.index, ranks.count) if split == "shards" else None,
         )
         self._group = ranks.new_group()
+        self._is_running = False
 
     def __iter__(self) -> Iterator[Window]:
         """The windows of all epochs, numbered from 1.
@@ -118,11 +119,14 @@ class WindowStream(Generic[T]):
             UserError: for a bad row (unless skipped), or a dataset without any example.
             RankFailed: if that happened on another rank, or one left the iteration.
         """
+        self._is_running = True
         try:
             yield from self._windows()
         except GeneratorExit:
             leave(self._group)
             raise
+        finally:
+            self._is_running = False
 
     def _windows(self) -> Iterator[Window]:
         self.counts = self.start.counts.copy()
@@ -173,8 +177,14 @@ class WindowStream(Generic[T]):
         `new_order`: the examples come in another order than then, and the pass that was begun starts anew.
 
         Raises:
+            UserError: while it is iterated.
             KeyError, TypeError, ValueError: if it is no such thing.
         """
+        if self._is_running:
+            raise UserError(
+                "the state of the windows cannot be loaded while they are iterated: the loop would go on with the "
+                "old ones; end it, load the state, and begin a new loop"
+            )
         self.start = self._state = of_this_rank(state, self.ranks, new_order=new_order)
         self.counts = self.start.counts.copy()
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from hf_accum.distributed.ranks import Ranks, T, talking
 from hf_accum.errors import RankFailed, UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-from hf_accum.distributed.ranks import Ranks, T, talking
 
 
 def broadcast_weights(model: nn.Module, accelerator: "Accelerator") -> None:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 from hf_accum.distributed.ranks import TIMEOUT_MINUTES
 from hf_accum.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _RANK_VARIABLES = ("LOCAL_RANK", "RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 

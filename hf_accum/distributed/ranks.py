@@ -1,4 +1,4 @@
-"""The processes of a run: starting accelerate on them, and the small talk between them on the CPU."""
+"""The processes of a run, and what they say to each other on the CPU."""
 
 import pickle
 import struct

@@ -1,4 +1,4 @@
-"""The optimizer, and how many steps it will take."""
+"""The optimizer."""
 
 from torch import nn
 from torch.optim import AdamW, Optimizer

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class ModelSpec:
     """A model by a transformers Auto class and its name, a hub id or a local folder.
 
-    `task_type` is peft's, as SEQ_CLS, or MASKED_LM, of which peft has no type, as of models of images (None).
+    `task_type` is peft's (SEQ_CLS, say), or MASKED_LM, which peft does not know; None for models of images.
     `config_values` (labels, say) are set in the model's config. With `replace_head` a head for other labels is new.
     A model that `has_to_be` something (a causal language model, say) needs pretrained weights for all of it.
     `prepare` is run on the model that transformers made, once its adapters are on it.

@@ -1,7 +1,4 @@
-"""The capacity of a run: as its flags say, remembered from earlier runs on such a device, the same on no two ranks.
-
-Each rank finds its own (its device may have other work, or be another one) and none goes on before all have.
-"""
+"""What the tuner found in earlier runs, in a file for each workload and device."""
 
 import hashlib
 import json
@@ -25,9 +22,6 @@ from hf_accum.tuner.workload import Workload
 
 _FORMAT = 4
 _OF_NO_BYTES = frozenset({"lr", "betas", "eps", "weight_decay", "momentum_decay", "alpha"})
-
-
-# What earlier runs found
 
 
 def cache_path(

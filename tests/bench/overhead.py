@@ -46,6 +46,9 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, get_scheduler
 
 from hf_accum import WindowExecution, WindowStream, accumulate, ranks_of, start_accelerator
+from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
+from hf_accum.accumulation.execution import cut_window
+from hf_accum.accumulation.splitting import Cutter
 from hf_accum.config.lora import LoraConfig
 from hf_accum.data.source import Row
 from hf_accum.distributed.ranks import Ranks
@@ -249,9 +252,9 @@ def main() -> None:
     num_rows = arguments.num_windows * arguments.effective_batch_size
     # From all over the dataset, not its beginning only.
     rows = data.train[:: max(1, len(data.train) // num_rows)][:num_rows]
+    cutter = Cutter(WorkingCapacity(Capacity(arguments.micro_batch_size)))
     windows = [
-        [micro_batch.batch for micro_batch in execution.micro_batches(arguments.micro_batch_size)]
-        for execution in (WindowExecution(window, task.collate) for window in training.windows(rows))
+        [task.collate(piece) for piece in cut_window(window, cutter).pieces] for window in training.windows(rows)
     ]
     works = (lambda: by_hf_accum(training, rows), lambda: by_hand(training, windows))
     for work in works:

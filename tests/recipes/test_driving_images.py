@@ -30,7 +30,7 @@ from window_cases import largest_relative_difference, make_window
 from hf_accum.accumulation.accumulate import accumulate
 from hf_accum.accumulation.losses import IGNORE, CrossEntropy
 from hf_accum.cli.main import main as command
-from hf_accum.config.recipe import LoraConfig
+from hf_accum.config.lora import LoraConfig
 from hf_accum.models.trainable import load_trainable
 from hf_accum.tasks.vision.augmentation import Augmenter
 from hf_accum.tasks.vision.classification import ImageClassification

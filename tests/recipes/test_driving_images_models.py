@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from hf_accum.cli.main import main as command
-from hf_accum.config.recipe import LoraConfig
+from hf_accum.config.lora import LoraConfig
 from hf_accum.tasks.vision.segmenter import SemanticSegmenter
 from recipes.driving_images import DrivingImagesConfig, train, workload
 

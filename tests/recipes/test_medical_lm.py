@@ -18,7 +18,7 @@ from run_files import metrics_of
 from tiny import CONFIGS, WORDS, make_decoder_config, save_base
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from hf_accum.config.recipe import LoraConfig
+from hf_accum.config.lora import LoraConfig
 from recipes.medical_lm import MedicalLmConfig, main, workload
 
 RECIPE = next(recipe for recipe in RECIPES if recipe.name == "medical_lm")

@@ -11,6 +11,14 @@ from tiny import WORDS, make_tokenizer, save_base
 from tiny_vision import SIDE, save_images, save_vision_model
 from transformers import AutoModel, AutoModelForCausalLM
 
+from hf_accum.tasks.causal_lm.task import CausalTexts
+from hf_accum.tasks.masked_lm.task import MaskedTexts
+from hf_accum.tasks.retrieval.task import TextRetrieval
+from hf_accum.tasks.text_classification.task import TextClassification
+from hf_accum.tasks.token_classification.task import EntityTagging
+from hf_accum.tasks.vision.classification import ImageClassification
+from hf_accum.tasks.vision.segmentation import SemanticSegmentation
+
 CLASSES = ("eye", "heart", "muscle")
 
 
@@ -21,6 +29,8 @@ class Recipe:
     name: str
     make_row: Callable[[random.Random], dict[str, Any]] | None
     """None: of a recipe of images."""
+    task: type
+    """What its examples are."""
     peft_class: str
     num_labels: int | None
     flags: dict[str, Any]
@@ -88,21 +98,32 @@ def answered(draw: random.Random) -> dict[str, Any]:
     }
 
 
-_IMAGES = Recipe("driving_images", None, "AutoPeftModel", 3, {"task": "classification"}, has_checkpointing=False)
+_IMAGES = Recipe(
+    "driving_images",
+    None,
+    ImageClassification,
+    "AutoPeftModel",
+    3,
+    {"task": "classification"},
+    has_checkpointing=False,
+)
 RECIPES = (
-    Recipe("clinical_classification", classified, "AutoPeftModelForSequenceClassification", 3, {}),
-    Recipe("medical_mlm", classified, "AutoPeftModel", None, {"mlm_probability": 0.3}),
+    Recipe(
+        "clinical_classification", classified, TextClassification, "AutoPeftModelForSequenceClassification", 3, {}
+    ),
+    Recipe("medical_mlm", classified, MaskedTexts, "AutoPeftModel", None, {"mlm_probability": 0.3}),
     Recipe(
         "medical_lm",
         answered,
+        CausalTexts,
         "AutoPeftModelForCausalLM",
         None,
         {"prompt_column": "question", "response_column": "answer", "num_samples": 1},
         "llama",
         AutoModelForCausalLM,
     ),
-    Recipe("clinical_ner", tagged, "AutoPeftModelForTokenClassification", 3, {"overlap": 4}),
-    Recipe("term_retrieval", paired, "AutoPeftModelForFeatureExtraction", None, {}),
+    Recipe("clinical_ner", tagged, EntityTagging, "AutoPeftModelForTokenClassification", 3, {"overlap": 4}),
+    Recipe("term_retrieval", paired, TextRetrieval, "AutoPeftModelForFeatureExtraction", None, {}),
     _IMAGES,
-    replace(_IMAGES, num_labels=4, flags={"task": "segmentation"}, is_second_task=True),
+    replace(_IMAGES, task=SemanticSegmentation, num_labels=4, flags={"task": "segmentation"}, is_second_task=True),
 )

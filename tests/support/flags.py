@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from hf_accum.config.recipe import LoraConfig, RecipeConfig
+from hf_accum.config.lora import LoraConfig
+from hf_accum.config.recipe import RecipeConfig
 from hf_accum.errors import UserError
 from recipes.clinical_classification import ClinicalClassificationConfig
 

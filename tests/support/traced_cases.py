@@ -11,7 +11,7 @@ from workload_cases import of_sizes
 
 from hf_accum.accumulation.example import Lengths
 from hf_accum.accumulation.losses import CrossEntropy
-from hf_accum.config.recipe import LoraConfig
+from hf_accum.config.lora import LoraConfig
 from hf_accum.models.lora import add_lora, checkpoint_activations
 from hf_accum.tuner.prediction import Prediction, predict
 from hf_accum.tuner.workload import Workload

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from tiny import make_inputs
 from torch import Tensor, nn
 
-from hf_accum.config.recipe import LoraConfig
+from hf_accum.config.lora import LoraConfig
 from hf_accum.models.loading import Pretrained
 from hf_accum.models.lora import add_lora
 

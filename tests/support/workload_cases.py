@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from hf_accum.accumulation.example import Lengths
-from hf_accum.config.recipe import LoraConfig
+from hf_accum.config.lora import LoraConfig
 from hf_accum.models.lora import add_lora, checkpoint_activations
 from hf_accum.models.optimizer import build_optimizer
 from hf_accum.tuner.workload import Workload

@@ -9,7 +9,10 @@ import torch
 from torch import nn
 
 from hf_accum.accumulation.example import TOKENS, Example, Lengths
+from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.source import Row
+from hf_accum.data.stream import WindowStream
+from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
 from hf_accum.models.modes import not_training
 from hf_accum.tasks.causal_lm.data import Passage, passage_of
@@ -21,7 +24,7 @@ from hf_accum.tasks.language_modeling.chunked_loss import (
     probe,
     with_output_layer,
 )
-from hf_accum.tasks.language_modeling.token_prediction import Batch, TokenPrediction
+from hf_accum.tasks.language_modeling.token_prediction import Batch, TokenPrediction, evaluate_tokens
 from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of
 
 if TYPE_CHECKING:
@@ -104,3 +107,9 @@ class CausalTexts(TokenPrediction):
         """Texts of nothing, of which all tokens are predicted."""
         targets = made_up_targets(1.0, num_examples, length, self.objective.chunk_size, device)
         return made_up_inputs(model, num_examples, length, device), targets
+
+    def evaluate(
+        self, model: nn.Module, held_out: WindowStream[Any], *, ranks: Ranks, cutter: Cutter
+    ) -> dict[str, Any]:
+        """See `evaluate_tokens`. A collective."""
+        return evaluate_tokens(self, model, held_out, ranks, cutter)

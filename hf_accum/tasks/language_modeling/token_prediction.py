@@ -1,9 +1,8 @@
 """Tasks whose targets are tokens: their loss in chunks, and how well they are predicted, exactly, over ranks."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -19,19 +18,11 @@ Batch = tuple[dict[str, Tensor], Targets]
 """The model's inputs, and the tokens to predict."""
 
 
-class TokenPrediction(ABC):
-    """The half that tasks share whose targets are tokens: their loss in chunks, and how well they are guessed.
-
-    `accuracy` is the name of the share of targets that is guessed right. `collate` gives the model's inputs and the
-    targets.
-    """
+class TokenPrediction:
+    """The forward of tasks whose targets are tokens: `accuracy` is the name of the share that is guessed right."""
 
     objective: ChunkedCrossEntropy
     accuracy: ClassVar[str]
-
-    @abstractmethod
-    def collate(self, examples: Sequence[Example], length: int | None = None) -> Batch:
-        """The model's inputs, (num_examples, length) each, and the targets, on the CPU."""
 
     def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The loss of the targets, summed, in chunks."""
@@ -49,41 +40,41 @@ class TokenPrediction(ABC):
         Raises:
             UserError: naming those that it has.
         """
-        check_token_metric(best_metric, self.accuracy)
-
-    def evaluate(
-        self, model: nn.Module, held_out: WindowStream[Any], *, ranks: Ranks, cutter: Cutter
-    ) -> dict[str, Any]:
-        """The mean loss over all targets of a stream, its exponential, and the share guessed right. A collective.
-
-        Raises:
-            UserError, OutOfMemory: as `run_over` does.
-        """
-        device = next(model.parameters()).device
-
-        def forward(examples: Sequence[Example], length: int) -> tuple[int, float, int]:
-            losses, num_right = self.predict(model, to_device(self.collate(examples, length), device))
-            return len(examples), sum(losses.tolist()), int(num_right.sum())
-
-        results, weight = run_over(model, held_out, forward, cutter)
-        everyone = [of_batch for of_rank in ranks.gather_objects(results) for of_batch in of_rank]
-        loss = sum(loss for _, loss, _ in everyone) / weight
-        return {
-            "num_examples": sum(number for number, _, _ in everyone),
-            "num_tokens": int(weight),
-            "loss": loss,
-            "perplexity": perplexity(loss),
-            self.accuracy: sum(right for _, _, right in everyone) / weight,
-        }
+        check_best_metric(best_metric, {"perplexity": 0.0, self.accuracy: 0.0})
 
 
-def check_token_metric(best_metric: str | None, accuracy: str) -> None:
-    """Refuse a `best_metric` that an evaluation of tokens has no figure of.
+class _OfTokens(Protocol):
+    accuracy: ClassVar[str]
+
+    def collate(self, examples: Sequence[Example], length: int | None = None) -> Batch: ...
+
+    def predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]: ...
+
+
+def evaluate_tokens(
+    task: _OfTokens, model: nn.Module, held_out: WindowStream[Any], ranks: Ranks, cutter: Cutter
+) -> dict[str, Any]:
+    """The mean loss over all targets of a stream, its exponential, and the share guessed right. A collective.
 
     Raises:
-        UserError: naming those that it has.
+        UserError, OutOfMemory: as `run_over` does.
     """
-    check_best_metric(best_metric, {"perplexity": 0.0, accuracy: 0.0})
+    device = next(model.parameters()).device
+
+    def forward(examples: Sequence[Example], length: int) -> tuple[int, float, int]:
+        losses, num_right = task.predict(model, to_device(task.collate(examples, length), device))
+        return len(examples), sum(losses.tolist()), int(num_right.sum())
+
+    results, weight = run_over(model, held_out, forward, cutter)
+    everyone = [of_batch for of_rank in ranks.gather_objects(results) for of_batch in of_rank]
+    loss = sum(loss for _, loss, _ in everyone) / weight
+    return {
+        "num_examples": sum(number for number, _, _ in everyone),
+        "num_tokens": int(weight),
+        "loss": loss,
+        "perplexity": perplexity(loss),
+        task.accuracy: sum(right for _, _, right in everyone) / weight,
+    }
 
 
 def perplexity(loss: float) -> float:

@@ -3,20 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from hf_accum.accumulation.example import TOKENS, Example, Lengths
+from hf_accum.accumulation.splitting import Cutter
 from hf_accum.config.trust import Trust
 from hf_accum.data.source import Row
+from hf_accum.data.stream import WindowStream
+from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
 from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.seeding import derive_seed
 from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, Targets, made_up_targets
-from hf_accum.tasks.language_modeling.token_prediction import Batch, TokenPrediction
+from hf_accum.tasks.language_modeling.token_prediction import Batch, TokenPrediction, evaluate_tokens
 from hf_accum.tasks.masked_lm.data import tokens_of
 from hf_accum.tasks.special_tokens import Frame
 from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of
@@ -101,6 +104,12 @@ class MaskedTexts(TokenPrediction):
         share = min(1.0, 2 * self.share)
         targets = made_up_targets(share, num_examples, length, self.objective.chunk_size, device)
         return made_up_inputs(model, num_examples, length, device), targets
+
+    def evaluate(
+        self, model: nn.Module, held_out: WindowStream[Any], *, ranks: Ranks, cutter: Cutter
+    ) -> dict[str, Any]:
+        """See `evaluate_tokens`. A collective."""
+        return evaluate_tokens(self, model, held_out, ranks, cutter)
 
     @cached_property
     def _frame(self) -> Frame:

@@ -41,6 +41,7 @@ def test_dropout_is_the_same_when_a_micro_batch_is_repeated(accelerator: Acceler
             with accumulate(accelerator, model, micro_batch):
                 found.append(model(**batch(micro_batch.examples)[0]).logits)
                 accelerator.backward(micro_batch.scaled(found[-1].sum()))
+        model.zero_grad()
         return found
 
     first, second = logits_of_each(), logits_of_each()

@@ -53,11 +53,13 @@ def test_dropout_is_that_of_the_rehearsal(accelerator: Accelerator) -> None:
     assert weight.grad is not None
     gradient = weight.grad.clone()
     norm = gradient.norm()
+    model.zero_grad()
 
     def loss_at(step: float) -> float:
         with torch.no_grad():
             weight.add_(gradient, alpha=step / float(norm))
         window = run_window(accelerator, model, pairs, pairs, OneRank(), size=3)
+        model.zero_grad()
         with torch.no_grad():
             weight.sub_(gradient, alpha=step / float(norm))
         return float(window.loss_sum()) / len(pairs)

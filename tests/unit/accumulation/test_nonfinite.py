@@ -37,11 +37,12 @@ def make_window(step: int, loss: float, rank: int = 0, ids: tuple[str, ...] = ("
         digest=f"digest {step}",
     )
     execution = WindowExecution(window)
+    execution.is_done = True
     execution.note(torch.tensor(loss))
     return execution
 
 
-def make_guard(
+def make_check(
     file: Path,
     said: list[str],
     how: str = "skip",
@@ -77,11 +78,13 @@ def lines_of(file: Path) -> list[dict[str, object]]:
 )
 def test_a_loss_or_gradient_that_is_not_finite_is_refused(loss: float, norm: float | None, tmp_path: Path) -> None:
     said: list[str] = []
-    guard = make_guard(tmp_path / "nonfinite.jsonl", said)
-    assert guard.accepts(make_window(1, 5.0), torch.tensor(2.0))
+    nonfinite = make_check(tmp_path / "nonfinite.jsonl", said)
+    assert nonfinite.accepts(make_window(1, 5.0), torch.tensor(2.0))
     assert not (tmp_path / "nonfinite.jsonl").exists()
-    assert not guard.accepts(make_window(2, loss), None if norm is None else torch.tensor(norm, dtype=torch.float64))
-    assert guard.accepts(make_window(3, 5.0), 2.0)
+    assert not nonfinite.accepts(
+        make_window(2, loss), None if norm is None else torch.tensor(norm, dtype=torch.float64)
+    )
+    assert nonfinite.accepts(make_window(3, 5.0), 2.0)
     assert lines_of(tmp_path / "nonfinite.jsonl") == [
         {
             "step": 2,
@@ -99,15 +102,15 @@ def test_a_loss_or_gradient_that_is_not_finite_is_refused(loss: float, norm: flo
 
 @pytest.mark.parametrize("how", ["stop", "skip"])
 def test_it_gives_up_at_once_or_after_the_skips_allowed(how: str, tmp_path: Path) -> None:
-    guard = make_guard(tmp_path / "nonfinite.jsonl", [], how)
+    nonfinite = make_check(tmp_path / "nonfinite.jsonl", [], how)
     allowed = 2 if how == "skip" else 0
     for step in range(1, allowed + 1):
-        assert not guard.accepts(make_window(step, math.nan), 1.0)
-        assert guard.gave_up is None
-    assert not guard.accepts(make_window(9, math.nan), 1.0)
-    assert isinstance(guard.gave_up, NotFinite)
-    assert str(guard.gave_up).startswith("step 9: loss nan, gradient norm 1.0: not finite")
-    assert str(tmp_path / "nonfinite.jsonl") in str(guard.gave_up)
+        assert not nonfinite.accepts(make_window(step, math.nan), 1.0)
+        assert nonfinite.gave_up is None
+    assert not nonfinite.accepts(make_window(9, math.nan), 1.0)
+    assert isinstance(nonfinite.gave_up, NotFinite)
+    assert str(nonfinite.gave_up).startswith("step 9: loss nan, gradient norm 1.0: not finite")
+    assert str(tmp_path / "nonfinite.jsonl") in str(nonfinite.gave_up)
     assert len(lines_of(tmp_path / "nonfinite.jsonl")) == allowed + 1
 
 
@@ -115,12 +118,12 @@ def test_ranks_refuse_together_where_one_sees_it(tmp_path: Path) -> None:
     file = tmp_path / "nonfinite.jsonl"
 
     def work(ranks: ThreadRanks) -> list[bool]:
-        guard = make_guard(file, [], ranks=ranks)
+        nonfinite = make_check(file, [], ranks=ranks)
         outcomes = []
         for step, bad_rank in enumerate([None, 1, None, 0], start=1):
             loss = math.inf if bad_rank == ranks.index else float(ranks.index)
             window = make_window(step, loss, ranks.index, ids=(f"{ranks.index}:{step}",))
-            outcomes.append(not guard.accepts(window, torch.tensor(1.0)))
+            outcomes.append(not nonfinite.accepts(window, torch.tensor(1.0)))
         return outcomes
 
     assert run_ranks(3, work) == [[False, True, False, True]] * 3
@@ -132,26 +135,26 @@ def test_ranks_refuse_together_where_one_sees_it(tmp_path: Path) -> None:
 
 def test_overflow_is_left_to_the_scaler_of_fp16(tmp_path: Path) -> None:
     scaler = FakeScaler()
-    guard = make_guard(tmp_path / "nonfinite.jsonl", [], "stop", scaler=scaler)
-    assert not guard.accepts(make_window(1, 1.0), torch.tensor(math.inf))
+    nonfinite = make_check(tmp_path / "nonfinite.jsonl", [], "stop", scaler=scaler)
+    assert not nonfinite.accepts(make_window(1, 1.0), torch.tensor(math.inf))
     assert scaler.num_updates == 1  # lowers its scale
-    assert guard.gave_up is None
-    assert guard.num_skips == 0
+    assert nonfinite.gave_up is None
+    assert nonfinite.num_skips == 0
     assert not (tmp_path / "nonfinite.jsonl").exists()
-    assert guard.accepts(make_window(2, 1.0), torch.tensor(1.0))
+    assert nonfinite.accepts(make_window(2, 1.0), torch.tensor(1.0))
     assert scaler.num_updates == 1  # the optimizer's step does it
 
 
 def test_a_real_scaler_halves_its_scale_at_an_overflow_and_the_step_is_left_out(tmp_path: Path) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    guard = make_guard(tmp_path / "nonfinite.jsonl", [], "stop", scaler=scaler)
+    nonfinite = make_check(tmp_path / "nonfinite.jsonl", [], "stop", scaler=scaler)
     weight = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     for factor, accepted, scale in ((1.0, True, 2.0**10), (math.inf, False, 2.0**9), (1.0, True, 2.0**9)):
         scaler.scale((weight * factor).sum()).backward()
         scaler.unscale_(optimizer)
         before = weight.detach().clone()
-        assert guard.accepts(make_window(1, 1.0), nn.utils.clip_grad_norm_([weight], 1.0)) == accepted
+        assert nonfinite.accepts(make_window(1, 1.0), nn.utils.clip_grad_norm_([weight], 1.0)) == accepted
         if accepted:
             scaler.step(optimizer)
             scaler.update()
@@ -161,15 +164,15 @@ def test_a_real_scaler_halves_its_scale_at_an_overflow_and_the_step_is_left_out(
 
 
 def test_a_scaler_s_overflows_without_end_are_no_overflows(tmp_path: Path) -> None:
-    guard = make_guard(tmp_path / "nonfinite.jsonl", [], scaler=FakeScaler())
+    nonfinite = make_check(tmp_path / "nonfinite.jsonl", [], scaler=FakeScaler())
     for step in range(39):
-        assert not guard.accepts(make_window(step, 1.0), math.inf)
-    assert guard.accepts(make_window(40, 1.0), 2.0)
+        assert not nonfinite.accepts(make_window(step, 1.0), math.inf)
+    assert nonfinite.accepts(make_window(40, 1.0), 2.0)
     for step in range(41, 80):
-        assert not guard.accepts(make_window(step, 1.0), math.nan)
-    assert guard.gave_up is None
-    assert not guard.accepts(make_window(80, 1.0), math.nan)
-    assert guard.gave_up is not None
+        assert not nonfinite.accepts(make_window(step, 1.0), math.nan)
+    assert nonfinite.gave_up is None
+    assert not nonfinite.accepts(make_window(80, 1.0), math.nan)
+    assert nonfinite.gave_up is not None
     assert [line["step"] for line in lines_of(tmp_path / "nonfinite.jsonl")] == [80]
 
 
@@ -196,7 +199,7 @@ def test_a_refused_window_leaves_no_gradient_and_no_statistics(accelerator: Acce
             loss = model(inputs).sum()
             accelerator.backward(micro_batch.scaled(loss))
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
-    assert not make_guard(tmp_path / "nonfinite.jsonl", []).accepts(execution, grad_norm)
+    assert not make_check(tmp_path / "nonfinite.jsonl", []).accepts(execution, grad_norm)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     discard_gradients(model, execution)
     assert all(p.grad is None for p in model.parameters())
@@ -205,16 +208,16 @@ def test_a_refused_window_leaves_no_gradient_and_no_statistics(accelerator: Acce
 @given(norms=st.lists(st.floats(0.5, 2.0), min_size=16, max_size=100), spike=st.floats(20.1, 1e6))
 def test_a_spike_is_said_once_and_only_where_enough_is_known(norms: list[float], spike: float) -> None:
     said: list[str] = []
-    guard = make_guard(Path("never written"), said)
+    nonfinite = make_check(Path("never written"), said)
     for step, norm in enumerate([*norms[:15], spike, *norms], start=1):
-        assert guard.accepts(make_window(step, 1.0), norm)
+        assert nonfinite.accepts(make_window(step, 1.0), norm)
     assert said == []  # 15 are too few, and nothing else stands out
     for _ in range(3):
-        assert guard.accepts(make_window(200, 1.0), spike)
+        assert nonfinite.accepts(make_window(200, 1.0), spike)
     assert len(said) == 1
     assert said[0].startswith("step 200: gradient norm ")
-    assert guard.accepts(make_window(201, 1.0), 1.0)
-    assert guard.accepts(make_window(202, 1.0), spike)
+    assert nonfinite.accepts(make_window(201, 1.0), 1.0)
+    assert nonfinite.accepts(make_window(202, 1.0), spike)
     assert len(said) == 2
 
 
@@ -222,26 +225,26 @@ def test_a_spike_is_said_once_and_only_where_enough_is_known(norms: list[float],
 def test_it_goes_on_from_its_state_as_if_it_had_not_been_parted(norms: list[float], spike: float) -> None:
     steps = [*norms, spike, spike, 1.0, spike]
     told: list[list[str]] = [[], []]
-    whole, first = make_guard(Path("never written"), told[0]), make_guard(Path("never written"), told[1])
+    whole, first = make_check(Path("never written"), told[0]), make_check(Path("never written"), told[1])
     for step, norm in enumerate(steps):
         whole.accepts(make_window(step, 1.0), norm)
         first.accepts(make_window(step, 1.0), norm)
         state = json.loads(json.dumps(first.state_dict()))
-        first = make_guard(Path("never written"), told[1])
+        first = make_check(Path("never written"), told[1])
         first.load_state_dict(state)
     assert told[0] == told[1]
     assert len(told[0]) == 2
 
 
 def test_what_was_left_out_before_a_resume_counts(tmp_path: Path) -> None:
-    before = make_guard(tmp_path / "nonfinite.jsonl", [])
+    before = make_check(tmp_path / "nonfinite.jsonl", [])
     assert not before.accepts(make_window(4, math.nan), 1.0)
-    guard = make_guard(tmp_path / "nonfinite.jsonl", [])
-    guard.load_state_dict(json.loads(json.dumps(before.state_dict())))
-    assert not guard.accepts(make_window(5, math.nan), 1.0)
-    assert guard.gave_up is None
-    assert not guard.accepts(make_window(6, math.nan), 1.0)
-    assert guard.gave_up is not None
+    nonfinite = make_check(tmp_path / "nonfinite.jsonl", [])
+    nonfinite.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    assert not nonfinite.accepts(make_window(5, math.nan), 1.0)
+    assert nonfinite.gave_up is None
+    assert not nonfinite.accepts(make_window(6, math.nan), 1.0)
+    assert nonfinite.gave_up is not None
 
 
 def test_a_window_at_which_it_gives_up_is_not_done(tmp_path: Path) -> None:
@@ -249,6 +252,6 @@ def test_a_window_at_which_it_gives_up_is_not_done(tmp_path: Path) -> None:
     skipped, given_up = make_window(1, math.nan), make_window(2, math.nan)
     for execution, how in ((skipped, "skip"), (given_up, "stop")):
         execution.is_done = True
-        assert not make_guard(tmp_path / how / "nonfinite.jsonl", [], how).accepts(execution, 1.0)
+        assert not make_check(tmp_path / how / "nonfinite.jsonl", [], how).accepts(execution, 1.0)
     assert skipped.is_done
     assert not given_up.is_done

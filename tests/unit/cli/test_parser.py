@@ -10,7 +10,8 @@ import pytest
 
 from hf_accum.byte_sizes import parse_bytes
 from hf_accum.cli.parser import parse
-from hf_accum.config.recipe import LoraConfig, RecipeConfig, flags_by_heading
+from hf_accum.config.lora import LoraConfig
+from hf_accum.config.recipe import RecipeConfig, flags_by_heading
 from hf_accum.config.trust import Trust
 from recipes.clinical_classification import ClinicalClassificationConfig
 from recipes.driving_images import DrivingImagesConfig

@@ -7,7 +7,8 @@ from typing import Any, get_args
 import pytest
 from flags import Refused, check_refused
 
-from hf_accum.config.recipe import SUBJECTS, LoraConfig, RecipeConfig, flags_by_heading
+from hf_accum.config.lora import LoraConfig
+from hf_accum.config.recipe import SUBJECTS, RecipeConfig, flags_by_heading
 from recipes.clinical_classification import ClinicalClassificationConfig
 
 FLAGS = {

@@ -8,7 +8,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from hf_accum.cli.parser import parse
-from hf_accum.config.recipe import LoraConfig
+from hf_accum.config.lora import LoraConfig
 from hf_accum.config.serialization import as_dict, write_config
 from recipes.clinical_classification import ClinicalClassificationConfig
 

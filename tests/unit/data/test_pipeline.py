@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from dry_runs import dry_run
 from numbered_rows import encode, make_stream, prepare, source_of
 from thread_ranks import ThreadRanks, on_ranks, run_ranks
 from transformers import BatchEncoding
@@ -20,7 +21,7 @@ from hf_accum.data.pipeline import Pipeline
 from hf_accum.data.source import BadRow, Row
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import OneRank, Ranks
-from hf_accum.errors import RankFailed
+from hf_accum.errors import RankFailed, UserError
 
 CPU = torch.device("cpu")
 
@@ -37,7 +38,7 @@ def make_pipeline(
 
 
 def check_batches(pipeline: Pipeline[Any], window: Any) -> None:
-    for micro_batch in window.micro_batches(pipeline.cutter):
+    for micro_batch in dry_run(window, pipeline.cutter):
         ids, length, lengths = micro_batch.batch
         assert ids == [e.id for e in micro_batch.examples]
         assert length == micro_batch.length == max(e.length for e in micro_batch.examples)
@@ -75,7 +76,7 @@ def test_a_window_whose_cut_has_changed_is_cut_anew() -> None:
             pipeline.cutter.capacity.out_of_memory(2, 1)  # made ahead by now, or being made
             time.sleep(0.2)
         expected = [[e.id for e in piece] for piece in pipeline.cutter.cut(window.window.examples)]
-        found = [micro_batch.batch[0] for micro_batch in window.micro_batches(pipeline.cutter)]
+        found = [micro_batch.batch[0] for micro_batch in dry_run(window, pipeline.cutter)]
         assert found == expected
         assert all(len(ids) == 1 for ids in found)
 
@@ -84,7 +85,7 @@ def test_windows_that_are_kept_have_their_own_batches() -> None:
     """Also where somebody looks one window ahead, or takes all of them first."""
     for window in list(make_pipeline(sizes=(60,), batch=20, most=5)):
         cutter = make_pipeline().cutter
-        for micro_batch in window.micro_batches(cutter):
+        for micro_batch in dry_run(window, cutter):
             ids, _, _ = micro_batch.batch
             assert ids == [e.id for e in micro_batch.examples]
     pipeline = make_pipeline(sizes=(60,), batch=20, most=5)
@@ -96,7 +97,7 @@ def test_windows_that_are_kept_have_their_own_batches() -> None:
 
 def test_another_cutter_than_the_pipeline_s_is_heeded() -> None:
     for window in make_pipeline(sizes=(60,), batch=20, most=5):
-        sizes = [len(micro_batch.batch[0]) for micro_batch in window.micro_batches(2)]
+        sizes = [len(micro_batch.batch[0]) for micro_batch in dry_run(window, 2)]
         assert max(sizes) == 2
 
 
@@ -108,7 +109,7 @@ def test_a_tokenizer_s_mapping_of_tensors_comes_as_a_dictionary() -> None:
     pipeline.collate = collate_as_tokenizers
     pipeline.device = torch.device("meta")
     for window in pipeline:
-        for micro_batch in window.micro_batches(pipeline.cutter):
+        for micro_batch in dry_run(window, pipeline.cutter):
             inputs, (rest,) = micro_batch.batch
             assert type(inputs) is dict
             assert inputs["input_ids"].device.type == rest.device.type == "meta"
@@ -118,7 +119,7 @@ def test_a_window_that_starts_anew_gets_new_batches() -> None:
     pipeline = make_pipeline(sizes=(40,), batch=20, most=8)
     for window in pipeline:
         failed = False
-        for micro_batch in window.micro_batches(pipeline.cutter):
+        for micro_batch in dry_run(window, pipeline.cutter):
             assert micro_batch.batch[0] == [e.id for e in micro_batch.examples]
             if window.window.step == 1 and micro_batch.index == 1 and not failed:
                 failed = True
@@ -229,5 +230,24 @@ def test_the_time_waited_for_data_is_the_window_s() -> None:
     stream = make_stream(source_of((20,)), OneRank(), 10)
     pipeline = Pipeline(stream, Cutter(WorkingCapacity(Capacity(2))), slow, CPU)
     for window in pipeline:
-        assert len(list(window.micro_batches(pipeline.cutter))) == 5
+        assert len(list(dry_run(window, pipeline.cutter))) == 5
         assert 0.1 < window.seconds_waited < 2
+
+
+def test_a_state_is_not_loaded_into_a_loop_that_runs() -> None:
+    """Which would go on with the windows of before: the weights would be rolled back, the data not."""
+    pipeline = make_pipeline(sizes=(40,), batch=8)
+    windows = iter(pipeline)
+    list(dry_run(next(windows), pipeline.cutter))
+    state = pipeline.state_dict()
+    with pytest.raises(UserError, match="cannot be loaded while they are iterated"):
+        pipeline.load_state_dict(state)
+    windows.close()  # type: ignore[attr-defined]
+    pipeline.load_state_dict(state)
+    assert [window.window.step for window in pipeline] == [2, 3, 4, 5]
+
+
+def test_a_number_is_the_most_examples_of_a_forward() -> None:
+    pipeline = Pipeline(make_stream(source_of((23,)), OneRank(), 10), 4, lambda examples, length: len(examples), CPU)
+    sizes = [[m.batch for m in dry_run(window, pipeline.cutter)] for window in pipeline]
+    assert [(max(of_window), sum(of_window)) for of_window in sizes] == [(4, 10), (4, 10), (3, 3)]

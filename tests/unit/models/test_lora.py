@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trained import LABELS, ONE_OF_EACH_KIND, adapt, logits_of, train
 from transformers import AutoModel, ViTConfig, ViTForImageClassification
 
-from hf_accum.config.recipe import LoraConfig
+from hf_accum.config.lora import LoraConfig
 from hf_accum.models.lora import checkpoint_activations, count_parameters, linear_and_conv
 from hf_accum.models.quantization import quantization_config, quantize_without_weights
 from hf_accum.models.saving import save_model

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification
 
-from hf_accum.config.recipe import LoraConfig, RecipeConfig
+from hf_accum.config.lora import LoraConfig
+from hf_accum.config.recipe import RecipeConfig
 from hf_accum.device.live_bytes import LiveBytes, sum_bytes, tensors_of
 from hf_accum.errors import UserError
 from hf_accum.models.loading import Pretrained, build_without_weights, load_model

@@ -13,7 +13,7 @@ from tiny import ARCHITECTURES, load_classifier, make_inputs, make_tokenizer, sa
 from trained import ONE_OF_EACH_KIND, adapt, logits_of, train
 from transformers import AutoModelForSequenceClassification
 
-from hf_accum.config.recipe import LoraConfig
+from hf_accum.config.lora import LoraConfig
 from hf_accum.models.saving import load_weights, save_model, weights_folder
 
 

@@ -8,7 +8,8 @@ import torch
 from tiny import save_base
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from hf_accum.config.recipe import LoraConfig, RecipeConfig
+from hf_accum.config.lora import LoraConfig
+from hf_accum.config.recipe import RecipeConfig
 from hf_accum.errors import UserError
 from hf_accum.models.spec import ModelSpec
 from hf_accum.models.tokenizers import load_tokenizer

@@ -16,7 +16,8 @@ from tiny import load_classifier, make_tokenizer, save_base
 from torch import nn
 
 import hf_accum.run.checkpoint as checkpoint_module
-from hf_accum.config.recipe import LoraConfig, RecipeConfig
+from hf_accum.config.lora import LoraConfig
+from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.serialization import write_config
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.models.lora import add_lora

@@ -160,8 +160,8 @@ from pathlib import Path
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.run.folder import claim_folder, start_folder
-from hf_accum.run import folder as run_folder
-run_folder._PATIENCE_SECONDS = 0.2
+from hf_accum.run import folder
+folder._PATIENCE_SECONDS = 0.2
 claim = claim_folder(Path({str(folder)!r}), OneRank())
 start_folder(Path({str(folder)!r}), RecipeConfig(), OneRank(), claim=claim)
 print("begun", flush=True)

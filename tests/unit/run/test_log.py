@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from accelerate import Accelerator
+from dry_runs import dry_run
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from thread_ranks import run_ranks
@@ -26,7 +27,7 @@ from hf_accum.data.stream import StreamCounts, WindowStream
 from hf_accum.device.memory import peak_memory_bytes
 from hf_accum.distributed.ranks import OneRank, Ranks
 from hf_accum.errors import NotFinite, Stopped
-from hf_accum.run import log as tracking
+from hf_accum.run import log as log_module
 from hf_accum.run.log import RunLog
 
 CONTRACT = [
@@ -42,7 +43,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(tracking, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(log_module, "time", SimpleNamespace(perf_counter=lambda: self.now))
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def make_window(step: int, lengths: Sequence[Sequence[int]], rank: int = 0, epoc
 def run_window(
     window: WindowExecution, micro_batch_size: int = 2, loss_of_an_example: float = 3.0
 ) -> WindowExecution:
-    for micro_batch in window.micro_batches(micro_batch_size):
+    for micro_batch in dry_run(window, micro_batch_size):
         window.note(torch.tensor(loss_of_an_example * len(micro_batch.examples)))
     return window
 
@@ -114,14 +115,14 @@ def test_counts_are_over_all_ranks_and_times_of_the_slowest(
 ) -> None:
     """Micro-batches of 2: of [9, 4, 4] they are [9, 4], [4], of [7, 2] one, and rank 2 computes only a stand-in."""
     lengths = [*LENGTHS, []]
-    monkeypatch.setattr(tracking, "peak_memory_bytes", lambda device: 1000)
+    monkeypatch.setattr(log_module, "peak_memory_bytes", lambda device: 1000)
 
     def work(ranks: Ranks) -> str:
         log = make_log(accelerator, tmp_path, ranks=ranks, num_steps=1)
         with log:
             window = run_window(make_window(1, lengths, ranks.index), loss_of_an_example=1.0 + ranks.index)
             window.seconds_waited = 1.0 + ranks.index
-            log._step_started = tracking.time.perf_counter() - 10 * (1 + ranks.index % 2)
+            log._step_started = log_module.time.perf_counter() - 10 * (1 + ranks.index % 2)
             log.step(window, torch.tensor(0.25), 1e-3)
         return said(log)
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from hf_accum.config.recipe import LoraConfig, RecipeConfig
+from hf_accum.config.lora import LoraConfig
+from hf_accum.config.recipe import RecipeConfig
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.errors import UserError
 from hf_accum.run import resume

@@ -8,7 +8,8 @@ import pytest
 from accelerate import Accelerator
 from torch import nn
 
-from hf_accum.config.recipe import LoraConfig, RecipeConfig
+from hf_accum.config.lora import LoraConfig
+from hf_accum.config.recipe import RecipeConfig
 from hf_accum.run.summary import describe_run
 from hf_accum.tuner.search import Tuning
 

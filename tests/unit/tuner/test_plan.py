@@ -20,7 +20,7 @@ from hf_accum.accumulation.capacity import Peak
 from hf_accum.byte_sizes import format_bytes
 from hf_accum.cli.parser import parse
 from hf_accum.config.flags import as_flags, flag_names
-from hf_accum.config.recipe import LoraConfig
+from hf_accum.config.lora import LoraConfig
 from hf_accum.device.live_bytes import LiveBytes, sum_bytes
 from hf_accum.tasks.vision.inputs import PATCHES, made_up_images, num_patches
 from hf_accum.tuner.plan import VARIANTS, Variant, lengths_of, plan, what_would_fit

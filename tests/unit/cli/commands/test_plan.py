@@ -13,7 +13,7 @@ from plan_cases import MAX_LENGTH, flags_of, save_config
 from hf_accum.accumulation.capacity import Capacity
 from hf_accum.byte_sizes import format_bytes, parse_bytes
 from hf_accum.cli.main import main
-from hf_accum.config.recipe import LoraConfig
+from hf_accum.config.lora import LoraConfig
 from hf_accum.tuner.plan import Variant, plan
 from hf_accum.tuner.probes import Probe
 from hf_accum.tuner.run_capacity import tuning_json

@@ -12,7 +12,7 @@ from tiny import CONFIGS, NUM_POSITIONS, WORDS, make_decoder_config, make_tokeni
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from hf_accum.config.recipe import LoraConfig
+from hf_accum.config.lora import LoraConfig
 from hf_accum.models.lora import add_lora
 from hf_accum.tasks.causal_lm.data import Passage
 from hf_accum.tasks.causal_lm.samples import Samples, generate
