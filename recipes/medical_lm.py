@@ -10,11 +10,11 @@ QLoRA a model of some billion parameters fits on a small GPU:
     accelerate launch -m recipes.medical_lm --dataset reports.jsonl --text_column report
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import hf_accum  # its parts are imported when they are used: help and a wrong flag need no torch
-from hf_accum.config.validation import require, require_count, require_not_empty
+from hf_accum.config.validation import COUNT_OR_NULL, require, require_count, require_not_empty
 from recipes.embedded.definitions import term_definitions
 from recipes.embedded.models import smollm2
 
@@ -33,8 +33,8 @@ class MedicalLmConfig(hf_accum.RecipeConfig):
     otherwise a text with a line end between them."""
     messages_column: str | None = None
     """Column with a conversation, a list of messages with `role` and `content`: the assistant's are learned."""
-    loss_chunk_size: int = 512
-    """Tokens whose logits stand in memory at once."""
+    loss_chunk_size: int | None = field(default=None, metadata=COUNT_OR_NULL)
+    """Tokens whose logits stand in memory at once; null: as many as have 64 MiB of logits in float32."""
     num_samples: int = 3
     """Held-out examples for which the model writes an answer before the training and after it (samples.jsonl)."""
     sample_length: int = 48
@@ -51,7 +51,6 @@ class MedicalLmConfig(hf_accum.RecipeConfig):
             require(False, name, getattr(self, name), f"left out with `{given[0]}`: rows are read in one way")
         both = (self.prompt_column is None) == (self.response_column is None)
         require(both, "response_column", self.response_column, "given with `prompt_column`, and only with it")
-        require_count("loss_chunk_size", self.loss_chunk_size)
         require_count("num_samples", self.num_samples, "at least 0", least=0)
         require_count("sample_length", self.sample_length)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import hf_accum  # its parts are imported when they are used: help and a wrong flag need no torch
 from hf_accum.config.lora import LoraConfig
-from hf_accum.config.validation import require, require_count, require_not_empty
+from hf_accum.config.validation import COUNT_OR_NULL, require, require_not_empty
 from recipes.embedded.models import minilm
 from recipes.embedded.synopses import clinical_synopses
 
@@ -25,8 +25,8 @@ class MedicalMlmConfig(hf_accum.RecipeConfig):
     """Column with the text."""
     mlm_probability: float = 0.15
     """The share of tokens that are hidden and have to be guessed."""
-    loss_chunk_size: int = 512
-    """Tokens whose logits stand in memory at once."""
+    loss_chunk_size: int | None = field(default=None, metadata=COUNT_OR_NULL)
+    """Tokens whose logits stand in memory at once; null: as many as have 64 MiB of logits in float32."""
     max_length: int = 512
     """Tokens in one forward; longer texts are cut into consecutive parts."""
     learning_rate: float = 1e-4
@@ -37,7 +37,6 @@ class MedicalMlmConfig(hf_accum.RecipeConfig):
         super().__post_init__()
         require_not_empty(self, "text_column", rule="not empty")
         require(0 < self.mlm_probability < 1, "mlm_probability", self.mlm_probability, "between 0 and 1")
-        require_count("loss_chunk_size", self.loss_chunk_size)
 
 
 def train(config: MedicalMlmConfig):

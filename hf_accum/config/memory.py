@@ -24,13 +24,24 @@ class MemoryFlags:
     """Compute activations again in the backward instead of keeping them; auto: where not one example of max_length
     fits without (found with micro_batch_size auto)."""
     quantization: Literal["none", "nf4"] = "none"
-    """Weights of the frozen linear layers in 4 bits (QLoRA), by bitsandbytes."""
+    """Weights of the frozen linear layers in 4 bits (QLoRA, double quantised), by bitsandbytes."""
+    frozen_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What weights that are not trained are kept in; auto: the type of the run's mixed precision, float32 without
+    one. What is trained is in float32."""
+    activation_offload: bool = False
+    """Keep activations in host memory between forward and backward, on a GPU: slower, and no other way fits more."""
     balance_ranks: bool | Literal["auto"] = "auto"
     """Even out the work of each window over the ranks; auto: where there are several and lengths vary."""
 
 
 def check_memory(config: MemoryFlags) -> None:
-    """Check the budget."""
+    """Check the budget, and how activations are kept."""
+    require(
+        not (config.activation_offload and config.gradient_checkpointing is True),
+        "activation_offload",
+        "true",
+        "false with `gradient_checkpointing true`: what that keeps is not offloaded",
+    )
     if config.memory_budget != "auto":
         try:
             parse_bytes(config.memory_budget)

@@ -9,7 +9,10 @@ from hf_accum.config.validation import COUNT, COUNT_OR_NULL, number, require
 
 _FINITE = (PositiveFloat, "a finite number above 0")
 # Beyond these nothing is learned: weights become infinite, or the gradient zero.
-_LEARNING_RATE = number(_FINITE, (restricted_number_type(None, float, ("<=", 100.0)), "at most 100"))
+_AT_MOST = (restricted_number_type(None, float, ("<=", 100.0)), "at most 100")
+_LEARNING_RATE = number(_FINITE, _AT_MOST)
+_LEARNING_RATE_OR_NULL = number(_FINITE, _AT_MOST, other=(None,))
+_DECAY = number((restricted_number_type(None, float, [(">", 0.0), ("<=", 1.0)]), "in (0, 1]"), other=(None,))
 _MAX_GRAD_NORM = number(_FINITE, (restricted_number_type(None, float, (">=", 1e-12)), "at least 1e-12"))
 
 
@@ -23,8 +26,17 @@ class OptimizationFlags:
     """Passes over the data; null: as many as max_steps takes."""
     effective_batch_size: int = field(default=32, metadata=COUNT)
     """Examples per optimizer step, all ranks together."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """8bit: its state in 2 bytes for each trained weight in the place of 8, by bitsandbytes; paged: on the host where
+    a CUDA device has no room for it."""
     learning_rate: float = field(default=3e-4, metadata=_LEARNING_RATE)
     """The highest learning rate of the schedule."""
+    learning_rate_head: float | None = field(default=None, metadata=_LEARNING_RATE_OR_NULL)
+    """That of the head; null: learning_rate."""
+    layerwise_lr_decay: float | None = field(default=None, metadata=_DECAY)
+    """Each layer learns at the rate of the one above times this, the top one at learning_rate; null: all at that."""
+    freeze_embeddings: bool = False
+    """Do not train the embeddings where all weights are trained (lora.rank 0): no gradient and no state for them."""
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = (
         "linear"
     )

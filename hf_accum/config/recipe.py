@@ -43,6 +43,18 @@ class RecipeConfig(RunFlags, MemoryFlags, OptimizationFlags, LoraFlags, DataFlag
             "none with `lora.rank 0`: quantised weights cannot be trained",
         )
         require(
+            self.frozen_dtype in ("auto", "float32") or self.lora.rank > 0,
+            "frozen_dtype",
+            self.frozen_dtype,
+            "auto or float32 with `lora.rank 0`: all weights are trained, in float32",
+        )
+        require(
+            not self.freeze_embeddings or self.lora.rank == 0,
+            "freeze_embeddings",
+            "true",
+            "false with adapters: all that they do not sit on is frozen; `lora.rank 0` trains all weights",
+        )
+        require(
             self.micro_batch_size != "auto" or not self.full_determinism,
             "full_determinism",
             self.full_determinism,

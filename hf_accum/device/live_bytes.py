@@ -46,9 +46,14 @@ class LiveBytes(TorchDispatchMode):
             self.peak_bytes = max(self.peak_bytes, self.current_bytes)
         return result
 
+    def leave_out(self, num_bytes: int) -> None:
+        """Count so many bytes less from here on: of tensors that stay alive, and are elsewhere."""
+        self.current_bytes -= num_bytes
+        self.peak_bytes -= num_bytes
+
     def _count_all(self, result: Any) -> None:
         for leaf in tree_iter(result):
-            if isinstance(leaf, Tensor):
+            if isinstance(leaf, Tensor) and leaf.device.type != "meta":  # which has no memory
                 self._count(leaf)
 
     def _count(self, tensor: Tensor) -> None:
@@ -68,9 +73,16 @@ class LiveBytes(TorchDispatchMode):
 
 def tensors_of(model: nn.Module) -> list[Tensor]:
     """Parameters, buffers, and what belongs to quantised weights."""
-    states: list[Any] = [getattr(p, "quant_state", None) for p in model.parameters()]
-    of_weights = [t for state in states if state is not None for t in (state.absmax, state.code)]
+    of_weights = [t for p in model.parameters() for t in _of_state(getattr(p, "quant_state", None))]
     return [*model.parameters(), *model.buffers(), *of_weights]
+
+
+def _of_state(state: Any) -> list[Tensor]:
+    """Of quantised weights: their scales and codes, and those of the scales (double quantisation)."""
+    if state is None:
+        return []
+    offset = [] if state.offset is None else [state.offset]
+    return [state.absmax, state.code, *offset, *_of_state(state.state2)]
 
 
 def sum_bytes(tensors: Iterable[Tensor]) -> int:

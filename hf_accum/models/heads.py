@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def trained_head(model: "PreTrainedModel", task_type: str | None) -> list[str]:
+    """A classifier's modules beside its backbone; of other tasks (a language model's head) none.
+
+    `task_type` is that of a `ModelSpec`.
+    """
+    return head_modules(model) if task_type in ("SEQ_CLS", "TOKEN_CLS", None) else []
+
+
 def other_labels(of_head: Any, wanted: Any) -> list[str] | None:
     """The labels that a trained head has, if they are others than are wanted, or in another order."""
     if not isinstance(of_head, dict) or not isinstance(wanted, dict):

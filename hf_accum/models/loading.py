@@ -1,7 +1,7 @@
 """Loading a pretrained model for a task, with its dropouts set, and knowing what of it is new."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,7 +11,8 @@ from torch import nn
 from hf_accum.config.trust import Trust
 from hf_accum.device.out_of_memory import Failure, classify
 from hf_accum.errors import UserError, first_line
-from hf_accum.models.heads import check_labels, other_labels, renew_head
+from hf_accum.models.heads import check_labels, other_labels, renew_head, trained_head
+from hf_accum.models.precision import kept_in_float32, loading_in_float32
 from hf_accum.models.quantization import (
     check_quantized,
     head_modules,
@@ -41,17 +42,21 @@ def load_model(
     tokenizer: "PreTrainedTokenizerBase | None",
     *,
     max_length: int,
+    task_type: str | None = None,
     dropout: float | None = None,
     trust: Trust = Trust(),  # noqa: B008 (frozen)
     quantization: str = "none",
+    dtype: torch.dtype = torch.float32,
     precision: str = "no",
     device: torch.device | str = "cpu",
     replace_head: bool = False,
     **config_values: Any,
 ) -> Pretrained:
-    """Load `name` by a transformers Auto class, in float32, with `config_values` (labels, say) in its config.
+    """Load `name` by a transformers Auto class, with `config_values` (labels, say) in its config.
 
-    `dropout` overrides every dropout probability of the model. With `quantization` nf4 all linear layers but the
+    Its weights are read into `dtype` at once, those of a head that `task_type` (of a `ModelSpec`) trains and of
+    BatchNorm into float32. `dropout` overrides
+    every dropout probability of the model. With `quantization` nf4 all linear layers but the
     head's have 4-bit weights, on the device at once, multiplied in accelerate's `precision`. `trust` says what
     may come in with it. A model of images has no tokenizer. With `replace_head` a head for other labels is new, and
     so are other weights that do not fit.
@@ -66,21 +71,24 @@ def load_model(
     if dropout is not None:
         _set_config_dropout(config, dropout)
     options: dict[str, Any] = {}
-    if quantization != "none":
+    in_float32: AbstractContextManager[Any] = nullcontext()
+    if quantization != "none" or dtype != torch.float32:
         with torch.device("meta"), quiet_transformers():
-            heads = head_modules(auto_class.from_config(config, trust_remote_code=trust.trust_remote_code))
-        options = {
-            "quantization_config": quantization_config(quantization, heads, precision),
-            "device_map": {"": torch.device(device)},
-        }
-    with quiet_transformers():  # what is new in the model is said by the run's summary
+            empty = auto_class.from_config(config, trust_remote_code=trust.trust_remote_code)
+        in_float32 = loading_in_float32(type(empty), kept_in_float32(empty, trained_head(empty, task_type)))
+        if quantization != "none":
+            options = {
+                "quantization_config": quantization_config(quantization, head_modules(empty), precision),
+                "device_map": {"": torch.device(device)},
+            }
+    with in_float32, quiet_transformers():  # what is new in the model is said by the run's summary
         model, info = loaded(
             "weights",
             name,
             lambda: auto_class.from_pretrained(
                 local(name),
                 config=config,
-                dtype=torch.float32,
+                dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
                 **trust.of_hub,
@@ -100,6 +108,8 @@ def load_model(
             f"model {name!r}: its weights do not fit: {weight} is {tuple(stored)} there, and has to be "
             f"{tuple(wanted)}; if it is a classifier of other labels, give the model that it was made from" + new_head
         )
+    _cast_to_float32(model, task_type)  # what is new in them too
+    model.config.use_cache = False  # of keys and values for generation: nothing that training needs
     if quantization != "none":
         check_quantized(model)
         keep_weights_trainable_through(model)
@@ -132,9 +142,11 @@ def build_without_weights(
     name: str,
     *,
     max_length: int,
+    task_type: str | None = None,
     dropout: float | None = None,
     trust: Trust = Trust(),  # noqa: B008 (frozen)
     quantization: str = "none",
+    dtype: torch.dtype = torch.float32,
     precision: str = "no",
     **config_values: Any,
 ) -> "PreTrainedModel":
@@ -153,15 +165,22 @@ def build_without_weights(
         model = loaded(
             "model",
             name,
-            lambda: auto_class.from_config(config, dtype=torch.float32, trust_remote_code=trust.trust_remote_code),
+            lambda: auto_class.from_config(config, dtype=dtype, trust_remote_code=trust.trust_remote_code),
         )
+    model.config.use_cache = False
     _check_positions(model, name, max_length)
+    _cast_to_float32(model, task_type)
     options = quantization_config(quantization, head_modules(model), precision)
     if options is not None:
-        quantize_without_weights(model, options)
+        quantize_without_weights(model, options, dtype)
     if dropout is not None:
         set_dropout(model, dropout)
     return model.train()
+
+
+def _cast_to_float32(model: "PreTrainedModel", task_type: str | None) -> None:
+    for module in kept_in_float32(model, trained_head(model, task_type)):
+        model.get_submodule(module).float()
 
 
 def _config(name: str, trust: Trust, config_values: Mapping[str, Any]) -> tuple["PreTrainedConfig", dict[str, Any]]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from hf_accum.config.lora import LINEAR_AND_CONV, LoraConfig
 from hf_accum.errors import UserError
-from hf_accum.models.quantization import head_modules
+from hf_accum.models.heads import trained_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +38,7 @@ def add_lora(
     from peft import LoraConfig as PeftLoraConfig
     from peft import TaskType, get_peft_model
 
-    heads = _head_of(model, task_type)
+    heads = trained_head(model, task_type)
     targets = lora.target_modules
     if targets == LINEAR_AND_CONV:
         targets = linear_and_conv(model, [*new_modules, *heads], lora.rank)
@@ -66,11 +66,6 @@ def add_lora(
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
     return adapted
-
-
-def _head_of(model: "PreTrainedModel", task_type: str | None) -> list[str]:
-    """A classifier's modules beside its backbone; of other tasks (a language model's head) none."""
-    return head_modules(model) if task_type in ("SEQ_CLS", "TOKEN_CLS", None) else []
 
 
 def linear_and_conv(model: nn.Module, heads: Sequence[str], rank: int) -> list[str]:

@@ -9,9 +9,12 @@ import torch
 from torch import nn
 
 from hf_accum.errors import UserError
+from hf_accum.models.precision import compute_dtype
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
+
+_SCALES_AT_ONCE = 256  # that double quantisation has one scale for, in bitsandbytes
 
 # On some CPUs it tells of an operation that it could not download, each time that peft imports it; with or without
 # quantisation. It is not used here (see `keep_weights_trainable_through`).
@@ -21,7 +24,9 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 def quantization_config(quantization: str, keep: Sequence[str], precision: str = "no") -> "BitsAndBytesConfig | None":
     """What transformers loads quantised weights by; None for `none`. Modules named in `keep` stay as they are.
 
-    The type that 4-bit weights are multiplied in is that of `precision`, accelerate's: float32, bf16 or fp16.
+    The type that 4-bit weights are multiplied in is that of `precision`, accelerate's: float32, bf16 or fp16. Double
+    quantisation (Dettmers et al., QLoRA: Efficient Finetuning of Quantized LLMs, 2023, section 3): the scale of each
+    64 weights, a float32, is itself in 8 bits, with a float32 for each 256 of them.
 
     Raises:
         UserError: if bitsandbytes is not installed.
@@ -32,11 +37,11 @@ def quantization_config(quantization: str, keep: Sequence[str], precision: str =
         raise UserError(f"`quantization` {quantization}: needs bitsandbytes: pip install bitsandbytes")
     from transformers import BitsAndBytesConfig
 
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization,
-        bnb_4bit_compute_dtype=dtypes.get(precision, torch.float32),
+        bnb_4bit_compute_dtype=compute_dtype(precision),
+        bnb_4bit_use_double_quant=True,
         llm_int8_skip_modules=list(keep),  # its name, for 4 bits too
     )
 
@@ -52,8 +57,8 @@ def head_modules(model: "PreTrainedModel") -> list[str]:
     return [name for name, module in beside if any(True for _ in module.parameters())]
 
 
-def quantize_without_weights(model: "PreTrainedModel", config: "BitsAndBytesConfig") -> None:
-    """Put 4-bit layers in the place of a `meta` model's linear ones: shapes and types as after loading."""
+def quantize_without_weights(model: "PreTrainedModel", config: "BitsAndBytesConfig", dtype: torch.dtype) -> None:
+    """Put 4-bit layers in the place of a `meta` model's linear ones: shapes and types as after loading in `dtype`."""
     import bitsandbytes as bnb
     from bitsandbytes.functional import QuantState
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
@@ -62,14 +67,25 @@ def quantize_without_weights(model: "PreTrainedModel", config: "BitsAndBytesConf
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             weight: Any = module.weight
+            if module.bias is not None:
+                module.bias.data = module.bias.data.to(dtype)
             blocksize, shape = weight.blocksize, weight.shape
+            num_scales = -(-shape.numel() // blocksize)
+            of_scales = QuantState(
+                absmax=torch.empty(-(-num_scales // _SCALES_AT_ONCE), dtype=torch.float32, device="meta"),
+                code=torch.empty(256, dtype=torch.float32, device="meta"),
+                blocksize=_SCALES_AT_ONCE,
+                dtype=torch.float32,
+            )
             state = QuantState(
-                absmax=torch.empty(-(-shape.numel() // blocksize), dtype=torch.float32, device="meta"),
+                absmax=torch.empty(num_scales, dtype=torch.uint8, device="meta"),
                 shape=shape,
                 code=torch.empty(16, dtype=torch.float32, device="meta"),
                 blocksize=blocksize,
                 quant_type=config.bnb_4bit_quant_type,
-                dtype=torch.float32,
+                dtype=dtype,
+                offset=torch.empty((), dtype=torch.float32, device="meta"),
+                state2=of_scales,
             )
             packed = torch.empty((-(-shape.numel() // 2), 1), dtype=torch.uint8, device="meta")
             make: Any = bnb.nn.Params4bit

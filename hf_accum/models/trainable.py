@@ -9,8 +9,12 @@ from torch import nn
 
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.errors import UserError
+from hf_accum.models.attention import share_mask
 from hf_accum.models.loading import build_without_weights, load_model
 from hf_accum.models.lora import add_lora, checkpoint_activations
+from hf_accum.models.offload import offload_activations
+from hf_accum.models.parts import freeze_embeddings
+from hf_accum.models.precision import compute_dtype, compute_in_dtype_of_autocast, frozen_dtype
 from hf_accum.models.saving import Processor
 from hf_accum.models.spec import ModelSpec
 from hf_accum.seeding import derive_seed
@@ -52,7 +56,7 @@ def load_trainable(
     where it is a tokenizer it has to be that of the model.
 
     Raises:
-        UserError: as `load_model` and `add_lora` do; if the spec needs weights that there are none of.
+        UserError: as `load_model`, `frozen_dtype` and `add_lora` do; if the spec needs weights that are not there.
     """
     from transformers import PreTrainedTokenizerBase
 
@@ -63,9 +67,11 @@ def load_trainable(
         spec.name,
         tokenizer,
         max_length=config.max_length,
+        task_type=spec.task_type,
         dropout=config.dropout,
         trust=config.trust,
         quantization=config.quantization,
+        dtype=frozen_dtype(config, precision),
         precision=precision,
         device=device,
         replace_head=spec.replace_head,
@@ -78,12 +84,14 @@ def load_trainable(
         )
     model = _with_adapters(spec, pretrained.model, config, pretrained.new_modules)
     model.to(device)
+    share_mask(pretrained.model)
     if spec.prepare is not None:
         spec.prepare(pretrained.model)
+    _finish(model, config, precision)
     return Trainable(model, pretrained.model, pretrained.new_modules)
 
 
-def without_weights(spec: ModelSpec, config: RecipeConfig) -> nn.Module:
+def without_weights(spec: ModelSpec, config: RecipeConfig, precision: str = "no") -> nn.Module:
     """The same model on `meta`, from its config alone, checkpointed where the flags say so: for a plan.
 
     Raises:
@@ -93,14 +101,19 @@ def without_weights(spec: ModelSpec, config: RecipeConfig) -> nn.Module:
         spec.auto_class,
         spec.name,
         max_length=config.max_length,
+        task_type=spec.task_type,
         dropout=config.dropout,
         trust=config.trust,
         quantization=config.quantization,
+        dtype=frozen_dtype(config, precision),
+        precision=precision,
         **spec.config_values,
     )
     model = _with_adapters(spec, base, config)
+    share_mask(base)
     if spec.prepare is not None:
         spec.prepare(base)
+    _finish(model, config, precision)
     if config.gradient_checkpointing is True:
         checkpoint_activations(base)
     return model
@@ -110,3 +123,13 @@ def _with_adapters(
     spec: ModelSpec, base: "PreTrainedModel", config: RecipeConfig, new_modules: Sequence[str] = ()
 ) -> nn.Module:
     return add_lora(base, config.lora, task_type=spec.task_type, new_modules=new_modules, dropout=config.dropout)
+
+
+def _finish(model: nn.Module, config: RecipeConfig, precision: str) -> None:
+    """What holds from the first forward in the run's precision on."""
+    if compute_dtype(precision) != torch.float32:
+        compute_in_dtype_of_autocast(model)
+    if config.freeze_embeddings:
+        freeze_embeddings(model)
+    if config.activation_offload:
+        offload_activations(model)

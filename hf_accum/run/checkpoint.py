@@ -22,7 +22,7 @@ from hf_accum.run.training_state import TrainingState
 
 _STATE, _TENSORS = "state.json", "training_state.safetensors"
 _PREFIX = "step-"
-_FORMAT = 2
+_FORMAT = 3
 """Of `state.json`. The first one had no number: fused LoRA layers, and dropout masks from fewer random bits."""
 _SECONDS_BETWEEN_TRIES = (5.0, 20.0)
 

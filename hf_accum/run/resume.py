@@ -13,6 +13,7 @@ from hf_accum.config.serialization import as_dict, flattened
 from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
+from hf_accum.models.precision import frozen_dtype
 from hf_accum.models.saving import load_weights, weights_folder
 from hf_accum.run.checkpoint import Checkpoints, Loaded, load, load_latest
 from hf_accum.run.manifest import Damaged
@@ -32,7 +33,7 @@ FREE = frozenset(
             "debug",
         ),
         *("micro_batch_size", "memory_budget", "max_probe_seconds", "gradient_checkpointing", "balance_ranks"),
-        *("full_determinism", "loss_chunk_size", "num_samples", "sample_length"),
+        *("full_determinism", "loss_chunk_size", "frozen_dtype", "num_samples", "sample_length"),
         *("eval_every", "best_metric", "early_stopping_patience", "extra_metrics", "max_minutes", "on_bad_row"),
         *("rank_timeout_minutes", "on_nonfinite", "max_nonfinite_skips", "allow_pickle_weights", "trust_remote_code"),
     }
@@ -75,6 +76,7 @@ def facts_of_run(
         "data_digest": data_digest,
         "num_processes": ranks.count,
         "precision": precision,
+        "frozen_dtype": str(frozen_dtype(config, precision)).removeprefix("torch."),
     }
 
 
@@ -132,7 +134,7 @@ def _compare(
     ]
     changed += [
         (name, earlier[name], now[name])
-        for name in ("precision", *_OF_THE_DATA)
+        for name in ("precision", "frozen_dtype", *_OF_THE_DATA)
         if earlier[name] != now[name] and None not in (earlier[name], now[name])
     ]
     if earlier["num_processes"] != ranks.count and config.stream_split == "shards":

@@ -15,7 +15,8 @@ from hf_accum.data.split import SplitData
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.collectives import broadcast_weights, on_all_ranks
 from hf_accum.files import write_json
-from hf_accum.models.optimizer import build_optimizer
+from hf_accum.models.offload import check_offload
+from hf_accum.models.optimizer import build_optimizer, check_optimizer
 from hf_accum.models.saving import Processor
 from hf_accum.models.spec import ModelSpec
 from hf_accum.models.trainable import load_trainable
@@ -63,6 +64,9 @@ class Training:
     ) -> None:
         self._run, self._config, self._data, self._task, self._draw = run, config, data, task, draw
         self.accelerator, ranks = run.accelerator, run.ranks
+        check_optimizer(config.optimizer, run.device)
+        if config.activation_offload:
+            check_offload(run.device)
         facts = facts_of_run(config, ranks, run.precision, num_train=data.num_train, data_digest=data.digest)
         self.resumed = find_resume(run.folder, config, facts, ranks)  # before the weights are loaded
 
@@ -80,7 +84,7 @@ class Training:
 
         self.num_steps = count_steps(data.num_train, config.effective_batch_size, config.num_epochs, config.max_steps)
         self.plain_model = trainable.model
-        optimizer = build_optimizer(trainable.model, config.learning_rate, config.weight_decay)
+        optimizer = build_optimizer(trainable.model, config)
         self.scheduler = build_scheduler(optimizer, config, self.num_steps)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.model: nn.Module = self.accelerator.prepare_model(trainable.model, evaluation_mode=True)

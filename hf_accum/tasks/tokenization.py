@@ -112,7 +112,8 @@ def padding_of(tokenizer: "PreTrainedTokenizerBase | None") -> int:
 def pad(examples: Sequence[Example], pad_token_id: int, length: int | None = None) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask` of examples, (num_examples, length), padded on the right.
 
-    `length` is that of the longest if it is not given.
+    `length` is that of the longest if it is not given. Without padding there is no mask: attention is quicker then,
+    and needs less memory.
     """
     length = length or max(example.length for example in examples)
     input_ids = np.full((len(examples), length), pad_token_id)
@@ -120,7 +121,8 @@ def pad(examples: Sequence[Example], pad_token_id: int, length: int | None = Non
     for row, example in enumerate(examples):
         input_ids[row, : example.length] = example.features["input_ids"]
         attention_mask[row, : example.length] = 1
-    return {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)}
+    inputs = {"input_ids": torch.from_numpy(input_ids)}
+    return inputs if attention_mask.all() else inputs | {"attention_mask": torch.from_numpy(attention_mask)}
 
 
 def made_up_inputs(model: nn.Module, num_examples: int, length: int, device: torch.device) -> dict[str, Tensor]:
@@ -131,12 +133,10 @@ def made_up_inputs(model: nn.Module, num_examples: int, length: int, device: tor
     eos_token_id = getattr(getattr(model, "config", None), "eos_token_id", None)
     if isinstance(eos_token_id, list):
         eos_token_id = eos_token_id[0]
-    inputs = {
-        "input_ids": torch.zeros(num_examples, length, dtype=torch.long, device=device),
-        "attention_mask": torch.ones(num_examples, length, dtype=torch.long, device=device),
-    }
+    inputs = {"input_ids": torch.zeros(num_examples, length, dtype=torch.long, device=device)}
     if eos_token_id is not None:
         inputs["input_ids"][:, 0] = eos_token_id  # BART and T5 read the text's class there
-    if num_examples > 1 and length > 1:
-        inputs["attention_mask"][-1, -1] = 0  # padding, and so the mask that it needs
+    if num_examples > 1 or device.type != "cpu":  # there a single text is padded too, to a multiple of 8
+        inputs["attention_mask"] = torch.ones(num_examples, length, dtype=torch.long, device=device)
+        inputs["attention_mask"][-1, -1] = 0
     return inputs

@@ -15,6 +15,7 @@ from hf_accum.accumulation.capacity import Capacity, Peak
 from hf_accum.accumulation.time_model import Costs
 from hf_accum.device.memory import DeviceMemory, device_name, memory_info
 from hf_accum.files import write_json
+from hf_accum.models.offload import offload_of
 from hf_accum.tuner.prediction import Prediction
 from hf_accum.tuner.search import Tuning
 from hf_accum.tuner.tracing import FixedBytes
@@ -63,6 +64,7 @@ def _key(workload: Workload, device: torch.device, num_ranks: int) -> dict[str, 
         "layout": layout,
         "modules": [type(module).__qualname__ for module in model.modules()],
         "checkpointed": checkpointed,
+        "offloaded": offload_of(model) is not None,
         "dropouts": dropouts,
         "optimizer": (type(optimizer).__qualname__, settings),
         "max_length": workload.max_length,

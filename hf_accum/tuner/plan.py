@@ -144,6 +144,8 @@ def _less_memory(config: C, lengths: Lengths = TOKENS) -> dict[str, C]:
         ways["`lora.rank 4`"] = {"lora": replace(config.lora, rank=4)}
     if config.quantization == "none" and config.lora.rank > 0:
         ways["`quantization nf4`"] = {"quantization": "nf4"}
+    if config.optimizer == "adamw":
+        ways["`optimizer adamw_8bit`"] = {"optimizer": "adamw_8bit"}
     if config.dropout != 0:
         ways["`dropout 0`"] = {"dropout": 0.0}
     longest: int = getattr(config, lengths.flag)

@@ -73,7 +73,7 @@ def find_capacity(
             try:
                 return remembered(False)
             except NothingFits as error:
-                if config.gradient_checkpointing is False:
+                if config.gradient_checkpointing is False or config.activation_offload:
                     raise
                 try:
                     checkpoint()

@@ -7,24 +7,25 @@ length; `hf_accum.accumulation.capacity` fits it from a few traces.
 
 import copy
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from hf_accum.device.live_bytes import LiveBytes, sum_bytes, tensors_of
 from hf_accum.errors import first_line
+from hf_accum.models.offload import offload_of
+from hf_accum.models.optimizer import paged_state
 from hf_accum.seeding import keeping_random_state
 from hf_accum.tuner.workload import Workload
 
-_ONE_AT_A_TIME = threading.Lock()  # a trace changes what transformers asks of a mask, for all threads
+_ONE_AT_A_TIME = threading.Lock()  # a trace takes the model's own weights away meanwhile
 
 
 class CannotTrace(RuntimeError):
@@ -84,7 +85,7 @@ class Tracer:
         Raises:
             CannotTrace: if an operation depends on values, or knows no fake tensors.
         """
-        from torch._subclasses.fake_tensor import FakeTensorMode
+        from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
         cpu = torch.device("cpu")
         work = self.workload
@@ -95,29 +96,35 @@ class Tracer:
                 keeping_random_state(),
                 FakeTensorMode(allow_non_fake_inputs=True),
                 _faked(work.model),
+                _offloading_to_nowhere(work.model),
             ):
                 trainable = [p for p in work.model.parameters() if p.requires_grad]
-                optimizer = work.optimizer(work.model)
+                with unset_fake_temporarily():  # bitsandbytes computes at once what its 8 bits stand for
+                    optimizer = work.optimizer(work.model)
                 tensors = tensors_of(work.model)
                 for parameter in trainable:
                     parameter.grad = torch.empty_like(parameter)
                 with LiveBytes(held=[*tensors, *(p.grad for p in trainable if p.grad is not None)]) as live:
                     alive = live.current_bytes
                     weights = sum_bytes(tensors)
-                    optimizer.step()
-                    state = live.current_bytes - alive
+                    with warnings.catch_warnings():
+                        # Of bitsandbytes, for which a trace runs on a CPU.
+                        warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
+                        optimizer.step()
+                    paged = sum(tensor.nbytes for tensor in paged_state(optimizer))  # it gives way to all else
+                    state = live.current_bytes - alive - paged
+                    live.leave_out(paged)
                     self.fixed = FixedBytes(weights, alive - weights, state, live.peak_bytes)
                     self.state_shapes = [(t.shape, t.dtype) for t in _state_tensors(optimizer)]
                     traces = []
                     for num_examples, length in points:
                         live.timeline = []
-                        with _nothing_masked() if num_examples == 1 else nullcontext():
-                            loss, batch = work.forward(num_examples, length, cpu)
-                            forward_end = len(live.timeline) - 1
-                            loss.backward()
-                            del loss, batch
-                            training, live.timeline = live.timeline, []
-                            work.evaluate(num_examples, length, cpu)
+                        loss, batch = work.forward(num_examples, length, cpu)
+                        forward_end = len(live.timeline) - 1
+                        loss.backward()
+                        del loss, batch
+                        training, live.timeline = live.timeline, []
+                        work.evaluate(num_examples, length, cpu)
                         traces.append(Trace(num_examples, length, training, forward_end, live.timeline))
                     return traces
         except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
@@ -128,31 +135,23 @@ class Tracer:
             ) from error
 
 
+@contextmanager
+def _offloading_to_nowhere(model: nn.Module) -> Iterator[None]:
+    """Have activations that are offloaded leave the device that is counted, which has the host's name here."""
+    offload = offload_of(model)
+    if offload is None:
+        yield
+        return
+    host, offload.host = offload.host, torch.device("meta")
+    try:
+        yield
+    finally:
+        offload.host = host
+
+
 def _state_tensors(optimizer: Optimizer) -> Iterator[Tensor]:
     for state in optimizer.state.values():
         yield from (leaf for leaf in tree_iter(state) if isinstance(leaf, Tensor))
-
-
-@contextmanager
-def _nothing_masked() -> Iterator[None]:
-    """Answer the question whether all of a mask is 1 with yes, as it is for a single example.
-
-    Models of transformers then leave the mask out, which makes another kernel possible. Of a fake tensor, which has
-    no values, they do not ask.
-    """
-    from transformers.utils import import_utils
-
-    with patch.object(import_utils, "is_fake_tensor", lambda _: False), _ValuesAreTrue():
-        yield
-
-
-class _ValuesAreTrue(TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        aten = torch.ops.aten
-        asks = (aten.is_nonzero.default, aten.item.default, aten._local_scalar_dense.default)
-        if func in asks and args[0].dtype is torch.bool:
-            return True
-        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -187,9 +186,17 @@ def _fake_of(tensor: Tensor) -> Tensor:
     parameter: Any = nn.Parameter(fake, requires_grad=tensor.requires_grad)
     state: Any = getattr(tensor, "quant_state", None)  # of bitsandbytes' 4-bit weights
     if state is not None:
-        twin = copy.copy(state)
-        twin.absmax, twin.code = (
-            torch.empty(t.shape, dtype=t.dtype, device="cpu") for t in (state.absmax, state.code)
-        )
-        parameter.quant_state = twin
+        parameter.quant_state = _fake_state_of(state)
     return parameter
+
+
+def _fake_state_of(state: Any) -> Any:
+    if state is None:
+        return None
+    twin = copy.copy(state)
+    for name in ("absmax", "code", "offset"):
+        of_state = getattr(state, name)
+        if of_state is not None:
+            setattr(twin, name, torch.empty(of_state.shape, dtype=of_state.dtype, device="cpu"))
+    twin.state2 = _fake_state_of(state.state2)
+    return twin

@@ -13,6 +13,7 @@ from hf_accum.accumulation.example import TOKENS, Lengths
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.models.modes import keeping_modes
 from hf_accum.models.optimizer import build_optimizer
+from hf_accum.models.precision import compute_dtype
 from hf_accum.models.spec import ModelSpec
 from hf_accum.models.trainable import without_weights
 
@@ -76,8 +77,8 @@ class Workload:
 
     def autocast(self, device: torch.device) -> Any:
         """The context of a forward."""
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
-        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+        dtype = compute_dtype(self.precision)
+        return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
     def forward(self, num_examples: int, length: int, device: torch.device) -> tuple[Tensor, Any]:
         """The summed loss of a micro-batch, and the batch, which is there until the backward is through."""
@@ -105,7 +106,7 @@ def workload_of(
     """What a run with these flags computes with a model for a task."""
     return Workload(
         model,
-        lambda model: build_optimizer(model, config.learning_rate, config.weight_decay),
+        lambda model: build_optimizer(model, config),
         task.summed_loss,
         task.predict,
         lambda num_examples, length, device: task.dummy_batch(model, num_examples, length, device),
@@ -125,4 +126,4 @@ def planned(
     Raises:
         UserError: as `without_weights` does.
     """
-    return workload_of(without_weights(spec, config), task, config, precision, assumed)
+    return workload_of(without_weights(spec, config, precision), task, config, precision, assumed)

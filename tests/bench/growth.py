@@ -41,6 +41,7 @@ from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.accumulation.time_model import Costs, WorkingCosts
 from hf_accum.config.lora import LoraConfig
+from hf_accum.config.optimization import OptimizationFlags
 from hf_accum.device.live_bytes import LiveBytes, tensors_of
 from hf_accum.device.malloc import return_freed_memory
 from hf_accum.models.optimizer import build_optimizer
@@ -58,7 +59,7 @@ def measure(what: str, effective_batch_size: int, most: int, costs: Costs) -> di
     # The longest ones stand in every window, so that all sizes have the same largest micro-batches.
     rows = [*by_length[:most], *evenly_spaced(by_length[most:], effective_batch_size - most)]
     model: Any = load_minilm(task, LoraConfig()).train()
-    optimizer = build_optimizer(model, 3e-4, 0.01)
+    optimizer = build_optimizer(model, OptimizationFlags(learning_rate=3e-4, weight_decay=0.01))
     learned = WorkingCosts(costs, is_settled=True) if what == "time" else None
     cutter = Cutter(WorkingCapacity(Capacity(most)), learned)
 

@@ -50,6 +50,7 @@ from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.execution import cut_window
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.config.lora import LoraConfig
+from hf_accum.config.optimization import OptimizationFlags
 from hf_accum.data.source import Row
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.models.lora import add_lora
@@ -150,7 +151,7 @@ def start_training(
 ) -> Training:
     """A model with its optimizer, on the CPU."""
     accelerator = start_accelerator()
-    plain_optimizer = build_optimizer(plain_model, learning_rate=1e-5, weight_decay=0.01)
+    plain_optimizer = build_optimizer(plain_model, OptimizationFlags(learning_rate=1e-5, weight_decay=0.01))
     scheduler = get_scheduler("constant", plain_optimizer)
     model, optimizer = accelerator.prepare(plain_model, plain_optimizer)
     return Training(

@@ -43,6 +43,7 @@ from hf_accum.accumulation.load_balancing import assign
 from hf_accum.accumulation.splitting import Cutter, cut
 from hf_accum.accumulation.time_model import Costs, Speed
 from hf_accum.config.lora import LoraConfig
+from hf_accum.config.optimization import OptimizationFlags
 
 WINDOW = 64
 ROOT = Path(__file__).parent.parent.parent
@@ -105,7 +106,7 @@ def run_as_rank(output: Path, num_windows: int, num_rounds: int, most: int) -> N
     task = minilm_task(data.labels, data.text_column, max_length=512)
     rows = evenly_spaced(data.train, num_windows * WINDOW)
     model: Any = load_minilm(task, LoraConfig()).train()
-    optimizer = build_optimizer(model, 3e-4, 0.01)
+    optimizer = build_optimizer(model, OptimizationFlags(learning_rate=3e-4, weight_decay=0.01))
     cpu = torch.device("cpu")
     examples = encoded(task, rows[: 2 * WINDOW])
     cutter = learned_cutter(task, model, [examples[:WINDOW], examples[WINDOW:]], most)

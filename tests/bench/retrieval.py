@@ -34,6 +34,7 @@ from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.accumulation.grad_cache import RepresentationCache
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.byte_sizes import format_bytes
+from hf_accum.config.optimization import OptimizationFlags
 from hf_accum.data.source import Row
 from hf_accum.device.live_bytes import LiveBytes
 from hf_accum.distributed.ranks import OneRank
@@ -107,7 +108,9 @@ class Bench:
     def train(self, contender: str, learning_rate: float) -> tuple[dict[str, Any], float, int]:
         """The figures after training; seconds; the most live bytes over a window beyond those before it."""
         model = self.model()
-        optimizer = build_optimizer(model, learning_rate, self.config.weight_decay)
+        optimizer = build_optimizer(
+            model, OptimizationFlags(learning_rate=learning_rate, weight_decay=self.config.weight_decay)
+        )
         scheduler = get_scheduler("linear", optimizer, round(0.1 * self.num_steps), self.num_steps)
         step = {"whole window": self.whole_window, "accumulated": self.accumulated, "batch of 256": self.at_once}
         seconds, peak_bytes = 0.0, 0

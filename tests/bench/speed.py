@@ -49,6 +49,7 @@ from hf_accum.accumulation.capacity import Capacity, Peak, WorkingCapacity
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.accumulation.time_model import WorkingCosts
 from hf_accum.config.lora import LoraConfig
+from hf_accum.config.optimization import OptimizationFlags
 from hf_accum.models.optimizer import build_optimizer
 from hf_accum.tasks.tokenization import pad
 
@@ -88,7 +89,7 @@ class Contenders:
     def hf_accum(self) -> Run:
         """This project's loop."""
         model = self.new_model()
-        optimizer = build_optimizer(model, 3e-4, 0.01)
+        optimizer = build_optimizer(model, OptimizationFlags(learning_rate=3e-4, weight_decay=0.01))
 
         def run() -> float:
             started = time.perf_counter()
@@ -112,7 +113,7 @@ class Contenders:
     def plain(self) -> Run:
         """The loop of accelerate's documentation."""
         model = self.new_model()
-        optimizer = build_optimizer(model, 3e-4, 0.01)
+        optimizer = build_optimizer(model, OptimizationFlags(learning_rate=3e-4, weight_decay=0.01))
         accelerator = Accelerator(cpu=True, gradient_accumulation_steps=WINDOW // self.micro_batch_size)
 
         def run() -> float:
@@ -176,7 +177,10 @@ class Contenders:
                     args=arguments,
                     train_dataset=rows,  # type: ignore[arg-type]
                     data_collator=collate,
-                    optimizers=(build_optimizer(model, 3e-4, 0.01), None),  # type: ignore[arg-type]
+                    optimizers=(
+                        build_optimizer(model, OptimizationFlags(learning_rate=3e-4, weight_decay=0.01)),
+                        None,
+                    ),  # type: ignore[arg-type]
                 )
                 started = time.perf_counter()
                 trainer.train()
@@ -188,7 +192,7 @@ class Contenders:
     def ideal(self, size: int) -> Run:
         """As many real tokens, in micro-batches of so many texts of the mean length."""
         model = self.new_model()
-        optimizer = build_optimizer(model, 3e-4, 0.01)
+        optimizer = build_optimizer(model, OptimizationFlags(learning_rate=3e-4, weight_decay=0.01))
         length = round(sum(e.length for e in self.examples) / len(self.examples))
         batches = list(self._even_batches(length, size))
 

@@ -60,7 +60,7 @@ MIB = 2**20
 NUM_STEPS = 2
 WANTED = 64
 CONFIG = ClinicalClassificationConfig(learning_rate=1e-3, weight_decay=0.01)
-make_optimizer = partial(build_optimizer, learning_rate=CONFIG.learning_rate, weight_decay=CONFIG.weight_decay)
+make_optimizer = partial(build_optimizer, flags=CONFIG)
 
 
 @dataclass

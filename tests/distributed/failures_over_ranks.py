@@ -28,6 +28,7 @@ from hf_accum import accumulate, ranks_of, start_accelerator
 from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.accumulation.losses import CrossEntropy
+from hf_accum.config.optimization import OptimizationFlags
 from hf_accum.models.optimizer import build_optimizer
 
 TASK = Task(
@@ -69,7 +70,7 @@ def oracle(examples: list[Example]) -> tuple[dict[str, Tensor], dict[str, Tensor
     TASK.whole_loss(model(**inputs), labels).backward()
     gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     assert torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM) > MAX_NORM
-    build_optimizer(model, LEARNING_RATE, 0.1).step()
+    build_optimizer(model, OptimizationFlags(learning_rate=LEARNING_RATE, weight_decay=0.1)).step()
     return gradient, {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
@@ -96,7 +97,7 @@ def main(wrapped: str, how: str, timeout: float) -> None:
         if wrapped == "used":
             with torch.no_grad():
                 model(**batch(examples)[0])
-        optimizer = build_optimizer(plain, LEARNING_RATE, 0.1)
+        optimizer = build_optimizer(plain, OptimizationFlags(learning_rate=LEARNING_RATE, weight_decay=0.1))
         scheduler = get_scheduler("linear", optimizer, 0, 10)
         prepared = accelerator.prepare_optimizer(optimizer)
         window = make_window(mine, examples[0], rank=ranks.index, whole=examples)

@@ -32,6 +32,7 @@ from hf_accum import accumulate
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.execution import MicroBatch, WindowExecution
+from hf_accum.config.optimization import OptimizationFlags
 from hf_accum.device.live_bytes import LiveBytes
 from hf_accum.errors import OutOfMemory
 from hf_accum.models.optimizer import build_optimizer
@@ -96,7 +97,7 @@ def train_window(
     failing: Failing,
 ) -> Outcome:
     """A window and its step, as in a recipe."""
-    optimizer = build_optimizer(model, LEARNING_RATE, weight_decay=0.1)
+    optimizer = build_optimizer(model, OptimizationFlags(learning_rate=LEARNING_RATE, weight_decay=0.1))
     scheduler = get_scheduler("linear", optimizer, 0, 10)
     prepared = accelerator.prepare_optimizer(optimizer)
     window = make_window(examples, examples[0], whole=examples)
@@ -167,7 +168,7 @@ def make_case(name: str, lengths: Sequence[int] = LENGTHS, make: Callable[[Task]
     examples = make_examples(task, lengths, seed=1)
     gradient, loss = unsplit_gradient(model, task, examples)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    optimizer = build_optimizer(model, LEARNING_RATE, weight_decay=0.1)
+    optimizer = build_optimizer(model, OptimizationFlags(learning_rate=LEARNING_RATE, weight_decay=0.1))
     for key, parameter in model.named_parameters():
         parameter.grad = gradient[key].clone()
     assert torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM) > MAX_NORM

@@ -84,9 +84,10 @@ def make_workload(case: Case) -> Workload:
         if is_image:
             return {"pixel_values": torch.zeros(num_examples, 3, 24, 24, device=device)}
         ids = torch.full((num_examples, length), 5, device=device)
+        if num_examples == 1:
+            return {"input_ids": ids}
         mask = torch.ones_like(ids)
-        if num_examples > 1:
-            mask[-1, -1] = 0
+        mask[-1, -1] = 0
         return {"input_ids": ids * mask, "attention_mask": mask}
 
     def loss(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, AutoModelF
 
 from hf_accum.accumulation.example import Lengths
 from hf_accum.config.lora import LoraConfig
+from hf_accum.config.optimization import OptimizationFlags
 from hf_accum.models.lora import add_lora, checkpoint_activations
 from hf_accum.models.optimizer import build_optimizer
 from hf_accum.tuner.workload import Workload
@@ -133,9 +134,10 @@ def make_workload(architecture: str, *, lora: bool, checkpointing: bool, max_len
         if is_image:
             return model(pixel_values=torch.zeros(num_examples, 3, 64, 64, device=device)).logits
         ids = torch.full((num_examples, length), 5, device=device)
+        if num_examples == 1:
+            return model(input_ids=ids).logits
         mask = torch.ones_like(ids)
-        if num_examples > 1:
-            mask[-1, -1] = 0
+        mask[-1, -1] = 0
         return model(input_ids=ids * mask, attention_mask=mask).logits
 
     def loss(model: nn.Module, num_examples: int, length: int, device: torch.device) -> Tensor:
@@ -144,6 +146,6 @@ def make_workload(architecture: str, *, lora: bool, checkpointing: bool, max_len
         return nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
 
     def optimizer(model: nn.Module) -> torch.optim.Optimizer:
-        return build_optimizer(model, 1e-3, 0.01)
+        return build_optimizer(model, OptimizationFlags(learning_rate=1e-3, weight_decay=0.01))
 
     return of_sizes(model, optimizer, loss, forward, max_length, lengths=Lengths(vary=not is_image))

@@ -18,6 +18,7 @@ from hf_accum.errors import first_line, shortened
 from hf_accum.files import keep_lines
 from hf_accum.models.loading import num_positions, quiet_transformers
 from hf_accum.models.modes import keeping_modes
+from hf_accum.models.precision import autocast_of
 from hf_accum.seeding import keeping_random_state
 from hf_accum.tasks.causal_lm.data import Passage, passage_of
 from hf_accum.tasks.language_modeling.chunked_loss import with_output_layer
@@ -82,6 +83,7 @@ def generate(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", passage: Pa
     prompt = torch.from_numpy(tokens[:start].astype(np.int64))[None].to(device)
     with (
         torch.inference_mode(),
+        autocast_of(model),
         keeping_modes(model),
         keeping_random_state(device),
         with_output_layer(model),

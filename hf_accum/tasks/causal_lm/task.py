@@ -21,6 +21,7 @@ from hf_accum.tasks.language_modeling.chunked_loss import (
     ChunkedCrossEntropy,
     Targets,
     made_up_targets,
+    output_layer,
     probe,
     with_output_layer,
 )
@@ -96,6 +97,7 @@ class CausalTexts(TokenPrediction):
         A token is predicted where the one before it is read.
         """
         inputs = pad(examples, padding_of(self.tokenizer), length)
+        inputs.pop("attention_mask", None)  # no token sees what stands behind it: there is the padding
         width = inputs["input_ids"].shape[1]
         positions = [row * width + example.features["places"] - 1 for row, example in enumerate(examples)]
         tokens = [example.features["input_ids"][example.features["places"]] for example in examples]
@@ -105,8 +107,10 @@ class CausalTexts(TokenPrediction):
 
     def dummy_batch(self, model: nn.Module, num_examples: int, length: int, device: torch.device) -> Batch:
         """Texts of nothing, of which all tokens are predicted."""
-        targets = made_up_targets(1.0, num_examples, length, self.objective.chunk_size, device)
-        return made_up_inputs(model, num_examples, length, device), targets
+        targets = made_up_targets(1.0, num_examples, length, self.objective.num_at_once(output_layer(model)), device)
+        inputs = made_up_inputs(model, num_examples, length, device)
+        inputs.pop("attention_mask", None)
+        return inputs, targets
 
     def evaluate(
         self, model: nn.Module, held_out: WindowStream[Any], *, ranks: Ranks, cutter: Cutter

@@ -18,9 +18,12 @@ from torch.autograd import Function
 
 from hf_accum.errors import UserError
 from hf_accum.models.modes import not_training
+from hf_accum.models.precision import compute_dtype
 
 TOLERANCE = 1e-3
 """Of logits, by their largest: those that are the same differ by rounding, which is far less."""
+CHUNK_BYTES = 64 * 2**20
+"""Of the logits of a chunk in float32, where its size is not told."""
 _LOUD = 1000.0  # logits at which any cap shows
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # in configs
 
@@ -134,16 +137,25 @@ def _as_it_is(input: Tensor) -> Tensor:
 class ChunkedCrossEntropy:
     """Cross-entropy over the vocabulary, one item per target; `chunk_size` targets at a time.
 
+    Without a chunk size there are as many as have `CHUNK_BYTES` of logits, at least one.
+
     `hidden` are the inputs of the model's output layer, (num_examples, length, width). `precision` is accelerate's:
     in it the layer multiplies; the rest is in float32.
     """
 
-    chunk_size: int = 1024
+    chunk_size: int | None = None
     precision: str = "no"
 
     def __post_init__(self) -> None:
-        if self.chunk_size < 1:
+        if self.chunk_size is not None and self.chunk_size < 1:
             raise UserError(f"chunk size {self.chunk_size}: has to be at least 1")
+
+    def num_at_once(self, layer: nn.Linear) -> int:
+        """Targets in a chunk, by the vocabulary of the output layer."""
+        return self._num_at_once(layer.weight)
+
+    def _num_at_once(self, weight: Tensor) -> int:
+        return self.chunk_size or max(1, CHUNK_BYTES // (weight.shape[0] * torch.float32.itemsize))
 
     def __call__(self, layer: nn.Linear, hidden: Tensor, targets: Targets) -> Tensor:
         """The summed cross-entropy, a scalar."""
@@ -155,21 +167,22 @@ class ChunkedCrossEntropy:
         """Of each chunk the summed cross-entropy, and for how many targets the most likely token is the right one."""
         losses, num_right = [], []
         weight, bias = self.cast(layer.weight), self.cast(layer.bias)
-        for states, tokens in self.chunks(_states_of(hidden, targets), targets):
+        for states, tokens in self.chunks(_states_of(hidden, targets), targets, layer.weight):
             logits = self.logits(states, weight, bias)
             num_right.append((logits.argmax(-1) == tokens).sum())
             losses.append(_summed_loss(logits, tokens))
         return torch.stack(losses), torch.stack(num_right)
 
-    def chunks(self, states: Tensor, targets: Targets) -> Iterator[tuple[Tensor, Tensor]]:
-        """The states of targets, and their tokens, so many at a time."""
-        every = zip(states.split(self.chunk_size), targets.tokens.split(self.chunk_size), strict=True)
+    def chunks(self, states: Tensor, targets: Targets, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The states of targets, and their tokens, so many at a time as the layer's weight says."""
+        size = self._num_at_once(weight)
+        every = zip(states.split(size), targets.tokens.split(size), strict=True)
         return islice(every, targets.most_chunks)
 
     def cast(self, weight: Tensor | None) -> Tensor | None:
-        """A weight as the layer multiplies by it: once for all chunks."""
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
-        return weight if dtype is None or weight is None else weight.to(dtype)
+        """A weight as the layer multiplies by it: once for all chunks, forward and backward."""
+        dtype = compute_dtype(self.precision)
+        return weight if dtype == torch.float32 or weight is None else weight.to(dtype)
 
     def logits(self, states: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """(num_targets, vocabulary), in float32 (float64 for float64 weights), and nobody else's memory."""
@@ -189,26 +202,25 @@ class _Loss(Function):
     def forward(
         ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Targets, how: ChunkedCrossEntropy
     ) -> Tensor:
-        ctx.save_for_backward(states, weight, bias)
-        ctx.targets, ctx.how = targets, how
         cast, cast_bias = how.cast(weight), how.cast(bias)
+        ctx.save_for_backward(states, weight, bias, cast, cast_bias)
+        ctx.targets, ctx.how = targets, how
         losses = [
-            _summed_loss(how.logits(chunk, cast, cast_bias), tokens) for chunk, tokens in how.chunks(states, targets)
+            _summed_loss(how.logits(chunk, cast, cast_bias), tokens)
+            for chunk, tokens in how.chunks(states, targets, weight)
         ]
         return torch.stack(losses).sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        states, weight, bias = ctx.saved_tensors
+        states, weight, bias, cast, cast_bias = ctx.saved_tensors
         how: ChunkedCrossEntropy = ctx.how
-        cast, cast_bias = how.cast(weight), how.cast(bias)
-        assert cast is not None
         by_states, by_weight, by_bias = ctx.needs_input_grad[:3]
         of_states = torch.zeros_like(states) if by_states else None
         of_weight = torch.zeros_like(weight) if by_weight else None
         of_bias = torch.zeros_like(bias) if by_bias else None
         done = 0
-        for chunk, tokens in how.chunks(states, ctx.targets):
+        for chunk, tokens in how.chunks(states, ctx.targets, weight):
             right = tokens[:, None]
             of_logits = how.logits(chunk, cast, cast_bias)
             of_logits.sub_(of_logits.amax(-1, keepdim=True)).exp_()

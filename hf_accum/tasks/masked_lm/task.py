@@ -18,7 +18,7 @@ from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
 from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.seeding import derive_seed
-from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, Targets, made_up_targets
+from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, Targets, made_up_targets, output_layer
 from hf_accum.tasks.language_modeling.token_prediction import Batch, TokenPrediction, evaluate_tokens
 from hf_accum.tasks.masked_lm.data import tokens_of
 from hf_accum.tasks.special_tokens import Frame
@@ -102,7 +102,9 @@ class MaskedTexts(TokenPrediction):
     def dummy_batch(self, model: nn.Module, num_examples: int, length: int, device: torch.device) -> Batch:
         """Texts of nothing, of which twice the share of the tokens is hidden: more never are but in short texts."""
         share = min(1.0, 2 * self.share)
-        targets = made_up_targets(share, num_examples, length, self.objective.chunk_size, device)
+        targets = made_up_targets(
+            share, num_examples, length, self.objective.num_at_once(output_layer(model)), device
+        )
         return made_up_inputs(model, num_examples, length, device), targets
 
     def evaluate(

@@ -37,12 +37,14 @@ Encoded = tuple[str, int | None, np.ndarray]
 def encode_texts(model: nn.Module, inputs: Mapping[str, Tensor], pooling: Pooling) -> Tensor:
     """A vector for each text, (num_texts, width): the mean of its tokens' last states, or that of one token."""
     states = model(**inputs).last_hidden_state
-    mask = inputs["attention_mask"]
+    if pooling == "cls":
+        return states[:, 0]
+    mask = inputs.get("attention_mask")
+    if mask is None:  # nothing is padded
+        return states.mean(1) if pooling == "mean" else states[:, -1]
     if pooling == "mean":
         weights = mask.unsqueeze(-1).to(states.dtype)
         return (states * weights).sum(1) / weights.sum(1)
-    if pooling == "cls":
-        return states[:, 0]
     return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
 
 

@@ -39,7 +39,11 @@ FLAGS = {
         max_steps: int | None = None
         num_epochs: int | None = 1
         effective_batch_size: int = 32
+        optimizer: 'adamw' | 'adamw_8bit' | 'paged_adamw_8bit' = 'adamw'
         learning_rate: float = 0.0003
+        learning_rate_head: float | None = None
+        layerwise_lr_decay: float | None = None
+        freeze_embeddings: bool = False
         lr_scheduler: 'linear' | 'cosine' | 'constant' | 'constant_with_warmup' | 'polynomial' | 'inverse_sqrt' = 'linear'
         warmup_ratio: float = 0.1
         weight_decay: float = 0.01
@@ -53,6 +57,8 @@ FLAGS = {
         max_probe_seconds: float | None = 5.0
         gradient_checkpointing: bool | 'auto' = 'auto'
         quantization: 'none' | 'nf4' = 'none'
+        frozen_dtype: 'auto' | 'float32' | 'bfloat16' | 'float16' = 'auto'
+        activation_offload: bool = False
         balance_ranks: bool | 'auto' = 'auto'
     """,
     "Run and checkpoints": """

@@ -122,7 +122,7 @@ def test_four_bit_layers_are_targets_as_plain_ones_are() -> None:
         model, plain = ViTForImageClassification(config), ViTForImageClassification(config)
     options = quantization_config("nf4", ["classifier"])
     assert options is not None
-    quantize_without_weights(model, options)
+    quantize_without_weights(model, options, torch.float32)
     targets = linear_and_conv(model, ["classifier"], rank=2)
     assert targets == linear_and_conv(plain, ["classifier"], rank=2)
     kinds = (nn.Linear, nn.Conv2d)

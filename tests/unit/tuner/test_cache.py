@@ -12,6 +12,7 @@ import torch
 from tuning_cases import find, llama, peak_of_two
 from workload_cases import CPU, make_workload, peak_of_training
 
+from hf_accum.config.optimization import OptimizationFlags
 from hf_accum.device.memory import open_memory
 from hf_accum.models.optimizer import build_optimizer
 from hf_accum.tuner.cache import cache_path, read
@@ -81,7 +82,9 @@ def test_everything_that_matters_is_in_the_key() -> None:
     }
     assert len(paths) == 8
     assert cache_path(llama(), open_memory(CPU, "2GiB"), CPU, 1) in paths  # how much there is, is looked up anew
-    slower = replace(work, optimizer=lambda m: build_optimizer(m, 1e-5, 0.3))
+    slower = replace(
+        work, optimizer=lambda m: build_optimizer(m, OptimizationFlags(learning_rate=1e-5, weight_decay=0.3))
+    )
     assert cache_path(slower, memory, CPU, 1) in paths  # as is the learning rate, which takes no bytes
 
 

@@ -116,8 +116,11 @@ def bytes_by_hand(variant: str) -> dict[str, int]:
         others = embeddings + norms + biases + head  # that head is frozen: a copy of it is trained
         weights = 4 * (others + trained) + buffers
         if variant.startswith("qlora"):
-            # Half a byte for each, a float32 for each 64, and the values of 16 codes.
-            weights += matrices // 2 + 4 * matrices // 64 + len(linear_sizes()) * 16 * 4
+            # Half a byte for each, a byte for each 64, a float32 for each 256 of those, an offset, and the values
+            # of the codes of 4 and of 8 bits.
+            scales = [n_in * n_out // 64 for n_in, n_out in linear_sizes()]
+            weights += matrices // 2 + sum(number + 4 * -(-number // 256) for number in scales)
+            weights += len(scales) * 4 * (1 + 16 + 256)
         else:
             weights += 4 * matrices
     return {
@@ -414,7 +417,7 @@ def test_nothing_that_equals_the_configuration_is_advised(
 
     assert what_would_fit(build, config, 10**6) == []
     assert len({repr(changed) for changed in tried}) == len(tried)
-    flags = ("gradient_checkpointing", "lora", "quantization", "dropout", "max_length")
+    flags = ("gradient_checkpointing", "lora", "quantization", "optimizer", "dropout", "max_length")
     for changed in tried:
         assert changed not in (config, was_tried)
         assert [getattr(changed, flag) != getattr(was_tried, flag) for flag in flags].count(True) == 1

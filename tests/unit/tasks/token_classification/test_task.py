@@ -69,8 +69,9 @@ class ByWord(nn.Module):
         torch.manual_seed(0)
         self.table = nn.Embedding(64, num_labels)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
-        return SimpleNamespace(logits=self.table(input_ids) * attention_mask[:, :, None])
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return SimpleNamespace(logits=self.table(input_ids) * mask[:, :, None])
 
 
 @pytest.mark.parametrize("max_length", [3, 5, 9, 64])
