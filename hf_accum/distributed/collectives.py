@@ -14,13 +14,18 @@ if TYPE_CHECKING:
 
 
 def broadcast_weights(model: nn.Module, accelerator: "Accelerator") -> None:
-    """Give every rank the parameters and buffers of rank 0. A collective."""
+    """Give every rank the parameters that are trained, and the buffers, of rank 0. A collective.
+
+    Frozen parameters are those of the files that each rank loaded. Of 4-bit layers `state_dict()` has tensors on the
+    CPU besides (bitsandbytes' `quant_state`), which NCCL does not take.
+    """
     from accelerate.utils import broadcast
 
     if accelerator.num_processes == 1:
         return
+    trained = [p for p in model.parameters() if p.requires_grad]
     with torch.no_grad(), talking():
-        for tensor in model.state_dict().values():
+        for tensor in (*trained, *model.buffers()):
             tensor.copy_(broadcast(tensor, from_process=0))
 
 
