@@ -32,7 +32,8 @@ class NonFiniteCheck:
     their ids. Numbers that are not finite are null. After `max_skips` of them `gave_up` is the error to end with.
 
     With the `scaler` of fp16 a gradient that is not finite is an overflow: the scaler lowers its scale, and the
-    window is left out without a word, but for the 40th in a row.
+    window is left out without a word, but for the 40th in a row. A loss that is not finite beside a gradient that is,
+    and a norm over which the scaler lowers nothing, are no overflows.
 
     The first gradient norm above ten times the median of the last 64 (at least 16) is said, and then none before
     one below that.
@@ -110,12 +111,23 @@ class NonFiniteCheck:
         return accepted
 
     def _fits_scale(self, execution: WindowExecution, loss: float, norm: float, scaler: "GradScaler") -> bool:
-        """Whether fp16's gradient did not overflow; where it did, the scale is lowered."""
-        self._num_overflows = 0 if math.isfinite(norm) else self._num_overflows + 1
-        if self._num_overflows == 0:
-            self._look_for_spike(execution.window.step, norm)
-            return True
+        """Whether fp16's gradient did not overflow, and is finite; where there is no step, the scaler is told.
+
+        Fused AdamW is called by the scaler after an overflow too, so that accelerate takes it for having stepped
+        (accelerate#4242): here it is not called at all. The ranks agree, for they have the same gradient.
+        """
+        if math.isfinite(norm):
+            self._num_overflows = 0
+            accepted = self._is_finite(execution, loss, norm)
+            if not accepted:
+                scaler.update()  # or it would refuse to unscale the next window
+            return accepted
+        before = scaler.get_scale()
         scaler.update()
+        if scaler.get_scale() == before:  # each number is finite and only their norm is not; or the scale is 0
+            self._num_overflows = 0
+            return self._is_finite(execution, loss, norm)
+        self._num_overflows += 1
         if self._num_overflows < _MOST_OVERFLOWS:
             return False
         self.max_skips = self.num_skips  # the scale is down to nothing: this is no overflow
