@@ -23,6 +23,9 @@ from hf_accum.errors import UserError, first_line
 _RESERVES = {"cpu": (0.02, 32 * 2**20), "accelerator": (0.04, 64 * 2**20)}
 _GROWTH_OF_MALLOC = 2.0
 
+WHO_HAS_IT = "what has the rest is not known here (for NVIDIA's, `nvidia-smi` lists the processes)"
+ANOTHER_ONE = "end that process, or choose another device (CUDA_VISIBLE_DEVICES)"
+
 
 class DeviceMemory(Protocol):
     """A device's memory, in bytes of its own counting: `limit_bytes` and the peaks of `measure` are comparable."""
@@ -100,18 +103,11 @@ class AcceleratorMemory:
         self.device = device
         self.name = str(device)
         self.is_exact = False
-        empty_cache(device)
-        free, total = memory_info(device)
-        mine = torch.accelerator.memory.memory_reserved(device)
-        available = free + mine
+        available, total = available_bytes(device)
         if budget_bytes is None:
             self.limit_bytes = available - _reserve("accelerator", available)
             return
-        if budget_bytes > available:
-            raise UserError(
-                f"`memory_budget` {format_bytes(budget_bytes)}: {device} has {format_bytes(total)}, of which "
-                f"{format_bytes(available)} are free for this run; give less, or auto"
-            )
+        check_budget(device, budget_bytes, available, total)
         self.limit_bytes = budget_bytes
         limit = getattr(torch.get_device_module(device), "set_per_process_memory_fraction", None)
         if limit is not None:
@@ -142,6 +138,31 @@ class AcceleratorMemory:
         return torch.accelerator.memory.memory_stats(self.device).get("num_alloc_retries", 0)
 
 
+def available_bytes(device: torch.device) -> tuple[int, int]:
+    """What an accelerator has for this process, and in all: free, or held by the process's own allocator.
+
+    Raises:
+        UserError: as `memory_info` does.
+    """
+    memory_info(device)  # whether it counts at all
+    empty_cache(device)
+    free, total = memory_info(device)
+    return free + torch.accelerator.memory.memory_reserved(device), total
+
+
+def check_budget(device: torch.device, budget_bytes: int, available: int, total: int) -> None:
+    """Refuse a budget that an accelerator has not.
+
+    Raises:
+        UserError: saying what is free.
+    """
+    if budget_bytes > available:
+        raise UserError(
+            f"`memory_budget` {format_bytes(budget_bytes)}: {device} has {format_bytes(total)}, of which "
+            f"{format_bytes(available)} are free for this run; {WHO_HAS_IT}; give less, or auto, or {ANOTHER_ONE}"
+        )
+
+
 def memory_info(device: torch.device) -> tuple[int, int]:
     """Free and total bytes of an accelerator.
 
@@ -158,10 +179,10 @@ def memory_info(device: torch.device) -> tuple[int, int]:
                 raise
             total = module.recommended_max_memory()  # MPS, which shares the machine's memory
             return max(0, total - module.driver_allocated_memory()), total
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError) as error:
         raise UserError(
-            f"`micro_batch_size` auto: torch {torch.__version__} does not count memory on {device} "
-            f"({first_line(error)}); give a number"
+            f"`micro_batch_size` auto, or a `memory_budget`: torch {torch.__version__} does not count memory on "
+            f"{device} ({first_line(error)}); give a number as `micro_batch_size`, and leave the other at auto"
         ) from error
 
 
@@ -200,9 +221,13 @@ class ProcessMemory:
 
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory in use so far: allocated on an accelerator, resident in this process on a CPU."""
-    if device.type != "cpu":
+    if device.type == "cpu":
+        return _max_resident()
+    try:
         return int(torch.accelerator.memory.max_memory_allocated(device))
-    return _max_resident()
+    except RuntimeError:  # of MPS before mid-2026, which knows what it holds now, its cache with it
+        held = getattr(torch.get_device_module(device), "driver_allocated_memory", None)
+        return 0 if held is None else int(held())
 
 
 def _reserve(kind: str, num_bytes: int) -> int:

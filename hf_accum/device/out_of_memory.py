@@ -179,7 +179,10 @@ def empty_cache(device: torch.device | str) -> None:
     """Give memory that is cached, but not in use, back to the device; on a CPU to the system."""
     device = torch.device(device)
     if device.type != "cpu":
-        torch.accelerator.memory.empty_cache()
+        try:
+            torch.accelerator.memory.empty_cache()
+        except RuntimeError:  # of MPS before mid-2026, which has its own
+            torch.get_device_module(device).empty_cache()
         return
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's

@@ -29,7 +29,8 @@ def start_accelerator(
 
     Raises:
         UserError: for DeepSpeed, FSDP and other strategies whose forward talks between ranks; for fewer
-            processes than the launch asked for; for fp16 on a CPU, which accelerate would silently ignore.
+            processes than the launch asked for; for fp16 on a CPU, which accelerate would silently ignore; for
+            bf16 on a GPU that has none.
     """
     _refuse_unsupported_launch()
     from accelerate import Accelerator
@@ -78,7 +79,22 @@ def start_accelerator(
         raise UserError(
             "mixed precision fp16 needs a GPU (accelerate would silently train in float32): use bf16 or no"
         )
+    if accelerator.mixed_precision == "bf16":
+        _refuse_emulated_bf16(accelerator.device)
     return accelerator
+
+
+def _refuse_emulated_bf16(device: torch.device) -> None:
+    """Refuse NVIDIA's GPUs before Ampere: torch's `is_bf16_supported` counts an emulation. AMD's all have it."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < (8, 0):
+        raise UserError(
+            f"mixed precision bf16 on {torch.cuda.get_device_name(device)}, of compute capability {major}.{minor}: "
+            "has to be 8.0 or higher; below, bf16 is emulated and slower than float32, although torch calls it "
+            "supported: launch with `--mixed_precision fp16`, or no"
+        )
 
 
 def _refuse_unsupported_launch() -> None:

@@ -149,7 +149,8 @@ def evaluate_model(
 
     def forward(examples: Sequence[Example], length: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
         found = predict(model, to_device(collate(examples, length), device))
-        return found.loss.double().cpu(), found.predictions.cpu().numpy(), found.references.cpu().numpy()
+        # The CPU first: MPS has no float64.
+        return found.loss.cpu().double(), found.predictions.cpu().numpy(), found.references.cpu().numpy()
 
     results, weight = run_over(model, stream, forward, cutter)
     losses = [loss for loss, _, _ in results]

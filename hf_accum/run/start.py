@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.device.free_memory import check_free_memory
+from hf_accum.device.live_bytes import sum_bytes, tensors_of
 from hf_accum.distributed.collectives import on_all_ranks
 from hf_accum.distributed.launch import start_accelerator
 from hf_accum.distributed.ranks import ranks_of
@@ -19,11 +21,11 @@ class StartedRun:
     """The ranks of a run, its folder and its `planned` workload, before the data is read.
 
     `workload` is the recipe's own function: what it trains, by its flags alone, without weights. What is wrong with
-    the folder, with the launch or with the model is said here.
+    the folder, with the launch, with the model or with the device's memory is said here; `notes` are for the log.
 
     Raises:
-        UserError: if the run cannot have that folder, was launched in a way that would train something else, or has a
-            model that cannot be.
+        UserError: if the run cannot have that folder, was launched in a way that would train something else, has a
+            model that cannot be, or a device whose memory is not counted, or that others fill.
     """
 
     def __init__(self, config: RecipeConfig, workload: Callable[[Any, str], Workload]) -> None:
@@ -43,6 +45,18 @@ class StartedRun:
         planned: list[Workload] = []
         on_all_ranks(self.ranks, lambda: planned.append(workload(config, self.precision)))
         self.planned = planned[0]
+        self.notes = self._check_memory(config)
+
+    def _check_memory(self, config: RecipeConfig) -> list[str]:
+        """What is to be said of the ranks' devices, before the first step."""
+        if self.device.type == "cpu":
+            return []
+        size, budget = config.micro_batch_size, config.memory_budget
+
+        def mine() -> str | None:
+            return check_free_memory(self.device, size, budget, sum_bytes(tensors_of(self.planned.model)))
+
+        return [note for note in on_all_ranks(self.ranks, mine) if note is not None]
 
     def known(self, **flags: Any) -> None:
         """Take note of flags that the data has told, for what is planned from here on."""

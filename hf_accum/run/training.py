@@ -159,6 +159,8 @@ class Training:
         self._contexts.enter_context(self._log)
         self._contexts.callback(self.nonfinite.close)
         self._log.start(self._config, self._description)
+        for note in self._run.notes:
+            self._log.say(note)
         return self
 
     def __exit__(self, *error: Any) -> None:

@@ -1,8 +1,13 @@
 """Starting a run on its ranks, and what is refused before anything heavy is done."""
 
 import os
+from types import SimpleNamespace
+from typing import Any
 
+import accelerate
 import pytest
+import torch
+from accelerate.utils import DistributedType
 from launching import launch
 
 from hf_accum.distributed.launch import start_accelerator
@@ -46,3 +51,37 @@ def test_settings_that_accelerate_keeps_are_overridden(
     started = start_accelerator()
     assert started.gradient_accumulation_steps == 1
     assert not started.gradient_state.sync_with_dataloader
+
+
+@pytest.fixture
+def on_card(clean_environment: pytest.MonkeyPatch) -> Any:
+    """A function that starts on a GPU of a compute capability."""
+
+    def start(capability: tuple[int, int], precision: str = "bf16", hip: str | None = None) -> Any:
+        device = torch.device("cuda", 0)
+        started = SimpleNamespace(
+            device=device, mixed_precision=precision, num_processes=1, distributed_type=DistributedType.NO
+        )
+        clean_environment.setattr(accelerate, "Accelerator", lambda **_: started)
+        clean_environment.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        clean_environment.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+        clean_environment.setattr(torch.cuda, "is_bf16_supported", lambda: True)  # by emulation
+        clean_environment.setattr(torch.version, "hip", hip)
+        return start_accelerator()
+
+    return start
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (7, 0), (6, 1)])
+def test_bf16_that_a_gpu_only_emulates_is_refused(on_card: Any, capability: tuple[int, int]) -> None:
+    which = rf"bf16 on Tesla T4, of compute capability {capability[0]}\.{capability[1]}: has to be 8\.0 or higher"
+    with pytest.raises(ValueError, match=rf"{which}.*`--mixed_precision fp16`, or no"):
+        on_card(capability)
+    for precision in ("fp16", "no"):
+        assert on_card(capability, precision).mixed_precision == precision
+
+
+def test_bf16_from_ampere_on_and_on_amd_s_gpus_is_taken(on_card: Any) -> None:
+    for capability in ((8, 0), (8, 6), (9, 0), (12, 0)):
+        assert on_card(capability).mixed_precision == "bf16"
+    assert on_card((7, 5), hip="7.0").mixed_precision == "bf16"

@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from hf_accum.data.source import Source
 from hf_accum.data.stream import Split, WindowStream
 from hf_accum.distributed.ranks import OneRank, RankFailed, Ranks
 from hf_accum.errors import OutOfMemory
-from hf_accum.evaluation.evaluate import Metrics, evaluate_model
+from hf_accum.evaluation.evaluate import Metrics, Predicted, evaluate_model
 from hf_accum.tasks.labels import LabelColumn, Problem
 from hf_accum.tasks.text_classification.task import TextClassification, build_objective
 
@@ -110,6 +112,30 @@ def plain_logits(rows: Sequence[dict[str, Any]]) -> Tensor:
     texts = [TOKENIZER(row["text"], truncation=True, max_length=12, return_tensors="pt") for row in rows]
     with torch.no_grad():
         return torch.cat([model(**text).logits for text in texts])
+
+
+class OnMps(Tensor):
+    """Of a device that has no float64."""
+
+    def double(self, *_: Any) -> Tensor:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+
+    def cpu(self, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:
+        return self.as_subclass(Tensor)
+
+
+def test_losses_are_summed_in_float64_on_the_cpu_alone() -> None:
+    rows = make_rows(7, SINGLE, 0)
+    task = make_task()
+    expected = evaluate_on(OneRank(), in_shards(rows, [7]), task)
+
+    def predict(model: torch.nn.Module, inputs: Any) -> Predicted:
+        found = task.predict(model, inputs)
+        return replace(found, loss=found.loss.as_subclass(OnMps))
+
+    on_mps: Any = SimpleNamespace(**{name: getattr(task, name) for name in ("prepare", "encode", "collate")})
+    on_mps.predict, on_mps.metrics = predict, task.metrics
+    assert evaluate_on(OneRank(), in_shards(rows, [7]), on_mps) == expected
 
 
 sizes = st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any)

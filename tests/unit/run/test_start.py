@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.device import free_memory
 from hf_accum.errors import UserError
+from hf_accum.run import start
 from hf_accum.run.start import StartedRun
 
 
@@ -44,3 +48,28 @@ def test_a_folder_that_cannot_be_is_said_before_the_model_is_looked_at(tmp_path:
 
     with pytest.raises(UserError, match="has to be a folder, it is a file"):
         StartedRun(RecipeConfig(output_dir=str(tmp_path / "file")), workload)
+
+
+@pytest.fixture
+def on_full_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 12 GiB, 3 of which others have left."""
+    accelerator = SimpleNamespace(mixed_precision="no", device=torch.device("cuda", 0), num_processes=1)
+    monkeypatch.setattr(start, "start_accelerator", lambda **_: accelerator)
+    monkeypatch.setattr(free_memory, "available_bytes", lambda device: (3 * 2**30, 12 * 2**30))
+
+
+def of_gib(number: int) -> Any:
+    """A workload whose weights would take so much."""
+    model = torch.nn.Linear(2**14, number * 2**14, bias=False, device="meta")
+    return lambda config, precision: SimpleNamespace(model=model)
+
+
+@pytest.mark.usefixtures("on_full_card")
+def test_a_card_that_others_fill_is_spoken_of_before_data_and_weights_are_read(tmp_path: Path) -> None:
+    config = RecipeConfig(output_dir=str(tmp_path / "run"))
+    (note,) = StartedRun(config, of_gib(2)).notes
+    assert "3.00 GiB are free for this run" in note
+    with pytest.raises(UserError, match=r"the weights of the model alone take 4\.00 GiB"):
+        StartedRun(replace(config, output_dir=str(tmp_path / "larger")), of_gib(4))
+    with pytest.raises(UserError, match=r"`memory_budget` 6\.00 GiB: .* 3\.00 GiB are free"):
+        StartedRun(replace(config, output_dir=str(tmp_path / "budget"), memory_budget="6GiB"), of_gib(2))

@@ -1,6 +1,7 @@
 """Which windows a run takes, when it saves and evaluates. Whole runs: tests/recipes/test_every_recipe.py."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,3 +70,21 @@ def test_a_window_at_which_the_check_gives_up_is_no_step() -> None:
         run.step_done(window, 1.0)
     assert run.done == [("step", 1), ("step", 2), ("step", 3)]
     assert run._step == 3
+
+
+def test_what_was_noted_of_the_devices_is_said_before_the_first_step() -> None:
+    said: list[str] = []
+
+    class Log(nullcontext[None]):
+        def start(self, config: RecipeConfig, description: str) -> None:
+            said.append(description)
+
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    run: Any = Recorded(1)
+    run._contexts, run._log, run._description = ExitStack(), Log(), "model ..."
+    run.nonfinite.close = lambda: None
+    run._run = SimpleNamespace(stop=nullcontext(), notes=["cuda:0 is full"])
+    with run:
+        assert said == ["model ...", "cuda:0 is full"]
