@@ -14,6 +14,7 @@ from window_cases import TASKS, batch, make_examples, make_model, make_window
 
 from hf_accum import accumulate
 from hf_accum.accumulation.nonfinite import NonFiniteCheck
+from hf_accum.config.optimization import OptimizationFlags
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.models.optimizer import build_optimizer
 
@@ -95,7 +96,7 @@ class Fp16Run:
         self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=growth_interval)
         accelerator.scaler = self.scaler
         self.model = make_model(TASK).float()
-        self.inner = build_optimizer(self.model, LEARNING_RATE, 0.1)
+        self.inner = build_optimizer(self.model, OptimizationFlags(learning_rate=LEARNING_RATE, weight_decay=0.1))
         assert self.inner.defaults["fused"]  # which accelerate takes for having stepped
         self.scheduler = LambdaLR(self.inner, lambda step: 1 / (1 + step))  # before the other, as in a run
         self.optimizer: Any = accelerator.prepare_optimizer(self.inner)
@@ -136,7 +137,7 @@ class Fp16Run:
 def plain_run(seeds: Sequence[int]) -> tuple[list[Tensor], list[float]]:
     """The oracle: plain torch in float64, each window one batch, no scaler. Its state, and the norms of gradients."""
     model = make_model(TASK)
-    groups = build_optimizer(model, LEARNING_RATE, 0.1).param_groups
+    groups = build_optimizer(model, OptimizationFlags(learning_rate=LEARNING_RATE, weight_decay=0.1)).param_groups
     optimizer = torch.optim.AdamW(
         [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in groups],
         lr=LEARNING_RATE,
