@@ -8,7 +8,7 @@ is the largest of them.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from hf_accum.errors import UserError
 _HIGHEST = 2  # power of the length
 _OCTAVE = 2  # where memory ran out, lengths down to half of that one are corrected too
 _PATIENCE = 64  # windows
+_TIGHTENED = 0.97
 _MOST_LENGTHS = 2048
 
 
@@ -185,6 +186,18 @@ class WorkingCapacity:
                 ceiling.num_clean_windows = 0
                 return
         self._ceilings.append(_Ceiling(length, num_examples, max(1, num_examples // 2)))
+
+    def tighten(self) -> bool:
+        """The allocator had to free memory and ask again, which is slow: let predicted peaks reach a little less.
+
+        False where sizes were given, and nothing was predicted.
+        """
+        if self.tuned.peak is None:
+            return False
+        self.tuned = replace(self.tuned, budget_bytes=self.tuned.budget_bytes * _TIGHTENED, at_least=1)
+        self._tuned_at.clear()
+        self.version += 1
+        return True
 
     def window_done(self) -> None:
         """A window went through. After enough of them try half way up to what failed, and in the end that too."""

@@ -184,12 +184,16 @@ class WorkingCosts:
     and kept from there.
 
     So a cut changes a few times early in a run, always between windows, and never later.
+
+    On an accelerator the first time of a shape is left out (`leaves_out_first`): kernels are chosen, loaded or
+    compiled for it then. So two windows explore.
     """
 
-    def __init__(self, costs: Costs = UNLEARNED, *, is_settled: bool = False) -> None:
+    def __init__(self, costs: Costs = UNLEARNED, *, is_settled: bool = False, leaves_out_first: bool = False) -> None:
         self.costs = self._initial = costs
         self.version = 0
         self.num_windows = _LAST_UPDATE if is_settled else 0
+        self._shapes: set[tuple[int, int]] | None = set() if leaves_out_first else None
         if not is_settled:
             import scipy.optimize  # noqa: F401  # half a second, which is not to come in the middle of a step
         self._first: list[Observation] = []  # they are kept: later ones are of fewer sizes
@@ -199,7 +203,7 @@ class WorkingCosts:
     @property
     def explores(self) -> bool:
         """Whether nothing was learned yet: then micro-batches of many sizes say more than those taken for fastest."""
-        return self.num_windows == 0
+        return self.num_windows < (1 if self._shapes is None else 2)
 
     @property
     def is_settled(self) -> bool:
@@ -212,8 +216,12 @@ class WorkingCosts:
 
     def observe(self, num_examples: int, length: int, timing: Timing) -> None:
         """A micro-batch was queued on the device; its time is read when it is there."""
-        if not self.is_settled:
-            self._running.append((num_examples, length, timing))
+        if self.is_settled:
+            return
+        if self._shapes is not None and (num_examples, length) not in self._shapes:
+            self._shapes.add((num_examples, length))
+            return
+        self._running.append((num_examples, length, timing))
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` takes. Micro-batches whose times are not known yet are left out."""

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from hf_accum.byte_sizes import format_bytes, parse_bytes
-from hf_accum.device.memory import ANOTHER_ONE, WHO_HAS_IT, available_bytes, check_budget
+from hf_accum.device.accelerator import ANOTHER_ONE, WHO_HAS_IT, available_bytes, check_budget
 from hf_accum.errors import UserError
 
 _SHARE = 0.5  # of the device, below which somebody else has most of it

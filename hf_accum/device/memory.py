@@ -11,20 +11,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hf_accum.byte_sizes import format_bytes, parse_bytes
+from hf_accum.byte_sizes import parse_bytes
+from hf_accum.device.accelerator import available_bytes, check_budget
 from hf_accum.device.live_bytes import LiveBytes
 from hf_accum.device.malloc import return_freed_memory
 from hf_accum.device.out_of_memory import Failure, classify, empty_cache, release
-from hf_accum.errors import UserError, first_line
 
 # What is left free on top of what was measured, for what differs from step to step. On a CPU a process grew by 36 MiB
 # over 20 steps after its tuning (tests/bench/README.md). Of GPUs, whose allocators keep fragments between blocks of
 # uneven size, nothing is measured yet: twice as much.
 _RESERVES = {"cpu": (0.02, 32 * 2**20), "accelerator": (0.04, 64 * 2**20)}
 _GROWTH_OF_MALLOC = 2.0
-
-WHO_HAS_IT = "what has the rest is not known here (for NVIDIA's, `nvidia-smi` lists the processes)"
-ANOTHER_ONE = "end that process, or choose another device (CUDA_VISIBLE_DEVICES)"
 
 
 class DeviceMemory(Protocol):
@@ -37,6 +34,10 @@ class DeviceMemory(Protocol):
 
     def expect(self, num_bytes: int) -> None:
         """Told the most that a run could use, before the first measurement."""
+        ...
+
+    def look_again(self) -> None:
+        """Told that the device was used once: what that took for good is free no more."""
         ...
 
     def used_bytes(self, held: Iterable[Tensor]) -> int:
@@ -79,6 +80,9 @@ class VirtualMemory:
     def expect(self, num_bytes: int) -> None:
         """Nothing to prepare."""
 
+    def look_again(self) -> None:
+        """Nothing is lost."""
+
     def used_bytes(self, held: Iterable[Tensor]) -> int:
         """The bytes of the tensors held."""
         return LiveBytes(held=held).current_bytes
@@ -97,24 +101,33 @@ class VirtualMemory:
 
 
 class AcceleratorMemory:
-    """A GPU (CUDA, ROCm, XPU, MPS) through `torch.accelerator`: what its caching allocator holds."""
+    """A GPU (CUDA, ROCm, XPU, MPS) through `torch.accelerator`: what its caching allocator holds.
+
+    A reserve of what the run may use is left free. The process can take no more than that, where the device can be
+    told: a little more raises out of memory, and does not take what others have.
+    """
 
     def __init__(self, device: torch.device, budget_bytes: int | None) -> None:
         self.device = device
         self.name = str(device)
         self.is_exact = False
         available, total = available_bytes(device)
-        if budget_bytes is None:
-            self.limit_bytes = available - _reserve("accelerator", available)
-            return
-        check_budget(device, budget_bytes, available, total)
-        self.limit_bytes = budget_bytes
+        if budget_bytes is not None:
+            check_budget(device, budget_bytes, available, total)
+        most = available if budget_bytes is None else budget_bytes
+        self._reserve = _reserve("accelerator", most)
+        self.limit_bytes = most - self._reserve
         limit = getattr(torch.get_device_module(device), "set_per_process_memory_fraction", None)
         if limit is not None:
-            limit(budget_bytes / total)  # more raises out of memory, as on a device of that size
+            limit(most / total)
 
     def expect(self, num_bytes: int) -> None:
         """Nothing to prepare."""
+
+    def look_again(self) -> None:
+        """Kernels that were loaded, and libraries' handles, have their memory beside the allocator."""
+        available, _ = available_bytes(self.device)
+        self.limit_bytes = min(self.limit_bytes, available - self._reserve)
 
     def used_bytes(self, held: Iterable[Tensor]) -> int:
         """Reserved by the allocator."""
@@ -138,54 +151,6 @@ class AcceleratorMemory:
         return torch.accelerator.memory.memory_stats(self.device).get("num_alloc_retries", 0)
 
 
-def available_bytes(device: torch.device) -> tuple[int, int]:
-    """What an accelerator has for this process, and in all: free, or held by the process's own allocator.
-
-    Raises:
-        UserError: as `memory_info` does.
-    """
-    memory_info(device)  # whether it counts at all
-    empty_cache(device)
-    free, total = memory_info(device)
-    return free + torch.accelerator.memory.memory_reserved(device), total
-
-
-def check_budget(device: torch.device, budget_bytes: int, available: int, total: int) -> None:
-    """Refuse a budget that an accelerator has not.
-
-    Raises:
-        UserError: saying what is free.
-    """
-    if budget_bytes > available:
-        raise UserError(
-            f"`memory_budget` {format_bytes(budget_bytes)}: {device} has {format_bytes(total)}, of which "
-            f"{format_bytes(available)} are free for this run; {WHO_HAS_IT}; give less, or auto, or {ANOTHER_ONE}"
-        )
-
-
-def memory_info(device: torch.device) -> tuple[int, int]:
-    """Free and total bytes of an accelerator.
-
-    Raises:
-        UserError: if its backend does not say, or does not count what a run uses.
-    """
-    try:
-        torch.accelerator.memory.reset_peak_memory_stats(device)
-        try:
-            return torch.accelerator.memory.get_memory_info(device)
-        except RuntimeError:
-            module = torch.get_device_module(device)
-            if not hasattr(module, "recommended_max_memory"):
-                raise
-            total = module.recommended_max_memory()  # MPS, which shares the machine's memory
-            return max(0, total - module.driver_allocated_memory()), total
-    except (RuntimeError, AttributeError) as error:
-        raise UserError(
-            f"`micro_batch_size` auto, or a `memory_budget`: torch {torch.__version__} does not count memory on "
-            f"{device} ({first_line(error)}); give a number as `micro_batch_size`, and leave the other at auto"
-        ) from error
-
-
 class ProcessMemory:
     """The memory of this process, for a run on a CPU: its resident bytes, and what limits them.
 
@@ -203,6 +168,9 @@ class ProcessMemory:
         """Where that comes near the limit, have freed memory given back: only there, for it costs time."""
         if num_bytes * _GROWTH_OF_MALLOC > self.limit_bytes - _status("VmRSS"):
             return_freed_memory()
+
+    def look_again(self) -> None:
+        """What was loaded is resident, and counts."""
 
     def used_bytes(self, held: Iterable[Tensor]) -> int:
         """Resident now."""

@@ -49,6 +49,7 @@ def start_accelerator(
             f"`trackers` {', '.join(missing)}: not known to accelerate, or not installed here; "
             f"there are {', '.join(map(str, get_available_trackers())) or 'none'}"
         )
+    _ask_for_expandable_segments()
     on_cpu = not torch.accelerator.is_available()
     accelerator = Accelerator(
         cpu=on_cpu,
@@ -81,7 +82,23 @@ def start_accelerator(
         )
     if accelerator.mixed_precision == "bf16":
         _refuse_emulated_bf16(accelerator.device)
+    _talk_once(accelerator)
     return accelerator
+
+
+def _ask_for_expandable_segments() -> None:
+    """Have CUDA's allocator let its segments grow, before it starts: texts of all lengths leave less between them.
+
+    Whoever has set the allocator up already, by either variable, keeps it so.
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+
+
+def _talk_once(accelerator: "Accelerator") -> None:
+    """A first exchange between the devices: NCCL takes its memory then, which the tuner is not to find free."""
+    if accelerator.num_processes > 1 and accelerator.device.type != "cpu":
+        torch.distributed.all_reduce(torch.zeros(1, device=accelerator.device))
 
 
 def _refuse_emulated_bf16(device: torch.device) -> None:

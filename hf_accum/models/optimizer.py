@@ -47,6 +47,26 @@ def build_optimizer(model: nn.Module, flags: OptimizationFlags) -> Optimizer:
     return kind(parameters, lr=flags.learning_rate)
 
 
+def make_state(optimizer: Optimizer) -> None:
+    """Have the state of an optimizer that `build_optimizer` made there before its first step, as that would make it.
+
+    So a device has it in one piece, before the gradients and activations of a first window lie around it.
+    """
+    for number, group in enumerate(optimizer.param_groups):
+        for index, parameter in enumerate(group["params"]):
+            if optimizer.state[parameter]:
+                continue
+            if isinstance(optimizer, AdamW):
+                optimizer.state[parameter] = {
+                    "step": torch.zeros((), device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+            else:
+                of_bitsandbytes: Any = optimizer
+                of_bitsandbytes.init_state(group, parameter, number, index)
+
+
 def check_optimizer(name: str, device: torch.device) -> None:
     """Refuse an optimizer that a device cannot have.
 

@@ -20,6 +20,7 @@ from hf_accum.config.flags import as_flags, flag_names
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.serialization import as_dict, flattened
 from hf_accum.data.stream_state import StreamCounts
+from hf_accum.device.accelerator import reserved_and_retries
 from hf_accum.device.memory import peak_memory_bytes
 from hf_accum.distributed.collectives import on_all_ranks
 from hf_accum.distributed.ranks import Ranks, float_bits
@@ -123,6 +124,7 @@ class RunLog:
                 float(learning_rate),
                 now - self._step_started,
                 peak_memory_bytes(self.accelerator.device),
+                reserved_and_retries(self.accelerator.device),
             )
         )
         self._step_started = now
@@ -150,6 +152,7 @@ class RunLog:
                 p.peak_memory_bytes,
                 p.execution.num_oom_replays,
                 float_bits(p.execution.seconds_waited),
+                *(p.allocator or (0, 0)),
             ]
         width = len(numbers) // len(pending)
         everyone = self.ranks.gather(numbers)
@@ -241,9 +244,9 @@ class RunLog:
             self.console.print(table)
 
     def _write(self, lines: Sequence[StepMetrics]) -> None:
-        self._lines.add(json_safe(asdict(line)) for line in lines)
+        self._lines.add(line.as_json() for line in lines)
         for line in lines:
-            values = {name: v for name, v in asdict(line).items() if not isinstance(v, str)}
+            values = {name: v for name, v in asdict(line).items() if not isinstance(v, str | None)}
             self._track({f"train/{name}": value for name, value in values.items()}, line.step)
         last = lines[-1]
         seconds = sum(line.step_seconds for line in lines)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -33,6 +33,14 @@ class StepMetrics:
     num_oom_replays: int
     window_digest: str
     data_wait_share: float
+    reserved_memory_bytes: int | None = None
+    """What the allocator of an accelerator held at most; None: there is none."""
+    num_alloc_retries: int | None = None
+    """How often it had to free and ask again, of the ranks together, since the run began."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For `metrics.jsonl`: without what there is not."""
+        return json_safe({name: value for name, value in asdict(self).items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -45,11 +53,14 @@ class PendingStep:
     learning_rate: float
     step_seconds: float
     peak_memory_bytes: int
+    allocator: tuple[int, int] | None = None
+    """What it held at most, and its retries."""
 
 
 def merged(pending: PendingStep, columns: Sequence[Sequence[int]]) -> StepMetrics:
     """A step, by the figures of all ranks: a column each, as `RunLog` gathers them."""
-    losses, padded, micro_batches, seconds, memory, replays, waited = columns
+    losses, padded, micro_batches, seconds, memory, replays, waited, reserved, retries = columns
+    has_allocator = pending.allocator is not None
     step_seconds = max(map(bits_float, seconds))
     window = pending.execution.window
     return StepMetrics(
@@ -68,6 +79,8 @@ def merged(pending: PendingStep, columns: Sequence[Sequence[int]]) -> StepMetric
         num_oom_replays=sum(replays),
         window_digest=window.digest,
         data_wait_share=max(map(bits_float, waited)) / step_seconds,
+        reserved_memory_bytes=max(reserved) if has_allocator else None,
+        num_alloc_retries=sum(retries) if has_allocator else None,
     )
 
 

@@ -13,10 +13,11 @@ from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.pipeline import Pipeline
 from hf_accum.data.split import SplitData
 from hf_accum.data.stream import WindowStream
+from hf_accum.device.accelerator import begin_counting, reserved_and_retries
 from hf_accum.distributed.collectives import broadcast_weights, on_all_ranks
 from hf_accum.files import write_json
 from hf_accum.models.offload import check_offload
-from hf_accum.models.optimizer import build_optimizer, check_optimizer
+from hf_accum.models.optimizer import build_optimizer, check_optimizer, make_state
 from hf_accum.models.saving import Processor
 from hf_accum.models.spec import ModelSpec
 from hf_accum.models.trainable import load_trainable
@@ -133,6 +134,11 @@ class Training:
         broadcast_weights(trainable.model, self.accelerator)
         self._step = self.resumed.step
         self._learning_rate = 0.0
+        begin_counting(run.device)
+        if run.device.type != "cpu":
+            make_state(optimizer)
+        self._num_retries = (reserved_and_retries(run.device) or (0, 0))[1]  # of the tuner's own search
+        self._said_retries = False
 
         earlier = start_folder(run.folder, config, ranks, self.resumed.loaded, run.claim)
         self._write_tuning(self._tunings)
@@ -185,6 +191,7 @@ class Training:
         config = self._config
         self._step = window.window.step
         self._log.step(window, grad_norm, self._learning_rate)
+        self._watch_allocator()
         is_due = bool(config.save_every) and self._step % config.save_every == 0
         if config.eval_every and self._step % config.eval_every == 0 and self._step < self.num_steps:
             self._log.flush()  # what comes now is no part of a step
@@ -194,6 +201,19 @@ class Training:
         if is_due and self._step < self.num_steps:
             self._log.flush()
             self._save()
+
+    def _watch_allocator(self) -> None:
+        """Cut smaller where this rank's allocator had to free and ask again since the last step."""
+        found = reserved_and_retries(self._run.device)
+        if found is None or found[1] <= self._num_retries:
+            return
+        self._num_retries = found[1]
+        if self.capacity.capacity.tighten() and not self._said_retries:
+            self._said_retries = True
+            self._log.say(
+                f"step {self._step}: the allocator had to free memory and ask again, which is slow: micro-batches "
+                "are cut a little smaller from here on, each time that it does"
+            )
 
     def finish(self) -> Mapping[str, Any]:
         """Save the result and evaluate it; of a run that ends early a checkpoint, and raise what ended it.

@@ -13,7 +13,8 @@ from torch import nn
 
 from hf_accum.accumulation.capacity import Capacity, Peak
 from hf_accum.accumulation.time_model import Costs
-from hf_accum.device.memory import DeviceMemory, device_name, memory_info
+from hf_accum.device.accelerator import memory_info
+from hf_accum.device.memory import DeviceMemory, device_name
 from hf_accum.files import write_json
 from hf_accum.models.offload import offload_of
 from hf_accum.tuner.prediction import Prediction

@@ -90,6 +90,8 @@ class Prober:
                 del alive
 
             measured = self.memory.measure(work, self._held())
+            if not self.probes:
+                self.memory.look_again()
         fits = measured is not None and measured <= self.memory.limit_bytes
         seconds = None if timing is None else timing.read()
         self.probes.append(Probe(num_examples, length, predicted, measured, fits, seconds))

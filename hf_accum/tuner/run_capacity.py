@@ -91,7 +91,8 @@ def find_capacity(
 
 def cutter_of(tuning: Tuning, device: torch.device, *, learns: bool = True) -> Cutter:
     """How a rank cuts its windows, to begin with; if it learns nothing, how it always does, in every run."""
-    costs = WorkingCosts(tuning.costs, is_settled=tuning.settled) if learns else WorkingCosts(is_settled=True)
+    how = {"leaves_out_first": device.type != "cpu"}
+    costs = WorkingCosts(tuning.costs, is_settled=tuning.settled, **how) if learns else WorkingCosts(is_settled=True)
     # Tensor cores work on eights.
     multiple_of = 1 if device.type == "cpu" else 8
     name = device_name(device)

@@ -392,3 +392,16 @@ def test_a_size_that_failed_is_smaller_next_and_never_above_the_tuned_one(
         assert capacity.num_examples(length) < failed or failed == 1
         for other in range(1, 201):
             assert 1 <= capacity.num_examples(other) <= tuned.num_examples(other)
+
+
+def test_where_the_allocator_strains_predicted_peaks_reach_less() -> None:
+    capacity = WorkingCapacity(
+        Capacity(64, fit_peak(traced([(0, 0, 0, 0, 4, 0)], points_of(16, 8, 4))), 1000.0, at_least=9)
+    )
+    before, version = capacity.num_examples(8), capacity.version
+    for _ in range(3):
+        assert capacity.tighten()
+    assert capacity.version == version + 3
+    assert capacity.tuned.budget_bytes == pytest.approx(1000 * 0.97**3)
+    assert capacity.num_examples(8) < before
+    assert not WorkingCapacity(Capacity(64)).tighten()  # a number that was given

@@ -196,3 +196,21 @@ def test_what_is_decided_ahead_takes_the_first_costs_or_the_settled_ones() -> No
         working.window_done()
         assert working.at_step(window) == UNLEARNED
     assert working.at_step(129) == working.costs != UNLEARNED
+
+
+def test_on_an_accelerator_the_first_time_of_a_shape_is_no_cost() -> None:
+    """Kernels are chosen and loaded then: here it takes a hundred times as long."""
+    costs, plain = WorkingCosts(leaves_out_first=True), WorkingCosts()
+    seen: set[tuple[int, int]] = set()
+    for window in range(8):
+        assert costs.explores == (window < 2)
+        for number, length in ((1, 64), (2, 64), (4, 64), (8, 64), (4, 16), (8, 16)):
+            seconds = 1e-3 * number * length / 64 * (1 if (number, length) in seen else 100)
+            seen.add((number, length))
+            costs.observe(number, length, Time(seconds))
+            plain.observe(number, length, Time(seconds))
+        costs.window_done()
+        plain.window_done()
+    kept = [observation.seconds for observation in costs._first]
+    assert max(kept) <= 8e-3
+    assert len(kept) == 6 * 7

@@ -5,7 +5,6 @@ import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +12,7 @@ from launching import run
 from torch import nn
 
 from hf_accum.device import memory as budget
-from hf_accum.device.memory import ProcessMemory, VirtualMemory, memory_info, open_memory, peak_memory_bytes
-from hf_accum.device.out_of_memory import empty_cache
+from hf_accum.device.memory import ProcessMemory, VirtualMemory, open_memory
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; RLIMIT_DATA counts tensors on Linux only")
 
@@ -254,96 +252,6 @@ def test_part_of_the_room_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(budget, "_headrooms", lambda room=room: {"machine": room, "other": room + 1})
         monkeypatch.setattr(budget, "_status", lambda name: 5000)
         assert ProcessMemory().limit_bytes == 5000 + room - reserve
-
-
-# Accelerators
-
-
-class FakeBackend:
-    """torch.accelerator.memory and a device's module, as on MPS."""
-
-    def __init__(self, *, counts: bool, says_free: bool) -> None:
-        self.counts, self.says_free = counts, says_free
-
-    def reset_peak_memory_stats(self, device: torch.device) -> None:
-        if not self.counts:
-            raise RuntimeError("Allocator for mps is not a DeviceAllocator.")
-
-    def get_memory_info(self, device: torch.device) -> tuple[int, int]:
-        if not self.says_free:
-            raise RuntimeError("getMemoryInfo is not implemented for this allocator yet.")
-        return 3, 8
-
-    def recommended_max_memory(self) -> int:
-        return 100
-
-    def driver_allocated_memory(self) -> int:
-        return 30
-
-
-@pytest.mark.parametrize(("says_free", "expected"), [(True, (3, 8)), (False, (70, 100))])
-def test_memory_of_an_accelerator_is_asked_for_in_its_own_way(
-    monkeypatch: pytest.MonkeyPatch, says_free: bool, expected: tuple[int, int]
-) -> None:
-    backend = FakeBackend(counts=True, says_free=says_free)
-    monkeypatch.setattr(torch.accelerator, "memory", backend)
-    monkeypatch.setattr(torch, "get_device_module", lambda device: backend)
-    assert memory_info(torch.device("mps")) == expected
-
-
-@pytest.mark.parametrize("counts", [True, False])
-def test_an_accelerator_that_does_not_count_is_refused(monkeypatch: pytest.MonkeyPatch, counts: bool) -> None:
-    monkeypatch.setattr(torch.accelerator, "memory", FakeBackend(counts=counts, says_free=False))
-    monkeypatch.setattr(torch, "get_device_module", lambda device: torch)
-    with pytest.raises(ValueError, match=r"^`micro_batch_size` auto, .*: torch .* does not count .*on mps .*number"):
-        memory_info(torch.device("mps"))
-
-
-def asserting(*_: object) -> None:
-    """What `torch.accelerator.memory` did on MPS before mid-2026 (pytorch#186430)."""
-    raise RuntimeError("device_allocator INTERNAL ASSERT FAILED. Allocator for mps is not a DeviceAllocator.")
-
-
-@pytest.fixture
-def old_mps(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Its module; all that torch.accelerator.memory has fails."""
-    for name in ("reset_peak_memory_stats", "get_memory_info", "empty_cache", "memory_reserved"):
-        monkeypatch.setattr(torch.accelerator.memory, name, asserting)
-    monkeypatch.setattr(torch.accelerator.memory, "max_memory_allocated", asserting)
-    emptied: list[int] = []
-    module = SimpleNamespace(
-        emptied=emptied,
-        empty_cache=lambda: emptied.append(1),
-        recommended_max_memory=lambda: 100,
-        driver_allocated_memory=lambda: 30,
-    )
-    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
-    return module
-
-
-@pytest.mark.parametrize("given", ["auto", "6GiB"])
-def test_mps_that_does_not_count_is_refused_before_anything_else_is_asked_of_it(
-    old_mps: SimpleNamespace, given: str
-) -> None:
-    with pytest.raises(ValueError, match=r"does not count memory on mps .*give a number as `micro_batch_size`"):
-        open_memory(torch.device("mps"), given)
-
-
-def test_mps_that_says_nothing_of_its_own_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.accelerator, "memory", FakeBackend(counts=True, says_free=False))
-    monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(recommended_max_memory=lambda: 9))
-    with pytest.raises(ValueError, match=r"does not count memory on mps .*driver_allocated_memory"):
-        memory_info(torch.device("mps"))
-
-
-def test_with_a_number_as_micro_batch_mps_that_does_not_count_is_used(old_mps: SimpleNamespace) -> None:
-    """The log's peak is what it holds now, and what ran out of memory is let go of."""
-    device = torch.device("mps")
-    assert peak_memory_bytes(device) == 30
-    del old_mps.driver_allocated_memory
-    assert peak_memory_bytes(device) == 0
-    empty_cache(device)
-    assert old_mps.emptied == [1]
 
 
 # Control groups

@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import DistributedType
 from launching import launch
 
+from hf_accum.distributed import launch as launch_module
 from hf_accum.distributed.launch import start_accelerator
 
 
@@ -51,6 +52,31 @@ def test_settings_that_accelerate_keeps_are_overridden(
     started = start_accelerator()
     assert started.gradient_accumulation_steps == 1
     assert not started.gradient_state.sync_with_dataloader
+
+
+def test_segments_are_to_grow_unless_the_allocator_was_set_up_already(
+    clean_environment: pytest.MonkeyPatch, accelerator: object
+) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        clean_environment.setenv(name, "")  # given back afterwards
+        clean_environment.delenv(name)
+    start_accelerator()
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        clean_environment.delenv("PYTORCH_ALLOC_CONF", raising=False)
+        clean_environment.setenv(name, "max_split_size_mb:64")
+        start_accelerator()
+        assert os.environ.get("PYTORCH_ALLOC_CONF", "max_split_size_mb:64") == "max_split_size_mb:64"
+
+
+def test_several_devices_talk_once_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL takes its memory with its first exchange."""
+    said: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", said.append)
+    for num_processes, kind in ((1, "meta"), (2, "cpu"), (2, "meta")):
+        started: Any = SimpleNamespace(num_processes=num_processes, device=torch.device(kind))
+        launch_module._talk_once(started)
+    assert [tensor.device.type for tensor in said] == ["meta"]
 
 
 @pytest.fixture

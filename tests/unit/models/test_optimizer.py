@@ -13,7 +13,7 @@ from hf_accum.config.optimization import OptimizationFlags
 from hf_accum.device.live_bytes import sum_bytes
 from hf_accum.errors import UserError
 from hf_accum.models.lora import add_lora
-from hf_accum.models.optimizer import build_optimizer, check_optimizer
+from hf_accum.models.optimizer import build_optimizer, check_optimizer, make_state
 from hf_accum.run.training_state import put_back, take_state
 
 
@@ -149,3 +149,21 @@ def test_a_state_that_the_driver_moves_needs_a_cuda_device() -> None:
         check_optimizer("paged_adamw_8bit", torch.device("cpu"))
     check_optimizer("paged_adamw_8bit", torch.device("cuda"))
     check_optimizer("adamw_8bit", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
+def test_a_state_that_is_there_before_the_first_step_changes_nothing(name: Any) -> None:
+    models = bert(), bert()
+    optimizers = [build_optimizer(m, OptimizationFlags(learning_rate=1e-3, optimizer=name)) for m in models]
+    make_state(optimizers[0])
+    before = sum_bytes(t for s in optimizers[0].state.values() for t in s.values() if isinstance(t, torch.Tensor))
+    for _ in range(2):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            step_of(optimizer, model)
+    after = sum_bytes(t for s in optimizers[0].state.values() for t in s.values() if isinstance(t, torch.Tensor))
+    assert before == after > 0
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+    make_state(optimizers[0])  # and is not made anew
+    step_of(optimizers[0], models[0])
+    step_of(optimizers[1], models[1])
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,8 +26,13 @@ def test_counts_are_summed_and_times_and_bytes_are_those_of_the_worst_rank() -> 
         [900, 700],  # bytes
         [0, 1],  # replays
         [float_bits(0.25), float_bits(0.125)],  # waited for data
+        [1000, 1200],  # reserved bytes
+        [2, 1],  # retries of the allocator
     ]
     line = merged(pending, columns)
+    assert not {"reserved_memory_bytes", "num_alloc_retries"} & line.as_json().keys()  # without an allocator
+    of_device = merged(replace(pending, allocator=(1000, 2)), columns).as_json()
+    assert (of_device["reserved_memory_bytes"], of_device["num_alloc_retries"]) == (1200, 3)
     assert line.loss == pytest.approx((1.25 + 4.75) / (4 * 0.5))
     assert (line.num_padded_tokens, line.num_micro_batches, line.num_oom_replays) == (50, 5, 1)
     assert (line.step_seconds, line.peak_memory_bytes, line.data_wait_share) == (2.0, 900, 0.125)
