@@ -110,7 +110,7 @@ def _refuse_emulated_bf16(device: torch.device) -> None:
         raise UserError(
             f"mixed precision bf16 on {torch.cuda.get_device_name(device)}, of compute capability {major}.{minor}: "
             "has to be 8.0 or higher; below, bf16 is emulated and slower than float32, although torch calls it "
-            "supported: launch with `--mixed_precision fp16`, or no"
+            "supported: launch with mixed precision fp16, or no"
         )
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from hf_accum.config.recipe import RecipeConfig
@@ -17,6 +18,14 @@ from hf_accum.tuner.search import Tuning
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+def _frozen(model: nn.Module) -> str:
+    """Weights that are not trained, where they are in 16 or 4 bits."""
+    types = {p.dtype for p in model.parameters() if not p.requires_grad}
+    kinds = {torch.uint8: "4 bits", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+    names = [name for dtype, name in kinds.items() if dtype in types]
+    return f", frozen weights in {' and '.join(names)}" if names else ""
 
 
 def describe_run(
@@ -40,7 +49,7 @@ def describe_run(
     new = f"; new, without pretrained weights: {new_modules}" if new_modules else ""
     lines = [
         f"model      {how}: {num_trained:,} of {total:,} parameters are trained ({num_trained / total:.2%}){new}",
-        f"ranks      {ranks} on {accelerator.device.type}, precision {accelerator.mixed_precision}",
+        f"ranks      {ranks} on {accelerator.device.type}, precision {accelerator.mixed_precision}{_frozen(model)}",
         (
             f"window     {batch} examples per optimizer step over all ranks, cut into micro-batches that fit; the "
             "gradient is that of the whole window"

@@ -33,9 +33,9 @@ class ThreadRanks:
 
     def _meet(self, value: T) -> list[T]:
         self._board[self.index] = value
-        self._barrier.wait(timeout=10)
+        self._barrier.wait(timeout=60)
         everyone = list(self._board)
-        self._barrier.wait(timeout=10)
+        self._barrier.wait(timeout=60)
         return everyone
 
     def exchange(self, outgoing: Mapping[int, T], sources: Sequence[int]) -> dict[int, T]:

@@ -6,10 +6,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from hf_accum.accumulation.capacity import Capacity, Peak, WorkingCapacity
+from hf_accum.accumulation.splitting import Cutter
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.run import training
 from hf_accum.run.checkpoint import BestCheckpoint
 from hf_accum.run.training import Training
+
+LINE = Peak(((0.0, 0.0, 0.0, 16.0),), 16)
 
 
 class Recorded(Training):
@@ -24,9 +30,13 @@ class Recorded(Training):
         self.nonfinite: Any = SimpleNamespace(gave_up=None)
         self.scheduler: Any = SimpleNamespace(get_last_lr=lambda: [0.5])
         self.done: list[tuple[str, int]] = []
+        self._run: Any = SimpleNamespace(device=torch.device("cpu"))
+        self.capacity: Any = Cutter(WorkingCapacity(Capacity(64, LINE, 1000.0)))
+        self._num_retries, self._said_retries = 0, False
         self._log: Any = SimpleNamespace(
             step=lambda window, norm, rate: self.done.append(("step", window.window.step)),
             flush=lambda: None,
+            say=lambda text: self.done.append((text, self._step)),
             evaluation=lambda step, figures: self.done.append(("evaluated", step)),
         )
         steps = range(first + 1, 1000)
@@ -88,3 +98,16 @@ def test_what_was_noted_of_the_devices_is_said_before_the_first_step() -> None:
     run._run = SimpleNamespace(stop=nullcontext(), notes=["cuda:0 is full"])
     with run:
         assert said == ["model ...", "cuda:0 is full"]
+
+
+def test_where_the_allocator_strains_micro_batches_become_smaller_and_it_is_said_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Recorded(6)
+    retries = iter([0, 1, 1, 1, 3, 3])
+    monkeypatch.setattr(training, "reserved_and_retries", lambda device: (10**9, next(retries)))
+    sizes = [run.capacity.capacity.num_examples(16) for _ in run.train()]
+    assert run.capacity.capacity.tuned.budget_bytes == pytest.approx(1000 * 0.97**2)
+    assert sizes[0] > sizes[1] == sizes[3] > sizes[4] == sizes[5]
+    said = [(text, step) for text, step in run.done if "allocator" in text]
+    assert [step for _, step in said] == [2]
