@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hf_accum.accumulation.example import Example
 from hf_accum.data.formats.rows import BadRow, is_missing, value_of
 from hf_accum.errors import shown
+from hf_accum.tuner.kernels import is_card_traced
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -136,7 +137,8 @@ def made_up_inputs(model: nn.Module, num_examples: int, length: int, device: tor
     inputs = {"input_ids": torch.zeros(num_examples, length, dtype=torch.long, device=device)}
     if eos_token_id is not None:
         inputs["input_ids"][:, 0] = eos_token_id  # BART and T5 read the text's class there
-    if num_examples > 1 or device.type != "cpu":  # there a single text is padded too, to a multiple of 8
+    # On an accelerator a single text is padded too, to a multiple of 8.
+    if num_examples > 1 or device.type != "cpu" or is_card_traced():
         inputs["attention_mask"] = torch.ones(num_examples, length, dtype=torch.long, device=device)
         inputs["attention_mask"][-1, -1] = 0
     return inputs

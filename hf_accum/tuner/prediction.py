@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from hf_accum.accumulation.capacity import Peak, fit_peak
+from hf_accum.tuner.kernels import Capability
 from hf_accum.tuner.tracing import CannotTrace, FixedBytes, Trace, Tracer
 from hf_accum.tuner.workload import Workload
 
@@ -32,8 +33,8 @@ class Prediction:
         return self.training.largest(length, budget_bytes, at_most) if self.fixed.floor <= budget_bytes else 0
 
 
-def predict(workload: Workload, *, untraced: bool = False) -> Prediction:
-    """Trace a workload without a device, at up to three lengths.
+def predict(workload: Workload, *, untraced: bool = False, capability: Capability | None = None) -> Prediction:
+    """Trace a workload without a device, at up to three lengths; with the kernels of a card of this `capability`.
 
     With `untraced` a model whose forward depends on values is predicted to need what is fixed, and nothing is said of
     its micro-batches.
@@ -45,7 +46,7 @@ def predict(workload: Workload, *, untraced: bool = False) -> Prediction:
     lengths = dict.fromkeys(
         [longest, max(1, longest // 2), max(1, longest // 4)] if workload.lengths.vary else [longest]
     )
-    tracer = Tracer(workload)
+    tracer = Tracer(workload, capability)
     try:
         traces = tracer.run([(number, length) for length in lengths for number in (1, 2, 3)])
     except CannotTrace:

@@ -6,6 +6,7 @@ length; `hf_accum.accumulation.capacity` fits it from a few traces.
 """
 
 import copy
+import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,7 @@ from hf_accum.errors import first_line
 from hf_accum.models.offload import offload_of
 from hf_accum.models.optimizer import paged_state
 from hf_accum.seeding import keeping_random_state
+from hf_accum.tuner.kernels import Capability, cuda_kernels
 from hf_accum.tuner.workload import Workload
 
 _ONE_AT_A_TIME = threading.Lock()  # a trace takes the model's own weights away meanwhile
@@ -71,10 +73,12 @@ class Tracer:
     """Runs a workload on fake tensors. The model's own parameters and buffers are set aside meanwhile, untouched.
 
     They may be on any device, or on `meta` (a model built from its config, without weights). Fake tensors are
-    taken for CPU tensors: on `meta` other attention kernels are chosen, which need more memory.
+    taken for CPU tensors: on `meta` other attention kernels are chosen, which need more memory. With the compute
+    `capability` of a card, as (8, 6), its kernels are in the place of the CPU's.
     """
 
     workload: Workload
+    capability: Capability | None = None
     fixed: FixedBytes = field(init=False)
     state_shapes: list[tuple[torch.Size, torch.dtype]] = field(init=False, default_factory=list)
     """Of the optimizer's state, after its first step."""
@@ -87,7 +91,6 @@ class Tracer:
         """
         from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-        cpu = torch.device("cpu")
         work = self.workload
         try:
             # Real tensors that are no parameter or buffer (weights of classes, say) are taken in as constants.
@@ -116,23 +119,57 @@ class Tracer:
                     live.leave_out(paged)
                     self.fixed = FixedBytes(weights, alive - weights, state, live.peak_bytes)
                     self.state_shapes = [(t.shape, t.dtype) for t in _state_tensors(optimizer)]
-                    traces = []
-                    for num_examples, length in points:
-                        live.timeline = []
-                        loss, batch = work.forward(num_examples, length, cpu)
-                        forward_end = len(live.timeline) - 1
-                        loss.backward()
-                        del loss, batch
-                        training, live.timeline = live.timeline, []
-                        work.evaluate(num_examples, length, cpu)
-                        traces.append(Trace(num_examples, length, training, forward_end, live.timeline))
-                    return traces
+                    with self._on_card():
+                        return [self._trace(live, num_examples, length) for num_examples, length in points]
         except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
             if type(error) is torch.OutOfMemoryError:
                 raise
             raise CannotTrace(
                 f"{type(work.model).__name__} cannot be traced without a device ({first_line(error)})"
             ) from error
+
+    @contextmanager
+    def _on_card(self) -> Iterator[None]:
+        if self.capability is None:
+            yield
+            return
+        with cuda_kernels(self.capability), _one_text_a_row():
+            yield
+
+    def _trace(self, live: LiveBytes, num_examples: int, length: int) -> Trace:
+        cpu, work = torch.device("cpu"), self.workload
+        live.timeline = []
+        loss, batch = work.forward(num_examples, length, cpu)
+        forward_end = len(live.timeline) - 1
+        loss.backward()
+        del loss, batch
+        training, live.timeline = live.timeline, []
+        work.evaluate(num_examples, length, cpu)
+        return Trace(num_examples, length, training, forward_end, live.timeline)
+
+
+@contextmanager
+def _one_text_a_row() -> Iterator[None]:
+    """Have causal models of transformers know, in this thread, that no row of a batch holds several texts.
+
+    They ask positions for it, where there is neither mask nor cache. Where these have no values they make a mask of
+    (num_examples, 1, length, length), with which attention takes another kernel than in training.
+    """
+    masking: Any = sys.modules.get("transformers.masking_utils")
+    asked = getattr(masking, "find_packed_sequence_indices", None)
+    if asked is None:
+        yield
+        return
+    thread = threading.get_ident()
+
+    def find(*args: Any, **kwargs: Any) -> Tensor | None:
+        return None if threading.get_ident() == thread else asked(*args, **kwargs)
+
+    masking.find_packed_sequence_indices = find
+    try:
+        yield
+    finally:
+        masking.find_packed_sequence_indices = asked
 
 
 @contextmanager
