@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,7 +119,7 @@ class Tracer:
                     live.leave_out(paged)
                     self.fixed = FixedBytes(weights, alive - weights, state, live.peak_bytes)
                     self.state_shapes = [(t.shape, t.dtype) for t in _state_tensors(optimizer)]
-                    with self._on_card():
+                    with self._as_in_training():
                         return [self._trace(live, num_examples, length) for num_examples, length in points]
         except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
             if type(error) is torch.OutOfMemoryError:
@@ -129,11 +129,8 @@ class Tracer:
             ) from error
 
     @contextmanager
-    def _on_card(self) -> Iterator[None]:
-        if self.capability is None:
-            yield
-            return
-        with cuda_kernels(self.capability), _one_text_a_row():
+    def _as_in_training(self) -> Iterator[None]:
+        with _one_text_a_row(), nullcontext() if self.capability is None else cuda_kernels(self.capability):
             yield
 
     def _trace(self, live: LiveBytes, num_examples: int, length: int) -> Trace:
