@@ -51,6 +51,16 @@ class Variant:
             "temporaries": peak - fixed.total - activations,
         }
 
+    def totals(self, length: int) -> dict[str, int]:
+        """The peak for one example of a length, what each beyond many adds, and the peaks of what is not training."""
+        training = self.prediction.training
+        return {
+            "peak": training.bytes_at(1, length),
+            "each further one": training.bytes_at(65, length) - training.bytes_at(64, length),
+            "optimizer step": self.prediction.fixed.optimizer_peak,
+            "evaluation": self.prediction.evaluation.bytes_at(1, length),
+        }
+
 
 MOST_SHOWN = 4096
 """Examples: a plan does not look for more."""
