@@ -5,23 +5,26 @@ import importlib
 import inspect
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from hf_accum.byte_sizes import format_bytes, parse_bytes
+from hf_accum.byte_sizes import format_bytes
 from hf_accum.cli.exit import run
 from hf_accum.cli.parser import parse
 from hf_accum.config.flags import as_flags, flag_names
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.variants import VARIANTS
+from hf_accum.device.cards import format_capability
 from hf_accum.errors import UserError, first_line
+from hf_accum.tuner.targets import PRECISIONS, SIZES, Target, precision_of, targets_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from hf_accum.tuner.plan import Variant
+    from hf_accum.tuner.workload import Workload
 
 
 _VARIANTS = ",".join(VARIANTS)
@@ -35,30 +38,41 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     """The command's own flags, and its work: `work(parsed, flags)`, of which the recipe reads the flags."""
     parser = commands.add_parser("plan", help="what fits into which memory", description=_PLAN, allow_abbrev=False)
     parser.add_argument("recipe", help="a module of recipes, or any module with a function `workload(config)`")
-    parser.add_argument("--memory", default="4GiB,8GiB,16GiB,24GiB", help="sizes, with commas (default: %(default)s)")
+    parser.add_argument("--gpu", metavar="NAME", help='cards by name, with commas: "RTX 3060 12GB"')
+    parser.add_argument("--memory", metavar="BYTES", help=f"sizes, with commas, instead of cards (default: {SIZES})")
+    parser.add_argument("--capability", metavar="X.Y", help="the compute capability of these: 8.6")
+    parser.add_argument(
+        "--precision",
+        metavar=f"{{{','.join(PRECISIONS)}}}",
+        help="of the forward (default: bf16, or fp16 below compute capability 8.0; no where none is known)",
+    )
     parser.add_argument("--variants", default=_VARIANTS, help="ways of training, with commas (default: %(default)s)")
     parser.add_argument("--picture", metavar="FILE", help="draw the frontiers: a file .svg or .png")
+    parser.add_argument("--json", metavar="FILE", help="write what the tables say, for programs")
     parser.add_argument("--verified", metavar="FILE", help="also show what a run measured: its tuning.json")
     parser.set_defaults(work=_plan)
 
 
 def _plan(parsed: argparse.Namespace, flags: list[str]) -> None:
     """Check what was given, up to the recipe's own flags, and then plan as these say (`--debug`)."""
-    recipe, memory, variants = parsed.recipe, parsed.memory, parsed.variants
-    picture, verified = parsed.picture, parsed.verified
+    recipe, picture, json_file = parsed.recipe, parsed.picture, parsed.json
     try:
-        budgets = [parse_bytes(size) for size in memory.split(",")]
+        targets = targets_of(parsed.gpu, parsed.memory, parsed.capability)
+        precision = precision_of(targets, parsed.precision)
     except ValueError as error:
-        raise UserError(f"--memory {error}") from error
-    chosen = [variant.strip() for variant in variants.split(",")]
+        raise UserError(as_flags(str(error), vars(parsed))) from error
+    chosen = [variant.strip() for variant in parsed.variants.split(",")]
     unknown = sorted(set(chosen) - set(VARIANTS))
     if unknown:
         raise UserError(f"--variants {', '.join(unknown)}: has to be of {_VARIANTS}")
     if picture is not None and Path(picture).suffix not in (".svg", ".png"):
         raise UserError(f"--picture {picture}: has to end in .svg or .png")
-    if picture is not None and not Path(picture).parent.is_dir():
-        raise UserError(f"--picture {picture}: has to be in a folder that is there")
-    measured = None if verified is None else _verified(Path(verified))
+    for flag, file in {"--picture": picture, "--json": json_file}.items():
+        if file is not None and not Path(file).parent.is_dir():
+            raise UserError(f"{flag} {file}: has to be in a folder that is there")
+        if file is not None and Path(file).is_dir():
+            raise UserError(f"{flag} {file}: has to be a file, it is a folder")
+    measured = None if parsed.verified is None else _verified(Path(parsed.verified))
     module = _recipe(recipe)
     parameters = list(inspect.signature(module.workload).parameters.values())
     config_class = parameters[0].annotation if parameters else None
@@ -66,19 +80,43 @@ def _plan(parsed: argparse.Namespace, flags: list[str]) -> None:
         config_class = getattr(module, config_class, None)
     if not (isinstance(config_class, type) and issubclass(config_class, RecipeConfig)):
         raise UserError(f"{recipe}: its function `workload(config)` has to say which RecipeConfig it takes")
+    build = _build(recipe, module, precision)
     config: RecipeConfig = parse(config_class, _PLAN, flags)
 
-    run(lambda: _show(recipe, module, config, chosen, budgets, measured, picture), config)
+    run(lambda: _show(recipe, build, config, chosen, targets, precision, measured, picture, json_file), config)
+
+
+def _build(recipe: str, module: ModuleType, precision: str) -> "Callable[[RecipeConfig], Workload]":
+    """The recipe's own function, with the precision; one that takes none is of float32."""
+    try:
+        inspect.signature(module.workload).bind(None, precision)
+    except TypeError as error:
+        if precision == "no":
+            return module.workload
+        raise UserError(
+            f"{recipe}: its function `workload(config)` has to take a precision too, `workload(config, precision)`, "
+            f"to be planned in {precision}; or plan it in float32, by --precision no"
+        ) from error
+
+    def build(config: RecipeConfig) -> "Workload":
+        work: Workload = module.workload(config, precision)
+        if work.precision != precision:
+            raise UserError(f"{recipe}: its function `workload` has to hand its precision on, to `planned`")
+        return work
+
+    return build
 
 
 def _show(
     recipe: str,
-    module: ModuleType,
+    build: "Callable[[RecipeConfig], Workload]",
     config: RecipeConfig,
-    variants: Sequence[str],
-    budgets: Sequence[int],
+    chosen: Sequence[str],
+    targets: Sequence[Target],
+    precision: str,
     measured: "Table | None",
     picture: str | None,
+    json_file: str | None,
 ) -> None:
     from rich.console import Console
 
@@ -86,7 +124,14 @@ def _show(
 
     console = Console(soft_wrap=True)
     console.print(f"planning {recipe} for {config.model or 'its embedded model'}")
-    found, impossible = plan(module.workload, config, variants)
+    found, impossible = plan(build, config, chosen)
+    for target in targets:
+        if (card := target.card) is not None:
+            console.print(
+                f"{card.name}: compute capability {format_capability(card.capability)}, "
+                f"{format_bytes(card.memory_bytes)}, of which the plan uses {format_bytes(target.budget_bytes)} "
+                "(the rest is left to the driver, and not measured)"
+            )
     longest, lengths = found[0].max_length, found[0].lengths
     console.print(f"examples of {'up to ' if lengths.vary else ''}{longest} {lengths.unit}")
     if found[0].assumed:
@@ -95,20 +140,31 @@ def _show(
         console.print(f"{flag} {value} says nothing here: each way of training has its own (--variants chooses)")
     for why in impossible:
         console.print(as_flags(f"left out: {why}", flag_names(type(config))), markup=False, highlight=False)
-    console.print(_frontiers(found, budgets))
+    console.print(_frontiers(found, targets))
     console.print(_parts(found))
     console.print(
-        "These numbers are predicted: bytes of tensors, of one rank, in float32, from a trace without a device. A "
-        "GPU needs some hundred MiB more (its context, fragments): a run with --micro_batch_size auto measures them, "
-        "and its tuning.json (--verified) says what was verified."
+        f"These numbers are predicted: bytes of tensors, of one rank, in {_in_words(precision)}, from a trace "
+        "without a device. A GPU needs some hundred MiB more (its context, fragments): a run with --micro_batch_size "
+        "auto measures them, and its tuning.json (--verified) says what was verified."
     )
     if measured is not None:
         console.print(measured)
     if picture is not None:
         from hf_accum.tuner.plan_picture import draw
 
-        draw(found, budgets, Path(picture))
+        draw(found, targets, Path(picture))
         console.print(f"drawn: {picture}")
+    if json_file is not None:
+        from hf_accum.files import write_json
+        from hf_accum.tuner.plan_json import as_json
+
+        described = as_json(found, impossible, chosen, targets)
+        write_json(Path(json_file), {"recipe": recipe, "model": config.model, "precision": precision} | described)
+        console.print(f"written: {json_file}")
+
+
+def _in_words(precision: str) -> str:
+    return "float32" if precision == "no" else f"mixed precision ({precision})"
 
 
 def _overridden(config: RecipeConfig) -> dict[str, object]:
@@ -140,7 +196,7 @@ def _recipe(name: str) -> ModuleType:
     raise UserError(f"{name}: no recipe of that name, nor a module with a function `workload(config)`")
 
 
-def _frontiers(variants: "Sequence[Variant]", budgets: Sequence[int]) -> "Table":
+def _frontiers(variants: "Sequence[Variant]", targets: Sequence[Target]) -> "Table":
     from rich.table import Table
 
     from hf_accum.tuner.plan import MOST_SHOWN, lengths_of
@@ -148,11 +204,13 @@ def _frontiers(variants: "Sequence[Variant]", budgets: Sequence[int]) -> "Table"
     unit = variants[0].lengths.unit
     lengths = lengths_of(variants[0].max_length, variants[0].lengths.vary)
     title = f"largest micro-batch: examples of so many {unit}"
-    table = Table("memory", "training", *map(str, lengths), title=title, title_justify="left")
-    for budget in budgets:
+    memory = "memory" if targets[0].card is None else "card"
+    table = Table(memory, "training", *map(str, lengths), title=title, title_justify="left")
+    for target in targets:
         for index, variant in enumerate(variants):
-            cells = [_number(variant.largest(length, budget, MOST_SHOWN), MOST_SHOWN) for length in lengths]
-            table.add_row(format_bytes(budget) if index == 0 else "", variant.name, *cells)
+            numbers = [variant.largest(length, target.budget_bytes, MOST_SHOWN) for length in lengths]
+            cells = [_number(number, MOST_SHOWN) for number in numbers]
+            table.add_row(target.name if index == 0 else "", variant.name, *cells)
         table.add_section()
     return table
 
@@ -171,15 +229,9 @@ def _parts(variants: "Sequence[Variant]") -> "Table":
     for part in parts[0]:
         table.add_row(part, *(format_bytes(of[part]) for of in parts))
     table.add_section()
-    predictions = [variant.prediction for variant in variants]
-    rows = {
-        "peak": [sum(of.values()) for of in parts],
-        "each further one": [p.training.bytes_at(65, length) - p.training.bytes_at(64, length) for p in predictions],
-        "optimizer step": [p.fixed.optimizer_peak for p in predictions],
-        "evaluation": [p.evaluation.bytes_at(1, length) for p in predictions],
-    }
-    for name, numbers in rows.items():
-        table.add_row(name, *map(format_bytes, numbers))
+    totals = [variant.totals(length) for variant in variants]
+    for name in totals[0]:
+        table.add_row(name, *(format_bytes(of[name]) for of in totals))
     return table
 
 

@@ -30,5 +30,6 @@ assert "torch" in sys.modules, "the oracle is blind"
     for arguments, status in (("--help", 0), ("plan --help", 0), ("plan unheard_of", 2), ("--memory x", 2)):
         assert f"{arguments} ended with {status}" in done.stderr
     assert "heavy: []" in done.stderr
-    for flag in ("--memory", "--variants", "--picture", "--verified"):
+    own = ("--gpu", "--memory", "--capability", "--precision", "--variants", "--picture", "--json", "--verified")
+    for flag in own:
         assert flag in done.stdout

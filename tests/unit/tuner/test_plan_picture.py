@@ -30,6 +30,7 @@ def test_a_picture_is_written_whole(
         root = ET.parse(file).getroot()
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) > 20
+        assert all(f"<!-- {name} -->" in file.read_text() for name in ("64 MiB", "1.00 GiB"))  # in the legend
     else:
         with Image.open(file) as image:
             image.load()

@@ -5,19 +5,22 @@ import re
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launching import run
 from plan_cases import MAX_LENGTH, flags_of, save_config
 
-from hf_accum.accumulation.capacity import Capacity
+from hf_accum.accumulation.capacity import Capacity, Peak
 from hf_accum.byte_sizes import format_bytes, parse_bytes
 from hf_accum.cli.main import main
 from hf_accum.config.lora import LoraConfig
 from hf_accum.tuner.plan import Variant, plan
+from hf_accum.tuner.prediction import Prediction
 from hf_accum.tuner.probes import Probe
 from hf_accum.tuner.run_capacity import tuning_json
 from hf_accum.tuner.search import Tuning
+from hf_accum.tuner.tracing import FixedBytes
 from recipes.clinical_classification import ClinicalClassificationConfig, workload
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -62,6 +65,12 @@ def check_tables(output: str, model: str, budgets: tuple[str, ...]) -> None:
         ["evaluation", *map(format_bytes, evaluation)],
     ]
     assert rows_of(output) == expected
+
+
+def of_card(name: str, *more: str, model: str = "m", variants: str = "lora,qlora") -> list[str]:
+    flags = flags_of(model, "--gpu", name, *more, variants=variants)
+    place = flags.index("--memory")
+    return flags[:place] + flags[place + 2 :]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -128,6 +137,108 @@ def test_a_picture_where_no_folder_is_is_refused_in_one_message(
     assert f"--picture {file}: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--picture", "--json"])
+@pytest.mark.parametrize(
+    ("name", "why"), [("missing/plan.svg", "in a folder that is there"), ("folder.svg", "a file, it is a folder")]
+)
+def test_a_file_that_cannot_be_is_refused_before_anything_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, name: str, why: str
+) -> None:
+    (tmp_path / "folder.svg").mkdir()
+    said = refused(capsys, *flags_of("missing", flag, str(tmp_path / name)))
+    assert said == f"error: {flag} {tmp_path / name}: has to be {why}\n"
+
+
+def test_cards_are_planned_and_written_for_programs(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one precision that all of them compute in; the file says what the tables do."""
+    file = tmp_path / "plan.json"
+    file.write_text("an earlier one")
+    main(of_card("rtx3060 12 GiB, T4", "--json", str(file), model=model, variants="lora"))
+    output = capsys.readouterr().out
+    assert output.endswith(f"written: {file}\n")
+    assert list(tmp_path.iterdir()) == [file]
+    assert re.search(r"^RTX 3060 12GB: compute capability 8\.6, 12\.00 GiB, of which .* 11\.00 GiB ", output, re.M)
+    assert re.search(r"^T4: compute capability 7\.5, 16\.00 GiB, of which the plan uses 14\.67 GiB ", output, re.M)
+    assert "of one rank, in mixed precision (fp16), from a trace" in output
+    assert re.search(r"card +┃ training +┃ 64 +┃ 32 +┃", output)
+
+    written = json.loads(file.read_text())
+    assert (written["recipe"], written["model"], written["precision"]) == ("clinical_classification", model, "fp16")
+    config = ClinicalClassificationConfig(model=model, max_length=MAX_LENGTH, lora=LoraConfig())
+    (variant,), _ = plan(lambda config: workload(config, "fp16"), config, ["lora"])
+    budgets = {"RTX 3060 12GB": 11 * 2**30, "T4": 16 * 2**30 * 11 // 12}
+    assert [(memory["name"], memory["budget_bytes"]) for memory in written["memory"]] == [*budgets.items()]
+    of = written["variants"]["lora"]
+    assert [(row["memory"], row["length"], row["num_examples"]) for row in of["largest"]] == [
+        (name, length, variant.largest(length, budget, MOST) or None)
+        for name, budget in budgets.items()
+        for length in (64, 32)
+    ]
+    assert of["one_example"]["needed_bytes"] == variant.needed_bytes(1, MAX_LENGTH)
+    assert of["one_example"]["needed_bytes"] != variants_of(model)["LoRA"].needed_bytes(1, MAX_LENGTH)  # in float32
+    assert rows_of(output) == rows_written(written)
+
+
+def rows_written(written: dict[str, Any]) -> list[list[str]]:
+    """The rows of both tables, from the file alone."""
+    variants = list(written["variants"].values())
+    most, rows = written["most_examples"], []
+    for place, memory in enumerate(written["memory"]):
+        for index, of in enumerate(variants):
+            num_lengths = len(written["lengths"])
+            numbers = [row["num_examples"] for row in of["largest"][place * num_lengths :][:num_lengths]]
+            shown = ["-" if number is None else f"{most}+" if number == most else str(number) for number in numbers]
+            rows.append([memory["name"] if index == 0 else "", of["name"], *shown])
+    ones = [of["one_example"] for of in variants]
+    rows += [
+        [part.replace("_", " "), *(format_bytes(one["parts_bytes"][part]) for one in ones)]
+        for part in ones[0]["parts_bytes"]
+    ]
+    for total in ("peak", "each further one", "optimizer step", "evaluation"):
+        key = f"{total.replace(' ', '_')}_bytes"
+        assert all(isinstance(one[key], int) for one in ones)
+        rows.append([total, *(format_bytes(one[key]) for one in ones)])
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "words"),
+    [
+        (["--capability", "8.6"], "bf16", "mixed precision (bf16)"),
+        (["--capability", "7.5"], "fp16", "mixed precision (fp16)"),
+        (["--capability", "8.6", "--precision", "no"], "no", "float32"),
+        (["--precision", "bf16"], "bf16", "mixed precision (bf16)"),
+        ([], "no", "float32"),
+    ],
+)
+def test_the_precision_is_that_of_the_capability_or_the_flag(
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    precision: str,
+    words: str,
+) -> None:
+    """Planned with it, and told: in the last sentence and in the file."""
+    file = tmp_path / "plan.json"
+    asked: list[str] = []
+
+    def plan(build: Any, config: Any, chosen: Any) -> Any:
+        asked.append(build(config).precision)
+        peak = Peak(((100.0, 10.0),), MAX_LENGTH)
+        fixed = FixedBytes(weights=50, gradients=20, optimizer_state=30, optimizer_peak=180)
+        return [Variant("LoRA", Prediction(peak, peak, peak, fixed, []), MAX_LENGTH)], []
+
+    monkeypatch.setattr("hf_accum.tuner.plan.plan", plan)
+    main(flags_of(model, *flags, "--json", str(file), variants="lora"))
+    assert asked == [precision]
+    assert f"of one rank, in {words}, from a trace" in capsys.readouterr().out
+    assert json.loads(file.read_text())["precision"] == precision
+
+
 def test_what_a_run_measured_is_shown(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     probes = (Probe(4, 64, 7 * 2**20, 9 * 2**20, True), Probe(77, 32, 3 * 2**30, None, False))
     tuning = Tuning(Capacity(4), "NVIDIA Whatever", 2 * 2**30, 64, probes, 1.1, 5.0, 1.5)
@@ -176,6 +287,14 @@ def test_what_is_no_tuning_json_is_refused_before_anything_is_done(
         (flags_of("m", memory="8GiB,many"), "'many': has to be bytes, as 6GiB"),
         (flags_of("m", memory="8GiB,"), "'': has to be bytes, as 6GiB"),
         (flags_of("m", memory="0"), "'0': has to be bytes, as 6GiB"),
+        (flags_of("m", "--capability", "86"), "error: --capability '86': has to be a compute capability, as 8.6"),
+        (flags_of("m", "--gpu", "T4"), "error: --memory 64MiB,1GiB: has to be left out with --gpu T4, which says it"),
+        (of_card("T4", "--capability", "7.5"), "error: --capability 7.5: has to be left out with --gpu T4, which"),
+        (of_card("RTX 3060"), "error: --gpu 'RTX 3060': has to say which one it is: RTX 3060 8GB, RTX 3060 12GB"),
+        (of_card("T4,"), "error: --gpu '': has to be a card that is known by name; any other is planned by its"),
+        (of_card("RTX 9090"), "as --memory 8GiB and --capability 8.6"),
+        (of_card("A10, T4", "--precision", "bf16"), "error: --precision bf16: has to be fp16 or no on T4 (7.5): "),
+        (flags_of("m", "--precision", "fp8"), "error: --precision fp8: has to be of no,bf16,fp16"),
         (flags_of("m", "--lora.rank", "-1"), "error: --lora.rank -1: has to be at least 0"),
         (flags_of("m", "--max_length", "1"), "error: --max_length 1: has to be at least 2"),
         (flags_of("m", "--max_length", "many"), '"max_length"'),
@@ -237,6 +356,45 @@ def test_a_recipe_of_one_s_own_is_planned(
     assert f"\nexamples of up to {MAX_LENGTH} tokens\n" in output
     assert output.count("rank 16 times 3\n") == 2
     check_tables(output, model, ("64MiB", "1GiB"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "signature", "said"),
+    [
+        (
+            ["--precision", "fp16"],
+            "config: MyConfig",
+            "has to take a precision too, `workload(config, precision)`, to be",
+        ),
+        (["--capability", "8.6"], "config: MyConfig", "or plan it in float32, by --precision no"),
+        (["--precision", "bf16"], "config: MyConfig, precision", "has to hand its precision on, to `planned`"),
+        (["--capability", "8.6", "--precision", "no"], "config: MyConfig", None),
+        ([], "config: MyConfig, precision", None),
+    ],
+)
+def test_a_recipe_of_one_s_own_has_to_take_the_precision(
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    signature: str,
+    said: str | None,
+) -> None:
+    """Where one is asked for, or follows from the card; in float32 it may do without."""
+    name = tmp_path.name  # of each case another: a module stays imported
+    (tmp_path / f"{name}.py").write_text(OWN.replace("config: MyConfig", signature))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    arguments = flags_of(model, *flags, variants="lora")
+    arguments[1] = name
+    if said is None:
+        main(arguments)
+        assert "of one rank, in float32, from a trace" in capsys.readouterr().out
+    else:
+        told = refused(capsys, *arguments)
+        assert told.startswith(f"error: {name}: its function `workload")
+        assert said in told
 
 
 def test_a_recipe_of_one_s_own_that_fails_to_import_keeps_its_error(
