@@ -11,6 +11,7 @@ from hf_accum.byte_sizes import format_bytes
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.variants import VARIANTS
 from hf_accum.errors import UserError
+from hf_accum.tuner.kernels import Capability
 from hf_accum.tuner.prediction import Prediction, predict
 from hf_accum.tuner.tracing import CannotTrace
 from hf_accum.tuner.workload import Workload
@@ -66,8 +67,12 @@ MOST_SHOWN = 4096
 """Examples: a plan does not look for more."""
 
 
-def plan(build: Build[C], config: C, variants: Collection[str]) -> tuple[list[Variant], list[str]]:
+def plan(
+    build: Build[C], config: C, variants: Collection[str], capability: Capability | None = None
+) -> tuple[list[Variant], list[str]]:
     """Predict variants of a configuration; also says which cannot be, and why.
+
+    With the compute `capability` of a card, as (8, 6), by its kernels.
 
     A variant sets `lora.rank` (to 0, or 16 where it is 0), `quantization` and `gradient_checkpointing` itself.
 
@@ -90,7 +95,7 @@ def plan(build: Build[C], config: C, variants: Collection[str]) -> tuple[list[Va
         if key not in variants:
             continue
         try:
-            found.append(_variant(name, build(replace(config, **changes[key]))))
+            found.append(_variant(name, build(replace(config, **changes[key])), capability))
         except (ValueError, CannotTrace) as error:
             impossible.setdefault(str(error), []).append(name)
     if not found:
@@ -98,8 +103,8 @@ def plan(build: Build[C], config: C, variants: Collection[str]) -> tuple[list[Va
     return found, [f"{', '.join(names)}: {why}" for why, names in impossible.items()]
 
 
-def _variant(name: str, work: Workload) -> Variant:
-    return Variant(name, predict(work), work.max_length, work.lengths, work.assumed)
+def _variant(name: str, work: Workload, capability: Capability | None = None) -> Variant:
+    return Variant(name, predict(work, capability=capability), work.max_length, work.lengths, work.assumed)
 
 
 def lengths_of(max_length: int, vary: bool = True) -> list[int]:

@@ -73,3 +73,12 @@ def precision_of(targets: Sequence[Target], asked: str | None) -> str:
     if any(target.capability is None for target in targets):
         return "no"
     return "fp16" if older else "bf16"
+
+
+def oldest(targets: Sequence[Target]) -> tuple[int, int] | None:
+    """The lowest compute capability among the targets, whose kernels a plan counts for all of them: they need most.
+
+    None where it is not known of each.
+    """
+    known = [target.capability for target in targets if target.capability is not None]
+    return min(known) if len(known) == len(targets) else None

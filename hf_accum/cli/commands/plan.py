@@ -18,7 +18,7 @@ from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.variants import VARIANTS
 from hf_accum.device.cards import format_capability
 from hf_accum.errors import UserError, first_line
-from hf_accum.tuner.targets import PRECISIONS, SIZES, Target, precision_of, targets_of
+from hf_accum.tuner.targets import PRECISIONS, SIZES, Target, oldest, precision_of, targets_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -124,7 +124,8 @@ def _show(
 
     console = Console(soft_wrap=True)
     console.print(f"planning {recipe} for {config.model or 'its embedded model'}")
-    found, impossible = plan(build, config, chosen)
+    capability = oldest(targets)
+    found, impossible = plan(build, config, chosen, capability)
     for target in targets:
         if (card := target.card) is not None:
             console.print(
@@ -144,8 +145,8 @@ def _show(
     console.print(_parts(found))
     console.print(
         f"These numbers are predicted: bytes of tensors, of one rank, in {_in_words(precision)}, from a trace "
-        "without a device. A GPU needs some hundred MiB more (its context, fragments): a run with --micro_batch_size "
-        "auto measures them, and its tuning.json (--verified) says what was verified."
+        f"without a device, with the kernels of {_kernels(capability)}. A GPU needs some hundred MiB more (its "
+        "context, fragments): a run with --micro_batch_size auto measures them, and its tuning.json (--verified) says what was verified."
     )
     if measured is not None:
         console.print(measured)
@@ -165,6 +166,12 @@ def _show(
 
 def _in_words(precision: str) -> str:
     return "float32" if precision == "no" else f"mixed precision ({precision})"
+
+
+def _kernels(capability: tuple[int, int] | None) -> str:
+    if capability is None:
+        return "a CPU (--gpu or --capability: of a card)"
+    return f"CUDA for compute capability {format_capability(capability)}"
 
 
 def _overridden(config: RecipeConfig) -> dict[str, object]:

@@ -4,7 +4,7 @@ import pytest
 
 from hf_accum.device.cards import find_card
 from hf_accum.errors import UserError
-from hf_accum.tuner.targets import Target, precision_of, targets_of
+from hf_accum.tuner.targets import Target, oldest, precision_of, targets_of
 
 GIB = 2**30
 
@@ -94,3 +94,10 @@ def test_bf16_where_it_is_emulated_is_refused(targets: list[Target], which: str)
 def test_what_is_no_precision_is_refused(asked: str) -> None:
     with pytest.raises(UserError, match=rf"^`precision` {asked}: has to be of no,bf16,fp16$"):
         precision_of(of(None), asked)
+
+
+def test_the_kernels_are_those_of_the_oldest_card_and_of_none_where_one_is_not_known() -> None:
+    assert oldest(targets_of("RTX 3090,T4", None, None)) == (7, 5)
+    assert oldest(targets_of(None, "8GiB,16GiB", "8.6")) == (8, 6)
+    assert oldest(targets_of(None, "8GiB", None)) is None
+    assert oldest([Target("a", 1, (8, 0)), Target("b", 1)]) is None

@@ -162,12 +162,13 @@ def test_cards_are_planned_and_written_for_programs(
     assert re.search(r"^RTX 3060 12GB: compute capability 8\.6, 12\.00 GiB, of which .* 11\.00 GiB ", output, re.M)
     assert re.search(r"^T4: compute capability 7\.5, 16\.00 GiB, of which the plan uses 14\.67 GiB ", output, re.M)
     assert "of one rank, in mixed precision (fp16), from a trace" in output
+    assert "with the kernels of CUDA for compute capability 7.5." in output  # the older one's, which need most
     assert re.search(r"card +┃ training +┃ 64 +┃ 32 +┃", output)
 
     written = json.loads(file.read_text())
     assert (written["recipe"], written["model"], written["precision"]) == ("clinical_classification", model, "fp16")
     config = ClinicalClassificationConfig(model=model, max_length=MAX_LENGTH, lora=LoraConfig())
-    (variant,), _ = plan(lambda config: workload(config, "fp16"), config, ["lora"])
+    (variant,), _ = plan(lambda config: workload(config, "fp16"), config, ["lora"], (7, 5))
     budgets = {"RTX 3060 12GB": 11 * 2**30, "T4": 16 * 2**30 * 11 // 12}
     assert [(memory["name"], memory["budget_bytes"]) for memory in written["memory"]] == [*budgets.items()]
     of = written["variants"]["lora"]
@@ -226,7 +227,7 @@ def test_the_precision_is_that_of_the_capability_or_the_flag(
     file = tmp_path / "plan.json"
     asked: list[str] = []
 
-    def plan(build: Any, config: Any, chosen: Any) -> Any:
+    def plan(build: Any, config: Any, chosen: Any, capability: Any) -> Any:
         asked.append(build(config).precision)
         peak = Peak(((100.0, 10.0),), MAX_LENGTH)
         fixed = FixedBytes(weights=50, gradients=20, optimizer_state=30, optimizer_peak=180)
