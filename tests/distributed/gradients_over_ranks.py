@@ -57,7 +57,7 @@ def main(names: list[str]) -> None:
                     window = make_window(mine, examples[0], rank=ranks.index, whole=examples)
                     for micro_batch in window.micro_batches(micro_batch_size):
                         with accumulate(accelerator, model, micro_batch):
-                            inputs, labels = batch(micro_batch.examples)
+                            inputs, labels = batch(micro_batch.examples, accelerator.device)
                             loss: Tensor = task.objective(model(**inputs).logits, labels)
                             accelerator.backward(micro_batch.scaled(loss))
                     difference = largest_relative_difference(plain, reference)
@@ -65,7 +65,8 @@ def main(names: list[str]) -> None:
                     differences[case] = max(ranks.gather_objects(difference))
                     optimizer.zero_grad()
     if accelerator.is_main_process:
-        print(json.dumps({"num_ranks": ranks.count, "differences": differences}))
+        device = accelerator.device.type
+        print(json.dumps({"num_ranks": ranks.count, "device": device, "differences": differences}))
     accelerator.end_training()
 
 

@@ -37,7 +37,7 @@ class Model(nn.Module):
 def main() -> None:
     accelerator = start_accelerator()
     ranks = ranks_of(accelerator)
-    model = Model(1 - ranks.index)
+    model = Model(1 - ranks.index).to(accelerator.device)
     before = ranks.gather_objects(model.values())
     broadcast_weights(model, accelerator)
     after = ranks.gather_objects(model.values())

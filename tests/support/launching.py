@@ -69,6 +69,7 @@ def _environment(more: Mapping[str, str]) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}",
         "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",  # where there are GPUs too; tests/gpu gives theirs
         **more,
     }
 

@@ -36,7 +36,7 @@ def _cross_entropy(weights: Tensor | None, smoothing: float) -> Callable[[Tensor
     return lambda logits, labels: F.cross_entropy(
         logits.flatten(0, -2),
         labels.flatten(),
-        weight=weights,
+        weight=None if weights is None else weights.to(logits.device),
         label_smoothing=smoothing,
         ignore_index=IGNORE,
     )
@@ -48,7 +48,9 @@ TASKS = {
     "weights and smoothing": Task(CrossEntropy(CLASS_WEIGHTS, 0.2), _cross_entropy(CLASS_WEIGHTS, 0.2)),
     "multi-label": Task(
         BinaryCrossEntropy(POSITIVE_WEIGHTS),
-        lambda logits, labels: F.binary_cross_entropy_with_logits(logits, labels, pos_weight=POSITIVE_WEIGHTS),
+        lambda logits, labels: F.binary_cross_entropy_with_logits(
+            logits, labels, pos_weight=POSITIVE_WEIGHTS.to(logits.device)
+        ),
     ),
     "regression": Task(SquaredError(), lambda logits, labels: F.mse_loss(logits.squeeze(-1), labels), num_labels=1),
     "tokens": Task(CrossEntropy(), _cross_entropy(None, 0.0), of_tokens=True),
@@ -106,8 +108,8 @@ def _random_label(task: Task, length: int, generator: torch.Generator) -> Tensor
     return torch.randint(0, NUM_CLASSES, (), generator=generator)
 
 
-def batch(examples: Sequence[Example]) -> tuple[dict[str, Tensor], Tensor]:
-    """Padded inputs and labels."""
+def batch(examples: Sequence[Example], device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], Tensor]:
+    """Padded inputs and labels, on a device."""
     longest = max(example.length for example in examples)
 
     def padded(values: Tensor, fill: int) -> Tensor:
@@ -117,7 +119,8 @@ def batch(examples: Sequence[Example]) -> tuple[dict[str, Tensor], Tensor]:
     labels = [e.features["label"] for e in examples]
     if labels[0].ndim and len(labels[0]) == examples[0].length and labels[0].dtype == torch.long:
         labels = [padded(label, IGNORE) for label in labels]
-    return {"input_ids": ids, "attention_mask": (ids != 0).long()}, torch.stack(labels)
+    inputs = {"input_ids": ids.to(device), "attention_mask": (ids != 0).long().to(device)}
+    return inputs, torch.stack(labels).to(device)
 
 
 def make_window(
@@ -145,7 +148,7 @@ def make_window(
 
 def unsplit_gradient(model: nn.Module, task: Task, examples: Sequence[Example]) -> tuple[dict[str, Tensor], float]:
     """The oracle: one batch, torch's own mean loss, autograd. Leaves no gradient behind."""
-    inputs, labels = batch(examples)
+    inputs, labels = batch(examples, next(model.parameters()).device)
     loss = task.whole_loss(model(**inputs).logits, labels)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     gradients = torch.autograd.grad(loss, [p for _, p in named])
