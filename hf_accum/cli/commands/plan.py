@@ -146,7 +146,8 @@ def _show(
     console.print(
         f"These numbers are predicted: bytes of tensors, of one rank, in {_in_words(precision)}, from a trace "
         f"without a device, with the kernels of {_kernels(capability)}. A GPU needs some hundred MiB more (its "
-        "context, fragments): a run with --micro_batch_size auto measures them, and its tuning.json (--verified) says what was verified."
+        "context, fragments): a run with --micro_batch_size auto measures them, and its tuning.json (--verified) "
+        "says what was verified."
     )
     if measured is not None:
         console.print(measured)
