@@ -1,7 +1,7 @@
 """Bytes of live tensors, counted as operations make and free them; with a budget a small virtual device."""
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,11 +16,19 @@ class LiveBytes(TorchDispatchMode):
     With a `budget_bytes` it is a small device of its own: an operation whose result goes over it raises
     torch.OutOfMemoryError. `held` tensors, which were there before, count from the start.
 
-    What a kernel allocates and frees within itself is not seen.
+    What a kernel allocates and frees within itself is not seen. `record(number, num_bytes)` is told of each storage
+    by a number of its own: once it is there, and with its bytes negative once it is gone; not of empty ones.
     """
 
-    def __init__(self, budget_bytes: int | None = None, held: Iterable[Tensor] = ()) -> None:
+    def __init__(
+        self,
+        budget_bytes: int | None = None,
+        held: Iterable[Tensor] = (),
+        record: Callable[[int, int], object] | None = None,
+    ) -> None:
         super().__init__()
+        self._record = record
+        self._num_storages = 0
         self.budget_bytes = budget_bytes
         self.current_bytes = 0
         self.peak_bytes = 0
@@ -61,14 +69,20 @@ class LiveBytes(TorchDispatchMode):
         key = storage._cdata
         if key in self._storages:
             return
-        num_bytes = storage.nbytes()
+        num_bytes, number = storage.nbytes(), self._num_storages
+        record = self._record if num_bytes else None
+        self._num_storages += 1
 
         def freed(_: object) -> None:
             del self._storages[key]
             self.current_bytes -= num_bytes
+            if record is not None:
+                record(number, -num_bytes)
 
         self._storages[key] = weakref.ref(storage, freed)
         self.current_bytes += num_bytes
+        if record is not None:
+            record(number, num_bytes)
 
 
 def tensors_of(model: nn.Module) -> list[Tensor]:

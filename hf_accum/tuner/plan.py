@@ -13,6 +13,7 @@ from hf_accum.config.variants import VARIANTS
 from hf_accum.errors import UserError
 from hf_accum.tuner.kernels import Capability
 from hf_accum.tuner.prediction import Prediction, predict
+from hf_accum.tuner.reserved import reserved_bytes
 from hf_accum.tuner.tracing import CannotTrace
 from hf_accum.tuner.workload import Workload
 
@@ -30,6 +31,8 @@ class Variant:
     max_length: int
     lengths: Lengths = TOKENS
     assumed: str = ""
+    reserved: int | None = None
+    """What a card's allocator would hold for one example of the longest length; None: no card is planned for."""
 
     def needed_bytes(self, num_examples: int, length: int) -> int:
         """The peak of training at a micro-batch, the optimizer step included."""
@@ -53,9 +56,13 @@ class Variant:
         }
 
     def totals(self, length: int) -> dict[str, int]:
-        """The peak for one example of a length, what each beyond many adds, and the peaks of what is not training."""
+        """The peak for one example of a length, what each beyond many adds, and the peaks of what is not training.
+
+        Where a card is planned for, what its allocator holds for that example comes first.
+        """
         training = self.prediction.training
-        return {
+        reserved = {} if self.reserved is None or length != self.max_length else {"reserved": self.reserved}
+        return reserved | {
             "peak": training.bytes_at(1, length),
             "each further one": training.bytes_at(65, length) - training.bytes_at(64, length),
             "optimizer step": self.prediction.fixed.optimizer_peak,
@@ -104,7 +111,9 @@ def plan(
 
 
 def _variant(name: str, work: Workload, capability: Capability | None = None) -> Variant:
-    return Variant(name, predict(work, capability=capability), work.max_length, work.lengths, work.assumed)
+    reserved = None if capability is None else reserved_bytes(work, capability, 1, work.max_length)
+    prediction = predict(work, capability=capability)
+    return Variant(name, prediction, work.max_length, work.lengths, work.assumed, reserved)
 
 
 def lengths_of(max_length: int, vary: bool = True) -> list[int]:

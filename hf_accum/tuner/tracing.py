@@ -9,7 +9,7 @@ import copy
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,6 +79,8 @@ class Tracer:
 
     workload: Workload
     capability: Capability | None = None
+    record: Callable[[int, int], object] | None = None
+    """Told of each tensor's memory, as `LiveBytes` does."""
     fixed: FixedBytes = field(init=False)
     state_shapes: list[tuple[torch.Size, torch.dtype]] = field(init=False, default_factory=list)
     """Of the optimizer's state, after its first step."""
@@ -107,7 +109,8 @@ class Tracer:
                 tensors = tensors_of(work.model)
                 for parameter in trainable:
                     parameter.grad = torch.empty_like(parameter)
-                with LiveBytes(held=[*tensors, *(p.grad for p in trainable if p.grad is not None)]) as live:
+                held = [*tensors, *(p.grad for p in trainable if p.grad is not None)]
+                with LiveBytes(held=held, record=self.record) as live:
                     alive = live.current_bytes
                     weights = sum_bytes(tensors)
                     with warnings.catch_warnings():

@@ -149,6 +149,7 @@ def test_a_file_that_cannot_be_is_refused_before_anything_is_done(
     assert said == f"error: {flag} {tmp_path / name}: has to be {why}\n"
 
 
+@pytest.mark.slow
 def test_cards_are_planned_and_written_for_programs(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +181,7 @@ def test_cards_are_planned_and_written_for_programs(
     assert of["one_example"]["needed_bytes"] == variant.needed_bytes(1, MAX_LENGTH)
     assert of["one_example"]["needed_bytes"] != variants_of(model)["LoRA"].needed_bytes(1, MAX_LENGTH)  # in float32
     assert rows_of(output) == rows_written(written)
+    assert of["one_example"]["reserved_bytes"] > of["one_example"]["needed_bytes"]
 
 
 def rows_written(written: dict[str, Any]) -> list[list[str]]:
@@ -197,7 +199,8 @@ def rows_written(written: dict[str, Any]) -> list[list[str]]:
         [part.replace("_", " "), *(format_bytes(one["parts_bytes"][part]) for one in ones)]
         for part in ones[0]["parts_bytes"]
     ]
-    for total in ("peak", "each further one", "optimizer step", "evaluation"):
+    of_card = ["reserved"] if "reserved_bytes" in ones[0] else []
+    for total in (*of_card, "peak", "each further one", "optimizer step", "evaluation"):
         key = f"{total.replace(' ', '_')}_bytes"
         assert all(isinstance(one[key], int) for one in ones)
         rows.append([total, *(format_bytes(one[key]) for one in ones)])
