@@ -351,9 +351,8 @@ def check_peaks(loaded: nn.Module, built: nn.Module, max_length: int, sizes: lis
         assert 1.00 <= prediction.training.bytes_at(*size) / live.peak_bytes <= 1.05, size
 
 
-@pytest.mark.parametrize(
-    "architecture", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("deberta", "llama"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["bert", "deberta", "llama"])
 def test_the_predicted_peak_is_what_real_four_bit_weights_take(tmp_path: Path, architecture: str) -> None:
     folder = save_base(tmp_path, architecture)
     pretrained = load_classifier(folder, quantization="nf4")
