@@ -440,6 +440,7 @@ def test_a_model_that_cannot_checkpoint_is_advised_of_all_else(albert: str, chec
     assert [way.partition(":")[0] for way in ways] == [
         "`lora.rank 4`",
         "`quantization nf4`",
+        "`optimizer adamw_8bit`",
         f"`max_length {MAX_LENGTH // 2}`",
     ]
     assert all(" 32 examples at once (" in way for way in ways)
@@ -450,7 +451,14 @@ def test_a_model_that_cannot_checkpoint_is_advised_of_all_else(albert: str, chec
     [
         (
             {"resolution": 224},
-            ["`lora.rank 4`", "`quantization nf4`", "`dropout 0`", "`resolution 96`", "`resolution 32`"],
+            [
+                "`lora.rank 4`",
+                "`quantization nf4`",
+                "`optimizer adamw_8bit`",
+                "`dropout 0`",
+                "`resolution 96`",
+                "`resolution 32`",
+            ],
         ),
         (
             {"resolution": 256, "lora": LoraConfig(rank=0), "batch_norm": "micro_batch"},
