@@ -454,7 +454,6 @@ def test_a_model_that_cannot_checkpoint_is_advised_of_all_else(albert: str, chec
             [
                 "`lora.rank 4`",
                 "`quantization nf4`",
-                "`optimizer adamw_8bit`",
                 "`dropout 0`",
                 "`resolution 96`",
                 "`resolution 32`",
