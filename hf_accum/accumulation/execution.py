@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
+from hf_accum.accumulation.capacity import WorkingCapacity
 from hf_accum.accumulation.example import Example, inputs_of
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.accumulation.time_model import Timing
@@ -203,9 +203,7 @@ class WindowExecution:
             raise UserError(
                 f"window {self.window.step} was run already: its gradient would be in there twice; run each once"
             )
-        if isinstance(capacity, int):
-            capacity = WorkingCapacity(Capacity(capacity))
-        cutter = Cutter(capacity) if isinstance(capacity, WorkingCapacity) else capacity
+        cutter = Cutter.of(capacity)
         retry_ambiguous = True
         tried_alone: set[str] = set()
         try:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from hf_accum.accumulation.capacity import WorkingCapacity
+from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.example import TOKENS, Lengths
 from hf_accum.accumulation.time_model import SIZES, UNLEARNED, Costs, Speed, WorkingCosts
 from hf_accum.errors import UserError
@@ -47,6 +47,13 @@ class Cutter:
     """Its kind: what it is called."""
     lengths: Lengths = TOKENS
     """For messages."""
+
+    @classmethod
+    def of(cls, capacity: "Cutter | WorkingCapacity | int") -> "Cutter":
+        """The cutter itself, or one that cuts by a capacity or a number alone: the most examples of one forward."""
+        if isinstance(capacity, Cutter):
+            return capacity
+        return cls(WorkingCapacity(Capacity(capacity)) if isinstance(capacity, int) else capacity)
 
     @property
     def version(self) -> tuple[int, int]:

@@ -10,7 +10,6 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.execution import Cut, MadeAhead, Piece, WindowExecution, cut_window
 from hf_accum.accumulation.splitting import Cutter
@@ -62,7 +61,7 @@ class Pipeline(Generic[B]):
         keeps_failure: bool = False,
     ) -> None:
         self.windows = windows
-        self.cutter = Cutter(WorkingCapacity(Capacity(cutter))) if isinstance(cutter, int) else cutter
+        self.cutter = Cutter.of(cutter)
         self.collate = collate
         self.device = device
         self.num_batches = num_batches
