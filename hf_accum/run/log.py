@@ -20,7 +20,6 @@ from hf_accum.config.flags import as_flags, flag_names
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.serialization import as_dict, flattened
 from hf_accum.data.stream_state import StreamCounts
-from hf_accum.device.accelerator import reserved_and_retries
 from hf_accum.device.memory import peak_memory_bytes
 from hf_accum.distributed.collectives import on_all_ranks
 from hf_accum.distributed.ranks import Ranks, float_bits
@@ -112,9 +111,13 @@ class RunLog:
         self._step_started = time.perf_counter()
 
     def step(
-        self, execution: WindowExecution, grad_norm: Tensor | float | None, learning_rate: Tensor | float
+        self,
+        execution: WindowExecution,
+        grad_norm: Tensor | float | None,
+        learning_rate: Tensor | float,
+        allocator: tuple[int, int] | None = None,
     ) -> None:
-        """Take note of an optimizer step that has been queued."""
+        """Take note of an optimizer step that has been queued; `allocator` is what `reserved_and_retries` said."""
         now = time.perf_counter()
         self._pending.append(
             PendingStep(
@@ -124,7 +127,7 @@ class RunLog:
                 float(learning_rate),
                 now - self._step_started,
                 peak_memory_bytes(self.accelerator.device),
-                reserved_and_retries(self.accelerator.device),
+                allocator,
             )
         )
         self._step_started = now

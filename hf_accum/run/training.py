@@ -190,8 +190,10 @@ class Training:
             return  # the run goes on before this window, if it does
         config = self._config
         self._step = window.window.step
-        self._log.step(window, grad_norm, self._learning_rate)
-        self._watch_allocator()
+        allocator = reserved_and_retries(self._run.device)
+        self._log.step(window, grad_norm, self._learning_rate, allocator)
+        if allocator is not None:
+            self._watch(allocator[1])
         is_due = bool(config.save_every) and self._step % config.save_every == 0
         if config.eval_every and self._step % config.eval_every == 0 and self._step < self.num_steps:
             self._log.flush()  # what comes now is no part of a step
@@ -202,12 +204,11 @@ class Training:
             self._log.flush()
             self._save()
 
-    def _watch_allocator(self) -> None:
+    def _watch(self, num_retries: int) -> None:
         """Cut smaller where this rank's allocator had to free and ask again since the last step."""
-        found = reserved_and_retries(self._run.device)
-        if found is None or found[1] <= self._num_retries:
+        if num_retries <= self._num_retries:
             return
-        self._num_retries = found[1]
+        self._num_retries = num_retries
         if self.capacity.capacity.tighten() and not self._said_retries:
             self._said_retries = True
             self._log.say(

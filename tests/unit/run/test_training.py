@@ -34,7 +34,7 @@ class Recorded(Training):
         self.capacity: Any = Cutter(WorkingCapacity(Capacity(64, LINE, 1000.0)))
         self._num_retries, self._said_retries = 0, False
         self._log: Any = SimpleNamespace(
-            step=lambda window, norm, rate: self.done.append(("step", window.window.step)),
+            step=lambda window, norm, rate, allocator: self.done.append(("step", window.window.step)),
             flush=lambda: None,
             say=lambda text: self.done.append((text, self._step)),
             evaluation=lambda step, figures: self.done.append(("evaluated", step)),
