@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ class LiveBytes(TorchDispatchMode):
     torch.OutOfMemoryError. `held` tensors, which were there before, count from the start.
 
     What a kernel allocates and frees within itself is not seen. `record(number, num_bytes)` is told of each storage
-    by a number of its own: once it is there, and with its bytes negative once it is gone; not of empty ones.
+    by a number of its own: once it is there, and with its bytes negative once it is gone; not of empty ones. Of each
+    moment of the timeline it is told by (-1, 0).
     """
 
     def __init__(
@@ -34,7 +36,7 @@ class LiveBytes(TorchDispatchMode):
         self.peak_bytes = 0
         self.timeline: list[int] = []
         """Bytes after each operation that made new ones."""
-        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._storages: dict[int, _Counted] = {}
         for tensor in held:
             self._count(tensor)
         self.peak_bytes = self.current_bytes
@@ -51,13 +53,18 @@ class LiveBytes(TorchDispatchMode):
                     f"virtual device out of memory. {func} needs {needed:,} bytes in all, of {self.budget_bytes:,}"
                 )
             self.timeline.append(self.current_bytes)
+            if self._record is not None:
+                self._record(-1, 0)
             self.peak_bytes = max(self.peak_bytes, self.current_bytes)
         return result
 
-    def leave_out(self, num_bytes: int) -> None:
-        """Count so many bytes less from here on: of tensors that stay alive, and are elsewhere."""
-        self.current_bytes -= num_bytes
-        self.peak_bytes -= num_bytes
+    def leave_out(self, tensors: Iterable[Tensor]) -> None:
+        """Count these no more from here on: they stay alive, and are elsewhere."""
+        for key in dict.fromkeys(tensor.untyped_storage()._cdata for tensor in tensors):
+            storage = self._storages.get(key)
+            if storage is not None:
+                self.peak_bytes -= storage.num_bytes
+                self._leaves(storage)
 
     def _count_all(self, result: Any) -> None:
         for leaf in tree_iter(result):
@@ -69,20 +76,32 @@ class LiveBytes(TorchDispatchMode):
         key = storage._cdata
         if key in self._storages:
             return
-        num_bytes, number = storage.nbytes(), self._num_storages
-        record = self._record if num_bytes else None
+        counted = _Counted(self._num_storages, storage.nbytes())
         self._num_storages += 1
 
         def freed(_: object) -> None:
-            del self._storages[key]
-            self.current_bytes -= num_bytes
-            if record is not None:
-                record(number, -num_bytes)
+            self._leaves(self._storages.pop(key))
 
-        self._storages[key] = weakref.ref(storage, freed)
-        self.current_bytes += num_bytes
-        if record is not None:
-            record(number, num_bytes)
+        counted.reference = weakref.ref(storage, freed)
+        self._storages[key] = counted
+        self.current_bytes += counted.num_bytes
+        if self._record is not None and counted.num_bytes:
+            self._record(counted.number, counted.num_bytes)
+
+    def _leaves(self, storage: "_Counted") -> None:
+        num_bytes, storage.num_bytes = storage.num_bytes, 0
+        self.current_bytes -= num_bytes
+        if self._record is not None and num_bytes:
+            self._record(storage.number, -num_bytes)
+
+
+@dataclass
+class _Counted:
+    """A storage that is alive; of one that is left out no bytes count."""
+
+    number: int
+    num_bytes: int
+    reference: "weakref.ref[torch.UntypedStorage] | None" = None
 
 
 def tensors_of(model: nn.Module) -> list[Tensor]:

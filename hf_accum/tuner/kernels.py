@@ -7,9 +7,9 @@ hold the choice of attention and the path of each kernel), and of the installed 
 backward `flash_api.cpp` of flash-attention 2. No figure here was measured on a card.
 
 The same on both, as read: layer norm keeps mean and rstd in float32 for what is float32, GELU its input, a linear
-layer input and weight, an embedding its ids. Not seen here: the scratch memory of cuDNN's convolutions, of sorting
-(an embedding's gradient) and of cutting few keys into parts (flash attention, a forward of few heads); attention
-within `nn.MultiheadAttention`; fused RMS norm, which few models of transformers use.
+layer input and weight, an embedding its ids. What kernels take within themselves is in
+`hf_accum.tuner.kernel_temporaries`. Not seen: attention within `nn.MultiheadAttention`; fused RMS norm, which few
+models of transformers use.
 """
 
 import math
@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+
+from hf_accum.tuner.kernel_temporaries import HALVES, KernelTemporaries
 
 Backend = Literal["flash", "efficient", "math"]
 Capability = tuple[int, int]
@@ -33,8 +34,6 @@ _IS_TRACED: ContextVar[bool] = ContextVar("card_is_traced", default=False)
 
 _NEWEST = (12, 1)
 """The newest card that the kernels of attention know."""
-
-_HALVES = (torch.float16, torch.bfloat16)
 
 _IN_FLOAT32 = {
     "exp",
@@ -82,7 +81,7 @@ def cuda_kernels(capability: Capability) -> Iterator[None]:
     """
     token = _IS_TRACED.set(True)
     try:
-        with _Functions(capability), _Temporaries():
+        with _Functions(capability), KernelTemporaries():
             yield
     finally:
         _IS_TRACED.reset(token)
@@ -119,7 +118,7 @@ def attention_backend(
     value_dim = head_dim if value_dim is None else value_dim
     if capability > _NEWEST or capability < (5, 0):
         return "math"
-    has_flash = dtype in _HALVES and capability >= (8, 0) and head_dim == value_dim <= 256
+    has_flash = dtype in HALVES and capability >= (8, 0) and head_dim == value_dim <= 256
     has_flash &= not trains or _flash_trains(capability, head_dim, dropout)
     if has_flash and is_regular and not has_mask:
         return "flash"
@@ -149,7 +148,7 @@ def _flash_trains(capability: Capability, head_dim: int, dropout: float) -> bool
 
 def _aligned_to(dtype: torch.dtype, capability: Capability) -> int:
     """What a head's size has to be a multiple of for the memory-efficient kernel: 16 bytes for tensor cores."""
-    if dtype in _HALVES:
+    if dtype in HALVES:
         return 8 if capability >= (7, 0) else 1
     return 4 if capability >= (8, 0) else 1
 
@@ -172,7 +171,7 @@ class _Functions(TorchFunctionMode):
             return _dropout(func, *args, **kwargs)
         if (name in _IN_FLOAT32 or name in _INTO_FLOAT32) and torch.is_autocast_enabled("cpu"):
             if name in _INTO_FLOAT32:
-                halves = any(isinstance(arg, Tensor) and arg.dtype in _HALVES for arg in args[:1])
+                halves = any(isinstance(arg, Tensor) and arg.dtype in HALVES for arg in args[:1])
                 return func(*args, **({"dtype": torch.float32} if halves else {}) | kwargs)
             args, kwargs = tree_map_only(Tensor, _as_float32, (args, kwargs))
         return func(*args, **kwargs)
@@ -195,7 +194,7 @@ class _Functions(TorchFunctionMode):
 
 
 def _as_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in _HALVES else tensor
+    return tensor.float() if tensor.dtype in HALVES else tensor
 
 
 def _dropout(func: Any, input: Tensor, p: float = 0.5, training: bool = True, *more: Any, **kwargs: Any) -> Tensor:
@@ -297,48 +296,3 @@ def _plain(
     if dropout > 0:
         scores = torch.native_dropout(scores, dropout, True)[0]
     return (scores @ value).to(dtype)
-
-
-class _Temporaries(TorchDispatchMode):
-    """Makes a tensor of the bytes that attention's backward takes within itself, and frees it at its end."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        aten = torch.ops.aten
-        num_bytes = 0
-        if func is aten._scaled_dot_product_flash_attention_backward.default:
-            num_bytes = flash_backward_bytes(*args[1:3])
-        elif func is aten._scaled_dot_product_efficient_attention_backward.default:
-            num_bytes = efficient_backward_bytes(*args[1:4])
-        held = torch.empty(num_bytes, dtype=torch.uint8) if num_bytes else None
-        result = func(*args, **(kwargs or {}))
-        del held
-        return result
-
-
-def flash_backward_bytes(query: Tensor, key: Tensor) -> int:
-    """Of flash attention's backward: the gradient of queries summed in float32, a number a query, and of grouped keys
-    and values gradients for each head of queries.
-    """
-    num_examples, num_heads, length, head_dim = query.shape
-    rows = num_examples * num_heads * _up(length, 128)
-    grouped = 2 * num_examples * num_heads * key.shape[-2] * head_dim * query.element_size()
-    return 4 * rows * (_up(head_dim, 32) + 1) + (grouped if key.shape[-3] != num_heads else 0)
-
-
-def efficient_backward_bytes(query: Tensor, key: Tensor, value: Tensor) -> int:
-    """Of the memory-efficient backward, at most: gradients summed in float32, and a number a query.
-
-    That of queries always; of 16-bit keys and values with more than 64 numbers a head too, as the smaller kernels do
-    (`kOutputInRF`). In float32 the numbers come from a product in memory, before the sums are there.
-    """
-    num_examples, num_heads, length, head_dim = query.shape
-    of_queries = _up(length, 128) * _up(head_dim, 64)
-    of_keys = 0
-    if query.dtype in _HALVES and max(head_dim, value.shape[-1]) > 64:
-        of_keys = _up(key.shape[-2], 128) * (_up(head_dim, 128) + _up(value.shape[-1], 128))
-    product = 0 if query.dtype in _HALVES else length * value.shape[-1]
-    return 4 * num_examples * num_heads * (max(of_queries + of_keys, product) + length)
-
-
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple

@@ -1,8 +1,8 @@
 """What fits where, without a device and without weights: from the model's config and a trace."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from hf_accum.accumulation.capacity import halved
@@ -12,9 +12,9 @@ from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.variants import VARIANTS
 from hf_accum.errors import UserError
 from hf_accum.tuner.kernels import Capability
-from hf_accum.tuner.prediction import Prediction, predict
-from hf_accum.tuner.reserved import reserved_bytes
-from hf_accum.tuner.tracing import CannotTrace
+from hf_accum.tuner.prediction import Prediction, predict_from
+from hf_accum.tuner.reserved import ReservedBytes
+from hf_accum.tuner.tracing import CannotTrace, Tracer
 from hf_accum.tuner.workload import Workload
 
 C = TypeVar("C", bound=RecipeConfig)
@@ -24,7 +24,10 @@ Build = Callable[[C], Workload]
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train the same model, and what it is predicted to need. All bytes are those of tensors."""
+    """One way to train the same model, and what it is predicted to need.
+
+    Bytes are those of tensors, but for `reserved` and `on_cards`: these are of cards, where they are planned for.
+    """
 
     name: str
     prediction: Prediction
@@ -33,13 +36,21 @@ class Variant:
     assumed: str = ""
     reserved: int | None = None
     """What a card's allocator would hold for one example of the longest length; None: no card is planned for."""
+    on_cards: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    """By budget and length: the most examples for which what the allocator holds is within the budget."""
 
     def needed_bytes(self, num_examples: int, length: int) -> int:
         """The peak of training at a micro-batch, the optimizer step included."""
         return self.prediction.needed_bytes(num_examples, length)
 
     def largest(self, length: int, budget_bytes: float, at_most: int) -> int:
-        """The most examples of a length that fit; 0: not one."""
+        """The most examples of a length that fit; 0: not one.
+
+        On a card as many as of the next longer length that was planned.
+        """
+        longer = [of for budget, of in self.on_cards if budget == budget_bytes and of >= length]
+        if longer:
+            return min(at_most, self.on_cards[int(budget_bytes), min(longer)])
         return self.prediction.largest(length, budget_bytes, at_most)
 
     def parts(self, num_examples: int, length: int) -> dict[str, int]:
@@ -75,11 +86,15 @@ MOST_SHOWN = 4096
 
 
 def plan(
-    build: Build[C], config: C, variants: Collection[str], capability: Capability | None = None
+    build: Build[C],
+    config: C,
+    variants: Collection[str],
+    capability: Capability | None = None,
+    budgets: Collection[int] = (),
 ) -> tuple[list[Variant], list[str]]:
     """Predict variants of a configuration; also says which cannot be, and why.
 
-    With the compute `capability` of a card, as (8, 6), by its kernels.
+    With the compute `capability` of a card, as (8, 6), by its kernels and its allocator, for `budgets` in bytes.
 
     A variant sets `lora.rank` (to 0, or 16 where it is 0), `quantization` and `gradient_checkpointing` itself.
 
@@ -102,7 +117,7 @@ def plan(
         if key not in variants:
             continue
         try:
-            found.append(_variant(name, build(replace(config, **changes[key])), capability))
+            found.append(_variant(name, build(replace(config, **changes[key])), capability, budgets))
         except (ValueError, CannotTrace) as error:
             impossible.setdefault(str(error), []).append(name)
     if not found:
@@ -110,10 +125,22 @@ def plan(
     return found, [f"{', '.join(names)}: {why}" for why, names in impossible.items()]
 
 
-def _variant(name: str, work: Workload, capability: Capability | None = None) -> Variant:
-    reserved = None if capability is None else reserved_bytes(work, capability, 1, work.max_length)
-    prediction = predict(work, capability=capability)
-    return Variant(name, prediction, work.max_length, work.lengths, work.assumed, reserved)
+def _variant(
+    name: str, work: Workload, capability: Capability | None = None, budgets: Collection[int] = ()
+) -> Variant:
+    tracer = Tracer(work, capability)
+    with tracer.started() as trace:
+        prediction = predict_from(tracer, trace)
+        variant = Variant(name, prediction, work.max_length, work.lengths, work.assumed)
+        if capability is None:
+            return variant
+        reserved = ReservedBytes(tracer.fixed_events, trace, capability)
+        on_cards = {
+            (budget, length): reserved.largest(prediction, length, budget, MOST_SHOWN)
+            for budget in budgets
+            for length in lengths_of(work.max_length, work.lengths.vary)
+        }
+        return replace(variant, reserved=reserved.bytes_at(1, work.max_length), on_cards=on_cards)
 
 
 def lengths_of(max_length: int, vary: bool = True) -> list[int]:

@@ -42,18 +42,22 @@ def predict(workload: Workload, *, untraced: bool = False, capability: Capabilit
     Raises:
         CannotTrace: if the model cannot be traced.
     """
-    longest = workload.max_length
-    lengths = dict.fromkeys(
-        [longest, max(1, longest // 2), max(1, longest // 4)] if workload.lengths.vary else [longest]
-    )
     tracer = Tracer(workload, capability)
     try:
-        traces = tracer.run([(number, length) for length in lengths for number in (1, 2, 3)])
+        with tracer.started() as trace:
+            return predict_from(tracer, trace)
     except CannotTrace:
         if not untraced or not hasattr(tracer, "fixed"):
             raise
-        one_byte = Peak(((float(tracer.fixed.total), 1.0),), longest)
+        one_byte = Peak(((float(tracer.fixed.total), 1.0),), workload.max_length)
         return Prediction(one_byte, one_byte, one_byte, tracer.fixed, tracer.state_shapes, is_traced=False)
+
+
+def predict_from(tracer: Tracer, trace: Callable[[int, int], Trace]) -> Prediction:
+    """The same of a tracer that has started."""
+    longest = tracer.workload.max_length
+    lengths = [longest, max(1, longest // 2), max(1, longest // 4)] if tracer.workload.lengths.vary else [longest]
+    traces = [trace(number, length) for length in dict.fromkeys(lengths) for number in (1, 2, 3)]
 
     def fit(timeline: Callable[[Trace], Sequence[int]]) -> Peak:
         several = {(t.num_examples, t.length): timeline(t) for t in traces if t.num_examples > 1}

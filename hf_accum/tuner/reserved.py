@@ -1,29 +1,75 @@
-"""What a card's allocator holds for a micro-batch, more than its tensors: their memory replayed on a model of it."""
+"""What a card's allocator holds for micro-batches, more than their tensors: these replayed on a model of it."""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
 
 from hf_accum.tuner.allocator import Allocate, CachingAllocator, Free, replay
 from hf_accum.tuner.kernels import Capability, workspace_bytes
-from hf_accum.tuner.tracing import Tracer
-from hf_accum.tuner.workload import Workload
+from hf_accum.tuner.memory_events import MemoryEvents
+from hf_accum.tuner.prediction import Prediction
+from hf_accum.tuner.tracing import Trace
 
 _NUM_WINDOWS = 2  # in the first the allocator grows; the second finds what that left
 
 
-def reserved_bytes(workload: Workload, capability: Capability, num_examples: int, length: int) -> int:
+class ReservedBytes:
     """The most that CUDA's allocator reserves, with expandable segments, and cuBLAS's workspaces.
 
-    The weights, the gradients and the optimizer's state lie there first. Then come micro-batches of this size, with
-    forward, backward and evaluation. Blocks are rounded, and between uneven ones there is room that nothing fits.
-    Predicted by the allocator's rules (`hf_accum.tuner.allocator`); not measured on a GPU.
-
-    Raises:
-        CannotTrace: if the model cannot be traced.
+    The weights, the gradients and the optimizer's state lie there first (`fixed`). Then come micro-batches, which
+    `trace` traces. Blocks are rounded, and between uneven ones there is room that nothing fits. Predicted by the
+    allocator's rules (`hf_accum.tuner.allocator`); not measured on a GPU.
     """
-    events: list[Allocate | Free] = []
 
-    def record(number: int, num_bytes: int) -> None:
-        events.append(Allocate(number, num_bytes) if num_bytes > 0 else Free(number))
+    def __init__(self, fixed: MemoryEvents, trace: Callable[[int, int], Trace], capability: Capability) -> None:
+        self._fixed = fixed
+        self._trace = trace
+        self._workspaces = workspace_bytes(capability)
+        self._known: dict[tuple[int, int], int] = {}
 
-    Tracer(workload, capability, record).run([(num_examples, length)] * _NUM_WINDOWS)
-    allocator = CachingAllocator(expandable_segments=True)
-    replay(events, allocator)
-    return allocator.peak_reserved_bytes + workspace_bytes(capability)
+    def bytes_at(self, num_examples: int, length: int) -> int:
+        """Of windows of micro-batches of this size, evaluation after them.
+
+        Raises:
+            CannotTrace: if the model cannot be traced.
+        """
+        key = num_examples, length
+        if key not in self._known:
+            events = self._trace(num_examples, length).events
+            self._known[key] = self._replayed([events] * _NUM_WINDOWS)
+        return self._known[key]
+
+    def largest(self, prediction: Prediction, length: int, budget_bytes: int, at_most: int) -> int:
+        """The most examples for which what is reserved is within a budget; 0: not one. More are taken to need more.
+
+        Raises:
+            CannotTrace: if the model cannot be traced.
+        """
+        most = prediction.largest(length, budget_bytes - self._workspaces, at_most)
+        fits, too_many, tried = 0, most + 1, most
+        while too_many - fits > 1:
+            over = self.bytes_at(tried, length) - budget_bytes
+            if over <= 0:
+                fits, tried = tried, (tried + too_many) // 2
+                continue
+            nearly = prediction.largest(length, prediction.needed_bytes(tried, length) - over, at_most)
+            tried, too_many = (nearly if tried == most else fits + (tried - fits) // 2), tried
+            tried = min(max(tried, fits + 1), too_many - 1)
+        return fits
+
+    def _replayed(self, micro_batches: Iterable[MemoryEvents]) -> int:
+        allocator = CachingAllocator(expandable_segments=True)
+        replay(_allocations(self._fixed, "fixed", keep=True), allocator)
+        for index, events in enumerate(micro_batches):
+            replay(_allocations(events, index), allocator)
+        return allocator.peak_reserved_bytes + self._workspaces
+
+
+def _allocations(events: MemoryEvents, name: Hashable, *, keep: bool = False) -> Iterator[Allocate | Free]:
+    """What was traced, in the order of time. What is never freed is freed at the end, or kept."""
+    ends: dict[int, list[Hashable]] = {}
+    for event, (num_bytes, freed_at) in enumerate(zip(events.num_bytes, events.freed_at, strict=True)):
+        yield from map(Free, ends.pop(event, ()))
+        if num_bytes:
+            yield Allocate((name, event), num_bytes)
+            ends.setdefault(freed_at, []).append((name, event))
+    if not keep:
+        yield from map(Free, ends.pop(len(events.num_bytes), ()))

@@ -10,8 +10,9 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,8 +25,14 @@ from hf_accum.errors import first_line
 from hf_accum.models.offload import offload_of
 from hf_accum.models.optimizer import paged_state
 from hf_accum.seeding import keeping_random_state
+from hf_accum.tuner.extension import Extension, NotRegular
 from hf_accum.tuner.kernels import Capability, cuda_kernels
+from hf_accum.tuner.memory_events import MemoryEvents, Recorder
+from hf_accum.tuner.repeated_blocks import RepeatedBlocks, find_repeated_blocks
 from hf_accum.tuner.workload import Workload
+
+_NUM_BLOCKS = (3, 4, 5)
+"""Of blocks that repeat so many are traced."""
 
 _ONE_AT_A_TIME = threading.Lock()  # a trace takes the model's own weights away meanwhile
 
@@ -36,16 +43,31 @@ class CannotTrace(RuntimeError):
 
 @dataclass(frozen=True)
 class Trace:
-    """Live bytes over one window at one micro-batch: `training` over a forward and backward with the gradients
-    and the optimizer's state alive, `forward_end` the moment of it where the backward starts; `evaluation` over a
-    forward without gradients.
-    """
+    """One micro-batch with the gradients and the optimizer's state alive: `start_bytes` live where it begins."""
 
     num_examples: int
     length: int
-    training: list[int]
-    forward_end: int
-    evaluation: list[int]
+    start_bytes: int
+    events: MemoryEvents
+
+    @cached_property
+    def _live(self) -> list[list[int]]:
+        return self.events.live_bytes(self.start_bytes)
+
+    @property
+    def training(self) -> list[int]:
+        """Live bytes at the moments of a forward and backward."""
+        return [*self._live[0], *self._live[1]]
+
+    @property
+    def forward_end(self) -> int:
+        """The moment of training where the backward starts."""
+        return len(self._live[0]) - 1
+
+    @property
+    def evaluation(self) -> list[int]:
+        """Live bytes at the moments of a forward without gradients."""
+        return self._live[2]
 
 
 @dataclass(frozen=True)
@@ -79,9 +101,9 @@ class Tracer:
 
     workload: Workload
     capability: Capability | None = None
-    record: Callable[[int, int], object] | None = None
-    """Told of each tensor's memory, as `LiveBytes` does."""
     fixed: FixedBytes = field(init=False)
+    fixed_events: MemoryEvents = field(init=False)
+    """Of weights, gradients, the optimizer's state, and its first step."""
     state_shapes: list[tuple[torch.Size, torch.dtype]] = field(init=False, default_factory=list)
     """Of the optimizer's state, after its first step."""
 
@@ -91,61 +113,122 @@ class Tracer:
         Raises:
             CannotTrace: if an operation depends on values, or knows no fake tensors.
         """
+        with self.started() as trace:
+            return [trace(num_examples, length) for num_examples, length in points]
+
+    @contextmanager
+    def started(self) -> Iterator[Callable[[int, int], Trace]]:
+        """The model on fake tensors, after an optimizer step: a function that traces a micro-batch.
+
+        Raises:
+            CannotTrace: as `run` does.
+        """
+        with ExitStack() as entered:
+            with _explained(self.workload.model):
+                live, recorder = self._begin(entered)
+            yield self._tracing(live, recorder)
+
+    def _begin(self, entered: ExitStack) -> tuple[LiveBytes, Recorder]:
+        """Enter all that a trace needs, and take an optimizer step."""
         from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
         work = self.workload
-        try:
-            # Real tensors that are no parameter or buffer (weights of classes, say) are taken in as constants.
-            with (
-                _ONE_AT_A_TIME,
-                keeping_random_state(),
-                FakeTensorMode(allow_non_fake_inputs=True),
-                _faked(work.model),
-                _offloading_to_nowhere(work.model),
-            ):
-                trainable = [p for p in work.model.parameters() if p.requires_grad]
-                with unset_fake_temporarily():  # bitsandbytes computes at once what its 8 bits stand for
-                    optimizer = work.optimizer(work.model)
-                tensors = tensors_of(work.model)
-                for parameter in trainable:
-                    parameter.grad = torch.empty_like(parameter)
-                held = [*tensors, *(p.grad for p in trainable if p.grad is not None)]
-                with LiveBytes(held=held, record=self.record) as live:
-                    alive = live.current_bytes
-                    weights = sum_bytes(tensors)
-                    with warnings.catch_warnings():
-                        # Of bitsandbytes, for which a trace runs on a CPU.
-                        warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
-                        optimizer.step()
-                    paged = sum(tensor.nbytes for tensor in paged_state(optimizer))  # it gives way to all else
-                    state = live.current_bytes - alive - paged
-                    live.leave_out(paged)
-                    self.fixed = FixedBytes(weights, alive - weights, state, live.peak_bytes)
-                    self.state_shapes = [(t.shape, t.dtype) for t in _state_tensors(optimizer)]
-                    with self._as_in_training():
-                        return [self._trace(live, num_examples, length) for num_examples, length in points]
-        except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
-            if type(error) is torch.OutOfMemoryError:
-                raise
-            raise CannotTrace(
-                f"{type(work.model).__name__} cannot be traced without a device ({first_line(error)})"
-            ) from error
+        entered.enter_context(_ONE_AT_A_TIME)
+        entered.enter_context(keeping_random_state())
+        # Real tensors that are no parameter or buffer (weights of classes, say) are taken in as constants.
+        entered.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        entered.enter_context(_faked(work.model))
+        entered.enter_context(_offloading_to_nowhere(work.model))
+        trainable = [p for p in work.model.parameters() if p.requires_grad]
+        with unset_fake_temporarily():  # bitsandbytes computes at once what its 8 bits stand for
+            optimizer = work.optimizer(work.model)
+        tensors = tensors_of(work.model)
+        for parameter in trainable:
+            parameter.grad = torch.empty_like(parameter)
+        held = [*tensors, *(p.grad for p in trainable if p.grad is not None)]
+        recorder = Recorder()
+        live = entered.enter_context(LiveBytes(held=held, record=recorder))
+        alive = live.current_bytes
+        weights = sum_bytes(tensors)
+        with warnings.catch_warnings():
+            # Of bitsandbytes, for which a trace runs on a CPU.
+            warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
+            optimizer.step()
+        live.leave_out(paged_state(optimizer))  # it gives way to all else
+        self.fixed = FixedBytes(weights, alive - weights, live.current_bytes - alive, live.peak_bytes)
+        self.fixed_events = recorder.take()
+        self.state_shapes = [(t.shape, t.dtype) for t in _state_tensors(optimizer)]
+        entered.callback(lambda kept: None, optimizer)  # its state lives as long
+        entered.enter_context(self._as_in_training())
+        return live, recorder
 
     @contextmanager
     def _as_in_training(self) -> Iterator[None]:
         with _one_text_a_row(), nullcontext() if self.capability is None else cuda_kernels(self.capability):
             yield
 
-    def _trace(self, live: LiveBytes, num_examples: int, length: int) -> Trace:
-        cpu, work = torch.device("cpu"), self.workload
-        live.timeline = []
-        loss, batch = work.forward(num_examples, length, cpu)
-        forward_end = len(live.timeline) - 1
-        loss.backward()
-        del loss, batch
-        training, live.timeline = live.timeline, []
-        work.evaluate(num_examples, length, cpu)
-        return Trace(num_examples, length, training, forward_end, live.timeline)
+    def _tracing(self, live: LiveBytes, recorder: Recorder) -> Callable[[int, int], Trace]:
+        """What traces a micro-batch: of a model with many like blocks a short one, the others by its example."""
+
+        def whole(num_examples: int, length: int) -> Trace:
+            cpu, work, start_bytes = torch.device("cpu"), self.workload, live.current_bytes
+            recorder.take()
+            with _explained(work.model):
+                loss, batch = work.forward(num_examples, length, cpu)
+                forward_end = recorder.num_events
+                loss.backward()
+                del loss, batch
+                training_end = recorder.num_events
+                work.evaluate(num_examples, length, cpu)
+            return Trace(num_examples, length, start_bytes, recorder.take(forward_end, training_end))
+
+        blocks = find_repeated_blocks(self.workload.model, _NUM_BLOCKS[-1] + 1)
+        return whole if blocks is None else _Shortened(whole, blocks)
+
+
+@contextmanager
+def _explained(model: nn.Module) -> Iterator[None]:
+    """What fake tensors cannot do is said as such."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
+        if type(error) is torch.OutOfMemoryError:
+            raise
+        raise CannotTrace(
+            f"{type(model).__name__} cannot be traced without a device ({first_line(error)})"
+        ) from error
+
+
+class _Shortened:
+    """Traces a model of which blocks repeat, with few of them; and whole, where that says nothing of the others."""
+
+    def __init__(self, whole: Callable[[int, int], Trace], blocks: RepeatedBlocks) -> None:
+        self._whole = whole
+        self._blocks = blocks
+        self._extensions: list[Extension] = []
+        self._is_regular = True
+
+    def __call__(self, num_examples: int, length: int) -> Trace:
+        if self._is_regular:
+            try:
+                return self._extended(num_examples, length)
+            except Exception:  # of a model that needs all of its blocks; what else is wrong the whole one says too
+                self._is_regular = False
+        return self._whole(num_examples, length)
+
+    def _extended(self, num_examples: int, length: int) -> Trace:
+        def traced(number: int) -> Trace:
+            with self._blocks.shortened(number):
+                return self._whole(num_examples, length)
+
+        shortest = traced(_NUM_BLOCKS[0])
+        depth = self._blocks.number - _NUM_BLOCKS[0]
+        for extension in self._extensions:
+            with suppress(NotRegular):
+                return replace(shortest, events=extension.extend(shortest.events, depth))
+        others = [traced(number).events for number in _NUM_BLOCKS[1:]]
+        self._extensions.append(Extension.of(shortest.events, *others))
+        return replace(shortest, events=self._extensions[-1].extend(shortest.events, depth))
 
 
 @contextmanager

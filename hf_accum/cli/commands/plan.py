@@ -125,7 +125,7 @@ def _show(
     console = Console(soft_wrap=True)
     console.print(f"planning {recipe} for {config.model or 'its embedded model'}")
     capability = oldest(targets)
-    found, impossible = plan(build, config, chosen, capability)
+    found, impossible = plan(build, config, chosen, capability, [target.budget_bytes for target in targets])
     for target in targets:
         if (card := target.card) is not None:
             console.print(
@@ -144,10 +144,9 @@ def _show(
     console.print(_frontiers(found, targets))
     console.print(_parts(found))
     console.print(
-        f"These numbers are predicted: bytes of tensors, of one rank, in {_in_words(precision)}, from a trace "
-        f"without a device, with the kernels of {_kernels(capability)}. A GPU needs some hundred MiB more (its "
-        "context, fragments): a run with --micro_batch_size auto measures them, and its tuning.json (--verified) "
-        "says what was verified."
+        f"These numbers are predicted: of one rank, in {_in_words(precision)}, from a trace without a device, with "
+        f"the kernels of {_kernels(capability)}. {_counted(capability)} A run with --micro_batch_size auto "
+        "measures, and its tuning.json (--verified) says what was verified."
     )
     if measured is not None:
         console.print(measured)
@@ -173,6 +172,15 @@ def _kernels(capability: tuple[int, int] | None) -> str:
     if capability is None:
         return "a CPU (--gpu or --capability: of a card)"
     return f"CUDA for compute capability {format_capability(capability)}"
+
+
+def _counted(capability: tuple[int, int] | None) -> str:
+    if capability is None:
+        return "They count the bytes of tensors: a GPU needs some hundred MiB more (its context, fragments)."
+    return (
+        "The largest micro-batches and the row `reserved` count what CUDA's allocator would hold, by a model of its "
+        "rules, and the other rows the bytes of tensors; nothing of it was measured on a GPU."
+    )
 
 
 def _overridden(config: RecipeConfig) -> dict[str, object]:

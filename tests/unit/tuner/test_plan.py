@@ -25,6 +25,7 @@ from hf_accum.device.live_bytes import LiveBytes, sum_bytes
 from hf_accum.tasks.vision.inputs import PATCHES, made_up_images, num_patches
 from hf_accum.tuner.plan import VARIANTS, Variant, lengths_of, plan, what_would_fit
 from hf_accum.tuner.prediction import Prediction
+from hf_accum.tuner.reserved import ReservedBytes
 from hf_accum.tuner.tracing import CannotTrace, FixedBytes, Tracer
 from hf_accum.tuner.workload import Workload
 from recipes.clinical_classification import ClinicalClassificationConfig, workload
@@ -34,6 +35,7 @@ CPU = torch.device("cpu")
 MAX_LENGTH = 64
 VOCAB, HIDDEN, INTERMEDIATE, LAYERS = 1000, 192, 384, 2
 RANK = 8
+CARD = (8, 6)
 NAMES = {
     "full": "full",
     "full_checkpointing": "full + checkpointing",
@@ -558,3 +560,25 @@ print(f"\\nseconds {time.perf_counter() - started:.1f} KiB {peak}")
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(LlamaConfig.from_pretrained(tmp_path))
     assert sum(p.numel() for p in model.parameters()) > 10**9
+
+
+# On a card
+
+
+def test_on_a_card_what_is_largest_is_what_its_allocator_can_hold(bert: str) -> None:
+    """Of lengths that are not planned as many as of the next longer one; of other budgets what the tensors need."""
+    budgets = [64 * 2**20, 66 * 2**20, 120 * 2**20]
+    (variant,), _ = plan(workload, config_of(bert), ["lora"], CARD, budgets)
+    tracer = Tracer(workload(config_of(bert)), CARD)
+    with tracer.started() as trace:
+        reserved = ReservedBytes(tracer.fixed_events, trace, CARD)
+        assert variant.reserved == reserved.bytes_at(1, MAX_LENGTH)
+        for budget in budgets:
+            number = variant.largest(MAX_LENGTH, budget, 1000)
+            assert 0 < number < variant.prediction.largest(MAX_LENGTH, budget, 1000)
+            assert reserved.bytes_at(number, MAX_LENGTH) <= budget < reserved.bytes_at(number + 1, MAX_LENGTH)
+            assert variant.largest(MAX_LENGTH - 1, budget, 1000) == number
+            assert variant.largest(MAX_LENGTH // 2 + 1, budget, 1000) == number
+            assert variant.largest(MAX_LENGTH, budget, 1) == 1
+    other = 77 * 2**20
+    assert variant.largest(MAX_LENGTH, other, 1000) == variant.prediction.largest(MAX_LENGTH, other, 1000)

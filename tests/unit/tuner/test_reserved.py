@@ -3,9 +3,10 @@
 import pytest
 from traced_cases import MAX_LENGTH, Case, make_workload
 
+from hf_accum.tuner.allocator import CachingAllocator
 from hf_accum.tuner.kernels import workspace_bytes
-from hf_accum.tuner.prediction import predict
-from hf_accum.tuner.reserved import reserved_bytes
+from hf_accum.tuner.prediction import predict_from
+from hf_accum.tuner.reserved import ReservedBytes
 from hf_accum.tuner.tracing import Tracer
 
 CARD = (8, 6)
@@ -17,26 +18,42 @@ CHECKPOINTED = Case("llama", lora=True, checkpointing=True, precision="bf16")
 
 @pytest.mark.parametrize("case", [Case("bert"), pytest.param(CHECKPOINTED, marks=pytest.mark.slow)], ids=str)
 def test_it_holds_at_least_the_tensors_and_the_workspaces(case: Case) -> None:
-    work = make_workload(case)
-    needed = predict(work, capability=CARD).needed_bytes(4, MAX_LENGTH)
-    reserved = reserved_bytes(work, CARD, 4, MAX_LENGTH) - workspace_bytes(CARD)
+    tracer = Tracer(make_workload(case), CARD)
+    with tracer.started() as trace:
+        needed = predict_from(tracer, trace).needed_bytes(4, MAX_LENGTH)
+        of_card = ReservedBytes(tracer.fixed_events, trace, CARD).bytes_at(4, MAX_LENGTH)
+    reserved = of_card - workspace_bytes(CARD)
     assert reserved >= needed
     assert reserved % (2 * MIB) == 0  # pages
     assert reserved <= needed * 1.1 + 2 * 22 * MIB  # a page more of each of the two pools, and what lies between
 
 
-def test_what_is_recorded_is_what_is_counted() -> None:
-    events: list[tuple[int, int]] = []
-    tracer = Tracer(make_workload(Case("bert")), CARD, lambda number, num_bytes: events.append((number, num_bytes)))
-    (trace, _) = tracer.run([(3, 16), (3, 16)])
-    alive, peak = 0, 0
-    sizes: dict[int, int] = {}
-    for number, num_bytes in events:
-        alive += num_bytes
-        peak = max(peak, alive)
-        if num_bytes > 0:
-            assert number not in sizes
-            sizes[number] = num_bytes
-        else:
-            assert sizes.pop(number) == -num_bytes > 0
-    assert peak == max(*trace.training, *trace.evaluation, tracer.fixed.optimizer_peak)
+def test_it_is_what_the_allocator_holds_for_each_tensor_as_it_lives() -> None:
+    """By hand: at each event first what ends there is freed, then what begins there is allocated; twice."""
+    tracer = Tracer(make_workload(Case("bert")), CARD)
+    with tracer.started() as trace:
+        of_card = ReservedBytes(tracer.fixed_events, trace, CARD).bytes_at(3, 16)
+        events, fixed = trace(3, 16).events, tracer.fixed_events
+    allocator = CachingAllocator(expandable_segments=True)
+    for name, of in ((0, fixed), (1, events), (2, events)):
+        for event in range(len(of.num_bytes) + 1):
+            for made in range(event):
+                last = event == len(of.num_bytes)
+                if of.num_bytes[made] and of.freed_at[made] == event and not (last and of is fixed):
+                    allocator.free((name, made))
+            if event < len(of.num_bytes) and of.num_bytes[event]:
+                allocator.allocate((name, event), of.num_bytes[event])
+    assert of_card == allocator.peak_reserved_bytes + workspace_bytes(CARD)
+
+
+def test_the_largest_is_what_brute_force_finds() -> None:
+    tracer = Tracer(make_workload(Case("bert", lora=True)), CARD)
+    with tracer.started() as trace:
+        prediction = predict_from(tracer, trace)
+        reserved = ReservedBytes(tracer.fixed_events, trace, CARD)
+        sizes = [reserved.bytes_at(number, MAX_LENGTH) for number in range(1, 41)]
+        assert sizes == sorted(sizes)
+        assert sizes[-1] - sizes[0] > 10 * MIB  # there are pages to tell apart
+        for budget in range(sizes[0] - MIB, sizes[-1] + MIB, MIB):
+            expected = sum(of <= budget for of in sizes)
+            assert reserved.largest(prediction, MAX_LENGTH, budget, 40) == expected

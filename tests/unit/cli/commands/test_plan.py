@@ -95,7 +95,7 @@ def test_the_tables_have_the_numbers_of_the_plan(model: str, capsys: pytest.Capt
     assert {"-", f"{MOST}+"} < {cell for row in rows_of(output) for cell in row}
     assert output.startswith(f"planning clinical_classification for {model}\nexamples of up to {MAX_LENGTH} tokens\n")
     assert re.search(r"memory +┃ training +┃ 64 +┃ 32 +┃", output)
-    assert "These numbers are predicted: bytes of tensors" in output
+    assert "They count the bytes of tensors: a GPU needs some hundred MiB more" in output
 
 
 @pytest.mark.slow
@@ -169,8 +169,9 @@ def test_cards_are_planned_and_written_for_programs(
     written = json.loads(file.read_text())
     assert (written["recipe"], written["model"], written["precision"]) == ("clinical_classification", model, "fp16")
     config = ClinicalClassificationConfig(model=model, max_length=MAX_LENGTH, lora=LoraConfig())
-    (variant,), _ = plan(lambda config: workload(config, "fp16"), config, ["lora"], (7, 5))
     budgets = {"RTX 3060 12GB": 11 * 2**30, "T4": 16 * 2**30 * 11 // 12}
+    (variant,), _ = plan(lambda config: workload(config, "fp16"), config, ["lora"], (7, 5), list(budgets.values()))
+    assert "count what CUDA's allocator would hold" in output
     assert [(memory["name"], memory["budget_bytes"]) for memory in written["memory"]] == [*budgets.items()]
     of = written["variants"]["lora"]
     assert [(row["memory"], row["length"], row["num_examples"]) for row in of["largest"]] == [
@@ -230,7 +231,9 @@ def test_the_precision_is_that_of_the_capability_or_the_flag(
     file = tmp_path / "plan.json"
     asked: list[str] = []
 
-    def plan(build: Any, config: Any, chosen: Any, capability: Any) -> Any:
+    def plan(build: Any, config: Any, chosen: Any, capability: Any, budgets: list[int]) -> Any:
+        assert all(budget > 0 for budget in budgets)
+        assert budgets
         asked.append(build(config).precision)
         peak = Peak(((100.0, 10.0),), MAX_LENGTH)
         fixed = FixedBytes(weights=50, gradients=20, optimizer_state=30, optimizer_peak=180)
