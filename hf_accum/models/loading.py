@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hf_accum.config.trust import Trust
+from hf_accum.device.malloc import return_freed_memory
 from hf_accum.device.out_of_memory import Failure, classify
 from hf_accum.errors import UserError, first_line
 from hf_accum.models.heads import check_labels, other_labels, renew_head, trained_head
@@ -55,11 +56,11 @@ def load_model(
     """Load `name` by a transformers Auto class, with `config_values` (labels, say) in its config.
 
     Its weights are read into `dtype` at once, those of a head that `task_type` (of a `ModelSpec`) trains and of
-    BatchNorm into float32. `dropout` overrides
-    every dropout probability of the model. With `quantization` nf4 all linear layers but the
-    head's have 4-bit weights, on the device at once, multiplied in accelerate's `precision`. `trust` says what
-    may come in with it. A model of images has no tokenizer. With `replace_head` a head for other labels is new, and
-    so are other weights that do not fit.
+    BatchNorm into float32. `dropout` overrides every dropout probability of the model. With `quantization` nf4 all
+    linear layers but the head's have 4-bit weights, on the device at once, multiplied in accelerate's `precision`;
+    from then on the process gives freed memory back (`return_freed_memory`). `trust` says what may come in with it.
+    A model of images has no tokenizer. With `replace_head` a head for other labels is new, and so are other weights
+    that do not fit.
 
     Raises:
         UserError: if there is no such model, if its weights do not fit (unless they are replaced), if
@@ -77,6 +78,7 @@ def load_model(
             empty = auto_class.from_config(config, trust_remote_code=trust.trust_remote_code)
         in_float32 = loading_in_float32(type(empty), kept_in_float32(empty, trained_head(empty, task_type)))
         if quantization != "none":
+            return_freed_memory()  # else the host may keep more of what a weight was before than its file has
             options = {
                 "quantization_config": quantization_config(quantization, head_modules(empty), precision),
                 "device_map": {"": torch.device(device)},
