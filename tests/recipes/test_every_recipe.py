@@ -39,7 +39,6 @@ IN_SLOW = (
     "medical_lm",
     "clinical_ner",
     "medical_mlm",
-    "driving_images-segmentation",
 )
 for_each_cut = pytest.mark.parametrize("recipe", marked((), IN_SLOW))
 for_each_killed = pytest.mark.parametrize("recipe", [p for p in marked((), DIFFERENT) if p.id != FIRST.id])

@@ -36,9 +36,9 @@ def test_the_second_run_takes_one_probe_and_finds_the_same(cache: Path) -> None:
     "damage",
     [
         pytest.param(lambda whole: whole[:-40], id="cut"),
-        pytest.param(lambda whole: "", id="empty", marks=pytest.mark.slow),
+        pytest.param(lambda whole: "", id="empty", marks=pytest.mark.by_hand),
         pytest.param(lambda whole: "{}", id="nothing", marks=pytest.mark.slow),
-        pytest.param(lambda whole: "[1]", id="list", marks=pytest.mark.slow),
+        pytest.param(lambda whole: "[1]", id="list", marks=pytest.mark.by_hand),
         pytest.param(lambda whole: whole.replace("moments", "other"), id="renamed", marks=pytest.mark.slow),
     ],
 )

@@ -18,14 +18,23 @@ NUM_BLOCKS = 9
 CARD = (8, 6)
 POINTS = [(1, 32), (2, 32), (3, 8), (1, 8)]
 
+CHOSEN = [
+    (Case("bert", lora=True), CARD),
+    (Case("bert", precision="bf16"), None),
+    (Case("vit", lora=True), None),
+    (Case("llama", lora=True, checkpointing=True, precision="bf16"), CARD),
+    (Case("gpt2", checkpointing=True), CARD),
+]
+OTHERS = [
+    (Case(architecture, lora, checkpointing), capability)
+    for architecture in ARCHITECTURES
+    for lora, checkpointing in [(True, False), (False, True)]
+    for capability in (None, CARD)
+]
 CASES = [
-    *(
-        Case(architecture, lora, checkpointing)
-        for architecture in ARCHITECTURES
-        for lora, checkpointing in [(True, False), (False, True)]
-    ),
-    Case("bert", precision="bf16"),
-    Case("llama", lora=True, checkpointing=True, precision="bf16"),
+    CHOSEN[0],
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in CHOSEN[1:]),
+    *(pytest.param(*case, marks=pytest.mark.by_hand) for case in OTHERS if case not in CHOSEN),
 ]
 
 
@@ -55,12 +64,7 @@ def num_blocks_run(work: Workload, monkeypatch: pytest.MonkeyPatch) -> list[int]
     return numbers
 
 
-@pytest.mark.parametrize("capability", [None, CARD], ids=["cpu", "card"])
-@pytest.mark.parametrize(
-    "case",
-    [case if number == 0 else pytest.param(case, marks=pytest.mark.slow) for number, case in enumerate(CASES)],
-    ids=str,
-)
+@pytest.mark.parametrize(("case", "capability"), CASES, ids=str)
 def test_it_is_what_a_trace_of_all_blocks_says(
     case: Case, capability: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
