@@ -28,6 +28,14 @@ class MemoryEvents:
         """Events of the forward, the backward and the evaluation."""
         return [range(*ends) for ends in pairwise((0, self.forward_end, self.training_end, len(self.num_bytes)))]
 
+    @property
+    def of_training(self) -> "MemoryEvents":
+        """Those of the forward and the backward alone."""
+        end = self.training_end
+        freed_at = tuple(min(freed, end) for freed in self.freed_at[:end])
+        others = tuple((event, freed) for event, freed in self.others_freed if event <= end)
+        return MemoryEvents(self.num_bytes[:end], freed_at, self.forward_end, end, others)
+
     def live_bytes(self, start_bytes: int) -> list[list[int]]:
         """What lives at the moments of each part, where `start_bytes` do at its begin."""
         num_bytes = np.asarray(self.num_bytes, dtype=np.int64)

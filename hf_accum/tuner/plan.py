@@ -1,6 +1,6 @@
 """What fits where, without a device and without weights: from the model's config and a trace."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from hf_accum.config.variants import VARIANTS
 from hf_accum.errors import UserError
 from hf_accum.tuner.kernels import Capability
 from hf_accum.tuner.prediction import Prediction, predict_from
+from hf_accum.tuner.real_windows import windows_of
 from hf_accum.tuner.reserved import ReservedBytes
 from hf_accum.tuner.tracing import CannotTrace, Tracer
 from hf_accum.tuner.workload import Workload
@@ -38,6 +39,10 @@ class Variant:
     """What a card's allocator would hold for one example of the longest length; None: no card is planned for."""
     on_cards: Mapping[tuple[int, int], int] = field(default_factory=dict)
     """By budget and length: the most examples for which what the allocator holds is within the budget."""
+    over_windows: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    """By budget: what it holds at the most up to the end of each window of real lengths; none, where one example of
+    the longest length does not fit.
+    """
 
     def needed_bytes(self, num_examples: int, length: int) -> int:
         """The peak of training at a micro-batch, the optimizer step included."""
@@ -91,10 +96,12 @@ def plan(
     variants: Collection[str],
     capability: Capability | None = None,
     budgets: Collection[int] = (),
+    real_lengths: Sequence[int] = (),
 ) -> tuple[list[Variant], list[str]]:
     """Predict variants of a configuration; also says which cannot be, and why.
 
     With the compute `capability` of a card, as (8, 6), by its kernels and its allocator, for `budgets` in bytes.
+    With `real_lengths` of examples also over windows of these, in their order.
 
     A variant sets `lora.rank` (to 0, or 16 where it is 0), `quantization` and `gradient_checkpointing` itself.
 
@@ -117,7 +124,9 @@ def plan(
         if key not in variants:
             continue
         try:
-            found.append(_variant(name, build(replace(config, **changes[key])), capability, budgets))
+            work = build(replace(config, **changes[key]))
+            size = config.effective_batch_size * work.num_parts
+            found.append(_variant(name, work, capability, budgets, real_lengths, size))
         except (ValueError, CannotTrace) as error:
             impossible.setdefault(str(error), []).append(name)
     if not found:
@@ -126,7 +135,12 @@ def plan(
 
 
 def _variant(
-    name: str, work: Workload, capability: Capability | None = None, budgets: Collection[int] = ()
+    name: str,
+    work: Workload,
+    capability: Capability | None = None,
+    budgets: Collection[int] = (),
+    real_lengths: Sequence[int] = (),
+    window_size: int = 1,
 ) -> Variant:
     tracer = Tracer(work, capability)
     with tracer.started() as trace:
@@ -140,7 +154,13 @@ def _variant(
             for budget in budgets
             for length in lengths_of(work.max_length, work.lengths.vary)
         }
-        return replace(variant, reserved=reserved.bytes_at(1, work.max_length), on_cards=on_cards)
+        over_windows: dict[int, list[int]] = {}
+        for budget in budgets if real_lengths else ():
+            if largest := on_cards[budget, work.max_length]:
+                windows = windows_of(real_lengths, window_size, work.max_length, prediction, largest)
+                over_windows[budget] = reserved.over(windows)
+        of_one = reserved.bytes_at(1, work.max_length)
+        return replace(variant, reserved=of_one, on_cards=on_cards, over_windows=over_windows)
 
 
 def lengths_of(max_length: int, vary: bool = True) -> list[int]:

@@ -60,6 +60,16 @@ def _variant(variant: Variant, targets: Sequence[Target]) -> dict[str, Any]:
             for target in targets
             for length in lengths_of(longest, variant.lengths.vary)
         ],
+        "over_windows": [
+            {
+                "memory": target.name,
+                "num_windows": len(peaks),
+                "reserved_after_first_bytes": peaks[0],
+                "reserved_after_last_bytes": peaks[-1],
+            }
+            for target in targets
+            if (peaks := variant.over_windows.get(target.budget_bytes))
+        ],
         "one_example": {
             "length": longest,
             "parts_bytes": _named(variant.parts(1, longest)),

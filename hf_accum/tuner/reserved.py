@@ -8,6 +8,7 @@ from hf_accum.tuner.memory_events import MemoryEvents
 from hf_accum.tuner.prediction import Prediction
 from hf_accum.tuner.tracing import Trace
 
+_NUM_GUESSES = 4
 _NUM_WINDOWS = 2  # in the first the allocator grows; the second finds what that left
 
 
@@ -44,23 +45,45 @@ class ReservedBytes:
             CannotTrace: if the model cannot be traced.
         """
         most = prediction.largest(length, budget_bytes - self._workspaces, at_most)
-        fits, too_many, tried = 0, most + 1, most
+        fits, too_many, tried, num_tries = 0, most + 1, most, 0
         while too_many - fits > 1:
             over = self.bytes_at(tried, length) - budget_bytes
-            if over <= 0:
-                fits, tried = tried, (tried + too_many) // 2
-                continue
-            nearly = prediction.largest(length, prediction.needed_bytes(tried, length) - over, at_most)
-            tried, too_many = (nearly if tried == most else fits + (tried - fits) // 2), tried
+            fits, too_many = (tried, too_many) if over <= 0 else (fits, tried)
+            num_tries += 1
+            if num_tries < _NUM_GUESSES:  # as if only the tensors needed more or less
+                tried = prediction.largest(length, prediction.needed_bytes(tried, length) - over, at_most)
+            else:
+                tried = (fits + too_many) // 2
             tried = min(max(tried, fits + 1), too_many - 1)
         return fits
 
+    def over(self, windows: Iterable[Iterable[tuple[int, int]]]) -> list[int]:
+        """The most up to the end of each window of micro-batches (number of examples, length), without evaluation.
+
+        Raises:
+            CannotTrace: if the model cannot be traced.
+        """
+        traced: dict[tuple[int, int], MemoryEvents] = {}
+        allocator = self._begun()
+        peaks: list[int] = []
+        for window in windows:
+            for micro_batch in window:
+                if micro_batch not in traced:
+                    traced[micro_batch] = self._trace(*micro_batch).events.of_training
+                replay(_allocations(traced[micro_batch], "micro-batch"), allocator)
+            peaks.append(allocator.peak_reserved_bytes + self._workspaces)
+        return peaks
+
     def _replayed(self, micro_batches: Iterable[MemoryEvents]) -> int:
+        allocator = self._begun()
+        for events in micro_batches:
+            replay(_allocations(events, "micro-batch"), allocator)
+        return allocator.peak_reserved_bytes + self._workspaces
+
+    def _begun(self) -> CachingAllocator:
         allocator = CachingAllocator(expandable_segments=True)
         replay(_allocations(self._fixed, "fixed", keep=True), allocator)
-        for index, events in enumerate(micro_batches):
-            replay(_allocations(events, index), allocator)
-        return allocator.peak_reserved_bytes + self._workspaces
+        return allocator
 
 
 def _allocations(events: MemoryEvents, name: Hashable, *, keep: bool = False) -> Iterator[Allocate | Free]:

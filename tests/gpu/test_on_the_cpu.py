@@ -16,6 +16,7 @@ from gpu_cases import (
     measured_peaks,
     most_that_fit,
     plain_language_model,
+    predicted,
     run_long,
 )
 from gpu_peers import examples_of, own_run
@@ -51,6 +52,14 @@ def test_a_report_has_what_was_found_and_on_what(tmp_path: Path) -> None:
 
 def test_a_table_has_each_name_once() -> None:
     assert next(markdown([{"a": 1}, {"b": 2, "a": 3}])) == "| a | b |"
+
+
+def test_what_is_predicted_for_a_card(tmp_path: Path) -> None:
+    sizes = [(3, 16), (1, 32)]
+    flags = {"rank": 2, "max_length": 32}
+    found = predicted(tmp_path, "tiny BERT", "bf16", (9, 0), flags, sizes)
+    assert list(found) == sizes
+    assert all(0 < of_tensors < reserved < 2**28 for of_tensors, reserved in found.values())
 
 
 @pytest.mark.parametrize("size", [1, 3, 7])

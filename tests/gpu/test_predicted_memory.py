@@ -1,4 +1,4 @@
-"""The peak that a trace predicts without a device, against what the device's allocator counts in real windows."""
+"""What a trace and a model of the allocator predict without a device, against what the device's allocator holds."""
 
 import os
 from collections.abc import Iterator
@@ -12,8 +12,6 @@ import pytest
 import torch
 from gpu_cases import best_precision, make_workload, materialise, measured_peaks, predicted
 from gpu_report import Report
-
-from hf_accum.tuner.prediction import Prediction
 
 MOST_ABOVE = 0.016
 TOKENS_AT_ONCE = 4096
@@ -41,6 +39,14 @@ class Case:
         }
 
 
+Predicted = dict[tuple[int, int], tuple[int, int]]
+
+
+def sizes_of(model: str) -> list[tuple[int, int]]:
+    """Micro-batches of about as many tokens."""
+    return [(max(1, TOKENS_AT_ONCE // length), length) for length in LENGTHS[model]]
+
+
 WAYS = (
     ("BERT-base", "full", False),
     ("BERT-base", "lora", False),
@@ -57,20 +63,21 @@ WAYS = (
 @pytest.fixture(scope="module")
 def predictions(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[Case, Future[Prediction]]]:
+) -> Iterator[dict[Case, Future[Predicted]]]:
     """Of the tests that were chosen, traced on the CPU's cores meanwhile."""
     if not torch.cuda.is_available() or hasattr(request.config, "workerinput"):
         yield {}  # all are skipped
         return
-    precision = best_precision(torch.device("cuda", 0))
+    precision, capability = best_precision(torch.device("cuda", 0)), torch.cuda.get_device_capability(0)
     chosen = [item for item in request.session.items if item.path == request.path]
     parameters: list[dict[str, Any]] = [dict(i.callspec.params) for i in chosen if isinstance(i, pytest.Function)]
     cases = [Case(**of_test) for of_test in parameters]
+    folders = {case: tmp_path_factory.mktemp("traced") for case in cases}
     num_processes = min(8, os.cpu_count() or 1, len(cases))
     with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
         yield {
-            case: pool.submit(predicted, tmp_path_factory.mktemp("traced"), case.model, precision, case.flags)
-            for case in cases
+            case: pool.submit(predicted, folder, case.model, precision, capability, case.flags, sizes_of(case.model))
+            for case, folder in folders.items()
         }
         pool.shutdown(cancel_futures=True)
 
@@ -81,7 +88,7 @@ def test_what_is_predicted_is_what_is_reserved_and_hardly_more(
     gpu: torch.device,
     findings: Report,
     tmp_path: Path,
-    predictions: dict[Case, Future[Prediction]],
+    predictions: dict[Case, Future[Predicted]],
     model: str,
     way: str,
     checkpointing: bool,
@@ -96,10 +103,10 @@ def test_what_is_predicted_is_what_is_reserved_and_hardly_more(
     work.model.train()
     optimizer = work.optimizer(work.model)
     missed = []
-    for length in LENGTHS[model]:
-        num_examples = max(1, TOKENS_AT_ONCE // length)
+    for num_examples, length in sizes_of(model):
         row = asdict(case) | {"length": length, "examples": num_examples}
-        row["predicted_bytes"] = bytes_predicted = prediction.needed_bytes(num_examples, length)
+        row["predicted_tensor_bytes"], row["predicted_bytes"] = prediction[num_examples, length]
+        bytes_predicted = row["predicted_bytes"]
         try:
             allocated, reserved = measured_peaks(work, optimizer, num_examples, length, gpu)
         except torch.OutOfMemoryError:  # a card too small for this row

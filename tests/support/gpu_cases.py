@@ -37,7 +37,10 @@ from hf_accum.tasks.causal_lm.task import CausalTexts
 from hf_accum.tasks.labels import LabelColumn
 from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy
 from hf_accum.tasks.text_classification.task import TextClassification
-from hf_accum.tuner.prediction import Prediction, predict
+from hf_accum.tuner.kernels import Capability
+from hf_accum.tuner.prediction import predict_from
+from hf_accum.tuner.reserved import ReservedBytes
+from hf_accum.tuner.tracing import Tracer
 from hf_accum.tuner.workload import Workload
 from recipes import clinical_classification, medical_lm
 
@@ -111,9 +114,22 @@ def make_workload(folder: Path, model: str, precision: str = "no", **flags: Any)
     return clinical_classification.workload(config, precision)
 
 
-def predicted(folder: Path, model: str, precision: str, flags: dict[str, Any]) -> Prediction:
-    """What a trace says of a model without weights; for a process of its own."""
-    return predict(make_workload(folder, model, precision, **flags))
+def predicted(
+    folder: Path,
+    model: str,
+    precision: str,
+    capability: Capability,
+    flags: dict[str, Any],
+    sizes: Sequence[tuple[int, int]],
+) -> dict[tuple[int, int], tuple[int, int]]:
+    """Of micro-batches of a model without weights: bytes of tensors, and what a card's allocator holds; for a process
+    of its own.
+    """
+    tracer = Tracer(make_workload(folder, model, precision, **flags), capability)
+    with tracer.started() as trace:
+        prediction = predict_from(tracer, trace)
+        reserved = ReservedBytes(tracer.fixed_events, trace, capability)
+        return {size: (prediction.needed_bytes(*size), reserved.over([[size]])[-1]) for size in sizes}
 
 
 def materialise(model: nn.Module, device: torch.device, seed: int = 0) -> None:

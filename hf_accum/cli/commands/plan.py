@@ -47,6 +47,11 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         help="of the forward (default: bf16, or fp16 below compute capability 8.0; no where none is known)",
     )
     parser.add_argument("--variants", default=_VARIANTS, help="ways of training, with commas (default: %(default)s)")
+    parser.add_argument(
+        "--lengths",
+        metavar="FILE",
+        help="tokens of real examples, a number a line: of a card also over their windows",
+    )
     parser.add_argument("--picture", metavar="FILE", help="draw the frontiers: a file .svg or .png")
     parser.add_argument("--json", metavar="FILE", help="write what the tables say, for programs")
     parser.add_argument("--verified", metavar="FILE", help="also show what a run measured: its tuning.json")
@@ -72,6 +77,16 @@ def _plan(parsed: argparse.Namespace, flags: list[str]) -> None:
             raise UserError(f"{flag} {file}: has to be in a folder that is there")
         if file is not None and Path(file).is_dir():
             raise UserError(f"{flag} {file}: has to be a file, it is a folder")
+    real_lengths: list[int] = []
+    if parsed.lengths is not None:
+        if oldest(targets) is None:
+            raise UserError(f"--lengths {parsed.lengths}: has to go with a card, by --gpu or --capability")
+        from hf_accum.tuner.real_windows import read_lengths
+
+        try:
+            real_lengths = read_lengths(Path(parsed.lengths))
+        except UserError as error:
+            raise UserError(as_flags(str(error), vars(parsed))) from error
     measured = None if parsed.verified is None else _verified(Path(parsed.verified))
     module = _recipe(recipe)
     parameters = list(inspect.signature(module.workload).parameters.values())
@@ -83,7 +98,10 @@ def _plan(parsed: argparse.Namespace, flags: list[str]) -> None:
     build = _build(recipe, module, precision)
     config: RecipeConfig = parse(config_class, _PLAN, flags)
 
-    run(lambda: _show(recipe, build, config, chosen, targets, precision, measured, picture, json_file), config)
+    run(
+        lambda: _show(recipe, build, config, chosen, targets, precision, real_lengths, measured, picture, json_file),
+        config,
+    )
 
 
 def _build(recipe: str, module: ModuleType, precision: str) -> "Callable[[RecipeConfig], Workload]":
@@ -114,6 +132,7 @@ def _show(
     chosen: Sequence[str],
     targets: Sequence[Target],
     precision: str,
+    real_lengths: Sequence[int],
     measured: "Table | None",
     picture: str | None,
     json_file: str | None,
@@ -125,7 +144,8 @@ def _show(
     console = Console(soft_wrap=True)
     console.print(f"planning {recipe} for {config.model or 'its embedded model'}")
     capability = oldest(targets)
-    found, impossible = plan(build, config, chosen, capability, [target.budget_bytes for target in targets])
+    budgets = [target.budget_bytes for target in targets]
+    found, impossible = plan(build, config, chosen, capability, budgets, real_lengths)
     for target in targets:
         if (card := target.card) is not None:
             console.print(
@@ -143,6 +163,11 @@ def _show(
         console.print(as_flags(f"left out: {why}", flag_names(type(config))), markup=False, highlight=False)
     console.print(_frontiers(found, targets))
     console.print(_parts(found))
+    if real_lengths:
+        too_long = sum(length > longest for length in real_lengths)
+        if too_long:
+            console.print(f"{too_long} of {len(real_lengths)} lengths are longer than {longest}, and cut off there")
+        console.print(_over_windows(found, targets))
     console.print(
         f"These numbers are predicted: of one rank, in {_in_words(precision)}, from a trace without a device, with "
         f"the kernels of {_kernels(capability)}. {_counted(capability)} A run with --micro_batch_size auto "
@@ -248,6 +273,24 @@ def _parts(variants: "Sequence[Variant]") -> "Table":
     totals = [variant.totals(length) for variant in variants]
     for name in totals[0]:
         table.add_row(name, *(format_bytes(of[name]) for of in totals))
+    return table
+
+
+def _over_windows(variants: "Sequence[Variant]", targets: Sequence[Target]) -> "Table":
+    from rich.table import Table
+
+    number = max((len(peaks) for variant in variants for peaks in variant.over_windows.values()), default=0)
+    title = f"what the allocator holds over {number} windows of real lengths"
+    table = Table(
+        "card", "training", "first window", "last window", "of its memory", title=title, title_justify="left"
+    )
+    for target in targets:
+        for index, variant in enumerate(variants):
+            peaks = variant.over_windows.get(target.budget_bytes)
+            share = f"{peaks[-1] / target.budget_bytes:.0%}" if peaks else "-"
+            cells = [format_bytes(peaks[0]), format_bytes(peaks[-1])] if peaks else ["-", "-"]
+            table.add_row(target.name if index == 0 else "", variant.name, *cells, share)
+        table.add_section()
     return table
 
 

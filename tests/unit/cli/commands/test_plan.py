@@ -185,6 +185,42 @@ def test_cards_are_planned_and_written_for_programs(
     assert of["one_example"]["reserved_bytes"] > of["one_example"]["needed_bytes"]
 
 
+def test_real_lengths_are_replayed_over_their_windows(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lengths, file = tmp_path / "lengths.txt", tmp_path / "plan.json"
+    lengths.write_text("\n".join(str(8 + 7 * (number % 9)) for number in range(300)) + "\n500\n")
+    more = ("--lengths", str(lengths), "--effective_batch_size", "64", "--json", str(file))
+    main(of_card("T4", *more, model=model, variants="lora"))
+    output = capsys.readouterr().out
+    assert f"1 of 301 lengths are longer than {MAX_LENGTH}, and cut off there" in output
+    assert "what the allocator holds over 5 windows of real lengths" in output
+    (row,) = json.loads(file.read_text())["variants"]["lora"]["over_windows"]
+    assert (row["memory"], row["num_windows"]) == ("T4", 5)
+    first, last = row["reserved_after_first_bytes"], row["reserved_after_last_bytes"]
+    assert 0 < first <= last < 2**30
+    assert re.search(rf"│ T4 +│ LoRA +│ {format_bytes(first)} +│ {format_bytes(last)} +│ \d%", output)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--memory", "8GiB"), "has to go with a card, by --gpu or --capability"),
+        (("--gpu", "T4"), "line 1: 'a' has to be a number of tokens, from 1 on"),
+    ],
+)
+def test_lengths_that_cannot_be_are_refused(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, str], message: str
+) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "clinical_classification", "--model", model, *flags, "--lengths", str(tmp_path / "a.txt")])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert "--lengths" in error
+    assert message in error
+
+
 def rows_written(written: dict[str, Any]) -> list[list[str]]:
     """The rows of both tables, from the file alone."""
     variants = list(written["variants"].values())
@@ -231,7 +267,7 @@ def test_the_precision_is_that_of_the_capability_or_the_flag(
     file = tmp_path / "plan.json"
     asked: list[str] = []
 
-    def plan(build: Any, config: Any, chosen: Any, capability: Any, budgets: list[int]) -> Any:
+    def plan(build: Any, config: Any, chosen: Any, capability: Any, budgets: list[int], *_: Any) -> Any:
         assert all(budget > 0 for budget in budgets)
         assert budgets
         asked.append(build(config).precision)
