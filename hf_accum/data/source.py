@@ -74,8 +74,8 @@ def good_rows(
             if on_bad_row == "error":
                 row_number = number // source.parts_per_row + 1
                 raise UserError(
-                    f"{source.names[shard]}, row {row_number}: {bad}; mend the row, or leave such rows out by "
-                    "`on_bad_row skip`"
+                    f"{source.names[shard]}, row {row_number}: {bad}; mend the row or the flags, or leave "
+                    "such rows out by `on_bad_row skip`"
                 ) from None
             reason = str(bad)
             # Reasons quote values: of a column of free text each row would have its own, without end.

@@ -84,7 +84,8 @@ def is_held_out(row: Row, group_column: str, fraction: float) -> bool:
         BadRow: if the row has no group.
     """
     if row.get(group_column) in (None, ""):
-        raise BadRow(group_column, "no group to split by (no such column, null, or empty)")
+        known = shortened(", ".join(map(str, row)), 300) or "none"
+        raise BadRow(group_column, f"no group to split by (no such column, null, or empty); the row has {known}")
     if isinstance(row[group_column], list | dict):
         raise BadRow(group_column, f"{shown(row[group_column])} is no single value to split by")
     digest = blake2b(str(row[group_column]).encode(errors="surrogatepass"), digest_size=8).digest()
