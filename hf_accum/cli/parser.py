@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_type_hints
 
+from hf_accum.cli.unknown_flags import hints
 from hf_accum.config.flags import as_flags, flag_names
 from hf_accum.config.recipe import RecipeConfig, flags_by_heading
 from hf_accum.config.serialization import to_yaml
@@ -51,8 +52,10 @@ def _parser(config_class: type[RecipeConfig], description: str) -> "ArgumentPars
         """Tells of flags in its messages, and no secret: they repeat what was given."""
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            """End the process with a message."""
-            super().error(without_secrets(as_flags(message, flag_names(config_class))), ex)
+            """End the process with a message, without the usage: that of all flags hides it."""
+            names = flag_names(config_class)
+            lines = [f"error: {without_secrets(as_flags(message, names))}", *hints(message, names)]
+            self.exit(2, "\n".join([*lines, "(--help lists all flags)"]) + "\n")
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     set_dumper("yaml", to_yaml)

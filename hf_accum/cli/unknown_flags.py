@@ -1,0 +1,62 @@
+"""What somebody may have meant by a flag that there is not: one of the Trainer's, or one that is misspelt."""
+
+import re
+from collections.abc import Collection
+from difflib import get_close_matches
+
+OF_THE_TRAINER = {
+    "per_device_train_batch_size": "--micro_batch_size",
+    "per_device_batch_size": "--micro_batch_size",
+    "train_batch_size": "--effective_batch_size",
+    "batch_size": "--effective_batch_size",
+    "gradient_accumulation_steps": "--effective_batch_size, the product over all ranks; the split follows",
+    "auto_find_batch_size": "--micro_batch_size auto",
+    "num_train_epochs": "--num_epochs",
+    "lr_scheduler_type": "--lr_scheduler",
+    "warmup_steps": "--warmup_ratio, a share of the steps",
+    "optim": "--optimizer",
+    "label_smoothing_factor": "--label_smoothing",
+    "bf16": "accelerate launch --mixed_precision bf16",
+    "fp16": "accelerate launch --mixed_precision fp16",
+    "logging_steps": "--log_every",
+    "report_to": "--trackers",
+    "eval_steps": "--eval_every",
+    "save_steps": "--save_every",
+    "save_total_limit": "--keep_checkpoints",
+    "metric_for_best_model": "--best_metric",
+    "resume_from_checkpoint": "--resume",
+    "model_name_or_path": "--model",
+    "dataset_name": "--dataset",
+    "train_file": "--dataset",
+    "max_seq_length": "--max_length",
+    "max_seq_len": "--max_length",
+    "cutoff_len": "--max_length",
+    "lora_r": "--lora.rank",
+    "lora_rank": "--lora.rank",
+    "lora_alpha": "--lora.alpha",
+    "lora_dropout": "--lora.dropout",
+    "lora_target_modules": "--lora.target_modules",
+    "load_in_4bit": "--quantization nf4",
+    "ddp_timeout": "--rank_timeout_minutes",
+}
+"""Names of the Trainer, its scripts, TRL, Axolotl and LLaMA-Factory, and what stands for them here.
+
+The whole table, with what differs: recipes/guides/moving-from-the-trainer.md.
+"""
+
+_UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.DOTALL)
+_NOT_ACCEPTED = re.compile(r"Option '([\w.]+)' is not accepted|Key '([\w.]+)' is not expected")
+
+
+def hints(message: str, names: Collection[str]) -> list[str]:
+    """For each flag that a parser's message says is unknown what was probably meant, of the flags that there are."""
+    found = _UNKNOWN.search(message)
+    unknown = re.findall(r"(?:^|\s)--([\w.]+)", found[1]) if found else []
+    unknown += [name for pair in _NOT_ACCEPTED.findall(message) for name in pair if name]
+    said: list[str] = []
+    for name in dict.fromkeys(unknown):
+        if name in OF_THE_TRAINER:
+            said.append(f"--{name} is here {OF_THE_TRAINER[name]}")
+        elif close := get_close_matches(name, names, n=1):
+            said.append(f"--{name}: is --{close[0]} meant?")
+    return said
