@@ -197,13 +197,17 @@ def _config(name: str, trust: Trust, config_values: Mapping[str, Any]) -> tuple[
     return config, said
 
 
-def loaded(what: str, name: str, load: Callable[[], T]) -> T:
+def loaded(what: str, name: str | None, load: Callable[[], T]) -> T:
     """What `load` loads.
 
     Raises:
         UserError: if it cannot: files of others can be wrong in any way, and so anything may be raised. A lack of
             memory is left as it is.
     """
+    if name is None:  # of a recipe of one's own, which hands its flag on
+        raise UserError(
+            "`model` is not given: has to be a folder or an id of the hub; this recipe has none of its own"
+        )
     try:
         return load()
     except Exception as error:

@@ -28,7 +28,8 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_accum.accumulation.example import Example
-from hf_accum.models.loading import load_model, num_positions, set_dropout
+from hf_accum.errors import UserError
+from hf_accum.models.loading import load_model, loaded, num_positions, set_dropout
 from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.tasks.tokenization import pad
 
@@ -317,3 +318,8 @@ def test_a_relative_folder_is_found_again_from_anywhere(tmp_path: Path, monkeypa
     save_base(tmp_path / "models" / "mine", "bert")
     monkeypatch.chdir(tmp_path / "models")
     assert load_classifier("mine").model.config._name_or_path == str(tmp_path / "models" / "mine")
+
+
+def test_a_recipe_without_a_model_of_its_own_says_that_one_has_to_be_given() -> None:
+    with pytest.raises(UserError, match=r"^`model` is not given: has to be a folder or an id of the hub"):
+        loaded("config", None, lambda: pytest.fail("nothing is there to load"))
