@@ -114,12 +114,20 @@ class Extension:
         )
 
     def _require_alike(self, events: MemoryEvents, shifts: tuple[int, ...]) -> None:
-        """The blocks beside the places have to have the same moments and allocations."""
+        """The blocks beside the places have to have the same moments and allocations, which are freed alike."""
         sizes, of_short = np.asarray(events.num_bytes), np.asarray(self.short.num_bytes)
-        for same, part, by in zip(_beside(self.short, self.insertions), events.parts, shifts, strict=True):
+        freed, freed_in_short = np.asarray(events.freed_at), np.asarray(self.short.freed_at)
+        beside = _beside(self.short, self.insertions)
+        first, last = beside[0].stop, beside[_BACKWARD].start  # between them may be other events
+        for same, part, by in zip(beside, events.parts, shifts, strict=True):
             _require(part.start <= same.start + by and same.stop + by <= part.stop)
-            new = sizes[same.start + by : same.stop + by]
-            _require(np.array_equal(new == 0, of_short[same.start : same.stop] == 0))
+            made = of_short[same.start : same.stop] > 0
+            _require(np.array_equal(sizes[same.start + by : same.stop + by] > 0, made))
+            there, here = freed_in_short[same.start : same.stop], freed[same.start + by : same.stop + by]
+            between = (there > first) & (there < last)
+            alike = here == np.where(there <= first, there, there + shifts[_BACKWARD])
+            alike[between] = (here[between] >= first) & (here[between] <= last + shifts[_BACKWARD])
+            _require(bool(alike[made].all()))
 
 
 def _beside(short: MemoryEvents, insertions: "tuple[_Insertion, ...] | list[_Insertion]") -> list[range]:

@@ -196,3 +196,7 @@ def test_by_hand() -> None:
         extension.extend(replace(traced(3), others_freed=((1, 5),)), 2)
     with pytest.raises(NotRegular):
         extension.extend(replace(traced(3), num_bytes=(7, 0, *traced(3).num_bytes[2:])), 2)
+    kept = list(traced(3).freed_at)
+    kept[2] = len(kept)  # what was for a moment is kept to the end
+    with pytest.raises(NotRegular):
+        extension.extend(replace(traced(3), freed_at=tuple(kept)), 2)
