@@ -156,6 +156,7 @@ class Tracer:
             optimizer.step()
         live.leave_out(paged_state(optimizer))  # it gives way to all else
         self.fixed = FixedBytes(weights, alive - weights, live.current_bytes - alive, live.peak_bytes)
+        recorder(-1, 0)  # a moment behind the step: what it freed, it freed before that, and what is left stays
         self.fixed_events = recorder.take()
         self.state_shapes = [(t.shape, t.dtype) for t in _state_tensors(optimizer)]
         entered.callback(lambda kept: None, optimizer)  # its state lives as long
