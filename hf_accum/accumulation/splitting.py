@@ -13,6 +13,9 @@ from hf_accum.accumulation.example import TOKENS, Lengths
 from hf_accum.accumulation.time_model import SIZES, UNLEARNED, Costs, Speed, WorkingCosts
 from hf_accum.errors import UserError
 
+PADDED_ON_CARDS = 8
+"""Tensor cores work on eights: what lengths are padded to a multiple of, on an accelerator."""
+
 
 class Sized(Protocol):
     """Something with a length, and an id that tells it from the others."""

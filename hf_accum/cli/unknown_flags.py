@@ -45,14 +45,14 @@ The whole table, with what differs: recipes/guides/moving-from-the-trainer.md.
 """
 
 _UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.DOTALL)
-_NOT_ACCEPTED = re.compile(r"Option '([\w.]+)' is not accepted|Key '([\w.]+)' is not expected")
+_NOT_ACCEPTED = re.compile(r"(?:Option|Key) '([\w.]+)' is not (?:accepted|expected)")
 
 
 def hints(message: str, names: Collection[str]) -> list[str]:
     """For each flag that a parser's message says is unknown what was probably meant, of the flags that there are."""
     found = _UNKNOWN.search(message)
     unknown = re.findall(r"(?:^|\s)--([\w.]+)", found[1]) if found else []
-    unknown += [name for pair in _NOT_ACCEPTED.findall(message) for name in pair if name]
+    unknown += _NOT_ACCEPTED.findall(message)
     said: list[str] = []
     for name in dict.fromkeys(unknown):
         if name in OF_THE_TRAINER:

@@ -1,26 +1,19 @@
 """Windows of real lengths, as a run would cut them: for a plan of what they leave in the allocator."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
-from hf_accum.accumulation.splitting import Cutter
+from hf_accum.accumulation.example import Example
+from hf_accum.accumulation.splitting import PADDED_ON_CARDS, Cutter
 from hf_accum.errors import UserError
 
 if TYPE_CHECKING:
     from hf_accum.tuner.prediction import Prediction
 
 NUM_WINDOWS = 100
-_MULTIPLE_OF = 8  # tensor cores work on eights
-
-
-@dataclass(frozen=True)
-class _Text:
-    id: str
-    length: int
 
 
 def read_lengths(path: Path) -> list[int]:
@@ -52,10 +45,10 @@ def windows_of(
     A run learns the bytes that fit from `largest`, the most examples of the longest length.
     """
     capacity = Capacity(num_examples, prediction.training, prediction.needed_bytes(largest, max_length))
-    cutter = Cutter(WorkingCapacity(capacity), multiple_of=_MULTIPLE_OF, max_length=max_length)
-    texts = iter([_Text(str(index), min(length, max_length)) for index, length in enumerate(lengths)])
+    cutter = Cutter(WorkingCapacity(capacity), multiple_of=PADDED_ON_CARDS, max_length=max_length)
+    examples = (Example(str(index), min(length, max_length), 1, {}) for index, length in enumerate(lengths))
     windows: list[list[tuple[int, int]]] = []
-    while len(windows) < NUM_WINDOWS and (window := list(islice(texts, num_examples))):
+    while len(windows) < NUM_WINDOWS and (window := list(islice(examples, num_examples))):
         pieces = cutter.cut(window)
-        windows.append([(len(piece), cutter.padded(max(text.length for text in piece))) for piece in pieces])
+        windows.append([(len(piece), cutter.padded(max(example.length for example in piece))) for piece in pieces])
     return windows

@@ -1,6 +1,7 @@
 """What a card's allocator holds for micro-batches, more than their tensors: these replayed on a model of it."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from functools import cache
 
 from hf_accum.tuner.allocator import Allocate, CachingAllocator, Free, replay
 from hf_accum.tuner.kernels import Capability, workspace_bytes
@@ -35,7 +36,7 @@ class ReservedBytes:
         key = num_examples, length
         if key not in self._known:
             events = self._trace(num_examples, length).events
-            self._known[key] = self._replayed([events] * _NUM_WINDOWS)
+            self._known[key] = self._peaks([[events] * _NUM_WINDOWS])[-1]
         return self._known[key]
 
     def largest(self, prediction: Prediction, length: int, budget_bytes: int, at_most: int) -> int:
@@ -63,27 +64,18 @@ class ReservedBytes:
         Raises:
             CannotTrace: if the model cannot be traced.
         """
-        traced: dict[tuple[int, int], MemoryEvents] = {}
-        allocator = self._begun()
-        peaks: list[int] = []
-        for window in windows:
-            for micro_batch in window:
-                if micro_batch not in traced:
-                    traced[micro_batch] = self._trace(*micro_batch).events.of_training
-                replay(_allocations(traced[micro_batch], "micro-batch"), allocator)
-            peaks.append(allocator.peak_reserved_bytes + self._workspaces)
-        return peaks
+        traced = cache(lambda num_examples, length: self._trace(num_examples, length).events.of_training)
+        return self._peaks((traced(*micro_batch) for micro_batch in window) for window in windows)
 
-    def _replayed(self, micro_batches: Iterable[MemoryEvents]) -> int:
-        allocator = self._begun()
-        for events in micro_batches:
-            replay(_allocations(events, "micro-batch"), allocator)
-        return allocator.peak_reserved_bytes + self._workspaces
-
-    def _begun(self) -> CachingAllocator:
+    def _peaks(self, windows: Iterable[Iterable[MemoryEvents]]) -> list[int]:
         allocator = CachingAllocator(expandable_segments=True)
         replay(_allocations(self._fixed, "fixed", keep=True), allocator)
-        return allocator
+        peaks: list[int] = []
+        for window in windows:
+            for events in window:
+                replay(_allocations(events, "micro-batch"), allocator)
+            peaks.append(allocator.peak_reserved_bytes + self._workspaces)
+        return peaks
 
 
 def _allocations(events: MemoryEvents, name: Hashable, *, keep: bool = False) -> Iterator[Allocate | Free]:

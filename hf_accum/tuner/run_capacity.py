@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hf_accum.accumulation.capacity import WorkingCapacity
-from hf_accum.accumulation.splitting import Cutter
+from hf_accum.accumulation.splitting import PADDED_ON_CARDS, Cutter
 from hf_accum.accumulation.time_model import WorkingCosts
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.device.memory import device_name, open_memory
@@ -93,8 +93,7 @@ def cutter_of(tuning: Tuning, device: torch.device, *, learns: bool = True) -> C
     """How a rank cuts its windows, to begin with; if it learns nothing, how it always does, in every run."""
     how = {"leaves_out_first": device.type != "cpu"}
     costs = WorkingCosts(tuning.costs, is_settled=tuning.settled, **how) if learns else WorkingCosts(is_settled=True)
-    # Tensor cores work on eights.
-    multiple_of = 1 if device.type == "cpu" else 8
+    multiple_of = 1 if device.type == "cpu" else PADDED_ON_CARDS
     name = device_name(device)
     return Cutter(WorkingCapacity(tuning.capacity), costs, multiple_of, tuning.max_length, name, tuning.lengths)
 

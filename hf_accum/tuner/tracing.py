@@ -9,7 +9,7 @@ import copy
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -107,21 +107,12 @@ class Tracer:
     state_shapes: list[tuple[torch.Size, torch.dtype]] = field(init=False, default_factory=list)
     """Of the optimizer's state, after its first step."""
 
-    def run(self, points: Iterable[tuple[int, int]]) -> list[Trace]:
-        """Trace micro-batches of (num_examples, length).
-
-        Raises:
-            CannotTrace: if an operation depends on values, or knows no fake tensors.
-        """
-        with self.started() as trace:
-            return [trace(num_examples, length) for num_examples, length in points]
-
     @contextmanager
     def started(self) -> Iterator[Callable[[int, int], Trace]]:
-        """The model on fake tensors, after an optimizer step: a function that traces a micro-batch.
+        """The model on fake tensors, after an optimizer step: what traces a micro-batch of (num_examples, length).
 
         Raises:
-            CannotTrace: as `run` does.
+            CannotTrace: there and here, if an operation depends on values, or knows no fake tensors.
         """
         with ExitStack() as entered:
             with _explained(self.workload.model):

@@ -1,6 +1,7 @@
 """Workloads of tiny models of each architecture, to trace and to compare with real tensors."""
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -14,6 +15,7 @@ from hf_accum.accumulation.losses import CrossEntropy
 from hf_accum.config.lora import LoraConfig
 from hf_accum.models.lora import add_lora, checkpoint_activations
 from hf_accum.tuner.prediction import Prediction, predict
+from hf_accum.tuner.tracing import Trace, Tracer
 from hf_accum.tuner.workload import Workload
 
 MAX_LENGTH = 32
@@ -104,3 +106,9 @@ def make_workload(case: Case) -> Workload:
 def predicted(case: Case) -> tuple[Workload, Prediction]:
     workload = make_workload(case)
     return workload, predict(workload)
+
+
+def traces_of(tracer: Tracer, points: Iterable[tuple[int, int]]) -> list[Trace]:
+    """The traces of micro-batches of (num_examples, length)."""
+    with tracer.started() as trace:
+        return [trace(num_examples, length) for num_examples, length in points]

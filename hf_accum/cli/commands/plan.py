@@ -64,6 +64,7 @@ def _plan(parsed: argparse.Namespace, flags: list[str]) -> None:
     try:
         targets = targets_of(parsed.gpu, parsed.memory, parsed.capability)
         precision = precision_of(targets, parsed.precision)
+        real_lengths = [] if parsed.lengths is None else _lengths(Path(parsed.lengths), targets)
     except ValueError as error:
         raise UserError(as_flags(str(error), vars(parsed))) from error
     chosen = [variant.strip() for variant in parsed.variants.split(",")]
@@ -77,16 +78,6 @@ def _plan(parsed: argparse.Namespace, flags: list[str]) -> None:
             raise UserError(f"{flag} {file}: has to be in a folder that is there")
         if file is not None and Path(file).is_dir():
             raise UserError(f"{flag} {file}: has to be a file, it is a folder")
-    real_lengths: list[int] = []
-    if parsed.lengths is not None:
-        if oldest(targets) is None:
-            raise UserError(f"--lengths {parsed.lengths}: has to go with a card, by --gpu or --capability")
-        from hf_accum.tuner.real_windows import read_lengths
-
-        try:
-            real_lengths = read_lengths(Path(parsed.lengths))
-        except UserError as error:
-            raise UserError(as_flags(str(error), vars(parsed))) from error
     measured = None if parsed.verified is None else _verified(Path(parsed.verified))
     module = _recipe(recipe)
     parameters = list(inspect.signature(module.workload).parameters.values())
@@ -102,6 +93,14 @@ def _plan(parsed: argparse.Namespace, flags: list[str]) -> None:
         lambda: _show(recipe, build, config, chosen, targets, precision, real_lengths, measured, picture, json_file),
         config,
     )
+
+
+def _lengths(path: Path, targets: Sequence[Target]) -> list[int]:
+    if oldest(targets) is None:
+        raise UserError(f"`lengths` {path}: has to go with a card, by `gpu` or `capability`")
+    from hf_accum.tuner.real_windows import read_lengths
+
+    return read_lengths(path)
 
 
 def _build(recipe: str, module: ModuleType, precision: str) -> "Callable[[RecipeConfig], Workload]":

@@ -12,6 +12,7 @@ from tiny import ARCHITECTURES, CONFIGS, HEADS, load_classifier, make_inputs, sa
 from tiny_vision import save_vision_model
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from traced_cases import traces_of
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from hf_accum.config.lora import LoraConfig
@@ -284,7 +285,7 @@ def test_the_model_without_weights_does_the_same_operations_as_the_loaded_one(tm
     loaded, without = ([type(module) for module in model.modules()] for model in models)
     assert without == loaded
     sizes = [(1, 16), (2, 16), (5, 7)]
-    traces = [Tracer(workload_of(model, 16)).run(sizes) for model in models]
+    traces = [traces_of(Tracer(workload_of(model, 16)), sizes) for model in models]
     assert traces[0] == traces[1]
 
 
@@ -332,7 +333,7 @@ def check_peaks(loaded: nn.Module, built: nn.Module, max_length: int, sizes: lis
     work, without = workload_of(loaded, max_length), workload_of(built, max_length)
     prediction = predict(without)
     tracer = Tracer(without)
-    for size, trace in zip(sizes, tracer.run(sizes), strict=True):
+    for size, trace in zip(sizes, traces_of(tracer, sizes), strict=True):
         assert 1.00 <= prediction.training.bytes_at(*size) / max(trace.training) <= 1.05
         assert 1.00 <= prediction.evaluation.bytes_at(*size) / max(trace.evaluation) <= 1.05
     assert tracer.fixed == prediction.fixed

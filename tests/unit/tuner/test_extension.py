@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
-from traced_cases import ARCHITECTURES, Case, make_workload
+from traced_cases import ARCHITECTURES, Case, make_workload, traces_of
 from workload_cases import of_sizes
 
 from hf_accum.tuner import tracing
@@ -48,7 +48,7 @@ def deep(case: Case, monkeypatch: pytest.MonkeyPatch) -> Workload:
 def whole(work: Workload, capability: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch) -> list[Trace]:
     with monkeypatch.context() as patch:
         patch.setattr(tracing, "find_repeated_blocks", lambda *_: None)
-        return Tracer(work, capability).run(POINTS)
+        return traces_of(Tracer(work, capability), POINTS)
 
 
 def num_blocks_run(work: Workload, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -71,7 +71,7 @@ def test_it_is_what_a_trace_of_all_blocks_says(
     work = deep(case, monkeypatch)
     expected = whole(work, capability, monkeypatch)
     numbers = num_blocks_run(work, monkeypatch)
-    assert Tracer(work, capability).run(POINTS) == expected
+    assert traces_of(Tracer(work, capability), POINTS) == expected
     assert set(numbers) == {3, 4, 5}  # of the layers of transformers; those of all nine are never run
     assert numbers.count(3) == len(POINTS)
 
@@ -110,7 +110,7 @@ def test_a_loss_in_more_pieces_at_another_size_is_followed(monkeypatch: pytest.M
     expected = whole(work, None, monkeypatch)
     assert len({len(trace.training) for trace in expected}) > 1
     numbers = num_blocks_run(work, monkeypatch)
-    assert Tracer(work).run(POINTS) == expected
+    assert traces_of(Tracer(work), POINTS) == expected
     assert sorted(numbers)[-2:] == [4, 5]  # learned once
 
 
@@ -160,7 +160,7 @@ def test_what_does_not_follow_the_rule_is_traced_whole(model: nn.Module, monkeyp
     work = of_blocks(model)
     expected = whole(work, None, monkeypatch)
     numbers = num_blocks_run(work, monkeypatch)
-    assert Tracer(work).run(POINTS) == expected
+    assert traces_of(Tracer(work), POINTS) == expected
     assert numbers[-len(POINTS) :] == [NUM_BLOCKS] * len(POINTS)
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from attention_cases import DIM, HEADS, LENGTH, NUMBER, ROWS, heads
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_accum.device.live_bytes import LiveBytes
@@ -17,12 +18,6 @@ from hf_accum.tuner.kernels import cuda_kernels
 
 BF16, FP32 = torch.bfloat16, torch.float32
 AMPERE = (8, 6)
-NUMBER, HEADS, LENGTH, DIM = 2, 4, 64, 32
-ROWS = NUMBER * HEADS * LENGTH
-
-
-def heads(dtype: torch.dtype, num_heads: int = HEADS, length: int = LENGTH, dim: int = DIM) -> Tensor:
-    return torch.empty(NUMBER, num_heads, length, dim, dtype=dtype, requires_grad=True)
 
 
 def test_of_the_backward_of_attention() -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_cases import DIM, HEADS, LENGTH, NUMBER, ROWS, heads
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from traced_cases import SIZES, Case, make_optimizer, make_workload
+from traced_cases import SIZES, Case, make_optimizer, make_workload, traces_of
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -99,14 +100,6 @@ def counted(*tensors: Tensor, capability: tuple[int, int] = AMPERE) -> Iterator[
     with LiveBytes(held=tensors) as live, cuda_kernels(capability):
         live.leave_out(tensors)
         yield live
-
-
-NUMBER, HEADS, LENGTH, DIM = 2, 4, 64, 32
-ROWS = NUMBER * HEADS * LENGTH
-
-
-def heads(dtype: torch.dtype, num_heads: int = HEADS, length: int = LENGTH, dim: int = DIM) -> Tensor:
-    return torch.empty(NUMBER, num_heads, length, dim, dtype=dtype, requires_grad=True)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
@@ -281,7 +274,7 @@ def workload_of(model: nn.Module, precision: str, *, has_mask: bool = True) -> W
 
 
 def traced(work: Workload, capability: tuple[int, int] | None, *lengths: int) -> list[Trace]:
-    return Tracer(work, capability).run([(2, length) for length in lengths])
+    return traces_of(Tracer(work, capability), [(2, length) for length in lengths])
 
 
 def kept(trace: Trace) -> int:
@@ -324,7 +317,7 @@ def test_a_single_text_is_padded_on_a_card() -> None:
 def test_a_prediction_for_a_card() -> None:
     work = bert(0.1)
     on_card = predict(work, capability=AMPERE)
-    [trace] = Tracer(work, AMPERE).run([(5, 1024)])
+    [trace] = traces_of(Tracer(work, AMPERE), [(5, 1024)])
     assert on_card.needed_bytes(5, 1024) == max(on_card.fixed.floor, *trace.training)
     assert on_card.needed_bytes(5, 1024) < predict(work).needed_bytes(5, 1024)
 
@@ -371,7 +364,7 @@ def test_nothing_is_changed_afterwards() -> None:
 
     as_they_were = functions()
     before = model(ids).logits
-    Tracer(work, AMPERE).run([(2, 8)])
+    traces_of(Tracer(work, AMPERE), [(2, 8)])
     with pytest.raises(ZeroDivisionError), cuda_kernels(AMPERE):
         raise ZeroDivisionError
     assert functions() == as_they_were
@@ -383,7 +376,7 @@ def test_nothing_is_changed_afterwards() -> None:
 def test_traces_in_several_threads_are_the_same() -> None:
     def trace(number: int) -> list[int]:
         capability = AMPERE if number % 2 else None
-        return [kept(t) for t in Tracer(make_workload(Case("bert")), capability).run([(1, 8), (2, 32)])]
+        return [kept(t) for t in traces_of(Tracer(make_workload(Case("bert")), capability), [(1, 8), (2, 32)])]
 
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(trace, range(8)))

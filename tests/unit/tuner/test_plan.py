@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from launching import ROOT, run
 from torch import nn
+from traced_cases import traces_of
 from transformers import AlbertConfig, AutoModelForSequenceClassification, BertConfig, LlamaConfig
 from workload_cases import of_sizes
 
@@ -148,7 +149,7 @@ def test_what_is_always_there_is_what_a_count_by_hand_says(bert: str, key: str) 
 def test_the_parts_add_up_to_the_peak_of_a_trace(bert: str, key: str, size: tuple[int, int]) -> None:
     variants, built = planned(bert)
     parts = variants[key].parts(*size)
-    (trace,) = Tracer(built[key][1]).run([size])
+    (trace,) = traces_of(Tracer(built[key][1]), [size])
     assert list(parts) == ["weights", "gradients", "optimizer state", "activations", "temporaries"]
     assert all(num_bytes >= 0 for num_bytes in parts.values())
     peak = sum(parts.values())
@@ -348,7 +349,7 @@ def changed_by(config: ClinicalClassificationConfig, flags: str) -> ClinicalClas
 
 def traced_peak(config: ClinicalClassificationConfig, num_examples: int) -> int:
     tracer = Tracer(workload(config))
-    (trace,) = tracer.run([(num_examples, config.max_length)])
+    (trace,) = traces_of(tracer, [(num_examples, config.max_length)])
     return max(*trace.training, tracer.fixed.optimizer_peak)
 
 
@@ -453,13 +454,7 @@ def test_a_model_that_cannot_checkpoint_is_advised_of_all_else(albert: str, chec
     [
         (
             {"resolution": 224},
-            [
-                "`lora.rank 4`",
-                "`quantization nf4`",
-                "`dropout 0`",
-                "`resolution 96`",
-                "`resolution 32`",
-            ],
+            ["`lora.rank 4`", "`quantization nf4`", "`dropout 0`", "`resolution 96`", "`resolution 32`"],
         ),
         (
             {"resolution": 256, "lora": LoraConfig(rank=0), "batch_norm": "micro_batch"},

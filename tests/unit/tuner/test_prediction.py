@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from traced_cases import ARCHITECTURES, MAX_LENGTH, Case, make_optimizer, make_workload, predicted
+from traced_cases import ARCHITECTURES, MAX_LENGTH, Case, make_optimizer, make_workload, predicted, traces_of
 
 from hf_accum.device.live_bytes import LiveBytes, sum_bytes
 from hf_accum.tuner.tracing import Tracer
@@ -109,7 +109,7 @@ def test_a_prediction_is_to_the_byte_what_a_trace_at_any_size_says(case: Case) -
     if case.architecture != "vit":
         sizes += [(3, 2), (4, 31), (13, 7)]
     tracer = Tracer(workload)
-    for trace in tracer.run(sizes):
+    for trace in traces_of(tracer, sizes):
         size = (trace.num_examples, trace.length)
         assert prediction.training.bytes_at(*size) == max(trace.training), size
         assert prediction.evaluation.bytes_at(*size) == max(trace.evaluation), size
@@ -122,7 +122,7 @@ def test_a_prediction_is_to_the_byte_what_a_trace_at_any_size_says(case: Case) -
 def test_a_single_token_takes_no_more_than_predicted(case: Case) -> None:
     """Transposed or not it is contiguous, and some copies of longer texts fall away."""
     workload, prediction = predicted(case)
-    for trace in Tracer(workload).run([(1, 1), (7, 1)]):
+    for trace in traces_of(Tracer(workload), [(1, 1), (7, 1)]):
         size = (trace.num_examples, trace.length)
         assert 1.00 <= prediction.training.bytes_at(*size) / max(trace.training) <= 1.05
         assert 1.00 <= prediction.evaluation.bytes_at(*size) / max(trace.evaluation) <= 1.05

@@ -5,6 +5,7 @@ from traced_cases import MAX_LENGTH, Case, make_workload
 
 from hf_accum.tuner.allocator import CachingAllocator
 from hf_accum.tuner.kernels import workspace_bytes
+from hf_accum.tuner.memory_events import MemoryEvents
 from hf_accum.tuner.prediction import predict_from
 from hf_accum.tuner.reserved import ReservedBytes
 from hf_accum.tuner.tracing import Tracer
@@ -28,22 +29,56 @@ def test_it_holds_at_least_the_tensors_and_the_workspaces(case: Case) -> None:
     assert reserved <= needed * 1.1 + 2 * 22 * MIB  # a page more of each of the two pools, and what lies between
 
 
+def replay_by_hand(allocator: CachingAllocator, name: object, of: MemoryEvents, num_events: int) -> None:
+    """At each event first what ends there is freed, then what begins there is allocated. What is left stays."""
+    for event in range(num_events):
+        for made in range(event):
+            if of.num_bytes[made] and of.freed_at[made] == event:
+                allocator.free((name, made))
+        if of.num_bytes[event]:
+            allocator.allocate((name, event), of.num_bytes[event])
+
+
+def free_by_hand(allocator: CachingAllocator, name: object, of: MemoryEvents, num_events: int) -> None:
+    """What is left of these events."""
+    for made in range(num_events):
+        if of.num_bytes[made] and of.freed_at[made] >= num_events:
+            allocator.free((name, made))
+
+
 def test_it_is_what_the_allocator_holds_for_each_tensor_as_it_lives() -> None:
-    """By hand: at each event first what ends there is freed, then what begins there is allocated; twice."""
+    """Weights and state stay; a micro-batch and its evaluation come twice."""
     tracer = Tracer(make_workload(Case("bert")), CARD)
     with tracer.started() as trace:
         of_card = ReservedBytes(tracer.fixed_events, trace, CARD).bytes_at(3, 16)
         events, fixed = trace(3, 16).events, tracer.fixed_events
     allocator = CachingAllocator(expandable_segments=True)
-    for name, of in ((0, fixed), (1, events), (2, events)):
-        for event in range(len(of.num_bytes) + 1):
-            for made in range(event):
-                last = event == len(of.num_bytes)
-                if of.num_bytes[made] and of.freed_at[made] == event and not (last and of is fixed):
-                    allocator.free((name, made))
-            if event < len(of.num_bytes) and of.num_bytes[event]:
-                allocator.allocate((name, event), of.num_bytes[event])
+    replay_by_hand(allocator, "fixed", fixed, len(fixed.num_bytes))
+    for name in (1, 2):
+        replay_by_hand(allocator, name, events, len(events.num_bytes))
+        free_by_hand(allocator, name, events, len(events.num_bytes))
     assert of_card == allocator.peak_reserved_bytes + workspace_bytes(CARD)
+
+
+def test_what_is_recorded_is_what_is_counted() -> None:
+    tracer = Tracer(make_workload(Case("bert")), CARD)
+    with tracer.started() as trace:
+        traced = trace(3, 16)
+    alive, peak = 0, 0
+    for events in (tracer.fixed_events, traced.events):
+        assert events.others_freed == ()
+        for event, num_bytes in enumerate(events.num_bytes):
+            alive += num_bytes - sum(
+                events.num_bytes[made] for made in range(event) if events.freed_at[made] == event
+            )
+            peak = max(peak, alive)
+        total = len(events.num_bytes)
+        if events is tracer.fixed_events:
+            assert alive == tracer.fixed.total == traced.start_bytes
+        else:
+            left = sum(b for b, at in zip(events.num_bytes, events.freed_at, strict=True) if at == total)
+            assert alive - left == tracer.fixed.total
+    assert peak == max(*traced.training, *traced.evaluation, tracer.fixed.optimizer_peak)
 
 
 @pytest.mark.slow
@@ -71,16 +106,10 @@ def test_over_windows_it_only_grows_and_begins_with_what_one_holds() -> None:
         allocator = CachingAllocator(expandable_segments=True)
         expected: list[int] = []
         for name, of in enumerate([tracer.fixed_events, *(trace(*m).events for window in windows for m in window)]):
-            end = of.training_end or len(of.num_bytes)  # evaluation is left out
-            for event in range(end):
-                for made in range(event):
-                    if of.num_bytes[made] and of.freed_at[made] == event:
-                        allocator.free((name, made))
-                if of.num_bytes[event]:
-                    allocator.allocate((name, event), of.num_bytes[event])
-            for made in range(end if name else 0):
-                if of.num_bytes[made] and of.freed_at[made] >= end:
-                    allocator.free((name, made))
+            num_events = of.training_end or len(of.num_bytes)  # evaluation is left out
+            replay_by_hand(allocator, name, of, num_events)
+            if name:
+                free_by_hand(allocator, name, of, num_events)
             expected.append(allocator.peak_reserved_bytes + workspace_bytes(CARD))
     assert peaks == sorted(peaks)
     assert peaks == [expected[at] for at in (2, 4, 5, 7, 10)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from traced_cases import Case, make_optimizer, make_workload, predicted
+from traced_cases import Case, make_optimizer, make_workload, predicted, traces_of
 from workload_cases import of_sizes
 
 from hf_accum.device.live_bytes import LiveBytes, sum_bytes
@@ -73,7 +73,7 @@ def test_a_trace_leaves_the_model_as_it_was(workload: Workload) -> None:
     model = workload.model
     before, values = state_of(model), {name: t.clone() for name, t in model.state_dict().items()}
     random = torch.get_rng_state()
-    Tracer(workload).run([(2, 8)])
+    traces_of(Tracer(workload), [(2, 8)])
     assert state_of(model) == before
     assert all(torch.equal(t, values[name]) for name, t in model.state_dict().items())
     assert all(bool((p.grad == 3).all()) for p in model.parameters() if p.grad is not None)
@@ -107,7 +107,7 @@ def test_a_trace_that_fails_leaves_the_model_as_it_was(workload: Workload, where
         predict=fail if where == "predict" else workload.predict,
     )
     with pytest.raises(ValueError, match="the work failed"):
-        Tracer(work).run([(2, 8)])
+        traces_of(Tracer(work), [(2, 8)])
     assert state_of(model) == before
 
 
@@ -141,7 +141,7 @@ def test_tied_weights_stay_tied_and_count_once() -> None:
     model = Tied()
     work = simple_workload(model, lambda m, n, length: m(torch.zeros(n, length, dtype=torch.long)))
     tracer = Tracer(work)
-    tracer.run([(2, 4)])
+    traces_of(tracer, [(2, 4)])
     assert model.head.weight is model.embedding.weight
     assert model.other.same is model.one
     assert tracer.fixed.weights == 50 * 8 * 4 + 12
@@ -155,7 +155,7 @@ def test_a_model_without_weights_is_traced_as_one_with_them() -> None:
         return simple_workload(model, lambda m, n, length: m(torch.zeros(n, length, 8)))
 
     on_meta, on_cpu = Tracer(work("meta")), Tracer(work("cpu"))
-    assert on_meta.run([(2, 4), (3, 9)]) == on_cpu.run([(2, 4), (3, 9)])
+    assert traces_of(on_meta, [(2, 4), (3, 9)]) == traces_of(on_cpu, [(2, 4), (3, 9)])
     assert on_meta.fixed == on_cpu.fixed
 
 
@@ -180,7 +180,7 @@ def test_a_model_that_depends_on_values_cannot_be_traced(depends: Callable[[Tens
     before = state_of(model)
     work = simple_workload(model, lambda m, n, length: depends(m(torch.ones(n, length, 4))))
     with pytest.raises(CannotTrace, match="Linear cannot be traced without a device"):
-        Tracer(work).run([(2, 4)])
+        traces_of(Tracer(work), [(2, 4)])
     assert state_of(model) == before
     with pytest.raises(CannotTrace):
         predict(work)
@@ -190,7 +190,7 @@ def test_a_model_that_depends_on_values_cannot_be_traced(depends: Callable[[Tens
 def test_traces_in_several_threads_are_the_same() -> None:
     def trace(_: int) -> list[list[int]]:
         work = make_workload(Case("llama"))
-        return [t.training for t in Tracer(work).run([(1, 8), (2, 8), (1, 8), (2, 8)])]
+        return [t.training for t in traces_of(Tracer(work), [(1, 8), (2, 8), (1, 8), (2, 8)])]
 
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(trace, range(8)))
