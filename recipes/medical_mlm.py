@@ -82,9 +82,8 @@ def spec_of(config: MedicalMlmConfig) -> "hf_accum.ModelSpec":
 
     from hf_accum.tasks.language_modeling.chunked_loss import stop_before_output_layer
 
-    return hf_accum.ModelSpec(
-        AutoModelForMaskedLM, config.model or minilm(), "MASKED_LM", prepare=stop_before_output_layer
-    )
+    name = config.model or minilm()
+    return hf_accum.ModelSpec(AutoModelForMaskedLM, name, "MASKED_LM", prepare=stop_before_output_layer)
 
 
 def workload(config: MedicalMlmConfig, precision: str = "no") -> "hf_accum.Workload":
