@@ -258,10 +258,7 @@ def _terms(num_examples: float, x: float, num_powers: int) -> np.ndarray:
 
 def _envelope(rows: np.ndarray, unit: int) -> np.ndarray:
     """The moments that are the worst one anywhere: at any number of examples, at any length (of very many, some)."""
-    leads = np.ones(len(rows), dtype=bool)
-    for index, row in enumerate(rows):  # those no smaller anywhere than another do not lead
-        leads[index] = not ((rows >= row).all(axis=1) & (rows > row).any(axis=1)).any()
-    rows = rows[leads]
+    rows = _not_dominated(rows)
     num_powers = rows.shape[1] // 2
     lengths = (
         np.unique(np.linspace(1, unit, min(unit, _MOST_LENGTHS)).round()) if num_powers > 1 else np.array([unit])
@@ -271,6 +268,16 @@ def _envelope(rows: np.ndarray, unit: int) -> np.ndarray:
         powers = (length / unit) ** np.arange(num_powers)
         kept |= _upper_lines(rows[:, num_powers:] @ powers, rows[:, :num_powers] @ powers)
     return rows[sorted(kept)]
+
+
+def _not_dominated(rows: np.ndarray) -> np.ndarray:
+    """The rows that no other is at least as great as everywhere; of equal ones one."""
+    leading: list[np.ndarray] = []
+    while len(rows):
+        greatest = rows[rows.sum(axis=1).argmax()]  # which none of the others dominates
+        leading.append(greatest)
+        rows = rows[(rows > greatest).any(axis=1)]
+    return np.array(leading)
 
 
 def _upper_lines(slopes: np.ndarray, offsets: np.ndarray) -> set[int]:

@@ -1,4 +1,4 @@
-"""What a model of many blocks allocates, from what the same model with three, four and five of them does.
+"""What a model of many blocks allocates, from what the same model with two, three and four of them does.
 
 With one block more, each part of a trace (forward, backward, evaluation) has some events more, in one place. The
 event at which memory is freed moves with them: in the trace of a model with d blocks more it is a + b * d, and for

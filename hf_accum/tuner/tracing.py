@@ -31,7 +31,7 @@ from hf_accum.tuner.memory_events import MemoryEvents, Recorder
 from hf_accum.tuner.repeated_blocks import RepeatedBlocks, find_repeated_blocks
 from hf_accum.tuner.workload import Workload
 
-_NUM_BLOCKS = (3, 4, 5)
+_NUM_BLOCKS = (2, 3, 4)
 """Of blocks that repeat so many are traced."""
 
 _ONE_AT_A_TIME = threading.Lock()  # a trace takes the model's own weights away meanwhile
