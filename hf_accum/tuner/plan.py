@@ -148,7 +148,7 @@ def _variant(
         variant = Variant(name, prediction, work.max_length, work.lengths, work.assumed)
         if capability is None:
             return variant
-        reserved = ReservedBytes(tracer.fixed_events, trace, capability)
+        reserved = ReservedBytes(tracer, trace)
         on_cards = {
             (budget, length): reserved.largest(prediction, length, budget, MOST_SHOWN)
             for budget in budgets

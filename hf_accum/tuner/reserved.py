@@ -4,10 +4,10 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import cache
 
 from hf_accum.tuner.allocator import Allocate, CachingAllocator, Free, replay
-from hf_accum.tuner.kernels import Capability, workspace_bytes
+from hf_accum.tuner.kernels import workspace_bytes
 from hf_accum.tuner.memory_events import MemoryEvents
 from hf_accum.tuner.prediction import Prediction
-from hf_accum.tuner.tracing import Trace
+from hf_accum.tuner.tracing import Trace, Tracer
 
 _NUM_GUESSES = 4
 _NUM_WINDOWS = 2  # in the first the allocator grows; the second finds what that left
@@ -16,16 +16,23 @@ _NUM_WINDOWS = 2  # in the first the allocator grows; the second finds what that
 class ReservedBytes:
     """The most that CUDA's allocator reserves, with expandable segments, and cuBLAS's workspaces.
 
-    The weights, the gradients and the optimizer's state lie there first (`fixed`). Then come micro-batches, which
-    `trace` traces. Blocks are rounded, and between uneven ones there is room that nothing fits. Predicted by the
-    allocator's rules (`hf_accum.tuner.allocator`); not measured on a GPU.
+    The weights, the gradients and the optimizer's state lie there first. Then come windows of micro-batches, which
+    `trace` traces, each with an optimizer step. Blocks are rounded, and between uneven ones there is room that fits
+    nothing. Predicted by the allocator's rules (`hf_accum.tuner.allocator`); not measured on a GPU.
+
+    Args:
+        tracer: of a workload with the kernels of a card, started.
+        trace: what it gave then.
     """
 
-    def __init__(self, fixed: MemoryEvents, trace: Callable[[int, int], Trace], capability: Capability) -> None:
-        self._fixed = fixed
+    def __init__(self, tracer: Tracer, trace: Callable[[int, int], Trace]) -> None:
+        assert tracer.capability is not None
+        self._fixed = tracer.fixed_events
+        self._step = tracer.step_events
         self._trace = trace
-        self._workspaces = workspace_bytes(capability)
+        self._workspaces = workspace_bytes(tracer.capability)
         self._known: dict[tuple[int, int], int] = {}
+        self._share = 1.0  # of the examples whose tensors fit, those that fitted at the length before
 
     def bytes_at(self, num_examples: int, length: int) -> int:
         """Of windows of micro-batches of this size, evaluation after them.
@@ -36,7 +43,7 @@ class ReservedBytes:
         key = num_examples, length
         if key not in self._known:
             events = self._trace(num_examples, length).events
-            self._known[key] = self._peaks([[events] * _NUM_WINDOWS])[-1]
+            self._known[key] = self._peaks([[events]] * _NUM_WINDOWS)[-1]
         return self._known[key]
 
     def largest(self, prediction: Prediction, length: int, budget_bytes: int, at_most: int) -> int:
@@ -46,7 +53,8 @@ class ReservedBytes:
             CannotTrace: if the model cannot be traced.
         """
         most = prediction.largest(length, budget_bytes - self._workspaces, at_most)
-        fits, too_many, tried, num_tries = 0, most + 1, most, 0
+        fits, too_many, num_tries = 0, most + 1, 0
+        tried = min(most, max(1, round(most * self._share)))
         while too_many - fits > 1:
             over = self.bytes_at(tried, length) - budget_bytes
             fits, too_many = (tried, too_many) if over <= 0 else (fits, tried)
@@ -56,6 +64,7 @@ class ReservedBytes:
             else:
                 tried = (fits + too_many) // 2
             tried = min(max(tried, fits + 1), too_many - 1)
+        self._share = fits / most if most else 1.0
         return fits
 
     def over(self, windows: Iterable[Iterable[tuple[int, int]]]) -> list[int]:
@@ -74,6 +83,7 @@ class ReservedBytes:
         for window in windows:
             for events in window:
                 replay(_allocations(events, "micro-batch"), allocator)
+            replay(_allocations(self._step, "step"), allocator)
             peaks.append(allocator.peak_reserved_bytes + self._workspaces)
         return peaks
 

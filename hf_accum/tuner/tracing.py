@@ -104,6 +104,8 @@ class Tracer:
     fixed: FixedBytes = field(init=False)
     fixed_events: MemoryEvents = field(init=False)
     """Of weights, gradients, the optimizer's state, and its first step."""
+    step_events: MemoryEvents = field(init=False)
+    """Of a later optimizer step."""
     state_shapes: list[tuple[torch.Size, torch.dtype]] = field(init=False, default_factory=list)
     """Of the optimizer's state, after its first step."""
 
@@ -145,10 +147,12 @@ class Tracer:
             # Of bitsandbytes, for which a trace runs on a CPU.
             warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
             optimizer.step()
-        live.leave_out(paged_state(optimizer))  # it gives way to all else
-        self.fixed = FixedBytes(weights, alive - weights, live.current_bytes - alive, live.peak_bytes)
-        recorder(-1, 0)  # a moment behind the step: what it freed, it freed before that, and what is left stays
-        self.fixed_events = recorder.take()
+            live.leave_out(paged_state(optimizer))  # it gives way to all else
+            self.fixed = FixedBytes(weights, alive - weights, live.current_bytes - alive, live.peak_bytes)
+            recorder(-1, 0)  # a moment behind the step: what it freed, it freed before that, and what is left stays
+            self.fixed_events = recorder.take()
+            optimizer.step()
+        self.step_events = recorder.take()
         self.state_shapes = [(t.shape, t.dtype) for t in _state_tensors(optimizer)]
         entered.callback(lambda kept: None, optimizer)  # its state lives as long
         entered.enter_context(self._as_in_training())

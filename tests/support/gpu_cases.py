@@ -128,7 +128,7 @@ def predicted(
     tracer = Tracer(make_workload(folder, model, precision, **flags), capability)
     with tracer.started() as trace:
         prediction = predict_from(tracer, trace)
-        reserved = ReservedBytes(tracer.fixed_events, trace, capability)
+        reserved = ReservedBytes(tracer, trace)
         return {size: (prediction.needed_bytes(*size), reserved.over([[size]])[-1]) for size in sizes}
 
 

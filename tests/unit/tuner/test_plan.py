@@ -566,7 +566,7 @@ def test_on_a_card_what_is_largest_is_what_its_allocator_can_hold(bert: str) -> 
     (variant,), _ = plan(workload, config_of(bert), ["lora"], CARD, budgets)
     tracer = Tracer(workload(config_of(bert)), CARD)
     with tracer.started() as trace:
-        reserved = ReservedBytes(tracer.fixed_events, trace, CARD)
+        reserved = ReservedBytes(tracer, trace)
         assert variant.reserved == reserved.bytes_at(1, MAX_LENGTH)
         for budget in budgets:
             number = variant.largest(MAX_LENGTH, budget, 1000)
