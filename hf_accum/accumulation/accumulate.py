@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from hf_accum.accumulation.guard import WindowGuard, parameters_of
 from hf_accum.device.out_of_memory import Failure, classify, release
 from hf_accum.device.timer import Stopwatch
 from hf_accum.distributed.collectives import refuse_layers_that_talk
@@ -24,10 +26,16 @@ if TYPE_CHECKING:
 
 _BUCKET_BYTES = 25 * 2**20
 
+Models = nn.Module | Sequence[nn.Module]
+
+_accumulating: "WeakSet[Accelerator]" = WeakSet()
+
 
 @contextmanager
-def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "MicroBatch") -> Iterator[None]:
+def accumulate(accelerator: "Accelerator", model: Models, micro_batch: "MicroBatch") -> Iterator[None]:
     """`accelerator.accumulate(model)` for one micro-batch; **an out-of-memory inside ends the body early**, unraised.
+
+    `model` is what the loss trains: one model, or a list of them, prepared by accelerate or not.
 
     Inside, run the forward, and `accelerator.backward(micro_batch.scaled(loss))` on the *summed* loss, once.
     Gradients are kept on this rank until the window's last micro-batch is through; then they are summed over the
@@ -46,27 +54,39 @@ def accumulate(accelerator: "Accelerator", model: nn.Module, micro_batch: "Micro
     Raises:
         UserError: if the loss was not scaled just once, or did not go backward just once, by `accelerator.backward`;
             if the model has gradients from before the window; if it has layers that talk to the other ranks in the
-            forward (SyncBatchNorm).
+            forward (SyncBatchNorm); if weights were changed, or frozen, within the window; if its first loss trains
+            parameters of other models; inside of another `accumulate`.
         RuntimeError: if accelerate counts other micro-batches than these.
     """
     execution = micro_batch.execution
     is_last = micro_batch.index == micro_batch.count - 1
+    models = (model,) if isinstance(model, nn.Module) else tuple(model)
+    if accelerator in _accumulating:
+        raise UserError(
+            "`accumulate` inside of another `accumulate`: the inner one would count as a window of its own; give one "
+            "of them all models, `accumulate(accelerator, [model, other], micro_batch)`"
+        )
+    _accumulating.add(accelerator)
     try:
-        with _accumulated(accelerator, model, micro_batch):
+        with _accumulated(accelerator, models, micro_batch):
             yield
     except BaseException:
         execution.restore_settings()
         raise
+    finally:
+        _accumulating.discard(accelerator)
     if is_last and not micro_batch.is_no_grad_pass and micro_batch.out_of_memory is None:
         execution.restore_settings()
     micro_batch.is_through = True
 
 
 @contextmanager
-def _accumulated(accelerator: "Accelerator", model: nn.Module, micro_batch: "MicroBatch") -> Iterator[None]:
+def _accumulated(
+    accelerator: "Accelerator", models: Sequence[nn.Module], micro_batch: "MicroBatch"
+) -> Iterator[None]:
     execution = micro_batch.execution
     if micro_batch.index == 0:
-        _prepare(accelerator, model, micro_batch)
+        _prepare(accelerator, models, micro_batch)
     _seed(micro_batch.seed, accelerator.device)
     stopwatch = Stopwatch.on(accelerator.device)
     try:
@@ -76,7 +96,9 @@ def _accumulated(accelerator: "Accelerator", model: nn.Module, micro_batch: "Mic
             with torch.no_grad():
                 yield
         else:
-            with accelerator.accumulate(model), accelerator.no_sync(model):
+            with accelerator.accumulate(*models), ExitStack() as unsynced:
+                for model in models:
+                    unsynced.enter_context(accelerator.no_sync(model))
                 yield
     except Exception as error:
         failure = classify(error)
@@ -93,11 +115,11 @@ def _accumulated(accelerator: "Accelerator", model: nn.Module, micro_batch: "Mic
             micro_batch.out_of_memory = "on another rank"
             micro_batch.failed_elsewhere = True
     if micro_batch.out_of_memory is not None:
-        discard_gradients(model, execution)
+        discard_gradients(models, execution)
         return
     if micro_batch.is_no_grad_pass:
         if is_last:
-            discard_gradients(model, execution)
+            discard_gradients(models, execution)
         return
     if stopwatch is not None:
         stopwatch.stop()
@@ -108,15 +130,18 @@ def _accumulated(accelerator: "Accelerator", model: nn.Module, micro_batch: "Mic
             "run each micro-batch of a window once, in order, and call accelerator.accumulate nowhere else"
         )
     micro_batch.check_complete()
+    execution.check_leaves()
     if micro_batch.is_dummy:
-        discard_gradients(model, execution)
+        discard_gradients(models, execution)
     if micro_batch.share is not None and not accelerator.scaler:  # the scaler of fp16 multiplies it
         execution.shares.append(micro_batch.share)
     if is_last:
         _check_shares(execution.shares, micro_batch.count)
+        if execution.guard is not None:
+            execution.guard.check()
     if is_last and accelerator.num_processes > 1:
         with talking():
-            _sum_gradients([p for p in model.parameters() if p.requires_grad])
+            _sum_gradients([p for p in parameters_of(models) if p.requires_grad])
 
 
 def _check_shares(shares: Sequence[Tensor], count: int) -> None:
@@ -132,37 +157,44 @@ def _check_shares(shares: Sequence[Tensor], count: int) -> None:
             )
 
 
-def discard_gradients(model: nn.Module, execution: "WindowExecution") -> None:
+def discard_gradients(model: Models, execution: "WindowExecution") -> None:
     """Leave nothing of a window that was run: no gradients, and running statistics as before it."""
-    model.zero_grad(set_to_none=True)
+    for one in (model,) if isinstance(model, nn.Module) else model:
+        one.zero_grad(set_to_none=True)
     execution.restore_statistics()
 
 
-def _prepare(accelerator: "Accelerator", model: nn.Module, micro_batch: "MicroBatch") -> None:
-    """Set accelerate's own count for a window, keeping what it was; and keep the model's running statistics.
+def _prepare(accelerator: "Accelerator", models: Sequence[nn.Module], micro_batch: "MicroBatch") -> None:
+    """Set accelerate's own count for a window, keeping what it was; and keep the models' running statistics.
 
     accelerate closes a window at every num_steps-th call, and also where a prepared loader ends. Here each window
     counts its own micro-batches, and no loader has a say in it.
     """
     execution = micro_batch.execution
-    refuse_layers_that_talk(model, accelerator.num_processes)
+    for model in models:
+        refuse_layers_that_talk(model, accelerator.num_processes)
     if execution.drop_gradients is None:
-        _refuse_gradients_left_over(model)
-        execution.drop_gradients = partial(discard_gradients, model, execution)
+        _refuse_gradients_left_over(models)
+        execution.drop_gradients = partial(discard_gradients, models, execution)
     if execution.settings_before is None:
-        execution.settings_before = _settings_of(accelerator, model)
+        execution.settings_before = _settings_of(accelerator, models)
+    execution.guard = WindowGuard(models)
     accelerator.gradient_state.plugin_kwargs["sync_with_dataloader"] = False
     accelerator.gradient_accumulation_steps = micro_batch.count
     accelerator.step = 0
-    if isinstance(model, DistributedDataParallel):
+    for model in _wrapped(models):
         # Its first forward would give all ranks the buffers of the first: a second time if memory runs out in it.
         model.require_forward_param_sync = False
     if not execution.statistics_before:
-        execution.statistics_before += [(s, s.clone()) for s in _running_statistics(model)]
+        execution.statistics_before += [(s, s.clone()) for model in models for s in _running_statistics(model)]
 
 
-def _refuse_gradients_left_over(model: nn.Module) -> None:
-    left = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
+def _wrapped(models: Sequence[nn.Module]) -> list[DistributedDataParallel]:
+    return [model for model in models if isinstance(model, DistributedDataParallel)]
+
+
+def _refuse_gradients_left_over(models: Sequence[nn.Module]) -> None:
+    left = [p.grad for p in parameters_of(models) if p.requires_grad and p.grad is not None]
     if any(bool(gradient.any()) for gradient in left):
         raise UserError(
             f"{len(left)} parameters have gradients from before this window, to which its own would be added: call "
@@ -170,20 +202,20 @@ def _refuse_gradients_left_over(model: nn.Module) -> None:
         )
 
 
-def _settings_of(accelerator: "Accelerator", model: nn.Module) -> Callable[[], None]:
+def _settings_of(accelerator: "Accelerator", models: Sequence[nn.Module]) -> Callable[[], None]:
     """What gives back the settings of now."""
     kwargs = accelerator.gradient_state.plugin_kwargs
     had = dict(kwargs)
     step = accelerator.step
-    synced = model.require_forward_param_sync if isinstance(model, DistributedDataParallel) else None
+    synced = [(model, model.require_forward_param_sync) for model in _wrapped(models)]
 
     def give_back() -> None:
         kwargs.clear()
         kwargs.update(had)
         accelerator.step = step
         accelerator.gradient_state._set_sync_gradients(True)  # or a prepared optimizer would not even drop gradients
-        if synced is not None:
-            model.require_forward_param_sync = synced  # type: ignore[assignment] (a plain attribute)
+        for model, was in synced:
+            model.require_forward_param_sync = was
 
     return give_back
 

@@ -1,0 +1,98 @@
+"""What goes wrong unseen within a window: weights that move, parameters that are not of its models."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from hf_accum.errors import UserError
+
+_hooked: "WeakSet[nn.Module]" = WeakSet()  # of which was said that they have hooks
+
+
+class WindowGuard:
+    """Made at a window's first micro-batch, asked at its last one.
+
+    A hook on a gradient runs in each micro-batch, on its part of the gradient alone, before the ranks' are summed.
+    It is warned of once for each model.
+    """
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        self._parameters = parameters_of(models)
+        self._trained = [p.requires_grad for p in self._parameters]
+        self._versions = [p._version for p in self._parameters]
+        for model in models:
+            _warn_of_hooks(model)
+
+    def check(self) -> None:
+        """Refuse a window in which something has changed that its gradient hangs on.
+
+        Raises:
+            UserError: if a weight was changed in the window (by an optimizer's step, say), or a parameter was frozen
+                or thawed.
+        """
+        num_moved = sum(p._version != before for p, before in zip(self._parameters, self._versions, strict=True))
+        if num_moved:
+            raise UserError(
+                f"{num_moved} parameters were changed within the window, so that its micro-batches had different "
+                "weights: step the optimizer, and change weights, behind the loop over its micro-batches"
+            )
+        num_changed = sum(p.requires_grad != was for p, was in zip(self._parameters, self._trained, strict=True))
+        if num_changed:
+            raise UserError(
+                f"{num_changed} parameters were frozen or thawed within the window, so that only some of its "
+                "micro-batches count for them: set `requires_grad` between two windows"
+            )
+
+    def check_leaves(self, leaves: Iterable[Tensor]) -> None:
+        """Refuse a loss with parameters of other models than the window's.
+
+        Raises:
+            UserError: saying how many, and the shape of one.
+        """
+        known = {id(p) for p in self._parameters}
+        others = [leaf for leaf in leaves if isinstance(leaf, nn.Parameter) and id(leaf) not in known]
+        if others:
+            raise UserError(
+                f"the loss trains {len(others)} parameters that are not of the model that `accumulate` was given "
+                f"(one of shape {tuple(others[0].shape)}): their gradients would be kept where the window starts "
+                "anew, and not be summed over the ranks; give it all of them, "
+                "`accumulate(accelerator, [model, other], micro_batch)`"
+            )
+
+
+def parameters_of(models: Sequence[nn.Module]) -> list[nn.Parameter]:
+    """The parameters of some models, each once."""
+    return list({id(p): p for model in models for p in model.parameters()}.values())
+
+
+def leaves_of(loss: Tensor) -> list[Tensor]:
+    """The tensors that a backward of the loss would give a gradient to (but those within reentrant checkpoints)."""
+    found: list[Tensor] = []
+    seen: set[torch.autograd.graph.Node] = set()
+    waiting = [] if loss.grad_fn is None else [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)  # type: ignore[attr-defined] (of AccumulateGrad)
+        waiting += [following for following, _ in node.next_functions if following is not None]
+    return found
+
+
+def _warn_of_hooks(model: nn.Module) -> None:
+    if model in _hooked:
+        return
+    hooked = [name for name, p in model.named_parameters() if p._backward_hooks or p._post_accumulate_grad_hooks]
+    if hooked:
+        _hooked.add(model)
+        warnings.warn(
+            f"{len(hooked)} parameters have hooks on their gradients ({hooked[0]}): these run in each micro-batch, "
+            "on its part of the window's gradient, before the parts and the ranks are summed; what is no sum, such "
+            "as clipping, belongs behind the loop over the micro-batches",
+            stacklevel=2,
+        )
