@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hf_accum.accumulation.window import Window
     from hf_accum.cli.command import command
     from hf_accum.config.recipe import RecipeConfig
+    from hf_accum.data.loader_windows import LoaderWindows, windows_of
     from hf_accum.data.pipeline import Pipeline
     from hf_accum.data.source import BadRow, Source, of_dataset, open_source
     from hf_accum.data.split import dataset_of
@@ -37,6 +38,7 @@ _HOMES = {
     "BinaryCrossEntropy": "accumulation.losses",
     "CrossEntropy": "accumulation.losses",
     "Example": "accumulation.example",
+    "LoaderWindows": "data.loader_windows",
     "Metric": "evaluation.evaluate",
     "MicroBatch": "accumulation.execution",
     "ModelSpec": "models.spec",
@@ -65,6 +67,7 @@ _HOMES = {
     "planned": "tuner.workload",
     "ranks_of": "distributed.ranks",
     "start_accelerator": "distributed.launch",
+    "windows_of": "data.loader_windows",
 }
 
 __all__ = [
@@ -72,6 +75,7 @@ __all__ = [
     "BinaryCrossEntropy",
     "CrossEntropy",
     "Example",
+    "LoaderWindows",
     "Metric",
     "MicroBatch",
     "ModelSpec",
@@ -100,6 +104,7 @@ __all__ = [
     "planned",
     "ranks_of",
     "start_accelerator",
+    "windows_of",
 ]
 
 

@@ -6,6 +6,7 @@ So each micro-batch's summed loss is multiplied by
     scale = num_micro_batches / W,        W = the total weight of the window, over all ranks
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -166,6 +167,10 @@ class WindowExecution:
     collate: Callable[[Piece, int], Any] = field(default=lambda piece, length: None, repr=False)
     """Makes a micro-batch's batch of its examples and their padded length."""
     made_ahead: MadeAhead | None = field(default=None, repr=False)
+    cut: Callable[[Window, Cutter], Cut] = field(default=cut_window, repr=False)
+    """Into the pieces of a forward each."""
+    cutters: dict[int, Cutter] = field(default_factory=dict, repr=False)
+    """By the most examples of a forward that they were made of: what one learns is for the windows after it, too."""
     seconds_waited: float = 0.0
     """For data."""
     num_micro_batches: int = field(default=0, init=False)
@@ -189,9 +194,11 @@ class WindowExecution:
     _losses: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     def micro_batches(
-        self, capacity: Cutter | WorkingCapacity | int, no_grad_pass: Ranks | None = None
+        self, capacity: Cutter | WorkingCapacity | int = sys.maxsize, no_grad_pass: Ranks | None = None
     ) -> Iterator[MicroBatch]:
         """This rank's micro-batches, of similar length, each at most as large as the capacity for its length.
+
+        The capacity is the most examples of one forward, or what the tuner found. Without one: as large as they come.
 
         If memory runs out in one, `accumulate` drops the gradients of the window and the micro-batches start
         again from the first, over the same examples, in pieces that the corrected capacity allows.
@@ -209,7 +216,10 @@ class WindowExecution:
             raise UserError(
                 f"window {self.window.step} was run already: its gradient would be in there twice; run each once"
             )
-        cutter = Cutter.of(capacity)
+        if isinstance(capacity, int):
+            cutter = self.cutters.setdefault(capacity, Cutter.of(capacity))
+        else:
+            cutter = Cutter.of(capacity)
         retry_ambiguous = True
         tried_alone: set[str] = set()
         try:
@@ -265,7 +275,7 @@ class WindowExecution:
         ahead, self.made_ahead = self.made_ahead, None
         if ahead is not None and not ahead.cut.is_that_of(cutter):
             ahead = None
-        pieces = cut_window(window, cutter).pieces if ahead is None else ahead.cut.pieces
+        pieces = self.cut(window, cutter).pieces if ahead is None else ahead.cut.pieces
         lengths = [cutter.padded(max(example.length for example in piece)) for piece in pieces]
         batches = map(self.collate, pieces, lengths) if ahead is None else ahead.batches
         has_any = bool(window.examples)

@@ -1,0 +1,112 @@
+"""Anybody's batch: nested dicts, tuples and dataclasses of tensors, whose rows are the examples."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from hf_accum.errors import UserError
+
+B = TypeVar("B")
+
+
+def map_leaves(batch: Any, change: Callable[[str, Any], Any], name: str = "") -> Any:
+    """The same batch with every leaf changed by `change(name, leaf)`. The name is the way to it: "inputs.input_ids".
+
+    Containers are mappings (`BatchEncoding` too), tuples, named tuples, lists that hold tensors or containers, and
+    dataclasses; each stays of its type.
+    """
+
+    def inner(key: object, value: Any) -> Any:
+        return map_leaves(value, change, f"{name}.{key}" if name else str(key))
+
+    if isinstance(batch, Mapping):
+        changed = {key: inner(key, value) for key, value in batch.items()}
+        if type(batch) is dict:
+            return changed
+        return type(batch)(**changed) if dataclasses.is_dataclass(batch) else type(batch)(changed)  # type: ignore[call-arg]
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        fields = [field.name for field in dataclasses.fields(batch) if field.init]
+        return dataclasses.replace(batch, **{key: inner(key, getattr(batch, key)) for key in fields})
+    if isinstance(batch, tuple):
+        changed = [inner(index, value) for index, value in enumerate(batch)]
+        return type(batch)(*changed) if hasattr(batch, "_fields") else tuple(changed)
+    if isinstance(batch, list) and any(_is_container(value) or isinstance(value, Tensor) for value in batch):
+        return [inner(index, value) for index, value in enumerate(batch)]
+    return change(name, batch)
+
+
+def _is_container(value: object) -> bool:
+    return isinstance(value, (Mapping, tuple)) or (dataclasses.is_dataclass(value) and not isinstance(value, type))
+
+
+def tensors_by_name(batch: Any) -> dict[str, Tensor]:
+    """The tensors of a batch."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            found[name] = leaf
+        return leaf
+
+    map_leaves(batch, keep)
+    return found
+
+
+def num_rows(batch: Any) -> int:
+    """How many examples a batch has: the first dimension of its first tensor that has one.
+
+    Raises:
+        UserError: if it has no such tensor, or no row.
+    """
+    for name, tensor in tensors_by_name(batch).items():
+        if tensor.ndim:
+            if len(tensor) == 0:
+                raise UserError(f"a batch without examples: `{name}` has the shape {tuple(tensor.shape)}")
+            return len(tensor)
+    raise UserError(
+        f"a batch of the type {type(batch).__name__} without tensors: has to be a dict, tuple or dataclass of "
+        "tensors whose first dimension is the examples"
+    )
+
+
+def row_length(batch: Any) -> int:
+    """The length of the rows of a batch: `input_ids`, or the first tensor of integers that has it, by its second
+    dimension; 1 where there is none.
+    """
+    tensors = tensors_by_name(batch)
+    named = [tensor for name, tensor in tensors.items() if name.rpartition(".")[2] == "input_ids"]
+    others = [tensor for tensor in tensors.values() if not tensor.is_floating_point()]
+    return next((tensor.shape[1] for tensor in (*named, *others) if tensor.ndim > 1), 1)
+
+
+def rows_of(batch: B, start: int, stop: int) -> B:
+    """Some rows of a batch, as a batch of its type: views of its tensors, and slices of its lists.
+
+    Raises:
+        UserError: if a tensor has another number of rows, which cannot be cut.
+    """
+    count = num_rows(batch)
+    if start == 0 and stop >= count:
+        return batch
+
+    def cut(name: str, leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.ndim:
+            if len(leaf) != count:
+                raise UserError(
+                    f"`{name}` of a batch has the shape {tuple(leaf.shape)}: has to have {count} rows, as the first "
+                    "tensor has, for the batch to be cut; give batches that fit whole, or keep it out of them"
+                )
+            return leaf[start:stop]
+        if isinstance(leaf, Sequence) and not isinstance(leaf, (str, bytes)) and len(leaf) == count:
+            return leaf[start:stop]
+        return leaf
+
+    return map_leaves(batch, cut)
+
+
+def to_device(batch: B, device: torch.device) -> B:
+    """All tensors of a batch on a device; from pinned memory without waiting for it."""
+    return map_leaves(batch, lambda _, leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf)

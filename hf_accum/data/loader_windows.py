@@ -1,0 +1,326 @@
+"""Windows over anybody's batches: exact accumulation for a loop that has a loader of its own."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hf_accum.accumulation.batch_parts import num_rows, row_length, rows_of, to_device
+from hf_accum.accumulation.example import Example
+from hf_accum.accumulation.execution import Cut, Piece, WindowExecution
+from hf_accum.accumulation.splitting import Cutter
+from hf_accum.accumulation.window import Window
+from hf_accum.data.loader_feed import Feed, Rows
+from hf_accum.data.loader_reading import LoaderReading, is_dispatched, is_shared_out, repeats_examples
+from hf_accum.data.window_sync import Facts, agree, leave
+from hf_accum.distributed.ranks import Ranks, ranks_of
+from hf_accum.errors import RankFailed, UserError
+from hf_accum.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def windows_of(
+    accelerator: "Accelerator",
+    loader: Iterable[Any],
+    *,
+    batches_per_step: int | None = None,
+    examples_per_step: int | None = None,
+    weight: Callable[[Any], float | Tensor] = num_rows,
+    length: Callable[[Any], int] = row_length,
+    seed: int = 0,
+) -> "LoaderWindows":
+    """Windows over a loader's batches, each the data of one optimizer step. A collective.
+
+    The loader is a DataLoader, one that accelerate prepared, or any iterable of batches that can be read again. A
+    batch is a dict, a `BatchEncoding`, a tuple or a dataclass of tensors whose first dimension is the examples; it is
+    moved to the device. One pass over the windows is one pass over the loader; the last window may be short.
+
+    A prepared loader gives each rank its own batches. Of any other all ranks read the same ones, and share them out:
+    with `examples_per_step` the windows are then the same on any number of ranks. Ranks may have different numbers of
+    batches.
+
+    Args:
+        batches_per_step: batches in a window on each rank (accelerate's `gradient_accumulation_steps`).
+        examples_per_step: or the examples in a window over all ranks; a batch is cut where a window ends.
+        weight: the items of a batch, which the summed loss of a window is divided by: its examples, by default. For a
+            loss of tokens, the number of labels that count.
+        length: tokens of a batch's rows, where the capacity depends on it.
+        seed: of what the forward draws (dropout), and of the loader's shuffle where it has no generator of its own.
+
+    Raises:
+        UserError: if neither or both sizes are given, or one below 1; for an iterator; while it is iterated: for a
+            batch without examples, and where the ranks read different data.
+
+    >>> import torch
+    >>> from accelerate import Accelerator
+    >>> from hf_accum import accumulate, windows_of
+    >>> accelerator, model = Accelerator(cpu=True), torch.nn.Linear(2, 1)
+    >>> batches = [{"x": torch.ones(3, 2)}, {"x": torch.ones(1, 2)}]
+    >>> for window in windows_of(accelerator, batches, batches_per_step=2):
+    ...     for micro_batch in window.micro_batches():
+    ...         with accumulate(accelerator, model, micro_batch):
+    ...             accelerator.backward(micro_batch.scaled(model(micro_batch.batch["x"]).sum()))
+    >>> model.bias.grad  # of the mean over all four examples
+    tensor([1.])
+    """
+    return LoaderWindows(
+        loader,
+        ranks_of(accelerator),
+        accelerator.device,
+        batches_per_step=batches_per_step,
+        examples_per_step=examples_per_step,
+        weight=weight,
+        length=length,
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The pass, the windows of it that were taken (those that were left out too), and the steps of all passes."""
+
+    epoch: int
+    num_taken: int
+    step: int
+
+
+class LoaderWindows:
+    """Iterate over it to get the windows of one pass, and again for those of the next; `windows_of` makes it.
+
+    It goes on behind the last window that went through. `state_dict` is that place, in the middle of a pass too, and
+    `accelerator.register_for_checkpointing(windows)` keeps it with `save_state`. It is the same on all ranks, and for
+    as many of them; for any number where they share out `examples_per_step` of a common loader. A resumed pass reads
+    the batches before the place again, and leaves them out.
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        ranks: Ranks,
+        device: torch.device,
+        *,
+        batches_per_step: int | None,
+        examples_per_step: int | None,
+        weight: Callable[[Any], float | Tensor],
+        length: Callable[[Any], int],
+        seed: int,
+    ) -> None:
+        sizes = {"batches_per_step": batches_per_step, "examples_per_step": examples_per_step}
+        given = {name: size for name, size in sizes.items() if size is not None}
+        if len(given) != 1:
+            raise UserError(
+                f"{', '.join(f'`{name}` {size}' for name, size in sizes.items())}: one of the two has to be given, "
+                "the size of a window"
+            )
+        ((name, size),) = given.items()
+        if size < 1:
+            raise UserError(f"`{name}` {size}: has to be at least 1")
+        if examples_per_step is not None and examples_per_step < ranks.count:
+            raise UserError(
+                f"`examples_per_step` {examples_per_step}: has to be at least one for each of the {ranks.count} ranks"
+            )
+        self.batches_per_step = batches_per_step
+        self.examples_per_step = examples_per_step
+        self.num_weightless_windows = 0
+        """Left out, for nothing in them counts."""
+        self._reading = LoaderReading(loader, seed)
+        self._ranks = ranks
+        self._device = device
+        self._weight = weight
+        self._length = length
+        self._seed = seed
+        self._is_common = not is_shared_out(loader)
+        self._is_dealt = ranks.count > 1 and self._is_common
+        self._before = _Place(0, 0, 0)
+        self._last: tuple[WindowExecution, _Place] | None = None
+        self._dummy: Example | None = None
+        self._cutters: dict[int, Cutter] = {}
+        if ranks.count > 1 and is_dispatched(loader) and examples_per_step is not None:
+            raise UserError(
+                f"`examples_per_step` {examples_per_step} with a loader of which rank 0 reads for all: the ranks "
+                "have to ask for its batches together; give `batches_per_step`, or the loader as it was before"
+            )
+        if ranks.count > 1 and repeats_examples(loader):
+            warnings.warn(
+                "the prepared loader repeats examples at the end of a pass, so that all ranks have equally many "
+                "batches: give `windows_of` the loader as it was before, which it shares out itself, or prepare it "
+                "with `DataLoaderConfiguration(even_batches=False)`",
+                stacklevel=3,
+            )
+
+    @property
+    def epoch(self) -> int:
+        """The pass of the last window that went through; after the pass, the next one."""
+        return self._place.epoch
+
+    @property
+    def step(self) -> int:
+        """The windows that went through, of all passes."""
+        return self._place.step
+
+    @property
+    def _place(self) -> _Place:
+        if self._last is not None and self._last[0].is_done:
+            return self._last[1]
+        return self._before
+
+    def __iter__(self) -> Iterator[WindowExecution]:
+        """The windows that are left of this pass; of the next one, where none is.
+
+        Raises:
+            UserError: for a loader without batches, and as `windows_of` says.
+            RankFailed: if that happened on another rank, or one left the iteration.
+        """
+        try:
+            yield from self._windows()
+        except GeneratorExit:
+            leave(self._ranks)
+            raise
+
+    def _windows(self) -> Iterator[WindowExecution]:
+        place = self._before = self._place
+        self._last = None
+        feed = Feed(self._reading.batches(place.epoch), self._ranks if self._is_dealt else None)
+        for _ in range(place.num_taken):
+            self._take(feed)
+        while True:
+            examples, facts, num_examples = self._agreed(feed, place)
+            if facts.is_end:
+                if place.num_taken == 0:
+                    raise UserError("the loader has no batch: it has to have at least one")
+                if self._last is None or self._last[0].is_done:
+                    self._before, self._last = _Place(place.epoch + 1, 0, place.step), None
+                return
+            place = replace(place, num_taken=place.num_taken + 1)
+            if facts.num_items == 0:
+                self.num_weightless_windows += 1
+                continue
+            place = replace(place, step=place.step + 1)
+            window = self._window(place, examples, facts, num_examples)
+            execution = WindowExecution(window, self._collate, cut=cut_batches, cutters=self._cutters)
+            self._before, self._last = self._place, (execution, place)
+            yield execution
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` takes: the place behind the last window that went through."""
+        return {
+            "place": asdict(self._place),
+            "batches_per_step": self.batches_per_step,
+            "examples_per_step": self.examples_per_step,
+            "num_ranks": self._ranks.count,
+            "seed": self._seed,
+            "num_weightless_windows": self.num_weightless_windows,
+            "reading": self._reading.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on behind the window of a state, with a new iteration.
+
+        Raises:
+            UserError: if the state is of windows of another size, on another number of ranks, or of another seed.
+            KeyError, TypeError: if it is no such thing.
+        """
+        own = self.state_dict()
+        same_on_all = self._is_common and self.examples_per_step is not None
+        for name in ("batches_per_step", "examples_per_step", "seed", *([] if same_on_all else ["num_ranks"])):
+            if state[name] != own[name]:
+                raise UserError(
+                    f"the state of these windows has `{name}` {state[name]}, and they have {own[name]}: the place in "
+                    "the data would be another one; go on with the same, or begin anew"
+                )
+        self._reading.load_state_dict(state["reading"])
+        self._before, self._last = _Place(**state["place"]), None
+        self.num_weightless_windows = state["num_weightless_windows"]
+
+    # The rows of this rank
+
+    def _take(self, feed: Feed) -> list[Rows]:
+        if self.batches_per_step is not None:
+            return feed.batches(self.batches_per_step)
+        assert self.examples_per_step is not None
+        if self._is_dealt:
+            return feed.rows(self.examples_per_step)
+        share, others = divmod(self.examples_per_step, self._ranks.count)
+        return feed.rows(share + (self._ranks.index < others))
+
+    def _agreed(self, feed: Feed, place: _Place) -> tuple[list[Example], Facts, int]:
+        """This rank's part of the next window, and what it holds over all ranks. A collective."""
+        rows: list[Rows] = []
+        examples: list[Example] = []
+        error: Exception | None = None
+        try:
+            rows = self._take(feed)
+            examples = [self._example(one, place.epoch) for one in rows]
+        except Exception as failure:
+            error = failure
+        facts = agree(self._ranks, examples, sum(one.count for one in rows), error)
+        if self._is_dealt and len({tuple(said) for said in self._ranks.gather([feed.seen])}) != 1:
+            raise UserError(
+                f"the ranks read different batches at step {place.step + 1} of a loader that accelerate has not "
+                "prepared: it has to be the same on all of them, in the same order; or prepare it"
+            )
+        if self._dummy is None and not facts.is_end:
+            self._dummy = self._find_dummy(examples, feed, place.epoch)
+        return examples, facts, sum(facts.announced)
+
+    def _find_dummy(self, examples: list[Example], feed: Feed, epoch: int) -> Example:
+        first = examples[0] if examples else None if feed.first is None else self._example(feed.first, epoch)
+        has_one = [bool(said) for (said,) in self._ranks.gather([int(first is not None)])]
+        if first is None:
+            raise UserError(
+                f"rank {self._ranks.index} has no batch at all: each rank has to have one, for a forward that counts "
+                "for nothing; give fewer ranks, or a loader that is not prepared"
+            )
+        if not all(has_one):
+            raise RankFailed(f"rank {has_one.index(False)} has no batch at all: see its error")
+        return first
+
+    def _example(self, rows: Rows, epoch: int) -> Example:
+        """A batch as an example, whose parts are its rows."""
+        length = int(self._length(rows.batch))
+        weight = float(self._weight(rows.batch))
+        if not weight >= 0:
+            raise UserError(f"the weight of batch {rows.number + 1} is {weight}: has to be a number from 0 on")
+        name = f"{epoch}/{rows.number}"
+        parts = tuple(
+            Example(f"{name}/{rows.start + row}", length, 0.0, {"batch": rows.batch, "row": row})
+            for row in range(rows.count)
+        )
+        return Example(f"{name}/{rows.start}", rows.count * length, weight, {}, parts=parts)
+
+    def _window(self, place: _Place, examples: list[Example], facts: Facts, num_examples: int) -> Window:
+        assert self._dummy is not None
+        return Window(
+            step=place.step,
+            epoch=place.epoch,
+            seed=derive_seed(self._seed, "window", place.step),
+            examples=tuple(examples),
+            dummy=self._dummy,
+            rank=self._ranks.index,
+            num_examples=num_examples,
+            num_items=facts.num_items,
+            num_tokens=facts.num_tokens,
+            digest=facts.digest,
+        )
+
+    def _collate(self, piece: Piece, length: int) -> Any:
+        first = piece[0].features
+        return to_device(rows_of(first["batch"], first["row"], first["row"] + len(piece)), self._device)
+
+
+def cut_batches(window: Window, cutter: Cutter) -> Cut:
+    """This rank's batches in pieces of a forward each: whole, or in equal parts where the capacity is smaller."""
+    version = cutter.version
+    pieces: list[Piece] = []
+    for batch in window.examples:
+        count, most = len(batch.parts), cutter.capacity.num_examples(batch.parts[0].length)
+        num_pieces = -(-count // most)
+        ends = [count * number // num_pieces for number in range(num_pieces + 1)]
+        pieces += [batch.parts[start:end] for start, end in pairwise(ends)]
+    return Cut(pieces or [window.dummy.parts[:1]], cutter, version)

@@ -1,0 +1,80 @@
+"""Batches of any kind are cut along their rows, and stay of their kind."""
+
+from collections import namedtuple
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import BatchEncoding
+from transformers.modeling_outputs import BaseModelOutput
+
+from hf_accum.accumulation.batch_parts import num_rows, row_length, rows_of, tensors_by_name, to_device
+from hf_accum.errors import UserError
+
+Pair = namedtuple("Pair", "query document")
+
+
+@dataclass(frozen=True)
+class Batch:
+    ids: Tensor
+    names: list[str]
+
+
+IDS = torch.arange(12).view(4, 3)
+KINDS: dict[str, Any] = {
+    "dict": {"input_ids": IDS, "scale": 2.0, "names": ["a", "b", "c", "d"]},
+    "encoding": BatchEncoding({"input_ids": IDS}),
+    "tuple": (IDS, {"labels": IDS[:, 0]}),
+    "named tuple": Pair({"input_ids": IDS}, {"input_ids": IDS + 1}),
+    "dataclass": Batch(IDS, ["a", "b", "c", "d"]),
+    "output": BaseModelOutput(last_hidden_state=IDS),  # type: ignore[arg-type]
+    "tensor": IDS,
+    "list": [IDS, IDS * 2],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_those_of_each_tensor_in_a_batch_of_the_same_type(kind: str) -> None:
+    batch = KINDS[kind]
+    assert num_rows(batch) == 4
+    part = rows_of(batch, 1, 3)
+    assert type(part) is type(batch)
+    whole = tensors_by_name(batch)
+    assert {name: t.tolist() for name, t in tensors_by_name(part).items()} == {
+        name: tensor[1:3].tolist() for name, tensor in whole.items()
+    }
+    assert rows_of(batch, 0, 4) is batch
+    assert type(to_device(batch, torch.device("cpu"))) is type(batch)
+
+
+def test_lists_of_a_value_for_each_row_are_cut_and_other_things_stay() -> None:
+    part = rows_of(KINDS["dict"], 2, 4)
+    assert part["names"] == ["c", "d"]
+    assert part["scale"] == 2.0
+    assert rows_of(Batch(IDS, ["a", "b", "c", "d"]), 0, 1).names == ["a"]
+
+
+def test_a_tensor_with_other_rows_cannot_be_cut_and_is_named() -> None:
+    batch = {"x": torch.zeros(4, 2), "inner": {"weights": torch.ones(3)}}
+    assert rows_of(batch, 0, 4) is batch
+    with pytest.raises(UserError, match=r"`inner.weights` of a batch has the shape \(3,\): has to have 4 rows"):
+        rows_of(batch, 0, 2)
+
+
+@pytest.mark.parametrize("batch", [{}, {"a": 1}, "text", {"x": torch.tensor(1.0)}])
+def test_a_batch_without_rows_is_refused(batch: Any) -> None:
+    with pytest.raises(UserError, match="without tensors"):
+        num_rows(batch)
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(UserError, match=r"without examples: `x` has the shape \(0, 2\)"):
+        num_rows({"x": torch.zeros(0, 2)})
+
+
+def test_the_length_is_that_of_the_tokens() -> None:
+    assert row_length({"pixels": torch.zeros(2, 7), "labels": torch.zeros(2).long(), "input_ids": IDS}) == 3
+    assert row_length((torch.zeros(4, 9), IDS)) == 3
+    assert row_length({"pixels": torch.zeros(2, 3, 8, 8)}) == 1
