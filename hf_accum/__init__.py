@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hf_accum.run.signals import StopRequest
     from hf_accum.run.start import StartedRun
     from hf_accum.run.training import Training
+    from hf_accum.tuner.module_capacity import FoundCapacity, find_capacity
     from hf_accum.tuner.workload import Workload, planned
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ _HOMES = {
     "BinaryCrossEntropy": "accumulation.losses",
     "CrossEntropy": "accumulation.losses",
     "Example": "accumulation.example",
+    "FoundCapacity": "tuner.module_capacity",
     "LoaderWindows": "data.loader_windows",
     "Metric": "evaluation.evaluate",
     "MicroBatch": "accumulation.execution",
@@ -61,6 +63,7 @@ _HOMES = {
     "dataset_of": "data.split",
     "discard_gradients": "accumulation.accumulate",
     "evaluate_model": "evaluation.evaluate",
+    "find_capacity": "tuner.module_capacity",
     "load_tokenizer": "models.tokenizers",
     "of_dataset": "data.source",
     "open_source": "data.source",
@@ -75,6 +78,7 @@ __all__ = [
     "BinaryCrossEntropy",
     "CrossEntropy",
     "Example",
+    "FoundCapacity",
     "LoaderWindows",
     "Metric",
     "MicroBatch",
@@ -98,6 +102,7 @@ __all__ = [
     "dataset_of",
     "discard_gradients",
     "evaluate_model",
+    "find_capacity",
     "load_tokenizer",
     "of_dataset",
     "open_source",

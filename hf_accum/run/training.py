@@ -30,7 +30,7 @@ from hf_accum.run.start import StartedRun
 from hf_accum.run.summary import describe_run
 from hf_accum.tasks.task import Task
 from hf_accum.tuner.plan import what_would_fit
-from hf_accum.tuner.run_capacity import cutter_of, find_capacity, keep_costs, tuning_json
+from hf_accum.tuner.run_capacity import cutter_of, find_run_capacity, keep_costs, tuning_json
 from hf_accum.tuner.search import Tuning
 from hf_accum.tuner.workload import workload_of
 
@@ -72,7 +72,7 @@ class Training:
         self.resumed = find_resume(run.folder, config, facts, ranks)  # before the weights are loaded
 
         trainable = load_trainable(spec, processor, config, precision=run.precision, device=run.device)
-        self._tunings = find_capacity(
+        self._tunings = find_run_capacity(
             config,
             workload_of(trainable.model, task, config, run.precision),
             ranks,

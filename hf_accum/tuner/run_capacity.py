@@ -20,7 +20,7 @@ from hf_accum.tuner.tracing import CannotTrace
 from hf_accum.tuner.workload import Workload
 
 
-def find_capacity(
+def find_run_capacity(
     config: RecipeConfig,
     workload: Workload,
     ranks: Ranks,

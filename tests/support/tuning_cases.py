@@ -9,7 +9,7 @@ from workload_cases import CPU, make_workload, peak_of_training
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.distributed.ranks import OneRank, Ranks
 from hf_accum.models.lora import checkpoint_activations
-from hf_accum.tuner.run_capacity import find_capacity
+from hf_accum.tuner.run_capacity import find_run_capacity
 from hf_accum.tuner.search import Tuning
 from hf_accum.tuner.workload import Workload
 
@@ -27,7 +27,7 @@ def find(
     def checkpoint() -> None:
         checkpoint_activations(work.model)  # type: ignore[arg-type]
 
-    return find_capacity(config, work, ranks or OneRank(), CPU, checkpoint=checkpoint, advise=advise)
+    return find_run_capacity(config, work, ranks or OneRank(), CPU, checkpoint=checkpoint, advise=advise)
 
 
 def llama(lora: bool = False) -> Workload:
