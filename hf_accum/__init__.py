@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from hf_accum.accumulation.accumulate import accumulate, discard_gradients
     from hf_accum.accumulation.example import Example
     from hf_accum.accumulation.execution import MicroBatch, WindowExecution
+    from hf_accum.accumulation.grad_cache import InBatchNegatives
     from hf_accum.accumulation.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
     from hf_accum.accumulation.nonfinite import NonFiniteCheck
+    from hf_accum.accumulation.pair_cache import GradCache
     from hf_accum.accumulation.splitting import cut
     from hf_accum.accumulation.window import Window
     from hf_accum.cli.command import command
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from hf_accum.data.stream import WindowStream
     from hf_accum.distributed.launch import start_accelerator
     from hf_accum.distributed.ranks import Ranks, ranks_of
+    from hf_accum.evaluation.each_once import predict_each_once
     from hf_accum.evaluation.evaluate import Metric, evaluate_model
     from hf_accum.models.spec import ModelSpec
     from hf_accum.models.tokenizers import load_tokenizer
@@ -40,6 +43,8 @@ _HOMES = {
     "CrossEntropy": "accumulation.losses",
     "Example": "accumulation.example",
     "FoundCapacity": "tuner.module_capacity",
+    "GradCache": "accumulation.pair_cache",
+    "InBatchNegatives": "accumulation.grad_cache",
     "LoaderWindows": "data.loader_windows",
     "Metric": "evaluation.evaluate",
     "MicroBatch": "accumulation.execution",
@@ -68,6 +73,7 @@ _HOMES = {
     "of_dataset": "data.source",
     "open_source": "data.source",
     "planned": "tuner.workload",
+    "predict_each_once": "evaluation.each_once",
     "ranks_of": "distributed.ranks",
     "start_accelerator": "distributed.launch",
     "windows_of": "data.loader_windows",
@@ -79,6 +85,8 @@ __all__ = [
     "CrossEntropy",
     "Example",
     "FoundCapacity",
+    "GradCache",
+    "InBatchNegatives",
     "LoaderWindows",
     "Metric",
     "MicroBatch",
@@ -107,6 +115,7 @@ __all__ = [
     "of_dataset",
     "open_source",
     "planned",
+    "predict_each_once",
     "ranks_of",
     "start_accelerator",
     "windows_of",

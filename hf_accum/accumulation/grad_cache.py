@@ -71,14 +71,46 @@ def _unit(vectors: Tensor) -> Tensor:
     return F.normalize(vectors if vectors.dtype == torch.float64 else vectors.float(), dim=-1)
 
 
+class GatheredRows:
+    """Vectors of all ranks, of which this rank keeps its own micro-batch by micro-batch.
+
+    What can run out of memory stands where that is told to the other ranks before they wait for this one: the buffers
+    of the exchange are made with the last no-grad pass, and nothing but the exchange before it.
+    """
+
+    def __init__(self, num_rows: Sequence[int], rank: int) -> None:
+        self._num_rows = num_rows
+        self._rank = rank
+        self._kept: list[tuple[list[int], Tensor]] = []
+        self._of_ranks: list[Tensor] = []
+
+    def keep(self, micro_batch: MicroBatch, places: list[int], vectors: Tensor) -> None:
+        """Those of a no-grad pass, (num_places, width), at their places among this rank's."""
+        if micro_batch.index == 0:  # also where the window starts anew
+            self._kept, self._of_ranks = [], []
+        if not micro_batch.is_dummy:
+            self._kept.append((places, vectors.detach()))
+        if micro_batch.index < micro_batch.count - 1:
+            return
+        rows = [vectors.new_zeros(max(self._num_rows), vectors.shape[1]) for _ in self._num_rows]
+        for at, of_micro_batch in self._kept:
+            rows[self._rank][at] = of_micro_batch
+        self._kept, self._of_ranks = [], [*rows, rows[self._rank].clone()]
+
+    def of_all_ranks(self) -> list[Tensor]:
+        """Each rank's, (num_rows, width), when all are kept. A collective."""
+        *everyone, mine = self._of_ranks
+        if len(everyone) > 1:
+            with talking():
+                dist.all_gather(everyone, mine)
+        return [rows[:count] for rows, count in zip(everyone, self._num_rows, strict=True)]
+
+
 class RepresentationCache:
     """The representations of a window's texts, and the gradient of the contrastive loss by each, on this rank.
 
     The examples of the window are pairs: their parts are a query and a document, the latter with a `key` among its
     features. Making one is a collective.
-
-    What can run out of memory stands where that is told to the other ranks before they wait for this one: the buffers
-    of the exchange are made with the last no-grad pass, and nothing but the exchange before it.
     """
 
     def __init__(self, execution: WindowExecution, objective: InBatchNegatives, ranks: Ranks) -> None:
@@ -91,23 +123,15 @@ class RepresentationCache:
         # Queries first, then documents.
         texts = [pair.parts[side] for side in (0, 1) for pair in window.examples]
         self._places = {text.id: place for place, text in enumerate(texts)}
-        self._kept: list[tuple[list[int], Tensor]] = []
-        self._of_ranks: list[Tensor] = []
+        self._vectors = GatheredRows([2 * count for count in self._counts], ranks.index)
         self._gradients: Tensor | None = None
         self._loss: Tensor | None = None
 
     def keep(self, micro_batch: MicroBatch, representations: Tensor) -> None:
         """Keep the representations of a no-grad pass's texts, (num_texts, width)."""
-        if micro_batch.index == 0:  # also where the window starts anew
-            self._kept, self._of_ranks, self._gradients = [], [], None
-        if not micro_batch.is_dummy:
-            self._kept.append((self._places_of(micro_batch), representations.detach()))
-        if micro_batch.index < micro_batch.count - 1:
-            return
-        rows = [representations.new_zeros(2 * max(self._counts), representations.shape[1]) for _ in self._counts]
-        for places, of_texts in self._kept:
-            rows[self.ranks.index][places] = of_texts
-        self._kept, self._of_ranks = [], [*rows, rows[self.ranks.index].clone()]
+        self._gradients = None
+        places = [] if micro_batch.is_dummy else self._places_of(micro_batch)
+        self._vectors.keep(micro_batch, places, representations)
 
     def gradient(self, micro_batch: MicroBatch) -> Tensor:
         """Of the loss summed over the pairs of all ranks, by the representations of these texts: (num_texts, width).
@@ -115,11 +139,7 @@ class RepresentationCache:
         A collective at the first micro-batch of a window, when all are kept.
         """
         if self._gradients is None:
-            *everyone, mine = self._of_ranks
-            if len(everyone) > 1:
-                with talking():
-                    dist.all_gather(everyone, mine)
-            self._gradients = self._contrast(everyone)
+            self._gradients = self._contrast(self._vectors.of_all_ranks())
         if micro_batch.is_dummy:
             return self._gradients.new_zeros(len(micro_batch.examples), self._gradients.shape[1])
         return self._gradients[self._places_of(micro_batch)]
@@ -134,7 +154,7 @@ class RepresentationCache:
 
     def _contrast(self, of_ranks: Sequence[Tensor]) -> Tensor:
         """The gradients by this rank's texts, queries first."""
-        pairs = [(rows[:count], rows[count : 2 * count]) for rows, count in zip(of_ranks, self._counts, strict=True)]
+        pairs = [rows.tensor_split(2) for rows in of_ranks]
         queries, documents = (torch.cat(of_side) for of_side in zip(*pairs, strict=True))
         losses, by_queries, by_documents = self.objective.with_gradients(
             queries, documents, self._keys.to(queries.device)

@@ -42,7 +42,9 @@ WITHOUT_TEST_FILE = {
 }
 """Modules without a test file of their own: why, or which file tests them."""
 
-MAY_IMPORT_ACCELERATE = {"accumulation/accumulate", "data/loader_windows", "distributed", "run/log", "run/summary"}
+ALONE = {"accumulation/accumulate", "accumulation/pair_cache", "data/loader_windows", "evaluation/each_once"}
+"""Modules that a loop of one's own on accelerate calls."""
+MAY_IMPORT_ACCELERATE = {*ALONE, "distributed", "run/log", "run/summary"}
 
 
 def name_of(path: Path) -> str:
