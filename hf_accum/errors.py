@@ -14,7 +14,16 @@ OF_THE_PROGRAM = (AttributeError, NameError, AssertionError, MemoryError)
 
 
 class UserError(ValueError):
-    """What a user did wrong: the message names the value, the rule and the way out."""
+    """What a user did wrong: the message names the value, the rule and the way out.
+
+    >>> from hf_accum import UserError, windows_of
+    >>> from accelerate import Accelerator
+    >>> try:
+    ...     windows_of(Accelerator(cpu=True), [], batches_per_step=0)
+    ... except UserError as error:
+    ...     print(error)
+    `batches_per_step` 0: has to be at least 1
+    """
 
 
 class RankFailed(RuntimeError):
@@ -34,7 +43,18 @@ class NotFinite(RuntimeError):
 
 
 class OutOfMemory(RuntimeError):
-    """The smallest thing that could be tried does not fit; the message says what would."""
+    """The smallest thing that could be tried does not fit; the message says what would.
+
+    >>> import torch
+    >>> from hf_accum import OutOfMemory, find_capacity
+    >>> model = torch.nn.Linear(64, 64)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> try:
+    ...     find_capacity(model, optimizer, lambda m, x: m(x).sum(), torch.ones(1, 64), memory_budget="20KiB")
+    ... except OutOfMemory as error:
+    ...     print(str(error).split(":")[0])
+    not even one example of 1 tokens fits
+    """
 
 
 def first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import hf_accum  # its parts are imported when they are used: help and a wrong flag need no torch
+from hf_accum import recipe  # its parts are imported when they are used: help and a wrong flag need no torch
 from hf_accum.tasks.flags import ClassWeights, Problem, check_classification
 from recipes.embedded.models import minilm
 from recipes.embedded.synopses import clinical_synopses
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClinicalClassificationConfig(hf_accum.RecipeConfig):
+class ClinicalClassificationConfig(recipe.RecipeConfig):
     """What a text is, its label, and how a class weighs."""
 
     text_column: str = "text"
@@ -54,13 +54,13 @@ def train(config: ClinicalClassificationConfig):
     """Train; returns the figures of the held-out part: loss, accuracy and F1, or those of the problem."""
     from hf_accum import accumulate
 
-    run = hf_accum.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
+    run = recipe.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
     data = open_data(config, run.ranks)  # read once, before any weight: its labels, its size, its bad rows
-    tokenizer = hf_accum.load_tokenizer(config.model or minilm(), config.trust)
+    tokenizer = recipe.load_tokenizer(config.model or minilm(), config.trust)
     task = task_of(config, data.labels, tokenizer, data.label_counts)
     task.check_metrics(config.best_metric)
     spec, config = spec_of(config, data.labels), replace(config, labels=list(data.labels.names))
-    with hf_accum.Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
+    with recipe.Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
         accelerator, model, capacity = training.accelerator, training.model, training.capacity
         optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
         for window in training.windows:  # the texts of one optimizer step
@@ -92,32 +92,32 @@ def task_of(config: ClinicalClassificationConfig, labels: "LabelColumn", tokeniz
     return TextClassification(config.text_column, labels, objective, tokenizer, config.max_length, metrics)
 
 
-def spec_of(config: ClinicalClassificationConfig, labels: "LabelColumn") -> "hf_accum.ModelSpec":
+def spec_of(config: ClinicalClassificationConfig, labels: "LabelColumn") -> "recipe.ModelSpec":
     """An encoder, with a head that has the labels' names."""
     from transformers import AutoModelForSequenceClassification
 
     from hf_accum.tasks.text_classification.task import model_config
 
-    return hf_accum.ModelSpec(
+    return recipe.ModelSpec(
         AutoModelForSequenceClassification, config.model or minilm(), "SEQ_CLS", model_config(labels)
     )
 
 
-def workload(config: ClinicalClassificationConfig, precision: str = "no") -> "hf_accum.Workload":
+def workload(config: ClinicalClassificationConfig, precision: str = "no") -> "recipe.Workload":
     """The same by the flags alone, for `hf-accum plan`: two labels, where they name none."""
     from hf_accum.tasks.labels import LabelColumn
 
     names = () if config.problem == "regression" else tuple(config.labels) or ("no", "yes")
     labels = LabelColumn("label", config.problem, names, config.label_separator)
     task = task_of(config, labels, None, dict.fromkeys(names, 1))
-    return hf_accum.planned(spec_of(config, labels), task, config, precision)
+    return recipe.planned(spec_of(config, labels), task, config, precision)
 
 
-def open_data(config: ClinicalClassificationConfig, ranks: "hf_accum.Ranks"):
+def open_data(config: ClinicalClassificationConfig, ranks: "recipe.Ranks"):
     """The texts of the flags, or the embedded synopses: by mode of inheritance, or with all their modes."""
     from hf_accum.tasks.text_classification.data import open_labelled_texts
 
-    dataset, group_column = hf_accum.dataset_of(config, ranks, clinical_synopses, "disease")
+    dataset, group_column = recipe.dataset_of(config, ranks, clinical_synopses, "disease")
     embedded = "modes" if config.problem == "multi_label_classification" else "inheritance"
     return open_labelled_texts(
         dataset,
@@ -133,7 +133,7 @@ def open_data(config: ClinicalClassificationConfig, ranks: "hf_accum.Ranks"):
     )
 
 
-main = hf_accum.command(ClinicalClassificationConfig, train, __doc__)
+main = recipe.command(ClinicalClassificationConfig, train, __doc__)
 
 if __name__ == "__main__":
     main()

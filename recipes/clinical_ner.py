@@ -10,7 +10,7 @@ and data, two lists of words and of their tags (O, B-TYPE, I-TYPE) for each text
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import hf_accum  # its parts are imported when they are used: help and a wrong flag need no torch
+from hf_accum import recipe  # its parts are imported when they are used: help and a wrong flag need no torch
 from hf_accum.config.validation import require, require_not_empty
 from recipes.embedded.models import minilm
 from recipes.embedded.nero import biomedical_entities
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClinicalNerConfig(hf_accum.RecipeConfig):
+class ClinicalNerConfig(recipe.RecipeConfig):
     """Where the words and tags stand, and how long texts are cut."""
 
     words_column: str = "tokens"
@@ -51,14 +51,14 @@ def train(config: ClinicalNerConfig):
     from hf_accum.models.loading import labels_in_order_of_head
     from hf_accum.tasks.token_classification.data import labels_of
 
-    run = hf_accum.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
-    tokenizer = hf_accum.load_tokenizer(config.model or minilm(), config.trust, of_words=True)
+    run = recipe.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
+    tokenizer = recipe.load_tokenizer(config.model or minilm(), config.trust, of_words=True)
     data = open_data(config, run.ranks, tokenizer)  # read once, before any weight: its types, its size, its bad rows
     labels = labels_in_order_of_head(config.model or minilm(), labels_of(data.types), config.trust)
     task = task_of(config, data.columns, labels, tokenizer)
     task.check_metrics(config.best_metric)
     spec, config = spec_of(config, labels), replace(config, types=list(data.types))
-    with hf_accum.Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
+    with recipe.Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
         accelerator, model, capacity = training.accelerator, training.model, training.capacity
         optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
         for window in training.windows:  # the texts of one optimizer step
@@ -83,31 +83,31 @@ def task_of(config: ClinicalNerConfig, columns: "TagColumns", labels: tuple[str,
     return EntityTagging(columns, labels, CrossEntropy(), tokenizer, config.max_length)
 
 
-def spec_of(config: ClinicalNerConfig, labels: tuple[str, ...]) -> "hf_accum.ModelSpec":
+def spec_of(config: ClinicalNerConfig, labels: tuple[str, ...]) -> "recipe.ModelSpec":
     """An encoder, with a head for the tag of each token."""
     from transformers import AutoModelForTokenClassification
 
     from hf_accum.tasks.labels import named_labels
 
-    return hf_accum.ModelSpec(
+    return recipe.ModelSpec(
         AutoModelForTokenClassification, config.model or minilm(), "TOKEN_CLS", named_labels(labels)
     )
 
 
-def workload(config: ClinicalNerConfig, precision: str = "no") -> "hf_accum.Workload":
+def workload(config: ClinicalNerConfig, precision: str = "no") -> "recipe.Workload":
     """The same by the flags alone, for `hf-accum plan`: one type of entity, where they name none."""
     from hf_accum.tasks.token_classification.data import TagColumns, labels_of
 
     labels = labels_of(tuple(config.types) or ("entity",))
     task = task_of(config, TagColumns(config.words_column, config.tags_column), labels, None)
-    return hf_accum.planned(spec_of(config, labels), task, config, precision)
+    return recipe.planned(spec_of(config, labels), task, config, precision)
 
 
-def open_data(config: ClinicalNerConfig, ranks: "hf_accum.Ranks", tokenizer: Any):
+def open_data(config: ClinicalNerConfig, ranks: "recipe.Ranks", tokenizer: Any):
     """The tagged texts of the flags, or the embedded sentences; read for their types and their lengths."""
     from hf_accum.tasks.token_classification.data import open_tagged_texts
 
-    dataset, group_column = hf_accum.dataset_of(config, ranks, biomedical_entities, "sentence")
+    dataset, group_column = recipe.dataset_of(config, ranks, biomedical_entities, "sentence")
     return open_tagged_texts(
         dataset,
         ranks,
@@ -121,7 +121,7 @@ def open_data(config: ClinicalNerConfig, ranks: "hf_accum.Ranks", tokenizer: Any
     )
 
 
-main = hf_accum.command(ClinicalNerConfig, train, __doc__)
+main = recipe.command(ClinicalNerConfig, train, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -10,7 +10,7 @@ into real photographs. One's own model and data, a folder with a folder of image
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import hf_accum  # its parts are imported when they are used: help and a wrong flag need no torch
+from hf_accum import recipe  # its parts are imported when they are used: help and a wrong flag need no torch
 from hf_accum.config.lora import LoraConfig
 from hf_accum.config.validation import require, require_not_empty
 from recipes.embedded.efficientnet import efficientnet_lite0
@@ -24,7 +24,7 @@ _TWO = ("no", "yes")  # classes, where they are not known
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrivingImagesConfig(hf_accum.RecipeConfig):
+class DrivingImagesConfig(recipe.RecipeConfig):
     """What an image is, its class or mask, and how it is scaled and changed."""
 
     task: Literal["classification", "segmentation"] = "classification"
@@ -57,7 +57,7 @@ class DrivingImagesConfig(hf_accum.RecipeConfig):
     then depends on the cut (and not with LoRA, since an adapter holds none; nor on several ranks)."""
     ignore_mismatched_sizes: bool = False
     """Put a new head in the place of one for other classes, or for as many in another order."""
-    max_length: int = hf_accum.RecipeConfig.max_length
+    max_length: int = recipe.RecipeConfig.max_length
     """Says nothing here: --resolution does."""
     effective_batch_size: int = 8
     """Images per optimizer step, all ranks together."""
@@ -88,7 +88,7 @@ class DrivingImagesConfig(hf_accum.RecipeConfig):
                 "frozen with LoRA: an adapter holds no statistics (`lora.rank 0` trains the whole model)",
             ),
             (
-                self.max_length == hf_accum.RecipeConfig.max_length,
+                self.max_length == recipe.RecipeConfig.max_length,
                 "max_length",
                 "left out: images have one size, `resolution`",
             ),
@@ -102,7 +102,7 @@ def train(config: DrivingImagesConfig):
     from hf_accum.models.batch_norm import refuse_statistics_of_ranks
     from hf_accum.tasks.vision.inputs import load_image_inputs
 
-    run = hf_accum.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
+    run = recipe.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
     refuse_statistics_of_ranks(run.planned.model, run.ranks.count)
     inputs, processor = load_image_inputs(
         config.model or efficientnet_lite0(), config.resolution, config.max_image_pixels, config.trust
@@ -112,7 +112,7 @@ def train(config: DrivingImagesConfig):
     task.check_metrics(config.best_metric)
     run.known(labels=list(data.class_names))  # to say what would fit, where nothing does
     how = {"processor": processor, "draw": task.draw}  # images are augmented anew in each pass
-    with hf_accum.Training(run=run, config=config, data=data, task=task, spec=spec, **how) as training:
+    with recipe.Training(run=run, config=config, data=data, task=task, spec=spec, **how) as training:
         accelerator, model, capacity = training.accelerator, training.model, training.capacity
         optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
         for window in training.windows:  # the images of one optimizer step
@@ -143,7 +143,7 @@ def task_of(config: DrivingImagesConfig, inputs: "ImageInputs", data: "LabelledI
     return kind(data, CrossEntropy(), inputs, augmenter)  # type: ignore[arg-type] (the data is that of the task)
 
 
-def spec_of(config: DrivingImagesConfig, names: tuple[str, ...]) -> "hf_accum.ModelSpec":
+def spec_of(config: DrivingImagesConfig, names: tuple[str, ...]) -> "recipe.ModelSpec":
     """A vision model with the classes' names, its BatchNorm as the flag says."""
     from transformers import AutoModelForImageClassification
 
@@ -152,7 +152,7 @@ def spec_of(config: DrivingImagesConfig, names: tuple[str, ...]) -> "hf_accum.Mo
     from hf_accum.tasks.vision.segmenter import SemanticSegmenter
 
     auto_class = SemanticSegmenter if config.task == "segmentation" else AutoModelForImageClassification
-    return hf_accum.ModelSpec(
+    return recipe.ModelSpec(
         auto_class,
         config.model or efficientnet_lite0(),
         None,
@@ -162,7 +162,7 @@ def spec_of(config: DrivingImagesConfig, names: tuple[str, ...]) -> "hf_accum.Mo
     )
 
 
-def workload(config: DrivingImagesConfig, precision: str = "no") -> "hf_accum.Workload":
+def workload(config: DrivingImagesConfig, precision: str = "no") -> "recipe.Workload":
     """The same by the flags alone, for `hf-accum plan`: two classes, where none are known; checks `resolution`."""
     from hf_accum.models.trainable import without_weights
     from hf_accum.tasks.vision.inputs import check_resolution, inputs_without_processor
@@ -173,15 +173,15 @@ def workload(config: DrivingImagesConfig, precision: str = "no") -> "hf_accum.Wo
     check_resolution(without_weights(spec, plain), config.model or efficientnet_lite0(), config.resolution)
     assumed = "" if names else f"{len(_TWO)} classes, since `labels` names none"
     task = task_of(config, inputs_without_processor(config.resolution), None)
-    return hf_accum.planned(spec, task, config, precision, assumed)
+    return recipe.planned(spec, task, config, precision, assumed)
 
 
-def open_data(config: DrivingImagesConfig, ranks: "hf_accum.Ranks"):
+def open_data(config: DrivingImagesConfig, ranks: "recipe.Ranks"):
     """The images of the flags, or the embedded signs; with masks, for a segmentation."""
     from hf_accum.tasks.vision.data import open_labelled_images, open_masked_images
     from recipes.embedded.signs import road_signs
 
-    dataset, _ = hf_accum.dataset_of(config, ranks, road_signs)
+    dataset, _ = recipe.dataset_of(config, ranks, road_signs)
     names = known_names(config) if config.task == "segmentation" else tuple(config.labels)
     how: dict[str, Any] = {"image_column": config.image_column, "label_names": names}
     how["most_pixels"] = config.max_image_pixels
@@ -200,7 +200,7 @@ def known_names(config: DrivingImagesConfig) -> tuple[str, ...]:
     return ("background", *CLASSES) if config.task == "segmentation" else CLASSES
 
 
-main = hf_accum.command(DrivingImagesConfig, train, __doc__)
+main = recipe.command(DrivingImagesConfig, train, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -13,14 +13,14 @@ QLoRA a model of some billion parameters fits on a small GPU:
 from dataclasses import dataclass, field
 from typing import Any
 
-import hf_accum  # its parts are imported when they are used: help and a wrong flag need no torch
+from hf_accum import recipe  # its parts are imported when they are used: help and a wrong flag need no torch
 from hf_accum.config.validation import COUNT_OR_NULL, require, require_count, require_not_empty
 from recipes.embedded.definitions import term_definitions
 from recipes.embedded.models import smollm2
 
 
 @dataclass(frozen=True, kw_only=True)
-class MedicalLmConfig(hf_accum.RecipeConfig):
+class MedicalLmConfig(recipe.RecipeConfig):
     """How a row is read: as a text, a prompt and its response, or a conversation."""
 
     text_column: str | None = None
@@ -60,12 +60,12 @@ def train(config: MedicalLmConfig):
     from hf_accum import accumulate
     from hf_accum.tasks.causal_lm.samples import samples_of
 
-    run = hf_accum.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
-    tokenizer = hf_accum.load_tokenizer(config.model or smollm2(), config.trust)
+    run = recipe.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
+    tokenizer = recipe.load_tokenizer(config.model or smollm2(), config.trust)
     task, spec = task_of(config, tokenizer, run.precision), spec_of(config)
     task.check_metrics(config.best_metric)
     data = open_data(config, run.ranks, tokenizer)  # read once, before any weight: its size, its bad rows
-    training = hf_accum.Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer)
+    training = recipe.Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer)
     samples = samples_of(data, tokenizer, config.num_samples, config.sample_length, config.on_bad_row, run)
     if training.resumed.loaded is None:
         samples.show(training.plain_model, "before")
@@ -96,7 +96,7 @@ def task_of(config: MedicalLmConfig, tokenizer: Any, precision: str):
     return CausalTexts(tokenizer, ChunkedCrossEntropy(config.loss_chunk_size, precision), config.max_length)
 
 
-def spec_of(config: MedicalLmConfig) -> "hf_accum.ModelSpec":
+def spec_of(config: MedicalLmConfig) -> "recipe.ModelSpec":
     """A causal model that gives the inputs of its output layer, by which the loss multiplies in chunks."""
     from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -110,19 +110,19 @@ def spec_of(config: MedicalLmConfig) -> "hf_accum.ModelSpec":
         stop_before_output_layer(model)
 
     how: dict[str, Any] = {"has_to_be": "a causal language model", "prepare": prepare}
-    return hf_accum.ModelSpec(AutoModelForCausalLM, name, "CAUSAL_LM", **how)
+    return recipe.ModelSpec(AutoModelForCausalLM, name, "CAUSAL_LM", **how)
 
 
-def workload(config: MedicalLmConfig, precision: str = "no") -> "hf_accum.Workload":
+def workload(config: MedicalLmConfig, precision: str = "no") -> "recipe.Workload":
     """The same by the flags alone, for `hf-accum plan`."""
-    return hf_accum.planned(spec_of(config), task_of(config, None, precision), config, precision)
+    return recipe.planned(spec_of(config), task_of(config, None, precision), config, precision)
 
 
-def open_data(config: MedicalLmConfig, ranks: "hf_accum.Ranks", tokenizer: Any):
+def open_data(config: MedicalLmConfig, ranks: "recipe.Ranks", tokenizer: Any):
     """The rows of the flags, or the embedded definitions, cut or truncated to `max_length`."""
     from hf_accum.tasks.causal_lm.data import open_passages
 
-    dataset, group_column = hf_accum.dataset_of(config, ranks, term_definitions, "family")
+    dataset, group_column = recipe.dataset_of(config, ranks, term_definitions, "family")
     return open_passages(dataset, ranks, config, reader_of(config, tokenizer), group_column=group_column)
 
 
@@ -140,7 +140,7 @@ def reader_of(config: MedicalLmConfig, tokenizer: Any):
     return WholeTexts(tokenizer, config.text_column or "text", config.max_length)
 
 
-main = hf_accum.command(MedicalLmConfig, train, __doc__)
+main = recipe.command(MedicalLmConfig, train, __doc__)
 
 if __name__ == "__main__":
     main()

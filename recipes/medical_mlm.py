@@ -10,7 +10,7 @@ flags, and the result goes into the other recipes:
 from dataclasses import dataclass, field
 from typing import Any
 
-import hf_accum  # its parts are imported when they are used: help and a wrong flag need no torch
+from hf_accum import recipe  # its parts are imported when they are used: help and a wrong flag need no torch
 from hf_accum.config.lora import LoraConfig
 from hf_accum.config.validation import COUNT_OR_NULL, require, require_not_empty
 from recipes.embedded.models import minilm
@@ -18,7 +18,7 @@ from recipes.embedded.synopses import clinical_synopses
 
 
 @dataclass(frozen=True, kw_only=True)
-class MedicalMlmConfig(hf_accum.RecipeConfig):
+class MedicalMlmConfig(recipe.RecipeConfig):
     """What a text is, and how much of it is hidden."""
 
     text_column: str = "text"
@@ -44,13 +44,13 @@ def train(config: MedicalMlmConfig):
     from hf_accum import accumulate
     from hf_accum.tasks.masked_lm.task import load_masking_tokenizer
 
-    run = hf_accum.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
+    run = recipe.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
     tokenizer = load_masking_tokenizer(config.model or minilm(), config.trust)
     task, spec = task_of(config, tokenizer, run.precision), spec_of(config)
     task.check_metrics(config.best_metric)
     data = open_data(config, run.ranks, tokenizer)  # read once, before any weight: its size, its bad rows
     how = {"processor": tokenizer, "draw": task.draw}  # which tokens are hidden is drawn in each pass
-    with hf_accum.Training(run=run, config=config, data=data, task=task, spec=spec, **how) as training:
+    with recipe.Training(run=run, config=config, data=data, task=task, spec=spec, **how) as training:
         accelerator, model, capacity = training.accelerator, training.model, training.capacity
         optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
         for window in training.windows:  # the texts of one optimizer step
@@ -76,32 +76,32 @@ def task_of(config: MedicalMlmConfig, tokenizer: Any, precision: str):
     return MaskedTexts(tokenizer, objective, config.max_length, config.seed, config.mlm_probability)
 
 
-def spec_of(config: MedicalMlmConfig) -> "hf_accum.ModelSpec":
+def spec_of(config: MedicalMlmConfig) -> "recipe.ModelSpec":
     """A masked model that gives the inputs of its output layer, by which the loss multiplies in chunks."""
     from transformers import AutoModelForMaskedLM
 
     from hf_accum.tasks.language_modeling.chunked_loss import stop_before_output_layer
 
     name = config.model or minilm()
-    return hf_accum.ModelSpec(AutoModelForMaskedLM, name, "MASKED_LM", prepare=stop_before_output_layer)
+    return recipe.ModelSpec(AutoModelForMaskedLM, name, "MASKED_LM", prepare=stop_before_output_layer)
 
 
-def workload(config: MedicalMlmConfig, precision: str = "no") -> "hf_accum.Workload":
+def workload(config: MedicalMlmConfig, precision: str = "no") -> "recipe.Workload":
     """The same by the flags alone, for `hf-accum plan`."""
-    return hf_accum.planned(spec_of(config), task_of(config, None, precision), config, precision)
+    return recipe.planned(spec_of(config), task_of(config, None, precision), config, precision)
 
 
-def open_data(config: MedicalMlmConfig, ranks: "hf_accum.Ranks", tokenizer: Any):
+def open_data(config: MedicalMlmConfig, ranks: "recipe.Ranks", tokenizer: Any):
     """The notes of the flags, or the embedded synopses, cut into parts of `max_length`."""
     from hf_accum.tasks.masked_lm.data import open_plain_texts
 
-    dataset, group_column = hf_accum.dataset_of(config, ranks, clinical_synopses, "disease")
+    dataset, group_column = recipe.dataset_of(config, ranks, clinical_synopses, "disease")
     return open_plain_texts(
         dataset, ranks, config, tokenizer, text_column=config.text_column, group_column=group_column
     )
 
 
-main = hf_accum.command(MedicalMlmConfig, train, __doc__)
+main = recipe.command(MedicalMlmConfig, train, __doc__)
 
 if __name__ == "__main__":
     main()

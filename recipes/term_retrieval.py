@@ -12,14 +12,14 @@ has `--effective_batch_size` pairs; a micro-batch has texts, of which a pair has
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import hf_accum  # its parts are imported when they are used: help and a wrong flag need no torch
+from hf_accum import recipe  # its parts are imported when they are used: help and a wrong flag need no torch
 from hf_accum.config.validation import require, require_not_empty
 from recipes.embedded.models import minilm
 from recipes.embedded.terms import clinical_terms
 
 
 @dataclass(frozen=True, kw_only=True)
-class TermRetrievalConfig(hf_accum.RecipeConfig):
+class TermRetrievalConfig(recipe.RecipeConfig):
     """The two texts of a pair, and how their vectors are compared."""
 
     query_column: str = "term"
@@ -48,13 +48,13 @@ def train(config: TermRetrievalConfig):
     from hf_accum import accumulate
     from hf_accum.accumulation.grad_cache import RepresentationCache
 
-    run = hf_accum.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
-    tokenizer = hf_accum.load_tokenizer(config.model or minilm(), config.trust)
+    run = recipe.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
+    tokenizer = recipe.load_tokenizer(config.model or minilm(), config.trust)
     task, spec = task_of(config, tokenizer), spec_of(config)
     task.check_metrics(config.best_metric)
     data = open_data(config, run.ranks)  # read once, before any weight: its size, its bad rows
     config = replace(config, pooling=task.pooling)
-    with hf_accum.Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
+    with recipe.Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
         accelerator, model, capacity = training.accelerator, training.model, training.capacity
         optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
         for window in training.windows:  # the pairs of one optimizer step
@@ -87,28 +87,28 @@ def task_of(config: TermRetrievalConfig, tokenizer: Any):
     return TextRetrieval(*columns, tokenizer, objective, config.max_length, pooling)
 
 
-def spec_of(config: TermRetrievalConfig) -> "hf_accum.ModelSpec":
+def spec_of(config: TermRetrievalConfig) -> "recipe.ModelSpec":
     """An encoder without a head: its last states are pooled."""
     from transformers import AutoModel
 
-    return hf_accum.ModelSpec(AutoModel, config.model or minilm(), "FEATURE_EXTRACTION")
+    return recipe.ModelSpec(AutoModel, config.model or minilm(), "FEATURE_EXTRACTION")
 
 
-def workload(config: TermRetrievalConfig, precision: str = "no") -> "hf_accum.Workload":
+def workload(config: TermRetrievalConfig, precision: str = "no") -> "recipe.Workload":
     """The same by the flags alone, for `hf-accum plan`."""
-    return hf_accum.planned(spec_of(config), task_of(config, None), config, precision)
+    return recipe.planned(spec_of(config), task_of(config, None), config, precision)
 
 
-def open_data(config: TermRetrievalConfig, ranks: "hf_accum.Ranks"):
+def open_data(config: TermRetrievalConfig, ranks: "recipe.Ranks"):
     """The pairs of the flags, or the embedded terms and their definitions."""
     from hf_accum.tasks.retrieval.data import open_text_pairs
 
-    dataset, group_column = hf_accum.dataset_of(config, ranks, clinical_terms, "id")
+    dataset, group_column = recipe.dataset_of(config, ranks, clinical_terms, "id")
     columns = config.query_column, config.document_column
     return open_text_pairs(dataset, ranks, config, columns, group_column=group_column or config.document_column)
 
 
-main = hf_accum.command(TermRetrievalConfig, train, __doc__)
+main = recipe.command(TermRetrievalConfig, train, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -57,6 +57,17 @@ def accumulate(accelerator: "Accelerator", model: Models, micro_batch: "MicroBat
             forward (SyncBatchNorm); if weights were changed, or frozen, within the window; if its first loss trains
             parameters of other models; inside of another `accumulate`.
         RuntimeError: if accelerate counts other micro-batches than these.
+
+    >>> import torch
+    >>> from accelerate import Accelerator
+    >>> from hf_accum import accumulate, windows_of
+    >>> accelerator, model = Accelerator(cpu=True), torch.nn.Linear(1, 1)
+    >>> (window,) = windows_of(accelerator, [torch.ones(5, 1)], batches_per_step=1)
+    >>> for micro_batch in window.micro_batches(2):  # 2, 2 and 1 examples, or so
+    ...     with accumulate(accelerator, model, micro_batch):
+    ...         accelerator.backward(micro_batch.scaled(model(micro_batch.batch).sum()))
+    >>> model.weight.grad, window.num_micro_batches
+    (tensor([[1.]]), 3)
     """
     execution = micro_batch.execution
     is_last = micro_batch.index == micro_batch.count - 1

@@ -41,6 +41,14 @@ class MicroBatch:
     In a no-grad pass the forward runs without a graph, with the random numbers of the real one that comes later.
     Ranks that need each other's results `tell` at the end of each pass whether they came through, and learn whether
     all did: None where they do not.
+
+    >>> import torch
+    >>> from accelerate import Accelerator
+    >>> from hf_accum import MicroBatch, windows_of
+    >>> (window,) = windows_of(Accelerator(cpu=True), [torch.ones(4, 1)], batches_per_step=1)
+    >>> micro_batch: MicroBatch = next(window.micro_batches(3))
+    >>> len(micro_batch.batch), micro_batch.count, micro_batch.scaled(torch.tensor(8.0))  # times 2 / 4
+    (2, 2, tensor(4.))
     """
 
     execution: "WindowExecution" = field(repr=False)
@@ -161,7 +169,15 @@ class MadeAhead:
 
 @dataclass(eq=False)
 class WindowExecution:
-    """One run of a window: its attempts, the cut and the padding of the last one, its losses, its replays."""
+    """One run of a window: its attempts, the cut and the padding of the last one, its losses, its replays.
+
+    >>> import torch
+    >>> from accelerate import Accelerator
+    >>> from hf_accum import WindowExecution, windows_of
+    >>> (execution,) = windows_of(Accelerator(cpu=True), [torch.ones(3, 1)], batches_per_step=1)
+    >>> isinstance(execution, WindowExecution), execution.window.num_items, execution.is_done
+    (True, 3.0, False)
+    """
 
     window: Window
     collate: Callable[[Piece, int], Any] = field(default=lambda piece, length: None, repr=False)

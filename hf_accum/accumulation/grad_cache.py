@@ -26,6 +26,12 @@ class InBatchNegatives:
 
     Documents with the same key are the same one: none of them is a negative of another's query. `chunk_size` queries
     at a time are compared with all documents.
+
+    >>> import torch
+    >>> from hf_accum import InBatchNegatives
+    >>> same = torch.eye(2)  # two queries, each with its own document
+    >>> InBatchNegatives(temperature=1.0)(same, torch.arange(2), same, keys=torch.arange(2))
+    tensor([0.3133, 0.3133])
     """
 
     temperature: float = 0.05

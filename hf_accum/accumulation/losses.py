@@ -45,6 +45,12 @@ class CrossEntropy:
 
     Raises:
         UserError: for weights that are not positive and finite, or a smoothing outside [0, 1).
+
+    >>> import torch
+    >>> from hf_accum import CrossEntropy
+    >>> loss, labels = CrossEntropy(), torch.tensor([0, 1, -100])
+    >>> float(loss(torch.zeros(3, 2), labels)), loss.weight(labels)  # two times log 2
+    (1.3862943649291992, 2.0)
     """
 
     class_weights: Tensor | None = None
@@ -83,6 +89,12 @@ class BinaryCrossEntropy:
     Logits and float labels in [0, 1] have shape (num_examples, num_labels). `positive_weights`, one for each
     label, multiply the loss where the label is 1 and leave the denominator alone, as in
     `torch.nn.functional.binary_cross_entropy_with_logits(reduction="mean")`.
+
+    >>> import torch
+    >>> from hf_accum import BinaryCrossEntropy
+    >>> loss, labels = BinaryCrossEntropy(), torch.tensor([[1.0, 0.0], [1.0, -100.0]])
+    >>> round(float(loss(torch.zeros(2, 2), labels)), 4), loss.weight(labels)  # three times log 2
+    (2.0794, 3.0)
     """
 
     positive_weights: Tensor | None = None
@@ -109,7 +121,13 @@ class BinaryCrossEntropy:
 
 @dataclass(frozen=True)
 class SquaredError:
-    """Regression: one item per predicted number; logits (num_examples, 1), labels (num_examples,)."""
+    """Regression: one item per predicted number; logits (num_examples, 1), labels (num_examples,).
+
+    >>> import torch
+    >>> from hf_accum import SquaredError
+    >>> SquaredError()(torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 1.0]))
+    tensor(5.)
+    """
 
     def weight(self, labels: Tensor) -> float:
         """The number of targets."""

@@ -43,7 +43,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from hf_accum import CrossEntropy, Example, WindowExecution, WindowStream, accumulate, ranks_of, start_accelerator
+from hf_accum import CrossEntropy, WindowExecution, accumulate
+from hf_accum.recipe import Example, WindowStream, ranks_of, start_accelerator
 from hf_accum.tasks.labels import LabelColumn
 from hf_accum.tasks.text_classification.task import TextClassification
 from hf_accum.tasks.token_classification.data import TagColumns

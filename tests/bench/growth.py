@@ -36,7 +36,6 @@ from common import (
     use_threads,
 )
 
-from hf_accum import Pipeline, WindowStream, ranks_of, start_accelerator
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.accumulation.time_model import Costs, WorkingCosts
@@ -45,6 +44,7 @@ from hf_accum.config.optimization import OptimizationFlags
 from hf_accum.device.live_bytes import LiveBytes, tensors_of
 from hf_accum.device.malloc import return_freed_memory
 from hf_accum.models.optimizer import build_optimizer
+from hf_accum.recipe import Pipeline, WindowStream, ranks_of, start_accelerator
 
 MIB = 2**20
 

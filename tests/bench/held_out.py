@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import nn
 
-from hf_accum import WindowStream
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.source import Row
 from hf_accum.data.split import SplitData
 from hf_accum.distributed.ranks import OneRank
+from hf_accum.recipe import WindowStream
 from hf_accum.run.training import Task
 
 

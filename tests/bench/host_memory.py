@@ -67,8 +67,9 @@ def survey_pass(config: ClinicalClassificationConfig) -> Callable[[], int]:
 
 def stream_pass(config: ClinicalClassificationConfig) -> Callable[[], int]:
     """One epoch of windows as tensors; what is returned runs it, and returns the number of rows."""
-    from hf_accum import WindowExecution, WindowStream, open_source
+    from hf_accum import WindowExecution
     from hf_accum.distributed.ranks import OneRank
+    from hf_accum.recipe import WindowStream, open_source
     from hf_accum.tasks.labels import LabelColumn
 
     assert config.dataset is not None

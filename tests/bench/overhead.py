@@ -45,7 +45,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, get_scheduler
 
-from hf_accum import WindowExecution, WindowStream, accumulate, ranks_of, start_accelerator
+from hf_accum import WindowExecution, accumulate
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.execution import cut_window
 from hf_accum.accumulation.splitting import Cutter
@@ -55,6 +55,7 @@ from hf_accum.data.source import Row
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.models.lora import add_lora
 from hf_accum.models.optimizer import build_optimizer
+from hf_accum.recipe import WindowStream, ranks_of, start_accelerator
 from hf_accum.run.log import RunLog
 from hf_accum.tasks.text_classification.task import TextClassification, model_config
 

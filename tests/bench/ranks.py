@@ -96,9 +96,9 @@ def run_as_rank(output: Path, num_windows: int, num_rounds: int, most: int) -> N
     import torch
     import torch.distributed as dist
 
-    from hf_accum import Pipeline, WindowStream, ranks_of, start_accelerator
     from hf_accum.accumulation import accumulate as accumulation
     from hf_accum.models.optimizer import build_optimizer
+    from hf_accum.recipe import Pipeline, WindowStream, ranks_of, start_accelerator
 
     accelerator = start_accelerator()
     ranks = ranks_of(accelerator)

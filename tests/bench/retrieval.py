@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from transformers import get_scheduler
 from transformers.utils import logging as transformers_logging
 
-from hf_accum import Pipeline, WindowStream, accumulate, ranks_of, start_accelerator
+from hf_accum import accumulate
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.execution import WindowExecution
@@ -41,6 +41,7 @@ from hf_accum.distributed.ranks import OneRank
 from hf_accum.models.optimizer import build_optimizer
 from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.models.trainable import load_trainable
+from hf_accum.recipe import Pipeline, WindowStream, ranks_of, start_accelerator
 from recipes.term_retrieval import TermRetrievalConfig, open_data, spec_of, task_of
 
 CPU = torch.device("cpu")

@@ -44,13 +44,13 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from hf_accum import Pipeline, WindowStream, ranks_of, start_accelerator
 from hf_accum.accumulation.capacity import Capacity, Peak, WorkingCapacity
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.accumulation.time_model import WorkingCosts
 from hf_accum.config.lora import LoraConfig
 from hf_accum.config.optimization import OptimizationFlags
 from hf_accum.models.optimizer import build_optimizer
+from hf_accum.recipe import Pipeline, WindowStream, ranks_of, start_accelerator
 from hf_accum.tasks.tokenization import pad
 
 CPU = torch.device("cpu")

@@ -42,12 +42,14 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from hf_accum import Example, Window, WindowExecution, accumulate, start_accelerator
+from hf_accum import WindowExecution, accumulate
 from hf_accum.accumulation.capacity import WorkingCapacity
+from hf_accum.accumulation.window import Window
 from hf_accum.config.lora import LoraConfig
 from hf_accum.device.live_bytes import LiveBytes
 from hf_accum.device.memory import VirtualMemory
 from hf_accum.models.optimizer import build_optimizer
+from hf_accum.recipe import Example, start_accelerator
 from hf_accum.tasks.labels import LabelColumn
 from hf_accum.tasks.text_classification.task import TextClassification
 from hf_accum.tuner.search import tune

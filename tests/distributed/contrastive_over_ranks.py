@@ -14,7 +14,7 @@ from gradients_over_ranks import spread
 from pair_cases import make_encoder, make_pairs, run_window, unsplit
 from window_cases import largest_relative_difference
 
-from hf_accum import ranks_of, start_accelerator
+from hf_accum.recipe import ranks_of, start_accelerator
 
 HUNG = 60  # seconds in one window
 EVERY = 167

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 from window_cases import Task, batch, largest_relative_difference, make_examples, make_window
 
-from hf_accum import accumulate, ranks_of, start_accelerator
+from hf_accum import accumulate
 from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.accumulation.losses import CrossEntropy
 from hf_accum.config.optimization import OptimizationFlags
 from hf_accum.models.optimizer import build_optimizer
+from hf_accum.recipe import ranks_of, start_accelerator
 
 TASK = Task(
     CrossEntropy(torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64), 0.2),

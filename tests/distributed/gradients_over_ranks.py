@@ -20,8 +20,9 @@ from window_cases import (
     unsplit_gradient,
 )
 
-from hf_accum import accumulate, ranks_of, start_accelerator
+from hf_accum import accumulate
 from hf_accum.accumulation.example import Example
+from hf_accum.recipe import ranks_of, start_accelerator
 
 
 def spread(how: str, examples: list[Example], num_ranks: int) -> list[list[Example]]:

@@ -8,8 +8,8 @@ import json
 import torch
 from torch import Tensor, nn
 
-from hf_accum import ranks_of, start_accelerator
 from hf_accum.distributed.collectives import broadcast_weights
+from hf_accum.recipe import ranks_of, start_accelerator
 
 
 class Model(nn.Module):

@@ -18,7 +18,7 @@ from window_cases import (
     unsplit_gradient,
 )
 
-from hf_accum import Pipeline, WindowStream, accumulate
+from hf_accum import accumulate
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.losses import IGNORE
@@ -26,6 +26,7 @@ from hf_accum.accumulation.splitting import Cutter
 from hf_accum.accumulation.time_model import KNOTS, Costs, WorkingCosts
 from hf_accum.data.source import Source
 from hf_accum.distributed.ranks import OneRank
+from hf_accum.recipe import Pipeline, WindowStream
 
 
 @pytest.mark.parametrize("name", TASKS)

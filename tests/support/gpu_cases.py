@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from hf_accum import ModelSpec, NonFiniteCheck, Pipeline, Source, WindowStream, accumulate, ranks_of
+from hf_accum import accumulate
 from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.accumulation.losses import CrossEntropy
 from hf_accum.accumulation.splitting import Cutter
@@ -32,6 +32,7 @@ from hf_accum.config.recipe import RecipeConfig
 from hf_accum.device.live_bytes import tensors_of
 from hf_accum.models.optimizer import build_optimizer
 from hf_accum.models.trainable import without_weights
+from hf_accum.recipe import ModelSpec, NonFiniteCheck, Pipeline, Source, WindowStream, ranks_of
 from hf_accum.tasks.causal_lm.data import WholeTexts
 from hf_accum.tasks.causal_lm.task import CausalTexts
 from hf_accum.tasks.labels import LabelColumn

@@ -22,12 +22,13 @@ from window_cases import (
     unsplit_gradient,
 )
 
-from hf_accum import NonFiniteCheck, accumulate
+from hf_accum import accumulate
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.execution import MicroBatch, WindowExecution
 from hf_accum.config.optimization import OptimizationFlags
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.models.optimizer import build_optimizer
+from hf_accum.recipe import NonFiniteCheck
 
 LENGTHS = (7, 12, 3, 9, 5, 5, 10)
 

@@ -14,7 +14,7 @@ LIBRARY = sorted(path for path in (ROOT / "hf_accum").rglob("*.py"))
 RECIPES = sorted((ROOT / "recipes").rglob("*.py"))
 MAP = (ROOT / "hf_accum" / "README.md").read_text()
 
-LEAVES = {"byte_sizes", "errors", "files", "seeding"}
+LEAVES = {"byte_sizes", "errors", "files", "lazy", "seeding"}
 """Modules at the root of the package: they import nothing but each other."""
 
 FLOORS = [
@@ -26,6 +26,7 @@ FLOORS = [
     {"tasks"},
     {"run"},
     {"cli"},
+    {"recipe"},
 ]
 """The rooms from the ground floor up. A module imports from its own room, from floors below, and leaves."""
 
@@ -34,6 +35,7 @@ WITHOUT_TEST_FILE = {
     "config/variants": "a table of names",
     "data/loader_feed": "tests/unit/data/test_loader_windows.py",
     "models/spec": "a frozen dataclass",
+    "recipe": "tests/unit/test_init.py",
     "tasks/task": "a protocol",
     "evaluation/metrics/entities/entities": "tests/unit/evaluation/test_metrics.py",
     "evaluation/metrics/multi_label/multi_label": "tests/unit/evaluation/test_metrics.py",
@@ -93,7 +95,7 @@ def test_the_map_says_of_every_room_what_it_may_import() -> None:
     assert set(rooms) == set().union(*FLOORS)
     for room, below in rooms.items():
         floor = floor_of(room) + 1
-        said = {"all rooms": 8, "all below": floor, "floor 0": 1, "floors 0 and 1": 2}
+        said = {"all below": floor, "floor 0": 1, "floors 0 and 1": 2}
         said |= {f"floors 0 to {highest}": highest + 1 for highest in range(2, 8)}
         assert said[below] == floor, f"{room} may import {below}"
 

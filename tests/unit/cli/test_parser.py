@@ -176,7 +176,7 @@ for arguments in (["--help"], ["--print_config"], ["--max_length", "1"], ["--unh
         print(arguments[0], "ended with", ended.code, file=sys.stderr)
 heavy = {"torch", "transformers", "accelerate", "peft", "datasets", "numpy", "sklearn", "pyarrow"}
 print("heavy:", sorted(heavy & set(sys.modules)), file=sys.stderr)
-hf_accum.cut
+hf_accum.accumulate
 assert "torch" in sys.modules, "the oracle is blind"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
