@@ -7,7 +7,7 @@ So each micro-batch's summed loss is multiplied by
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,16 +16,14 @@ import torch
 from torch import Tensor
 
 from hf_accum.accumulation.capacity import WorkingCapacity
-from hf_accum.accumulation.example import Example, inputs_of
 from hf_accum.accumulation.guard import WindowGuard, leaves_of
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.accumulation.time_model import Timing
 from hf_accum.accumulation.window import Window
+from hf_accum.accumulation.window_cut import Cut, MadeAhead, Piece, cut_window
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import OutOfMemory, UserError
 from hf_accum.seeding import derive_seed
-
-Piece = tuple[Example, ...]
 
 
 @dataclass(eq=False)
@@ -137,34 +135,6 @@ class MicroBatch:
             raise UserError(f"{which} ended without the backward of its scaled loss; {way_out}")
         if self.num_backwards > 1:
             raise UserError(f"{which} ran {self.num_backwards} backwards: its gradient is in there twice; {way_out}")
-
-
-@dataclass(frozen=True)
-class Cut:
-    """The pieces of a window, of a forward each, and the version of the cutter that cut them."""
-
-    pieces: Sequence[Piece]
-    cutter: Cutter
-    version: tuple[int, int]
-
-    def is_that_of(self, cutter: Cutter) -> bool:
-        """Whether this cutter would cut the window so."""
-        return self.cutter is cutter and self.version == cutter.version
-
-
-def cut_window(window: Window, cutter: Cutter) -> Cut:
-    """This rank's examples in the pieces of a forward each; at least one, for a rank without examples too."""
-    version = cutter.version  # before the cut: if it changes meanwhile, the cut is an old one
-    pieces = cutter.cut(inputs_of(window.examples)) or [tuple(inputs_of([window.dummy])[:1])]
-    return Cut(pieces, cutter, version)
-
-
-@dataclass(frozen=True)
-class MadeAhead:
-    """A window's first attempt: how it was cut, and the batches in that order."""
-
-    cut: Cut
-    batches: Iterator[Any]
 
 
 @dataclass(eq=False)

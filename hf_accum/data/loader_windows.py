@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,9 +10,10 @@ from torch import Tensor
 
 from hf_accum.accumulation.batch_parts import num_rows, row_length, rows_of, to_device
 from hf_accum.accumulation.example import Example
-from hf_accum.accumulation.execution import Cut, Piece, WindowExecution
+from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.accumulation.window import Window
+from hf_accum.accumulation.window_cut import Piece, cut_batches
 from hf_accum.data.loader_feed import Feed, Rows
 from hf_accum.data.loader_reading import LoaderReading, is_dispatched, is_shared_out, repeats_examples
 from hf_accum.data.window_sync import Facts, agree, leave
@@ -312,15 +312,3 @@ class LoaderWindows:
     def _collate(self, piece: Piece, length: int) -> Any:
         first = piece[0].features
         return to_device(rows_of(first["batch"], first["row"], first["row"] + len(piece)), self._device)
-
-
-def cut_batches(window: Window, cutter: Cutter) -> Cut:
-    """This rank's batches in pieces of a forward each: whole, or in equal parts where the capacity is smaller."""
-    version = cutter.version
-    pieces: list[Piece] = []
-    for batch in window.examples:
-        count, most = len(batch.parts), cutter.capacity.num_examples(batch.parts[0].length)
-        num_pieces = -(-count // most)
-        ends = [count * number // num_pieces for number in range(num_pieces + 1)]
-        pieces += [batch.parts[start:end] for start, end in pairwise(ends)]
-    return Cut(pieces or [window.dummy.parts[:1]], cutter, version)

@@ -11,9 +11,10 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from hf_accum.accumulation.example import Example
-from hf_accum.accumulation.execution import Cut, MadeAhead, Piece, WindowExecution, cut_window
+from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.accumulation.window import Window
+from hf_accum.accumulation.window_cut import Cut, MadeAhead, Piece, cut_window
 from hf_accum.data.prefetch import prefetched
 from hf_accum.data.stream import WindowStream
 from hf_accum.data.stream_state import StreamState, gathered
