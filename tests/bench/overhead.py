@@ -47,8 +47,8 @@ from transformers import BertConfig, BertForSequenceClassification, get_schedule
 
 from hf_accum import WindowExecution, accumulate
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
-from hf_accum.accumulation.execution import cut_window
 from hf_accum.accumulation.splitting import Cutter
+from hf_accum.accumulation.window_cut import cut_window
 from hf_accum.config.lora import LoraConfig
 from hf_accum.config.optimization import OptimizationFlags
 from hf_accum.data.source import Row

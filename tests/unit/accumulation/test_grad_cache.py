@@ -10,9 +10,9 @@ from pair_cases import TEMPERATURE, make_encoder, make_pairs, run_window, unspli
 from window_cases import largest_relative_difference, make_window
 
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
-from hf_accum.accumulation.execution import cut_window
 from hf_accum.accumulation.grad_cache import InBatchNegatives
 from hf_accum.accumulation.splitting import Cutter
+from hf_accum.accumulation.window_cut import cut_window
 from hf_accum.distributed.ranks import OneRank
 
 
