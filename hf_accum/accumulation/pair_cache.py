@@ -16,7 +16,7 @@ from hf_accum.accumulation.example import inputs_of
 from hf_accum.accumulation.execution import MicroBatch, WindowExecution
 from hf_accum.accumulation.grad_cache import GatheredRows, InBatchNegatives
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.distributed.ranks import Ranks, ranks_of
+from hf_accum.distributed.ranks import Ranks, shared_ranks_of
 from hf_accum.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class GradCache:
 
     def __init__(self, accelerator: "Accelerator", objective: Objective) -> None:
         self.objective = objective
-        self._ranks: Ranks = ranks_of(accelerator)
+        self._ranks: Ranks = shared_ranks_of(accelerator)
         self._places: dict[str, int] = {}
         self._counts: list[int] = []
         self._sides: list[GatheredRows] = []

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from hf_accum.accumulation.window_cut import Piece, cut_batches
 from hf_accum.data.loader_feed import Feed, Rows
 from hf_accum.data.loader_reading import LoaderReading, is_dispatched, is_shared_out, repeats_examples
 from hf_accum.data.window_sync import Facts, agree, leave
-from hf_accum.distributed.ranks import Ranks, ranks_of
+from hf_accum.distributed.ranks import Ranks, shared_ranks_of
 from hf_accum.errors import RankFailed, UserError
 from hf_accum.seeding import derive_seed
 
@@ -39,7 +40,8 @@ def windows_of(
 
     The loader is a DataLoader, one that accelerate prepared, or any iterable of batches that can be read again. A
     batch is a dict, a `BatchEncoding`, a tuple or a dataclass of tensors whose first dimension is the examples; it is
-    moved to the device. One pass over the windows is one pass over the loader; the last window may be short.
+    moved to the device. One pass over the windows is one pass over the loader; the last window may be short. Windows
+    that are made anew of the same loader begin its next pass.
 
     A prepared loader gives each rank its own batches. Of any other all ranks read the same ones, and share them out:
     with `examples_per_step` the windows are then the same on any number of ranks. Ranks may have different numbers of
@@ -69,9 +71,11 @@ def windows_of(
     >>> model.bias.grad  # of the mean over all four examples
     tensor([1.])
     """
-    return LoaderWindows(
+    of_loader = _made.setdefault(accelerator, {})
+    before = of_loader.get(id(loader))
+    of_loader[id(loader)] = made = LoaderWindows(
         loader,
-        ranks_of(accelerator),
+        shared_ranks_of(accelerator),
         accelerator.device,
         batches_per_step=batches_per_step,
         examples_per_step=examples_per_step,
@@ -79,6 +83,13 @@ def windows_of(
         length=length,
         seed=seed,
     )
+    if before is not None:
+        made.follow(before)
+    return made
+
+
+_made: "WeakKeyDictionary[Accelerator, dict[int, LoaderWindows]]" = WeakKeyDictionary()
+"""The last ones of each loader, by its id: they hold the loader."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +164,11 @@ class LoaderWindows:
                 "with `DataLoaderConfiguration(even_batches=False)`",
                 stacklevel=3,
             )
+
+    def follow(self, before: "LoaderWindows") -> None:
+        """Begin with the pass after that of others over the same loader, and count on."""
+        place = before._place
+        self._before = _Place(place.epoch + (place.num_taken > 0), 0, place.step)
 
     @property
     def epoch(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -151,6 +152,16 @@ class ProcessGroupRanks:
     def new_group(self) -> "ProcessGroupRanks":
         """Another group."""
         return ProcessGroupRanks(self._timeout)
+
+
+_shared: "WeakKeyDictionary[Accelerator, Ranks]" = WeakKeyDictionary()
+
+
+def shared_ranks_of(accelerator: "Accelerator") -> Ranks:
+    """The ranks of an accelerator, made once for all that talks in its main thread. A collective at first."""
+    if accelerator not in _shared:
+        _shared[accelerator] = ranks_of(accelerator)
+    return _shared[accelerator]
 
 
 def ranks_of(accelerator: "Accelerator", timeout_minutes: float = TIMEOUT_MINUTES) -> Ranks:

@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_accum.accumulation.batch_parts import num_rows, tensors_by_name, to_device
 from hf_accum.distributed.collectives import on_all_ranks
-from hf_accum.distributed.ranks import ranks_of
+from hf_accum.distributed.ranks import shared_ranks_of
 from hf_accum.errors import UserError
 from hf_accum.models.modes import keeping_modes
 
@@ -57,7 +57,7 @@ def predict_each_once(
             "a loader that accelerate prepared: has to be one that it did not, which all ranks read alike; a "
             "prepared one repeats examples so that the ranks have equally many, and these would count twice"
         )
-    ranks = ranks_of(accelerator)
+    ranks = shared_ranks_of(accelerator)
     model = model.module if isinstance(model, DistributedDataParallel) else model
 
     def mine() -> dict[int, Any]:

@@ -226,7 +226,7 @@ def test_the_flags_in_tables_are_those_of_a_recipe() -> None:
 
 @pytest.mark.slow
 def test_the_loop_of_ones_own_trains_on_ones_own_rows(tmp_path: Path) -> None:
-    (code,) = blocks(ROOT / "recipes" / "guides" / "own-loop.md", "python")
+    code = (ROOT / "recipes" / "guides" / "reuse" / "streamed.py").read_text()
     model = save_base(tmp_path / "model", "bert", make_tokenizer())
     draw = random.Random(0)
     rows = [

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from thread_ranks import ThreadRanks, on_ranks
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from hf_accum.accumulation.accumulate import accumulate
@@ -209,12 +210,14 @@ def seen(windows: LoaderWindows, num_passes: int, stop_at: int | None = None) ->
     for _ in range(num_passes):
         for window in windows:
             torch.rand(windows.step + 1)
-            found.append(
-                [torch.as_tensor(x).tolist() for m in through(window) for x in torch.utils._pytree.tree_leaves(m)]
-            )
+            found.append([torch.as_tensor(leaf).tolist() for leaf in leaves_of(window)])
             if windows.step == stop_at:
                 return found
     return found
+
+
+def leaves_of(window: WindowExecution) -> list[Any]:
+    return [leaf for batch in through(window) for leaf in tree_leaves(batch)]
 
 
 def through(window: WindowExecution) -> Iterator[Any]:
@@ -320,3 +323,17 @@ def test_a_prepared_loader_that_repeats_examples_is_warned_of() -> None:
     loader = prepare_data_loader(plain, num_processes=2, process_index=0)
     with pytest.warns(UserWarning, match="the prepared loader repeats examples at the end of a pass"):
         on_ranks(2, lambda ranks: make(loader, ranks, batches_per_step=1))
+
+
+def test_windows_made_anew_of_the_same_loader_begin_its_next_pass(accelerator: Accelerator) -> None:
+    """As in a loop over epochs that makes them each time: other orders, and other random numbers."""
+    loader, whole = shuffled(), make(shuffled(), batches_per_step=2)
+    passes, seeds = [], []
+    for _ in range(3):
+        windows = windows_of(accelerator, loader, batches_per_step=2)
+        passes.append([[leaf.tolist() for leaf in leaves_of(window)] for window in windows])
+        seeds += [windows.step]
+    assert passes == [[[leaf.tolist() for leaf in leaves_of(window)] for window in whole] for _ in range(3)]
+    assert seeds == [3, 6, 9]
+    other = windows_of(accelerator, shuffled(), batches_per_step=2)
+    assert (other.epoch, other.step) == (0, 0)
