@@ -6,6 +6,7 @@ length; `hf_accum.accumulation.capacity` fits it from a few traces.
 """
 
 import copy
+import logging
 import sys
 import threading
 import warnings
@@ -127,6 +128,7 @@ class Tracer:
 
         work = self.workload
         entered.enter_context(_ONE_AT_A_TIME)
+        entered.enter_context(_torch_logs_no_failures())
         entered.enter_context(keeping_random_state())
         # Real tensors that are no parameter or buffer (weights of classes, say) are taken in as constants.
         entered.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -193,6 +195,17 @@ def _explained(model: nn.Module) -> Iterator[None]:
         raise CannotTrace(
             f"{type(model).__name__} cannot be traced without a device ({first_line(error)})"
         ) from error
+
+
+@contextmanager
+def _torch_logs_no_failures() -> Iterator[None]:
+    """What fails on fake tensors is raised: keep torch from logging it as well, with its whole traceback."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 class _Shortened:

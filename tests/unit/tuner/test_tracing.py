@@ -1,5 +1,6 @@
 """Traces on fake tensors: they leave the model as it was, and see what they cannot follow."""
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -185,6 +186,22 @@ def test_a_model_that_depends_on_values_cannot_be_traced(depends: Callable[[Tens
     with pytest.raises(CannotTrace):
         predict(work)
     assert model(torch.ones(1, 4)).shape == (1, 4)
+
+
+def test_what_fails_is_raised_and_not_logged_too() -> None:
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    records: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    log.addHandler(handler)
+    try:
+        work = simple_workload(nn.Linear(4, 4), lambda m, n, length: torch._grouped_mm(m.weight, m.weight))
+        with pytest.raises(CannotTrace):
+            traces_of(Tracer(work), [(2, 4)])
+    finally:
+        log.removeHandler(handler)
+    assert not records
+    assert not log.disabled
 
 
 def test_traces_in_several_threads_are_the_same() -> None:
