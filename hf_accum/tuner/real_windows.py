@@ -1,5 +1,6 @@
 """Windows of real lengths, as a run would cut them: for a plan of what they leave in the allocator."""
 
+import re
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -23,12 +24,12 @@ def read_lengths(path: Path) -> list[int]:
         UserError: if it cannot be read, or a line is not a whole number from 1 on.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"`lengths` {path}: cannot be read ({error})") from error
     lengths: list[int] = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip().isdecimal() or int(line) < 1:
+        if not re.fullmatch(r"0*[1-9]\d{,8}", line.strip(), re.ASCII):
             raise UserError(f"`lengths` {path}, line {number}: {line!r} has to be a number of tokens, from 1 on")
         lengths.append(int(line))
     if not lengths:

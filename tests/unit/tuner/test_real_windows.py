@@ -22,6 +22,8 @@ def test_a_file_has_a_number_a_line(tmp_path: Path) -> None:
     file = tmp_path / "lengths.txt"
     file.write_text("12\n 7 \n512\n")
     assert read_lengths(file) == [12, 7, 512]
+    file.write_bytes(b"\xef\xbb\xbf12\r\n7\r\n")  # as some editors write it
+    assert read_lengths(file) == [12, 7]
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,7 @@ def test_a_file_has_a_number_a_line(tmp_path: Path) -> None:
         (b"0", r"line 1: '0' has to be a number of tokens, from 1 on"),
         (b"12\n-3", r"line 2: '-3' has to be"),
         (b"1.5", r"line 1: '1.5' has to be"),
+        (b"9" * 5000, r"line 1: '9+' has to be"),
         ("\u00b2".encode(), r"line 1: '\u00b2' has to be"),
         (b"", r"has to have a number of tokens on each line, it is empty"),
         (b"\xff\xfe", r"cannot be read"),
