@@ -106,7 +106,7 @@ def plan(
     A variant sets `lora.rank` (to 0, or 16 where it is 0), `quantization` and `gradient_checkpointing` itself.
 
     Raises:
-        UserError: if none of them can.
+        UserError: if none of them can, and for real lengths of what has one length.
     """
     rank = config.lora.rank or 16
     lora, full = replace(config.lora, rank=rank), replace(config.lora, rank=0)
@@ -142,6 +142,8 @@ def _variant(
     real_lengths: Sequence[int] = (),
     window_size: int = 1,
 ) -> Variant:
+    if real_lengths and not work.lengths.vary:
+        raise UserError(f"`lengths`: has to be left out, as all examples have {work.max_length} {work.lengths.unit}")
     tracer = Tracer(work, capability)
     with tracer.started() as trace:
         prediction = predict_from(tracer, trace)

@@ -144,7 +144,10 @@ def _show(
     console.print(f"planning {recipe} for {config.model or 'its embedded model'}")
     capability = oldest(targets)
     budgets = [target.budget_bytes for target in targets]
-    found, impossible = plan(build, config, chosen, capability, budgets, real_lengths)
+    try:
+        found, impossible = plan(build, config, chosen, capability, budgets, real_lengths)
+    except UserError as error:
+        raise UserError(as_flags(str(error), {"lengths"})) from error
     for target in targets:
         if (card := target.card) is not None:
             console.print(

@@ -221,6 +221,18 @@ def test_lengths_that_cannot_be_are_refused(
     assert message in error
 
 
+def test_images_have_no_lengths_to_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = sizes | {"model_type": "vit", "image_size": 32, "patch_size": 16}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "lengths.txt").write_text("3\n")
+    flags = ["--model", str(tmp_path), "--resolution", "32", "--gpu", "T4", "--variants", "lora"]
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "driving_images", *flags, "--lengths", str(tmp_path / "lengths.txt")])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: --lengths: has to be left out, as all examples have 4 patches\n"
+
+
 def rows_written(written: dict[str, Any]) -> list[list[str]]:
     """The rows of both tables, from the file alone."""
     variants = list(written["variants"].values())
