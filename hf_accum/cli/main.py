@@ -1,14 +1,23 @@
 """The commands: `hf-accum plan`."""
 
 import argparse
+from typing import NoReturn
 
 from hf_accum.cli.commands import plan
 from hf_accum.cli.exit import run
 
 
+class _Parser(argparse.ArgumentParser):
+    """Ends as the parser of a recipe's flags does, and so do the commands' own parsers."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with a message, without the usage: that of all flags hides it."""
+        self.exit(2, f"error: {message}\n(--help lists all flags)\n")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="hf-accum", description=__doc__, allow_abbrev=False)
+    parser = _Parser(prog="hf-accum", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     plan.add_to(commands)
     parsed, flags = parser.parse_known_args(arguments)

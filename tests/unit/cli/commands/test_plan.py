@@ -355,9 +355,10 @@ def test_what_is_no_tuning_json_is_refused_before_anything_is_done(
         (flags_of("m", "--max_length", "many"), '"max_length"'),
         (flags_of("m", "--unheard_of", "1"), "--unheard_of"),
         (flags_of("m", "--label_smoothing", "2"), "error: --label_smoothing 2.0: has to be in [0, 1)"),
-        (["plan"], "the following arguments are required: recipe"),
+        (flags_of("m", "--json"), "error: argument --json: expected one argument\n(--help lists all flags)\n"),
+        (["plan"], "error: the following arguments are required: recipe"),
         (["unheard_of"], "invalid choice: 'unheard_of'"),
-        ([], "the following arguments are required: COMMAND"),
+        ([], "error: the following arguments are required: COMMAND"),
     ],
 )
 def test_a_mistake_is_one_message_and_status_2(
