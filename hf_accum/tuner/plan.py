@@ -97,10 +97,12 @@ def plan(
     capability: Capability | None = None,
     budgets: Collection[int] = (),
     real_lengths: Sequence[int] = (),
+    newest: Capability | None = None,
 ) -> tuple[list[Variant], list[str]]:
     """Predict variants of a configuration; also says which cannot be, and why.
 
     With the compute `capability` of a card, as (8, 6), by its kernels and its allocator, for `budgets` in bytes.
+    Where cards are compared, it is that of the oldest, and `newest` another one: its workspaces are larger.
     With `real_lengths` of examples also over windows of these, in their order.
 
     A variant sets `lora.rank` (to 0, or 16 where it is 0), `quantization` and `gradient_checkpointing` itself.
@@ -126,7 +128,7 @@ def plan(
         try:
             work = build(replace(config, **changes[key]))
             size = config.effective_batch_size * work.num_parts
-            found.append(_variant(name, work, capability, budgets, real_lengths, size))
+            found.append(_variant(name, work, capability, budgets, real_lengths, size, newest))
         except (ValueError, CannotTrace) as error:
             impossible.setdefault(str(error), []).append(name)
     if not found:
@@ -141,6 +143,7 @@ def _variant(
     budgets: Collection[int] = (),
     real_lengths: Sequence[int] = (),
     window_size: int = 1,
+    newest: Capability | None = None,
 ) -> Variant:
     if real_lengths and not work.lengths.vary:
         raise UserError(f"`lengths`: has to be left out, as all examples have {work.max_length} {work.lengths.unit}")
@@ -150,7 +153,7 @@ def _variant(
         variant = Variant(name, prediction, work.max_length, work.lengths, work.assumed)
         if capability is None:
             return variant
-        reserved = ReservedBytes(tracer, trace)
+        reserved = ReservedBytes(tracer, trace, newest)
         on_cards = {
             (budget, length): reserved.largest(prediction, length, budget, MOST_SHOWN)
             for budget in budgets

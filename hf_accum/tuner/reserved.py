@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import cache
 
 from hf_accum.tuner.allocator import Allocate, CachingAllocator, Free, replay
-from hf_accum.tuner.kernels import workspace_bytes
+from hf_accum.tuner.kernels import Capability, workspace_bytes
 from hf_accum.tuner.memory_events import MemoryEvents
 from hf_accum.tuner.prediction import Prediction
 from hf_accum.tuner.tracing import Trace, Tracer
@@ -23,14 +23,15 @@ class ReservedBytes:
     Args:
         tracer: of a workload with the kernels of a card, started.
         trace: what it gave then.
+        newest: the compute capability of the card whose workspaces are counted; by default that of the tracer.
     """
 
-    def __init__(self, tracer: Tracer, trace: Callable[[int, int], Trace]) -> None:
+    def __init__(self, tracer: Tracer, trace: Callable[[int, int], Trace], newest: Capability | None = None) -> None:
         assert tracer.capability is not None
         self._fixed = tracer.fixed_events
         self._step = tracer.step_events
         self._trace = trace
-        self._workspaces = workspace_bytes(tracer.capability)
+        self._workspaces = workspace_bytes(newest or tracer.capability)
         self._known: dict[tuple[int, int], int] = {}
         self._share = 1.0  # of the examples whose tensors fit, those that fitted at the length before
 

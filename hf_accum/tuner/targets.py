@@ -80,5 +80,14 @@ def oldest(targets: Sequence[Target]) -> tuple[int, int] | None:
 
     None where it is not known of each.
     """
+    return min(_known(targets), default=None)
+
+
+def newest(targets: Sequence[Target]) -> tuple[int, int] | None:
+    """The highest one, whose workspaces a plan counts for all of them: of these newer cards have more."""
+    return max(_known(targets), default=None)
+
+
+def _known(targets: Sequence[Target]) -> list[tuple[int, int]]:
     known = [target.capability for target in targets if target.capability is not None]
-    return min(known) if len(known) == len(targets) else None
+    return known if len(known) == len(targets) else []

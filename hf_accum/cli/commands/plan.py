@@ -18,7 +18,7 @@ from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.variants import VARIANTS
 from hf_accum.device.cards import format_capability
 from hf_accum.errors import UserError, first_line
-from hf_accum.tuner.targets import PRECISIONS, SIZES, Target, oldest, precision_of, targets_of
+from hf_accum.tuner.targets import PRECISIONS, SIZES, Target, newest, oldest, precision_of, targets_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -145,7 +145,7 @@ def _show(
     capability = oldest(targets)
     budgets = [target.budget_bytes for target in targets]
     try:
-        found, impossible = plan(build, config, chosen, capability, budgets, real_lengths)
+        found, impossible = plan(build, config, chosen, capability, budgets, real_lengths, newest(targets))
     except UserError as error:
         raise UserError(as_flags(str(error), {"lengths"})) from error
     for target in targets:

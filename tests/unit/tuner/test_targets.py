@@ -4,7 +4,7 @@ import pytest
 
 from hf_accum.device.cards import find_card
 from hf_accum.errors import UserError
-from hf_accum.tuner.targets import Target, oldest, precision_of, targets_of
+from hf_accum.tuner.targets import Target, newest, oldest, precision_of, targets_of
 
 GIB = 2**30
 
@@ -101,3 +101,9 @@ def test_the_kernels_are_those_of_the_oldest_card_and_of_none_where_one_is_not_k
     assert oldest(targets_of(None, "8GiB,16GiB", "8.6")) == (8, 6)
     assert oldest(targets_of(None, "8GiB", None)) is None
     assert oldest([Target("a", 1, (8, 0)), Target("b", 1)]) is None
+
+
+def test_the_workspaces_are_those_of_the_newest_card() -> None:
+    assert newest(targets_of("T4,RTX 5060,RTX 3090", None, None)) == (12, 0)
+    assert newest(targets_of(None, "8GiB", None)) is None
+    assert newest([Target("a", 1, (8, 0)), Target("b", 1)]) is None

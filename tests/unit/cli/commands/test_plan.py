@@ -15,6 +15,7 @@ from hf_accum.accumulation.capacity import Capacity, Peak
 from hf_accum.byte_sizes import format_bytes, parse_bytes
 from hf_accum.cli.main import main
 from hf_accum.config.lora import LoraConfig
+from hf_accum.tuner.kernels import workspace_bytes
 from hf_accum.tuner.plan import Variant, plan
 from hf_accum.tuner.prediction import Prediction
 from hf_accum.tuner.probes import Probe
@@ -183,6 +184,15 @@ def test_cards_are_planned_and_written_for_programs(
     assert of["one_example"]["needed_bytes"] != variants_of(model)["LoRA"].needed_bytes(1, MAX_LENGTH)  # in float32
     assert rows_of(output) == rows_written(written)
     assert of["one_example"]["reserved_bytes"] > of["one_example"]["needed_bytes"]
+
+
+def test_beside_an_older_card_a_newer_one_keeps_its_workspaces(model: str, tmp_path: Path) -> None:
+    reserved = []
+    for cards in ("RTX 3060 12GB", "RTX 3060 12GB,RTX 5060"):
+        file = tmp_path / "plan.json"
+        main(of_card(cards, "--json", str(file), model=model, variants="lora"))
+        reserved.append(json.loads(file.read_text())["variants"]["lora"]["one_example"]["reserved_bytes"])
+    assert reserved[1] - reserved[0] == workspace_bytes((12, 0)) - workspace_bytes((8, 6))
 
 
 def test_real_lengths_are_replayed_over_their_windows(
