@@ -263,11 +263,12 @@ def _number(number: int, most: int) -> str:
 
 
 def _parts(variants: "Sequence[Variant]") -> "Table":
-    from rich.table import Table
+    from rich.table import Column, Table
 
     length = variants[0].max_length
     title = f"where the bytes go: one example of {length} {variants[0].lengths.unit}"
-    table = Table("", *(variant.name for variant in variants), title=title, title_justify="left")
+    columns = [Column(variant.name, overflow="fold") for variant in variants]  # nothing is cut off where it is narrow
+    table = Table(Column(no_wrap=True), *columns, title=title, title_justify="left")
     parts = [variant.parts(1, length) for variant in variants]
     for part in parts[0]:
         table.add_row(part, *(format_bytes(of[part]) for of in parts))

@@ -475,3 +475,15 @@ def test_a_recipe_of_one_s_own_that_fails_to_import_keeps_its_error(
     said = capsys.readouterr().err
     assert 'broken_of_mine.py", line 1' in said
     assert said.splitlines()[-1] == "error: ModuleNotFoundError: No module named 'not_there_at_all'"
+
+
+def test_nothing_is_cut_off_in_a_narrow_terminal(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "46")
+    main(flags_of(model, variants="lora,qlora_checkpointing"))
+    said = capsys.readouterr().out
+    assert "…" not in said
+    names = [row[0] for row in rows_of(said)]
+    for name in ("gradients", "optimizer state", "activations", "temporaries", "each further one"):
+        assert name in names
