@@ -6,18 +6,32 @@ pre-training each example is computed by itself. The layers' weights and biases 
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_accum.errors import UserError
 
 
 class _Frozen:
-    """A BatchNorm layer that stays in eval mode."""
+    """A BatchNorm layer that stays in eval mode.
+
+    On a CPU its input and its gradient are made contiguous: torch's backward in eval mode gives wrong gradients, in
+    float64 too, for a single image of which one has the channels last and the other has not (behind it stands a net
+    that flattens to tokens, say). Seen in torch 2.13; more images, and other devices, are right in any layout.
+    """
 
     def train(self: Any, mode: bool = True) -> Any:
         """As any other module, but for the mode."""
         return nn.Module.train(self, False)
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        """As any other layer of the kind in eval mode, to the bit."""
+        if input.device.type != "cpu":
+            return _BatchNorm.forward(self, input)
+        output = _BatchNorm.forward(self, input.contiguous())
+        if output.requires_grad:
+            output.register_hook(Tensor.contiguous)
+        return output
 
 
 class FrozenBatchNorm1d(_Frozen, nn.BatchNorm1d):
