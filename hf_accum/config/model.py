@@ -21,7 +21,8 @@ class ModelFlags:
     allow_pickle_weights: bool = False
     """Read weights from pytorch_model.bin where there is no model.safetensors: tensors only, nothing is run."""
     dropout: float | None = field(default=None, metadata=number(BELOW_1, other=(None,)))
-    """Overrides every dropout probability of model and adapter; null: as the model has them."""
+    """Overrides every dropout probability of model and adapter, and 0 turns off all else that is random in training
+    (layers left out, noise of routers); null: as the model has them."""
 
     @property
     def trust(self) -> Trust:

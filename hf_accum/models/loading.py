@@ -12,6 +12,7 @@ from hf_accum.config.trust import Trust
 from hf_accum.device.malloc import return_freed_memory
 from hf_accum.device.out_of_memory import Failure, classify
 from hf_accum.errors import UserError, first_line
+from hf_accum.models.dropout import set_config_dropout, set_dropout
 from hf_accum.models.heads import check_labels, other_labels, renew_head, trained_head
 from hf_accum.models.precision import kept_in_float32, loading_in_float32
 from hf_accum.models.quantization import (
@@ -70,7 +71,7 @@ def load_model(
     if tokenizer is not None and config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     if dropout is not None:
-        _set_config_dropout(config, dropout)
+        set_config_dropout(config, dropout)
     options: dict[str, Any] = {}
     in_float32: AbstractContextManager[Any] = nullcontext()
     if quantization != "none" or dtype != torch.float32:
@@ -162,7 +163,7 @@ def build_without_weights(
     if getattr(config, "pad_token_id", 0) is None:
         config.pad_token_id = 0
     if dropout is not None:
-        _set_config_dropout(config, dropout)
+        set_config_dropout(config, dropout)
     with torch.device("meta"), quiet_transformers():
         model = loaded(
             "model",
@@ -287,24 +288,6 @@ def _check_tokenizer(model: "PreTrainedModel", name: str, tokenizer: "PreTrained
     model.config.pad_token_id = padding  # heads of decoders look for the last token that is none
     if padding == tokenizer.eos_token_id and not counted_from and isinstance(embeddings, nn.Embedding):
         embeddings.padding_idx = None  # the token stands in texts too: its embedding is trained as any other
-
-
-def set_dropout(model: nn.Module, probability: float) -> None:
-    """Set every dropout layer of a model, adapters included, to one probability."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = probability
-
-
-def _set_config_dropout(config: Any, probability: float) -> None:
-    for name, value in config.to_dict().items():
-        is_number = isinstance(value, float | int) and not isinstance(value, bool)
-        is_dropout = "dropout" in name or name.endswith("pdrop")
-        # Leaving out whole layers is another thing, but random as well: without dropout there is none of it.
-        leaves_out_layers = "layerdrop" in name or name == "drop_path_rate"
-        if is_number and (is_dropout or (leaves_out_layers and probability == 0)):
-            setattr(config, name, probability)
-        # A head's own dropout may be None: then it takes the model's, which is set already.
 
 
 def _modules_of(model: nn.Module, parameter_names: Iterable[str]) -> tuple[str, ...]:
