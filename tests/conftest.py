@@ -7,6 +7,7 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["WANDB_MODE"] = "disabled"
 
+import gc
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -31,6 +32,13 @@ def accelerator() -> Iterator[Accelerator]:
     yield Accelerator(cpu=True)
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_release() -> None:
+    """What the libraries and the collection of tests made is not searched for garbage after each failure."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,7 @@ Every test with a made-up error compares with the gradient of one batch in plain
 of plain torch's own clipping and AdamW.
 """
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -179,19 +178,9 @@ def make_case(name: str, lengths: Sequence[int] = LENGTHS, make: Callable[[Task]
     return case
 
 
-@pytest.fixture
-def quick_release() -> Iterator[None]:
-    """What the libraries made at import is not searched for garbage after each of a thousand failures."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 # A failure somewhere
 
 
-@pytest.mark.usefixtures("quick_release")
 @pytest.mark.parametrize(
     ("name", "make", "lengths", "sizes", "fewest", "every"),
     [
@@ -256,7 +245,6 @@ def test_the_windows_after_are_cut_smaller_too_and_shorter_ones_as_before(accele
     assert capacity.tuned == Capacity(4)
 
 
-@pytest.mark.usefixtures("quick_release")
 @pytest.mark.parametrize("make", [make_shallow, make_checkpointed])
 def test_a_single_example_that_fails_once_is_repeated_with_the_same_dropout(
     accelerator: Accelerator, make: Callable[[Task], nn.Module]
@@ -295,7 +283,6 @@ class Normalised(nn.Module):
         return SimpleNamespace(logits=self.head(self.frozen(self.norm(self.embedding(input_ids)))))
 
 
-@pytest.mark.usefixtures("quick_release")
 def test_running_statistics_see_a_replayed_window_once(accelerator: Accelerator) -> None:
     """As if it had been cut small enough from the start."""
     torch.manual_seed(0)
@@ -484,7 +471,6 @@ def run_on_small_device_without_names(
     return live, window
 
 
-@pytest.mark.usefixtures("quick_release")
 @pytest.mark.parametrize("run", [run_on_small_device, run_on_small_device_without_names], ids=["names", "no names"])
 @pytest.mark.parametrize(
     ("name", "make"),
