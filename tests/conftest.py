@@ -10,12 +10,14 @@ os.environ["WANDB_MODE"] = "disabled"
 import gc
 import socket
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from docstring_parser.attrdoc import AttributeDocstrings
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)  # the models are tiny: more threads would only wait for each other
@@ -39,6 +41,16 @@ def quick_release() -> None:
     """What the libraries and the collection of tests made is not searched for garbage after each failure."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_parsers() -> Iterator[None]:
+    """The help of a class's flags is read out of its source once, and not for each parser that is made of it."""
+    read = AttributeDocstrings.get_attr_docs
+    with pytest.MonkeyPatch.context() as patch:
+        read_once = cache(lambda component: read(AttributeDocstrings(), component))
+        patch.setattr(AttributeDocstrings, "get_attr_docs", lambda _, component: read_once(component))
+        yield
 
 
 @pytest.fixture(autouse=True)
