@@ -266,6 +266,23 @@ def rows_written(written: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+@pytest.fixture
+def made_up_plan(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """In the place of a plan one that is not traced: the precisions of the workloads that were built for it."""
+    asked: list[str] = []
+
+    def plan(build: Any, config: Any, chosen: Any, capability: Any, budgets: list[int], *_: Any) -> Any:
+        assert all(budget > 0 for budget in budgets)
+        assert budgets
+        asked.append(build(config).precision)
+        peak = Peak(((100.0, 10.0),), MAX_LENGTH)
+        fixed = FixedBytes(weights=50, gradients=20, optimizer_state=30, optimizer_peak=180)
+        return [Variant("LoRA", Prediction(peak, peak, peak, fixed, []), MAX_LENGTH)], []
+
+    monkeypatch.setattr("hf_accum.tuner.plan.plan", plan)
+    return asked
+
+
 @pytest.mark.parametrize(
     ("flags", "precision", "words"),
     [
@@ -279,7 +296,7 @@ def rows_written(written: dict[str, Any]) -> list[list[str]]:
 def test_the_precision_is_that_of_the_capability_or_the_flag(
     model: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    made_up_plan: list[str],
     capsys: pytest.CaptureFixture[str],
     flags: list[str],
     precision: str,
@@ -287,24 +304,15 @@ def test_the_precision_is_that_of_the_capability_or_the_flag(
 ) -> None:
     """Planned with it, and told: in the last sentence and in the file."""
     file = tmp_path / "plan.json"
-    asked: list[str] = []
-
-    def plan(build: Any, config: Any, chosen: Any, capability: Any, budgets: list[int], *_: Any) -> Any:
-        assert all(budget > 0 for budget in budgets)
-        assert budgets
-        asked.append(build(config).precision)
-        peak = Peak(((100.0, 10.0),), MAX_LENGTH)
-        fixed = FixedBytes(weights=50, gradients=20, optimizer_state=30, optimizer_peak=180)
-        return [Variant("LoRA", Prediction(peak, peak, peak, fixed, []), MAX_LENGTH)], []
-
-    monkeypatch.setattr("hf_accum.tuner.plan.plan", plan)
     main(flags_of(model, *flags, "--json", str(file), variants="lora"))
-    assert asked == [precision]
+    assert made_up_plan == [precision]
     assert f"of one rank, in {words}, from a trace" in capsys.readouterr().out
     assert json.loads(file.read_text())["precision"] == precision
 
 
-def test_what_a_run_measured_is_shown(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_run_measured_is_shown(
+    model: str, tmp_path: Path, made_up_plan: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     probes = (Probe(4, 64, 7 * 2**20, 9 * 2**20, True), Probe(77, 32, 3 * 2**30, None, False))
     tuning = Tuning(Capacity(4), "NVIDIA Whatever", 2 * 2**30, 64, probes, 1.1, 5.0, 1.5)
     file = tmp_path / "tuning.json"
@@ -317,6 +325,7 @@ def test_what_a_run_measured_is_shown(model: str, tmp_path: Path, capsys: pytest
             ["77", "32", "3.00 GiB", "did not fit"],
         ]
         assert "on NVIDIA Whatever, 2.00 GiB" in " ".join(output.split())
+    assert len(made_up_plan) == 2
 
 
 @pytest.mark.parametrize(
@@ -414,6 +423,13 @@ def test_a_recipe_of_one_s_own_is_planned(
     file.write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    if "." in name:  # the same plan once more
+
+        def planned_already(build: Any, config: Any, chosen: list[str], *_: Any) -> Any:
+            found: dict[str, Variant] = dict(zip(("lora", "qlora"), variants_of(model).values(), strict=True))
+            return [found[key] for key in chosen if build(config).model], []
+
+        monkeypatch.setattr("hf_accum.tuner.plan.plan", planned_already)
     arguments = flags_of(model, "--times", "3")
     arguments[1] = name
     main(arguments)
@@ -442,6 +458,7 @@ def test_a_recipe_of_one_s_own_has_to_take_the_precision(
     model: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
     flags: list[str],
     signature: str,
@@ -455,7 +472,9 @@ def test_a_recipe_of_one_s_own_has_to_take_the_precision(
     arguments = flags_of(model, *flags, variants="lora")
     arguments[1] = name
     if said is None:
+        built = request.getfixturevalue("made_up_plan")
         main(arguments)
+        assert built == ["no"]
         assert "of one rank, in float32, from a trace" in capsys.readouterr().out
     else:
         told = refused(capsys, *arguments)
