@@ -9,8 +9,8 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
-from tuning_cases import find, llama, peak_of_two
-from workload_cases import CPU, make_workload, peak_of_training
+from tuning_cases import find, llama, peak_of_two, trace_llama_once
+from workload_cases import CPU, make_workload
 
 from hf_accum.config.optimization import OptimizationFlags
 from hf_accum.device.memory import open_memory
@@ -21,11 +21,12 @@ from hf_accum.tuner.cache import cache_path, read
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path / "hf"))
+    trace_llama_once(monkeypatch)
     return tmp_path / "hf" / "hf_accum" / "tuning"
 
 
 def test_the_second_run_takes_one_probe_and_finds_the_same(cache: Path) -> None:
-    budget = 4 * peak_of_training(llama(lora=True), 2, 512)
+    budget = 4 * peak_of_two(lora=True)
     (first,) = find(llama(lora=True), budget)
     (second,) = find(llama(lora=True), budget)
     assert (first.from_cache, second.from_cache, len(second.probes)) == (False, True, 1)
@@ -43,7 +44,7 @@ def test_the_second_run_takes_one_probe_and_finds_the_same(cache: Path) -> None:
     ],
 )
 def test_a_file_that_is_no_result_is_written_anew(cache: Path, damage: Callable[[str], str]) -> None:
-    budget = 4 * peak_of_training(llama(lora=True), 2, 512)
+    budget = 4 * peak_of_two(lora=True)
     (first,) = find(llama(lora=True), budget)
     (path,) = cache.iterdir()
     path.write_text(damage(path.read_text()))
@@ -54,7 +55,7 @@ def test_a_file_that_is_no_result_is_written_anew(cache: Path, damage: Callable[
 
 @pytest.mark.slow
 def test_a_wrong_entry_corrects_itself(cache: Path) -> None:
-    budget = 4 * peak_of_training(llama(lora=True), 2, 512)
+    budget = 4 * peak_of_two(lora=True)
     (first,) = find(llama(lora=True), budget)
     (path,) = cache.iterdir()
     entry = json.loads(path.read_text())
@@ -127,7 +128,7 @@ def test_a_broken_entry_is_found_anew(cache: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_done_without(cache: Path) -> None:
     cache.parent.mkdir(parents=True)
     cache.write_text("a file where the folder should be")
-    (tuning,) = find(llama(), 4 * peak_of_training(llama(), 2, 512))
+    (tuning,) = find(llama(), 4 * peak_of_two())
     assert not tuning.from_cache
 
 

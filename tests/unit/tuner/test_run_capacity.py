@@ -8,24 +8,20 @@ import huggingface_hub.constants
 import pytest
 import torch
 from thread_ranks import on_ranks
-from tuning_cases import find, llama, peak_of_two
+from tuning_cases import find, is_checkpointing, llama, peak_of_two, trace_llama_once
 from workload_cases import CPU, peak_of_training
 
 from hf_accum.accumulation.time_model import UNLEARNED, Costs
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.errors import OutOfMemory, RankFailed
 from hf_accum.tuner.run_capacity import cutter_of, keep_costs, tuning_json
-from hf_accum.tuner.workload import Workload
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path / "hf"))
+    trace_llama_once(monkeypatch)
     return tmp_path / "hf" / "hf_accum" / "tuning"
-
-
-def is_checkpointing(work: Workload) -> bool:
-    return any(getattr(module, "gradient_checkpointing", False) for module in work.model.modules())
 
 
 def test_a_number_is_taken_as_it_is_and_nothing_is_probed(cache: Path) -> None:
@@ -93,7 +89,7 @@ def test_what_a_run_has_learned_of_times_is_kept_for_the_next(cache: Path) -> No
 
 def test_each_rank_has_its_own_capacity_and_its_share_of_the_window() -> None:
     works = [llama(lora=True) for _ in range(2)]
-    one = peak_of_training(works[0], 2, 512)
+    one = peak_of_two(lora=True)
     budgets = [4 * one, 2 * one]
 
     outcomes: list[Any] = on_ranks(2, lambda ranks: find(works[ranks.index], budgets[ranks.index], ranks))
@@ -108,7 +104,7 @@ def test_each_rank_has_its_own_capacity_and_its_share_of_the_window() -> None:
 
 def test_a_rank_on_which_nothing_fits_ends_the_others() -> None:
     works = [llama(lora=True) for _ in range(2)]
-    enough = 4 * peak_of_training(works[0], 2, 512)
+    enough = 4 * peak_of_two(lora=True)
     outcomes: list[Any] = on_ranks(2, lambda ranks: find(works[ranks.index], (enough, 1000)[ranks.index], ranks))
     assert isinstance(outcomes[0], RankFailed)
     assert isinstance(outcomes[1], OutOfMemory)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from workload_cases import CPU, TINY, make_workload, of_sizes, peak_of_training
 
 from hf_accum.device.memory import VirtualMemory
 from hf_accum.errors import OutOfMemory
-from hf_accum.tuner.prediction import predict
+from hf_accum.tuner.prediction import Prediction, predict
 from hf_accum.tuner.search import NothingFits, Tuning, tune
 from hf_accum.tuner.workload import Workload
 
@@ -54,10 +55,10 @@ def check_against_brute_force(work: Workload, budget: int, most: int, lengths: I
 def test_brute_force_finds_no_other_size(
     architecture: str, lora: bool, checkpointing: bool, factors: Sequence[float]
 ) -> None:
-    work = make_workload(architecture, lora=lora, checkpointing=checkpointing)
-    one = peak_of_training(work, 2, 512)
+    work = make_workload(architecture, lora=lora, checkpointing=checkpointing, max_length=256)
+    one = peak_of_training(work, 2, 256)
     for factor in factors:
-        lengths = (64, 160, 512) if work.lengths.vary else (512,)
+        lengths = (32, 80, 256) if work.lengths.vary else (256,)
         check_against_brute_force(work, round(one * factor), 48, lengths)
 
 
@@ -117,6 +118,18 @@ def made_up(limit: int, needed: Callable[[int, int], float], strains: float = 1.
     return work, MadeUpMemory(limit, needed, sizes, strains)
 
 
+@cache
+def made_up_prediction() -> Prediction:
+    return predict(made_up(0, lambda *_: 0)[0])
+
+
+def tuned(work: Workload, memory: MadeUpMemory, most: int) -> Tuning:
+    """The made-up model, which is the same in all examples, is traced once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_accum.tuner.search.predict", lambda *_, **__: made_up_prediction())
+        return tune(work, memory, CPU, most=most)
+
+
 def true_largest(needed: Callable[[int, int], float], limit: int, most: int) -> int:
     return max((n for n in range(1, most + 1) if needed(n, 32) <= limit), default=0)
 
@@ -131,7 +144,7 @@ def true_largest(needed: Callable[[int, int], float], limit: int, most: int) -> 
 def test_on_a_device_that_counts_along_a_line_three_probes_are_enough(
     slope: float, offset: int, limit: int, most: int
 ) -> None:
-    peak = predict(made_up(limit, lambda *_: 0)[0]).training
+    peak = made_up_prediction().training
 
     def needed(num_examples: int, length: int) -> float:
         return offset + slope * peak.bytes_at(num_examples, length)
@@ -140,9 +153,9 @@ def test_on_a_device_that_counts_along_a_line_three_probes_are_enough(
     true = true_largest(needed, limit, most)
     if true == 0:
         with pytest.raises(NothingFits, match="not even one example of 32 tokens fits"):
-            tune(work, memory, CPU, most=most)
+            tuned(work, memory, most)
         return
-    tuning = tune(work, memory, CPU, most=most)
+    tuning = tuned(work, memory, most)
     found = tuning.capacity.num_examples(32)
     assert found == true
     assert (found, 32) in memory.runs
@@ -170,9 +183,9 @@ def test_what_is_returned_ran_also_where_the_prediction_is_wrong(
     true = true_largest(needed, limit, most)
     if true == 0:
         with pytest.raises(NothingFits):
-            tune(work, memory, CPU, most=most)
+            tuned(work, memory, most)
         return
-    found = tune(work, memory, CPU, most=most).capacity.num_examples(32)
+    found = tuned(work, memory, most).capacity.num_examples(32)
     assert found <= true
     assert (found, 32) in memory.runs
 
