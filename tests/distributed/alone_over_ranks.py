@@ -17,7 +17,16 @@ from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from hf_accum import GradCache, InBatchNegatives, accumulate, predict_each_once, windows_of
+from hf_accum import (
+    CrossEntropy,
+    FoundCapacity,
+    GradCache,
+    InBatchNegatives,
+    accumulate,
+    find_capacity,
+    predict_each_once,
+    windows_of,
+)
 
 NUM_ROWS = 23
 
@@ -93,6 +102,28 @@ def check_windows(accelerator: Accelerator) -> dict[str, float]:
                         plain.zero_grad()
                     assert seen == NUM_ROWS
     return worst
+
+
+def check_tuned(accelerator: Accelerator) -> dict[str, float]:
+    """A capacity that was found, and has been in a file; the loss and the weight of the package."""
+    loss_of = CrossEntropy()
+    model = make_model()
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    batch = rows()
+    found = find_capacity(model, optimizer, summed_loss, batch, max_examples=NUM_ROWS, memory_budget="3KiB")
+    capacity = FoundCapacity.from_json(json.loads(json.dumps(found.as_json())))
+    assert 1 <= capacity.num_examples(1) < NUM_ROWS
+    loader = [batch] * accelerator.num_processes
+    for window in windows_of(accelerator, loader, batches_per_step=1, weight=lambda batch: loss_of.weight(batch[1])):
+        for micro_batch in window.micro_batches(capacity):
+            with accumulate(accelerator, model, micro_batch):
+                inputs, labels = micro_batch.batch
+                assert len(inputs) <= capacity.num_examples(1)
+                accelerator.backward(micro_batch.scaled(loss_of(model(inputs), labels)))
+        assert window.num_micro_batches > 1
+    plain = accelerator.unwrap_model(model)
+    expected = torch.autograd.grad(F.cross_entropy(plain(batch[0]), batch[1]), list(plain.parameters()))
+    return {"tuned": difference(plain, list(expected))}
 
 
 def check_pairs(accelerator: Accelerator) -> dict[str, float]:
@@ -174,7 +205,11 @@ def check_predictions(accelerator: Accelerator) -> dict[str, float]:
 def main(folder: Path) -> None:
     accelerator = Accelerator(cpu=True)
     worst = (
-        check_windows(accelerator) | check_pairs(accelerator) | check_predictions(accelerator) | check_resume(folder)
+        check_windows(accelerator)
+        | check_tuned(accelerator)
+        | check_pairs(accelerator)
+        | check_predictions(accelerator)
+        | check_resume(folder)
     )
     if accelerator.is_main_process:
         print(json.dumps({"num_ranks": accelerator.num_processes, "worst": worst}))
