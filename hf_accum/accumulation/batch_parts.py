@@ -107,6 +107,15 @@ def rows_of(batch: B, start: int, stop: int) -> B:
     return map_leaves(batch, cut)
 
 
+def first_row(batch: B) -> B:
+    """A copy of the first row of a batch, as a batch of its type; of all of it, where it cannot be cut."""
+    try:
+        part = rows_of(batch, 0, 1)
+    except UserError:
+        part = batch
+    return map_leaves(part, lambda _, leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
+
+
 def to_device(batch: B, device: torch.device) -> B:
     """All tensors of a batch on a device; from pinned memory without waiting for it."""
     return map_leaves(batch, lambda _, leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf)

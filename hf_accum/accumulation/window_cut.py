@@ -49,4 +49,4 @@ def cut_batches(window: Window, cutter: Cutter) -> Cut:
         num_pieces = -(-count // most)
         ends = [count * number // num_pieces for number in range(num_pieces + 1)]
         pieces += [batch.parts[start:end] for start, end in pairwise(ends)]
-    return Cut(pieces or [window.dummy.parts[:1]], cutter, version)
+    return Cut(pieces or [window.dummy.parts], cutter, version)

@@ -40,8 +40,8 @@ class Feed:
         self._dealt = dealt
         self._rest: Rows | None = None
         self._num_read = 0
-        self.first: Rows | None = None
-        """Of any rank."""
+        self.first: Any = None
+        """The first batch that was read, of any rank."""
         self.seen = 0
         """A checksum of all batches that were read."""
 
@@ -88,8 +88,8 @@ class Feed:
             self._num_read += 1
             if self._dealt is not None:
                 self.seen = crc32(_sample(batch), self.seen)
-        if self.first is None and read:
-            self.first = read[0]
+        if read and read[0].number == 0:
+            self.first = read[0].batch
         return read
 
 

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from hf_accum.accumulation.batch_parts import num_rows, row_length, rows_of, to_device
+from hf_accum.accumulation.batch_parts import first_row, num_rows, row_length, rows_of, to_device
 from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.accumulation.splitting import Cutter
@@ -283,10 +283,12 @@ class LoaderWindows:
             )
         if self._dummy is None and not facts.is_end:
             self._dummy = self._find_dummy(examples, feed, place.epoch)
+        feed.first = None  # not to keep it any longer
         return examples, facts, sum(facts.announced)
 
     def _find_dummy(self, examples: list[Example], feed: Feed, epoch: int) -> Example:
-        first = examples[0] if examples else None if feed.first is None else self._example(feed.first, epoch)
+        rows = examples[0].parts[0].features["batch"] if examples else feed.first
+        first = None if rows is None else self._example(Rows(first_row(rows), 0), epoch)
         has_one = [bool(said) for (said,) in self._ranks.gather([int(first is not None)])]
         if first is None:
             raise UserError(

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import BatchEncoding
 from transformers.modeling_outputs import BaseModelOutput
 
-from hf_accum.accumulation.batch_parts import num_rows, row_length, rows_of, tensors_by_name, to_device
+from hf_accum.accumulation.batch_parts import first_row, num_rows, row_length, rows_of, tensors_by_name, to_device
 from hf_accum.errors import UserError
 
 Pair = namedtuple("Pair", "query document")
@@ -61,6 +61,14 @@ def test_a_tensor_with_other_rows_cannot_be_cut_and_is_named() -> None:
     assert rows_of(batch, 0, 4) is batch
     with pytest.raises(UserError, match=r"`inner.weights` of a batch has the shape \(3,\): has to have 4 rows"):
         rows_of(batch, 0, 2)
+
+
+def test_the_first_row_is_a_copy_that_holds_no_more() -> None:
+    row = first_row(KINDS["dict"])
+    assert row["input_ids"].tolist() == IDS[:1].tolist()
+    assert row["input_ids"].untyped_storage().nbytes() == 3 * 8
+    whole = {"x": torch.zeros(4, 2), "weights": torch.ones(3)}  # which cannot be cut
+    assert num_rows(first_row(whole)) == 4
 
 
 @pytest.mark.parametrize("batch", [{}, {"a": 1}, "text", {"x": torch.tensor(1.0)}])

@@ -32,9 +32,10 @@ def test_batches_are_cut_each_by_itself_as_evenly_as_can_be(counts: list[int], m
     assert all(len({part.id.split("/")[0] for part in piece}) == 1 for piece in pieces)
 
 
-def test_a_rank_without_examples_has_one_row_of_its_dummy() -> None:
-    for cut in (cut_batches, cut_window):
-        assert [[part.id for part in piece] for piece in cut(window_of([]), Cutter.of(5)).pieces] == [["d0"]]
+def test_a_rank_without_examples_has_its_dummy() -> None:
+    """One text of it, or its batch."""
+    for cut, expected in ((cut_window, ["d0"]), (cut_batches, ["d0", "d1"])):
+        assert [[part.id for part in piece] for piece in cut(window_of([]), Cutter.of(5)).pieces] == [expected]
 
 
 def test_examples_are_cut_by_length() -> None:

@@ -1,5 +1,6 @@
 """Windows over anybody's batches: which examples they have, on any number of ranks, and how a pass goes on."""
 
+import weakref
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
@@ -109,6 +110,28 @@ def test_ranks_with_fewer_batches_of_their_own_go_on_with_none() -> None:
     first, second = on_ranks(2, rows)
     assert first == [(5, [0, 1, 2]), (1, []), (2, [])]
     assert second == [(5, [0, 1]), (1, [2]), (2, [3, 4])]
+
+
+class Fresh:
+    """Makes its batches anew in each pass, and knows which are alive."""
+
+    def __init__(self) -> None:
+        self.alive: list[Any] = []
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in batches_of([4, 4, 4]):
+            fresh = batch.clone()
+            self.alive.append(weakref.ref(fresh))
+            yield fresh
+
+
+def test_no_batch_is_kept_beyond_its_window() -> None:
+    """Not the first one either, of which ranks without examples have a row."""
+    loader = Fresh()
+    for window in make(loader, batches_per_step=1):
+        run(window)
+        assert sum(batch() is not None for batch in loader.alive) <= 2
+        del window
 
 
 def test_a_rank_without_any_batch_is_said() -> None:
