@@ -2,7 +2,10 @@
 
 import ast
 import importlib
+import json
+import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from hf_accum.config.recipe import RecipeConfig
 
 ROOT = Path(__file__).parents[2]
 FAULTY = str(Path(__file__).with_name("faulty_recipe.py"))
+SEVERAL = str(Path(__file__).with_name("several_recipes.py"))
 Run = Callable[..., Path]
 for_each = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.id)
 FIRST = RECIPES[0]  # whose own tests go further: test_invariance, test_resume
@@ -46,7 +50,7 @@ for_each_killed = pytest.mark.parametrize("recipe", [p for p in marked((), DIFFE
 
 @pytest.fixture
 def run_here(tmp_path: Path, accelerator: object) -> Run:
-    """Run a recipe in this process; returns the run's folder."""
+    """Run a recipe in this process, on a model and rows that are in `folder`; returns the run's folder."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     runs = iter(range(100))
@@ -55,7 +59,8 @@ def run_here(tmp_path: Path, accelerator: object) -> Run:
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
         output = tmp_path / f"run-{next(runs)}"
-        importlib.import_module(f"recipes.{recipe.name}").main(recipe.make_flags(tmp_path, output, **more))
+        flags = recipe.make_flags(more.pop("folder", tmp_path), output, **more)
+        importlib.import_module(f"recipes.{recipe.name}").main(flags)
         return output
 
     return run
@@ -103,25 +108,43 @@ def test_it_has_the_shared_flags_and_the_same_shape(recipe: Recipe) -> None:
     for name in ("train", "workload", "main"):
         assert callable(getattr(module, name))
     tree = ast.parse(Path(str(module.__file__)).read_text())
+    assert ast.unparse(tree.body[-1]) == "if __name__ == '__main__':\n    main()"  # what `-m` runs
     (train,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "train"]
     calls = {ast.unparse(node.func) for node in ast.walk(train) if isinstance(node, ast.Call)}
     for part in ("accelerator.backward", "accelerator.clip_grad_norm_", "optimizer.step", "training.step_done"):
         assert part in calls, f"the loop of {recipe.name} is not in its `train`: no {part}"
 
 
+CUT: dict[str, Any] = {"dropout": 0, "max_steps": 5, "num_epochs": 2, "learning_rate": 0.01}
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipes that are to be cut, one after the other in one launch of two processes: a folder of runs."""
+    folder = tmp_path_factory.mktemp("two-ranks")
+    test = test_it_trains_the_same_however_windows_are_cut.__name__
+    items = [item for item in request.session.items if getattr(item, "originalname", None) == test]
+    recipes: list[Recipe] = [item.callspec.params["recipe"] for item in items]  # type: ignore[attr-defined]
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in recipes]
+        ports = [server.getsockname()[1] for server in sockets]
+    flags = [r.make_flags(folder, folder / r.id, **CUT, micro_batch_size=3) for r in recipes]
+    runs = [(r.name, of, port) for r, of, port in zip(recipes, flags, ports, strict=True)]
+    (folder / "runs.json").write_text(json.dumps(runs))
+    done = launch(SEVERAL, str(folder / "runs.json"), num_processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("ranks      2 on cpu") == len(recipes)
+    return folder
+
+
 @for_each_cut
-def test_it_trains_the_same_however_windows_are_cut(recipe: Recipe, run_here: Run, tmp_path: Path) -> None:
-    how = {"dropout": 0, "max_steps": 5, "num_epochs": 2, "learning_rate": 0.01}
+def test_it_trains_the_same_however_windows_are_cut(recipe: Recipe, run_here: Run, on_two_ranks: Path) -> None:
+    how = {"folder": on_two_ranks, **CUT}
     runs = [run_here(recipe, **how, micro_batch_size=size) for size in (1, 16)]
     checkpointing = str(recipe.has_checkpointing).lower()
     runs.append(run_here(recipe, **how, micro_batch_size=3, gradient_checkpointing=checkpointing))
     runs.append(run_here(recipe, **how, micro_batch_size="auto", memory_budget="1GiB"))
-    output = tmp_path / "two-processes"
-    flags = recipe.make_flags(tmp_path, output, **how, micro_batch_size=3)
-    done = launch("-m", f"recipes.{recipe.name}", *flags, num_processes=2)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "ranks      2 on cpu" in done.stdout
-    assert_same_run([*runs, output])
+    assert_same_run([*runs, on_two_ranks / recipe.id])
 
 
 @for_each
@@ -139,15 +162,17 @@ def test_its_adapter_is_loaded_by_peft_alone(recipe: Recipe, run_here: Run) -> N
 
 
 @for_each_killed
-def test_it_goes_on_after_a_kill_as_if_nothing_had_been(recipe: Recipe, tmp_path: Path) -> None:
+def test_it_goes_on_after_a_kill_as_if_nothing_had_been(recipe: Recipe, run_here: Run, tmp_path: Path) -> None:
+    """With the bits of a run that was not disturbed, in another process."""
     how = {"max_steps": 9, "num_epochs": "null", "save_every": 3, "dropout": 0.1, "full_determinism": "true"}
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    module = ("-m", f"recipes.{recipe.name}")
-    done = launch(*module, *recipe.make_flags(tmp_path, whole, **how))
-    assert done.returncode == 0, done.stderr[-3000:]
+    killed = tmp_path / "killed"
+    try:
+        whole = run_here(recipe, **how)
+    finally:
+        torch.use_deterministic_algorithms(False)
     flags = recipe.make_flags(tmp_path, killed, **how)
     assert launch(FAULTY, "SIGKILL", "0", "6", *flags, FAULTY_RECIPE=recipe.name).returncode != 0
-    done = launch(*module, *flags)
+    done = launch("-m", f"recipes.{recipe.name}", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "resumed    after step 3, from " in done.stdout
     for name in ("window_digest", "loss", "grad_norm"):

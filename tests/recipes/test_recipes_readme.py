@@ -67,5 +67,5 @@ def test_the_recipe_in_60_lines_runs_and_is_planned(
 
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    hf_accum(["plan", "triage", *flags, "--memory", "1GiB"])
+    hf_accum(["plan", "triage", *flags, "--memory", "1GiB", "--variants", "lora"])
     assert "LoRA" in capsys.readouterr().out
