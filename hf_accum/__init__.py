@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hf_accum.data.loader_windows import LoaderWindows, windows_of
     from hf_accum.errors import OutOfMemory, UserError
     from hf_accum.evaluation.each_once import predict_each_once
+    from hf_accum.gradient_check.check import check
     from hf_accum.tuner.module_capacity import FoundCapacity, find_capacity
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ _HOMES = {
     "UserError": "errors",
     "WindowExecution": "accumulation.execution",
     "accumulate": "accumulation.accumulate",
+    "check": "gradient_check.check",
     "find_capacity": "tuner.module_capacity",
     "predict_each_once": "evaluation.each_once",
     "windows_of": "data.loader_windows",
@@ -52,6 +54,7 @@ __all__ = [
     "UserError",
     "WindowExecution",
     "accumulate",
+    "check",
     "find_capacity",
     "predict_each_once",
     "windows_of",

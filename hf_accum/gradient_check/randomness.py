@@ -1,0 +1,125 @@
+"""Which modules draw random numbers, found by running them under other seeds; and a copy without."""
+
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+from hf_accum.gradient_check.probe import Probe
+from hf_accum.gradient_check.report import Finding
+from hf_accum.gradient_check.trace import calls_of, class_of, first_difference
+
+_MOST_KINDS = 12  # of modules that draw
+_OTHER_SEED = 1
+_WORDS = ("dropout", "drop_path", "pdrop", "layerdrop", "jitter", "stochastic", "noise")
+
+
+def find_randomness(probe: Probe, batch: Any, *, without: bool) -> tuple[list[Finding], bool]:
+    """Whether two forwards differ, and by which modules; and whether the copy computes the same from the same now.
+
+    First under the same seed, then under another. `without`: the model is said to draw no random numbers, so that any
+    is a fault.
+    """
+    same = [probe.loss(batch), probe.loss(batch)]
+    if probe.differ(*same):
+        modules, off = _turn_off(probe, batch, 0)
+        numbers = {"loss of a first forward": same[0], "of the same again": same[1]}
+        if off:
+            why = (
+                f"two forwards of one batch under one seed differ, by {_listed(modules)}: no seed sets what is drawn"
+            )
+            return [Finding("randomness", "fault", why, _DRAW_SEEDED, numbers, modules)], True
+        where = f", first in {_listed(modules)}" if modules else ", by no module: the loss itself does"
+        why = f"the same batch under the same seed gives another loss the second time{where}"
+        return [Finding("state", "fault", why, _KEEP_NOTHING, numbers, modules)], False
+    losses = [same[0], probe.loss(batch, probe.seed + _OTHER_SEED)]
+    if not probe.differ(*losses):
+        return [], True
+    fields = random_fields(probe.model)
+    modules, off = _turn_off(probe, batch, _OTHER_SEED)
+    numbers = {"loss under one seed": losses[0], "under another": losses[1]}
+    if off:
+        said = f", set in the config by {', '.join(fields)}" if fields else ""
+        why = f"two forwards of one batch differ under other seeds, by {_listed(modules)}{said}"
+        severity = "fault" if without else "warning"
+        return [Finding("randomness", severity, why, _TURN_OFF, numbers, (*modules, *fields))], True
+    where = f"also with these in eval mode: {_listed(modules)}" if modules else "by no module: the loss itself draws"
+    why = f"two forwards of one batch differ under other seeds, {where}"
+    return [Finding("randomness", "fault", why, _DRAW_SEEDED, numbers, (*modules, *fields))], False
+
+
+_TURN_OFF = (
+    "nothing, where it is wanted: the gradient is right for the numbers drawn, and runs with other cuts draw others; "
+    "a dropout of 0 makes them the same run"
+)
+_DRAW_SEEDED = (
+    "draw the numbers with the example, in its row, or leave them out: a micro-batch that is run again, or cut in "
+    "another way, draws others"
+)
+_KEEP_NOTHING = "keep what a forward needs in its inputs, or in parameters: else an order or a replay changes it"
+
+
+def _turn_off(probe: Probe, batch: Any, offset: int) -> tuple[tuple[str, ...], bool]:
+    """Put the modules that draw into eval mode, a kind after the other; which they are, and whether none is left."""
+    kinds: dict[str, str] = {}
+    while len(kinds) < _MOST_KINDS:
+        calls = [calls_of(probe, batch, probe.seed), calls_of(probe, batch, probe.seed + offset)]
+        name = first_difference(*calls, probe.tolerance)
+        kind = None if name is None else class_of(probe, name)
+        if name is None or kind is None or kind.__name__ in kinds:
+            break
+        alike = [other for other, module in probe.model.named_modules() if type(module) is kind]
+        kinds[kind.__name__] = f"{len(alike)} x {kind.__name__} ({alike[0] or 'the model'})"
+        for other in alike:
+            _keep_in_eval_mode(probe.model.get_submodule(other))
+        if not probe.differ(probe.loss(batch), probe.loss(batch, probe.seed + offset)):
+            return tuple(kinds.values()), True
+    return tuple(kinds.values()), False
+
+
+def find_state(probe: Probe, batch: Any) -> list[Finding]:
+    """Whether a second forward in train mode computes another loss than the first, by buffers that it changed."""
+    probe.keeps_buffers = False
+    try:
+        before = {name: buffer.clone() for name, buffer in probe.model.named_buffers()}
+        losses = [probe.loss(batch), probe.loss(batch)]
+        changed = tuple(
+            name for name, buffer in probe.model.named_buffers() if not bool((buffer == before[name]).all())
+        )
+    finally:
+        probe.keeps_buffers = True
+    if not probe.differ(*losses):
+        return []
+    why = f"a second forward of the same batch gives another loss: the first has changed {_listed(changed)}"
+    numbers = {"loss of a first forward": losses[0], "of the same again": losses[1]}
+    return [Finding("state", "fault", why, _KEEP_NOTHING, numbers, changed)]
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def random_fields(model: nn.Module) -> list[str]:
+    """The fields of a model's config that say how much is drawn, as name=value."""
+    config: Any = getattr(model, "config", None)
+    if config is None or not hasattr(config, "to_dict"):
+        return []
+    found = []
+    for name, value in config.to_dict().items():
+        numbers = value if isinstance(value, list | tuple) else [value]
+        is_set = any(isinstance(n, int | float) and not isinstance(n, bool) and n > 0 for n in numbers)
+        if is_set and any(word in name for word in _WORDS):
+            found.append(f"{name}={value}")
+    return found
+
+
+def _keep_in_eval_mode(module: nn.Module) -> None:
+    """The module itself draws no more, in whichever mode the model is; those inside it go on as they were."""
+
+    def train(self: nn.Module, mode: bool = True) -> nn.Module:
+        nn.Module.train(self, mode)
+        self.training = False
+        return self
+
+    module.train = MethodType(train, module)
+    module.training = False

@@ -1,0 +1,63 @@
+"""Batches made anew of examples."""
+
+from typing import Any
+
+import pytest
+import torch
+from planted import batches
+
+from hf_accum.errors import UserError
+from hf_accum.gradient_check.rows import TensorRows
+
+
+def test_batches_of_other_lengths_are_one_padded_batch() -> None:
+    data = [{name: of for name, of in batch.items() if name != "attention_mask"} for batch in batches()]
+    data[1] = {name: of[:, :5] for name, of in data[1].items()}
+    rows = TensorRows(data, pad_token_id=29)
+    whole = rows.whole
+    assert whole["input_ids"].shape == whole["labels"].shape == (8, 9)
+    assert (whole["input_ids"][4:, 5:] == 29).all()
+    assert (whole["labels"][4:, 5:] == -100).all()
+    assert torch.equal(whole["attention_mask"].sum(1), torch.tensor([9] * 4 + [5] * 4))
+
+
+def test_examples_are_taken_padded_more_and_alone() -> None:
+    rows = TensorRows(batches(), pad_token_id=0)
+    assert rows.lengths == [7, 4, 2, 9, 5, 3, 8, 6]
+    assert torch.equal(rows.batch([3, 3, 0])["input_ids"], rows.whole["input_ids"][[3, 3, 0]])
+    longer = rows.padded(rows.room)
+    assert longer["input_ids"].shape == (8, 16)
+    assert (longer["labels"][:, 9:] == -100).all()
+    assert (longer["attention_mask"][:, 9:] == 0).all()
+    alone = rows.alone(2)
+    assert alone["input_ids"].shape == (1, 2)
+    assert alone["attention_mask"].all()
+    assert rows.real().sum() == sum(rows.lengths)
+
+
+def test_the_weight_is_that_of_labels_that_count_or_of_examples_or_ones_own() -> None:
+    rows = TensorRows(batches(), pad_token_id=0)
+    assert rows.weight(rows.whole) == sum(rows.lengths)
+    assert rows.weight(rows.batch([0, 1])) == 11
+    assert TensorRows(batches(False)).weight(rows.whole) == 44
+    assert TensorRows([{"x": torch.ones(5, 2)}]).weight({"x": torch.ones(5, 2)}) == 5
+    assert TensorRows(batches(), lambda batch: torch.tensor(2.5)).weight(rows.whole) == 2.5
+
+
+def test_short_texts_are_the_shortest_that_can_be() -> None:
+    short = dict(TensorRows(batches(), pad_token_id=0).short())
+    assert [batch["input_ids"].shape for batch in short.values()] == [(1, 1), (1, 2), (1, 9)]
+    assert (short["a text of which no label counts"]["labels"] == -100).all()
+    assert list(dict(TensorRows([{"x": torch.ones(5, 2)}]).short())) == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [{"x": torch.ones(4, 2)}, {"y": torch.ones(4, 2)}],
+        [{"x": torch.ones(4, 2)}, {"x": torch.ones(4)}],
+    ],
+)
+def test_batches_that_hold_other_things_cannot_be_one(data: Any) -> None:
+    with pytest.raises(UserError, match="cannot be one batch"):
+        TensorRows(data)
