@@ -1,9 +1,9 @@
-"""The commands: `hf-accum plan`."""
+"""The commands: `hf-accum check`, `hf-accum plan`."""
 
 import argparse
 from typing import NoReturn
 
-from hf_accum.cli.commands import plan
+from hf_accum.cli.commands import check, plan
 from hf_accum.cli.exit import run
 
 
@@ -19,6 +19,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = _Parser(prog="hf-accum", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    check.add_to(commands)
     plan.add_to(commands)
     parsed, flags = parser.parse_known_args(arguments)
     debug = "--debug" in flags or "--debug=true" in flags  # also for what fails before the recipe reads its flags

@@ -102,7 +102,7 @@ def check_rows(
             found.append("float32 is used inside: differences below 1e-5 are taken for its rounding")
         loops = ()
         if stock_model is not None and stock_batch is not None:
-            loops, why_not = compare_stock_loops(stock_model, stock_batch)
+            loops, why_not = compare_stock_loops(stock_model, stock_batch, probe.model)
             not_compared += why_not
     return Report(
         name or type(model).__name__,
@@ -119,11 +119,15 @@ def check_rows(
 
 def _find(probe: Probe, rows: Rows, deterministic: bool) -> tuple[list[Finding], dict[str, float], list[str]]:
     whole = rows.batch(range(rows.num_examples))
-    probe.watch(whole)
-    findings, is_same = find_randomness(probe, whole, without=deterministic)
+    few = rows.batch(range(2))
+    probe.watch(few)
+    findings, is_same = find_randomness(probe, few, without=deterministic)
+    if is_same:
+        more, is_same = find_randomness(probe, whole, without=deterministic)
+        findings += more
     if not is_same:
         return findings, {}, ["cuts, padding and short texts: the same batch does not give the same loss"]
-    findings += find_state(probe, whole)
+    findings += find_state(probe, few)
     findings += _without_gradient(probe.gradient([whole]))
     of_cuts, compared = find_cut_dependence(probe, rows)
     findings += of_cuts

@@ -5,8 +5,6 @@ from hf_accum.gradient_check.report import Finding
 from hf_accum.gradient_check.rows import Rows
 from hf_accum.gradient_check.trace import by_position, calls_of, first_difference, kind_of
 
-_MOST_ALONE = 4  # examples that are run without padding
-
 
 def find_padding(probe: Probe, rows: Rows) -> tuple[list[Finding], dict[str, float], list[str]]:
     """The unsplit batch with more padding, and examples without; the differences, and what could not be compared."""
@@ -36,18 +34,20 @@ def find_padding(probe: Probe, rows: Rows) -> tuple[list[Finding], dict[str, flo
             where = ("weight", "")
     else:
         said.append("more padding: the batch has as many positions as the model")
-    worst = 0.0
     longest = rows.real().shape[1]
-    ragged = [place for place, length in enumerate(rows.lengths) if length < longest]
-    for place in ragged[:_MOST_ALONE]:
-        padded, bare = rows.batch([place]), rows.alone(place)
-        losses = probe.loss(padded), probe.loss(bare)
-        off = abs(losses[0] - losses[1]) / (abs(losses[1]) or 1.0)
-        if probe.differ(*losses) and off > worst and not numbers.get("loss padded"):
-            numbers |= {"loss padded": losses[0], "loss without padding": losses[1]}
-        worst = max(worst, off)
+    by_length = sorted((length, place) for place, length in enumerate(rows.lengths))
+    ragged = [place for length, place in by_length if length < longest]
+    worst = 0.0
+    for place in {*ragged[:1], *ragged[-1:]}:
+        padded, bare = (probe.gradient([batch]) for batch in (rows.batch([place]), rows.alone(place)))
+        off = compare(padded, bare)
+        if not off.relative <= probe.tolerance and not numbers:
+            numbers = {"loss padded": padded.loss, "loss without padding": bare.loss}
+            numbers["largest relative difference of the gradient"] = off.relative
+            where = (off.parameter,)
+        worst = max(worst, off.relative)
     if ragged:
-        differences["single examples without padding, their losses"] = worst
+        differences["single examples without padding"] = worst
     elif not rows.room:
         said.append(f"less padding: all examples have {longest} positions")
     if not numbers:

@@ -1,5 +1,6 @@
 """A copy of a model in float64, and what a loss gives on it: values and gradients, compared."""
 
+import contextlib
 import copy
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -86,6 +87,9 @@ class Probe:
         device = next(inner.parameters()).device
         self.device = torch.device("cpu") if device.type in ("mps", "meta") else device
         self.model = copy.deepcopy(inner).to(self.device).double()
+        if hasattr(self.model, "set_experts_implementation"):
+            with contextlib.suppress(ValueError):  # of a model without experts
+                self.model.set_experts_implementation("eager")  # type: ignore[operator] (the others have no float64)
         self.was_in_eval_mode = not any(module.training for module in inner.modules())
         if self.was_in_eval_mode:
             self.model.train()

@@ -113,6 +113,14 @@ def random_fields(model: nn.Module) -> list[str]:
     return found
 
 
+def turn_off_as_in(model: nn.Module, other: nn.Module) -> None:
+    """Have the modules of a model draw nothing whose kind draws nothing in another one any more."""
+    kinds = {type(module) for module in other.modules() if "train" in vars(module)}
+    for module in model.modules():
+        if type(module) in kinds:
+            _keep_in_eval_mode(module)
+
+
 def _keep_in_eval_mode(module: nn.Module) -> None:
     """The module itself draws no more, in whichever mode the model is; those inside it go on as they were."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hf_accum.errors import first_line
 from hf_accum.gradient_check.probe import Probe
-from hf_accum.gradient_check.randomness import find_randomness
+from hf_accum.gradient_check.randomness import turn_off_as_in
 from hf_accum.gradient_check.report import StockLoop
 
 _LABELS = ("labels", "start_positions", "end_positions")
@@ -33,15 +33,20 @@ def labelled(model: Any, batch: Any) -> Mapping[str, Tensor] | None:
     return tensors if is_labelled else None
 
 
-def compare_stock_loops(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[tuple[StockLoop, ...], list[str]]:
-    """Both loops on the first examples of a batch, in float64, without dropout; and which could not be run, why."""
+def compare_stock_loops(
+    model: nn.Module, batch: Mapping[str, Tensor], without: nn.Module
+) -> tuple[tuple[StockLoop, ...], list[str]]:
+    """Both loops on the first examples of a batch, in float64; and which could not be run, why.
+
+    The kinds of modules that draw no random numbers in the model `without` draw none.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return (), ["the stock loops: several ranks are running"]
     n = min(_MOST_EXAMPLES, len(next(iter(batch.values()))))
     probe = Probe(model, lambda model, batch: model(**batch).loss)
     probe.model.cpu()
     rows = [{name: of[place] for name, of in probe.on_device(batch).items()} for place in range(n)]
-    find_randomness(probe, _stacked(rows), without=False)  # turns it off
+    turn_off_as_in(probe.model, without)
     loops, failed = [], []
     for name, run in (("transformers' Trainer", _of_trainer), ("accelerate's accumulate", _of_accelerate)):
         try:

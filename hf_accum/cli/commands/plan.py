@@ -1,10 +1,8 @@
 """`hf-accum plan`: what fits into which memory."""
 
 import argparse
-import importlib
 import inspect
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING
 from hf_accum.byte_sizes import format_bytes
 from hf_accum.cli.exit import run
 from hf_accum.cli.parser import parse
+from hf_accum.cli.recipes import config_class_of, find_recipe
 from hf_accum.config.flags import as_flags, flag_names
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.variants import VARIANTS
@@ -79,13 +78,8 @@ def _plan(parsed: argparse.Namespace, flags: list[str]) -> None:
         if file is not None and Path(file).is_dir():
             raise UserError(f"{flag} {file}: has to be a file, it is a folder")
     measured = None if parsed.verified is None else _verified(Path(parsed.verified))
-    module = _recipe(recipe)
-    parameters = list(inspect.signature(module.workload).parameters.values())
-    config_class = parameters[0].annotation if parameters else None
-    if isinstance(config_class, str):
-        config_class = getattr(module, config_class, None)
-    if not (isinstance(config_class, type) and issubclass(config_class, RecipeConfig)):
-        raise UserError(f"{recipe}: its function `workload(config)` has to say which RecipeConfig it takes")
+    module = find_recipe(recipe)
+    config_class = config_class_of(module, recipe)
     build = _build(recipe, module, precision)
     config: RecipeConfig = parse(config_class, _PLAN, flags)
 
@@ -220,23 +214,6 @@ def _overridden(config: RecipeConfig) -> dict[str, object]:
     if config.gradient_checkpointing != RecipeConfig.gradient_checkpointing:
         given["--gradient_checkpointing"] = str(config.gradient_checkpointing).lower()
     return given
-
-
-def _recipe(name: str) -> ModuleType:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)  # a recipe of one's own
-    is_module = all(part.isidentifier() for part in name.split("."))
-    for path in (name, f"recipes.{name}") if is_module else ():
-        try:
-            module = importlib.import_module(path)
-        except ModuleNotFoundError as error:
-            if error.name is None or not (path == error.name or path.startswith(f"{error.name}.")):
-                raise
-            continue
-        if hasattr(module, "workload"):
-            return module
-    raise UserError(f"{name}: no recipe of that name, nor a module with a function `workload(config)`")
 
 
 def _frontiers(variants: "Sequence[Variant]", targets: Sequence[Target]) -> "Table":

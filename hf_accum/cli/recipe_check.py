@@ -1,0 +1,215 @@
+"""A recipe's model, task and data for a check: what it hands to its `Training`, taken before any training."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import hf_accum
+from hf_accum.accumulation.example import Example, inputs_of
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.data.stream import WindowStream
+from hf_accum.errors import UserError
+from hf_accum.gradient_check.blocks import keep_few_blocks
+from hf_accum.gradient_check.check import check_rows
+from hf_accum.gradient_check.collated import CollatedRows, of_piece
+from hf_accum.gradient_check.report import Report
+from hf_accum.gradient_check.tensors import IGNORE
+from hf_accum.models.trainable import load_trainable
+from hf_accum.tasks.causal_lm.task import CausalTexts
+from hf_accum.tasks.language_modeling.chunked_loss import Targets
+from hf_accum.tasks.retrieval.task import TextRetrieval
+
+NUM_EXAMPLES = 8
+LONGEST = 24
+"""Tokens of an example that is chosen, if there are such."""
+_MAX_LENGTH = 64
+_RESOLUTION = 128
+_LOOKED_AT = 128  # examples, of which those are chosen
+
+
+@dataclass(frozen=True)
+class Handed:
+    """What a recipe hands to its `Training`."""
+
+    run: Any
+    config: RecipeConfig
+    data: Any
+    task: Any
+    spec: Any
+    processor: Any
+    draw: Any = None
+
+
+class _Taken(BaseException):  # no `except Exception` of a recipe stops it
+    def __init__(self, handed: Handed) -> None:
+        self.handed = handed
+
+
+def handed_over(module: ModuleType, config: RecipeConfig) -> Handed:
+    """Run a recipe's `train(config)` up to where it makes its `Training`.
+
+    Raises:
+        UserError: if it makes none, or as what it does before.
+    """
+    train = getattr(module, "train", None)
+    if train is None:
+        raise UserError(f"{module.__name__}: has to have a function `train(config)` to be checked")
+    try:
+        with _taking(module):
+            train(config)
+    except _Taken as taken:
+        return taken.handed
+    raise UserError(f"{module.__name__}: its `train` made no hf_accum.Training, whose model and data are checked")
+
+
+@contextmanager
+def _taking(module: ModuleType) -> Iterator[None]:
+    """Inside, `hf_accum.Training` gives what it is given to `handed_over`."""
+
+    def take(**given: Any) -> None:
+        raise _Taken(Handed(**given))
+
+    places = [hf_accum, *([module] if "Training" in vars(module) else [])]
+    before = [vars(place).get("Training") for place in places]
+    for place in places:
+        vars(place)["Training"] = take
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            if value is None:
+                del vars(place)["Training"]  # found by its home when it is next asked for
+            else:
+                vars(place)["Training"] = value
+
+
+def check_recipe(module: ModuleType, config: RecipeConfig, name: str) -> Report:
+    """Check a recipe's loss on its own model and rows.
+
+    Raises:
+        UserError: as the recipe does before its training.
+    """
+    with TemporaryDirectory() as folder:
+        handed = handed_over(module, _shortened(config, Path(folder) / "run"))
+        notes = (
+            [] if config.quantization == "none" else ["checked without quantization: 4-bit weights have no float64"]
+        )
+        trainable = load_trainable(handed.spec, handed.processor, handed.config, device=torch.device("cpu"))
+        model, task = trainable.model, handed.task
+        if few := keep_few_blocks(model):
+            notes.append(few)
+        examples = _chosen(handed)
+        texts = inputs_of(examples)
+        vary = task.lengths.vary
+        if vary:
+            notes.append(
+                f"short rows were chosen, of {min(e.length for e in texts)} to {max(e.length for e in texts)} tokens"
+            )
+        elif isinstance(handed.config, RecipeConfig) and hasattr(handed.config, "resolution"):
+            notes.append(f"images of {getattr(handed.config, 'resolution')} pixels a side")  # noqa: B009
+        summed_loss, collate, labels = task.summed_loss, task.collate, None
+        if isinstance(task, TextRetrieval):
+            collate = _with_gradients(task, model, examples)
+            notes.append(
+                "in-batch negatives: checked is the product with the gradient by the vectors, which is trained on"
+            )
+        else:
+            labels = _labelled(task, collate(texts, max(example.length for example in texts)))
+        rows = CollatedRows(texts, collate, vary=vary, most_length=task.max_length)
+        return check_rows(
+            model,
+            of_piece(summed_loss),
+            rows,
+            stock_model=None if labels is None else _with_own_loss(model),
+            stock_batch=labels,
+            deterministic=config.dropout == 0,
+            name=name,
+            notes=notes,
+        )
+
+
+def _shortened(config: RecipeConfig, output_dir: Path) -> RecipeConfig:
+    """The same flags, with short texts and small images, no quantisation, and a folder that is not kept."""
+    config = replace(config, output_dir=str(output_dir), quantization="none", trackers=[])
+    if hasattr(config, "resolution"):
+        return replace(config, resolution=min(_RESOLUTION, config.resolution))  # type: ignore[attr-defined]
+    with suppress(UserError):  # where other flags go with it
+        return replace(config, max_length=min(_MAX_LENGTH, config.max_length))
+    return config
+
+
+def _chosen(handed: Handed) -> list[Example]:
+    """Some of the first examples, of uneven lengths, none long if there are enough short ones."""
+    config, data, task, draw = handed.config, handed.data, handed.task, handed.draw
+    stream = WindowStream(
+        data.source,
+        lambda row: None if data.is_held_out(row, False) else task.prepare(row),
+        task.encode,
+        ranks=handed.run.ranks,
+        effective_batch_size=NUM_EXAMPLES,
+        seed=config.seed,
+        on_bad_row=config.on_bad_row,
+        draw=None if draw is None else lambda example, epoch: draw(example, epoch),
+        shuffle_block_size=min(config.shuffle_block_size, 1_000),
+        prefetch_windows=1,
+    )
+    found = [
+        example
+        for window in islice(stream, _LOOKED_AT // NUM_EXAMPLES)
+        for example in window.examples
+        if example.weight > 0
+    ]
+    if len(found) < 4:
+        raise UserError(f"{len(found)} rows to train on: have to be at least 4 for a check; or --made_up")
+    if not task.lengths.vary:
+        return found[:4]
+    in_order = sorted(found, key=lambda example: example.length)
+    short = [example for example in in_order if example.length <= LONGEST] or in_order
+    if len(short) < NUM_EXAMPLES:
+        return in_order[:NUM_EXAMPLES]
+    return [short[place * (len(short) - 1) // (NUM_EXAMPLES - 1)] for place in range(NUM_EXAMPLES)]
+
+
+def _with_gradients(task: TextRetrieval, model: nn.Module, pairs: Sequence[Example]) -> Any:
+    """Collates texts with the gradient of the loss of all pairs by their vectors, as the recipe's cache has it."""
+    in_float64 = copy.deepcopy(model).double().eval()
+    texts = [pair.parts[side] for side in (0, 1) for pair in pairs]
+    keys = torch.tensor([pair.parts[1].features["key"] for pair in pairs])
+    with torch.no_grad():
+        vectors = task.vectors(in_float64, task.collate(texts))
+    _, *gradients = task.objective.with_gradients(*vectors.split(len(pairs)), keys)
+    by_text = dict(zip([text.id for text in texts], torch.cat(gradients), strict=True))
+
+    def collate(chosen: Sequence[Example], length: int) -> tuple[dict[str, Tensor], Tensor]:
+        return task.collate(chosen, length), torch.stack([by_text[text.id] for text in chosen])
+
+    return collate
+
+
+def _labelled(task: Any, batch: Any) -> Mapping[str, Tensor] | None:
+    """A task's batch as the model takes it with labels; None where it has no loss of its own."""
+    inputs, labels = batch
+    if isinstance(labels, Targets):
+        ids = inputs["input_ids"]
+        flat = torch.full((ids.numel(),), IGNORE)
+        flat[labels.positions + isinstance(task, CausalTexts)] = labels.tokens  # which shifts labels itself
+        labels = flat.view(ids.shape)
+    return {**inputs, "labels": labels} if isinstance(inputs, Mapping) and isinstance(labels, Tensor) else None
+
+
+def _with_own_loss(model: nn.Module) -> nn.Module:
+    """A copy that gives logits again, where the recipe's model stops before its output layer."""
+    copied = copy.deepcopy(model)
+    layer = getattr(copied, "get_output_embeddings", lambda: None)()
+    if isinstance(layer, nn.Module):
+        layer.__dict__.pop("forward", None)
+    return copied

@@ -1,0 +1,54 @@
+"""A recipe's own model, task and data, checked."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from every_recipe import RECIPES, Recipe
+from recipe_configs import config_class_of
+
+import hf_accum
+from hf_accum.cli.main import main
+from hf_accum.cli.recipe_check import handed_over
+from hf_accum.cli.recipes import find_recipe
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("no_network")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "made_up"),
+    [
+        pytest.param(recipe, made_up, id=f"{recipe.id}-{made_up}", marks=[pytest.mark.slow] if slow else [])
+        for place, recipe in enumerate(RECIPES)
+        for made_up, slow in ((False, place > 0), (True, True))
+        if not made_up or recipe.name in ("clinical_ner", "term_retrieval", "driving_images")
+    ],
+)
+def test_every_recipe_has_no_fault(
+    recipe: Recipe, made_up: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = recipe.make_flags(tmp_path, tmp_path / "run", dropout=0)
+    if made_up:
+        left_out = ("--dataset", "--prompt_column", "--response_column")
+        flags = [*(flag for flag in flags if not flag.startswith(left_out)), "--made_up"]
+    main(["check", recipe.name, *flags])
+    output = capsys.readouterr().out
+    assert "fault:" not in output
+    assert "single examples" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_package_is_as_it_was_and_a_recipe_without_training_is_refused(tmp_path: Path) -> None:
+    config = RecipeConfig(output_dir=str(tmp_path / "run"))
+    module: Any = ModuleType("mine")
+    with pytest.raises(UserError, match="has to have a function"):
+        handed_over(module, config)
+    module.train = lambda config: None
+    with pytest.raises(UserError, match="made no hf_accum"):
+        handed_over(module, config)
+    assert "Training" not in vars(hf_accum)
+    assert hf_accum.Training.__name__ == "Training"
+    assert config_class_of("clinical_ner").__name__ in vars(find_recipe("clinical_ner"))
