@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hf_accum.device.live_bytes import sum_bytes, tensors_of
 from hf_accum.device.memory import DeviceMemory
 from hf_accum.device.timer import Stopwatch
-from hf_accum.models.modes import keeping_modes
+from hf_accum.models.state import keeping_state
 from hf_accum.seeding import keeping_random_state
 from hf_accum.tuner.prediction import Prediction
 from hf_accum.tuner.workload import Workload
@@ -111,15 +111,6 @@ class Prober:
 
 @contextmanager
 def leaving_no_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Afterwards buffers, gradients, train or eval mode and the random generators are bit for bit as before."""
-    gradients = [(p, p.grad) for p in model.parameters()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with keeping_modes(model), keeping_random_state(device):
-        try:
-            yield
-        finally:
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
-            with torch.no_grad():
-                for buffer, saved in buffers:
-                    buffer.copy_(saved)
+    """Afterwards the model's state but its weights, and the random generators, are bit for bit as before."""
+    with keeping_state(model), keeping_random_state(device):
+        yield

@@ -1,0 +1,70 @@
+"""What forwards may leave in a model, kept."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_OF_TORCH = frozenset(nn.Module().__dict__) - {"training"}
+"""Attributes that torch's own modules have: parameters, hooks."""
+
+
+@contextmanager
+def keeping_state(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Afterwards gradients, buffers, train or eval mode and other attributes of modules are as they were.
+
+    Also where a forward put another buffer in a buffer's place, as rotary embeddings do whose frequencies depend on
+    the length. Parameters are not kept: no forward changes them. Inside, the function that it gives does the same.
+    """
+    gradients = [(p, p.grad) for p in model.parameters()]
+    states = [_ModuleState(module) for module in model.modules()]
+
+    @torch.no_grad()
+    def put_back() -> None:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for state in states:
+            state.put_back()
+
+    try:
+        yield put_back
+    finally:
+        put_back()
+
+
+class _ModuleState:
+    """The buffers and plain attributes of a module, and the values of those that may change in their place."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._buffers = dict(module._buffers)
+        self._attributes = {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
+        values = [*self._buffers.values(), *self._attributes.values()]
+        self._copies = [(value, copied) for value in values if (copied := _copied(value)) is not None]
+
+    def put_back(self) -> None:
+        module = self._module
+        for name in [name for name in vars(module) if name not in _OF_TORCH and name not in self._attributes]:
+            del vars(module)[name]
+        vars(module).update(self._attributes)
+        module._buffers.clear()
+        module._buffers.update(self._buffers)
+        for value, copied in self._copies:
+            if isinstance(value, Tensor):
+                value.copy_(copied)
+            elif isinstance(value, list):
+                value[:] = copied
+            else:
+                value.clear()
+                value.update(copied)
+
+
+def _copied(value: Any) -> Any:
+    """Of what can change in its place its value now; else None."""
+    if isinstance(value, nn.Parameter):
+        return None
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return value.copy() if type(value) in (list, dict) else None

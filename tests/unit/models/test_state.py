@@ -1,0 +1,75 @@
+"""What forwards may leave in a model: given back, after an error too."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hf_accum.models.state import keeping_state
+
+
+class Leaving(nn.Module):
+    """Changes all that a forward can change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+        self.replaced, self.constant = nn.Buffer(torch.zeros(2), persistent=False), torch.ones(2)
+        self.count, self.listed, self.named = 0, [1], {"a": 1}
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.register_buffer("replaced", torch.ones(3), persistent=False)
+        self.register_buffer("added", torch.ones(3))
+        self.new: Any = "new"
+        self.count += 1
+        self.constant += 1
+        self.listed.append(2)
+        self.named["b"] = 2
+        return self.norm(self.linear(inputs))
+
+
+def seen(model: Leaving) -> dict[str, Any]:
+    return {
+        "buffers": {name: buffer.tolist() for name, buffer in model.named_buffers()},
+        "constant": model.constant.tolist(),
+        "others": (model.count, list(model.listed), dict(model.named), hasattr(model, "new")),
+        "modes": [module.training for module in model.modules()],
+        "gradients": [p.grad for p in model.parameters()],
+    }
+
+
+def test_buffers_attributes_modes_and_gradients_are_as_they_were_after_an_error_too() -> None:
+    model = Leaving().train()
+    model.norm.eval()
+    model.linear.bias.grad = gradient = torch.ones(3)
+    replaced, listed, before = model.replaced, model.listed, seen(model)
+
+    def fail() -> None:
+        with keeping_state(model):
+            model.train()
+            model(torch.randn(4, 3)).sum().backward()
+            assert seen(model)["others"] == (1, [1, 2], {"a": 1, "b": 2}, True)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    after = seen(model)
+    assert after.pop("gradients")[1] is gradient
+    before.pop("gradients")
+    assert after == before
+    assert model.replaced is replaced
+    assert model.listed is listed
+    assert model.linear.weight.grad is None
+    assert set(model.state_dict()) == set(Leaving().state_dict())
+
+
+def test_inside_the_state_can_be_put_back_at_any_time() -> None:
+    model = Leaving()
+    before = seen(model)
+    with keeping_state(model) as put_back:
+        model(torch.randn(4, 3))
+        put_back()
+        assert seen(model) == before
+        model(torch.randn(4, 3))
+    assert seen(model) == before
