@@ -40,6 +40,9 @@ class RunFlags:
     allow_changes: list[str] | str = field(default_factory=list)
     """Settings that may differ from those of the run that goes on, by name: learning_rate,... (data_digest: the
     data's content; base: the weights that are not trained)."""
+    allow_cut_dependence: bool = False
+    """Train a model whose gradient depends on how windows are cut into micro-batches, which a run finds at its start
+    and refuses: padding that reaches its results, say. The same run in other memory then trains something else."""
     max_minutes: float | None = field(default=None, metadata=ABOVE_0_OR_NULL)
     """Minutes from its start after which the run saves a checkpoint and ends; null: no limit."""
     rank_timeout_minutes: float = field(default=10.0, metadata=ABOVE_0)

@@ -11,6 +11,7 @@
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import islice
 from typing import Any, Generic, Literal, TypeVar
 
 from hf_accum.accumulation.example import Example
@@ -262,11 +263,19 @@ class WindowStream(Generic[T]):
         Raises:
             UserError: if there is none.
         """
+        (example,) = self.first_examples(1)
+        return example if self.draw is None else self.draw(example, 0)
+
+    def first_examples(self, number: int) -> list[Example]:
+        """The first ones in the order of the files, fewer where there are no more, before anything random is drawn.
+
+        Raises:
+            UserError: if there is none.
+        """
         in_file_order = Order(self.source, self.prepare, self.seed, 1, self.on_bad_row)
-        for block in in_file_order.blocks(0):
-            if block.items:
-                (example,) = self.encode(block.items[:1])
-                return example if self.draw is None else self.draw(example, 0)
+        items = list(islice((item for block in in_file_order.blocks(0) for item in block.items), number))
+        if items:
+            return self.encode(items)
         raise UserError(EMPTY)
 
     def _agree(

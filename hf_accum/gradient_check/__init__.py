@@ -1,1 +1,1 @@
-"""Is a loss the same, however its batch is cut? Findings on anybody's model, loss and data, each with its reason."""
+"""Is a gradient the same, however its batch is cut? Of anybody's loss, and of a run at its start."""

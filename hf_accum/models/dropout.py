@@ -40,6 +40,21 @@ def set_config_dropout(config: Any, probability: float) -> None:
             setattr(config, name, _filled(value, probability))
 
 
+def random_fields(config: Any) -> list[str]:
+    """The fields of a transformers config, and of the configs in it, by which a model is random in training."""
+    from transformers import PreTrainedConfig
+
+    names: list[str] = []
+    for name, value in vars(config).items():
+        if isinstance(value, PreTrainedConfig):
+            names += random_fields(value)
+        elif _DROPOUTS.search(name) or _OTHERS.search(name):
+            is_switch = isinstance(value, bool) and not _OTHERS.search(name)
+            if not is_switch and any(value if isinstance(value, list | tuple) else [value]):
+                names.append(name)
+    return names
+
+
 def _filled(value: Any, number: float) -> Any:
     """A number in the place of one, or of each of a list; a switch is off. What is left out (None, as of a head that
     takes the model's dropout) or is something else stays.

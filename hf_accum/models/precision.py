@@ -50,6 +50,29 @@ def autocast_of(model: nn.Module) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, types.pop()) if types else nullcontext()
 
 
+_FEW_WEIGHTS = 2**28  # 1 GiB in float32
+
+
+def fits_in_float32(model: nn.Module) -> bool:
+    """Whether no weights of a model are quantised, and those of 16 bits so few that they can be in float32 too."""
+    weights = list(model.parameters())
+    is_plain = all(p.is_floating_point() and p.element_size() >= 2 for p in weights)
+    return is_plain and sum(p.numel() for p in weights if p.element_size() == 2) <= _FEW_WEIGHTS
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Inside all weights of 16 bits are in float32, for forwards without a graph."""
+    kept = [(p, p.data) for p in model.parameters() if p.element_size() == 2]
+    try:
+        for parameter, data in kept:
+            parameter.data = data.float()
+        yield
+    finally:
+        for parameter, data in kept:
+            parameter.data = data
+
+
 def kept_in_float32(model: nn.Module, heads: Sequence[str]) -> list[str]:
     """The modules of a model that are in float32 whatever the others are: its heads, which are trained, and layers
     with running statistics, which sums of many small numbers go into.

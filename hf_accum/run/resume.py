@@ -26,6 +26,7 @@ FREE = frozenset(
             "output_dir",
             "resume",
             "allow_changes",
+            "allow_cut_dependence",
             "save_every",
             "keep_checkpoints",
             "log_every",

@@ -27,6 +27,7 @@ from hf_accum.run.log import RunLog
 from hf_accum.run.resume import RunState, facts_of_run, find_resume
 from hf_accum.run.schedule import build_scheduler, count_steps
 from hf_accum.run.start import StartedRun
+from hf_accum.run.start_check import refuse_cut_dependence
 from hf_accum.run.summary import describe_run
 from hf_accum.tasks.task import Task
 from hf_accum.tuner.plan import what_would_fit
@@ -72,9 +73,10 @@ class Training:
         self.resumed = find_resume(run.folder, config, facts, ranks)  # before the weights are loaded
 
         trainable = load_trainable(spec, processor, config, precision=run.precision, device=run.device)
+        workload = workload_of(trainable.model, task, config, run.precision)
         self._tunings = find_run_capacity(
             config,
-            workload_of(trainable.model, task, config, run.precision),
+            workload,
             ranks,
             run.device,
             checkpoint=trainable.checkpoint,
@@ -82,6 +84,10 @@ class Training:
         )
         self._tuning = self._tunings[ranks.index]
         self.capacity = cutter_of(self._tuning, run.device, learns=not config.full_determinism)
+        windows = self._training_stream()
+        run.notes += refuse_cut_dependence(
+            config, workload, task, windows, draw, self.capacity, ranks, run.device
+        )  # before anything is written
 
         self.num_steps = count_steps(data.num_train, config.effective_batch_size, config.num_epochs, config.max_steps)
         self.plain_model = trainable.model
@@ -90,7 +96,7 @@ class Training:
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.model: nn.Module = self.accelerator.prepare_model(trainable.model, evaluation_mode=True)
 
-        self._windows = Pipeline(self._training_stream(), self.capacity, task.collate, run.device, keeps_failure=True)
+        self._windows = Pipeline(windows, self.capacity, task.collate, run.device, keeps_failure=True)
         self._held_out = self._stream(
             held_out=True,
             effective_batch_size=_EVALUATED_AT_ONCE * ranks.count,

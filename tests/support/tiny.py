@@ -23,7 +23,7 @@ WORDS = tuple(f"w{index}" for index in range(40))
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 VOCAB_SIZE = len(_SPECIAL) + len(WORDS)
 
-_SIZES: dict[str, Any] = {
+SMALLEST: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -43,7 +43,7 @@ _DEBERTA = {
     "position_buckets": 8,
 }
 CONFIGS: dict[str, PreTrainedConfig] = {
-    name: AutoConfig.for_model(model_type, **_SIZES | more)
+    name: AutoConfig.for_model(model_type, **SMALLEST | more)
     for name, model_type, more in (
         ("bert", "bert", {}),
         # Counts positions from its padding index on: an embedding up to there stands for no position.
@@ -60,7 +60,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 
 def make_decoder_config(model_type: str, **more: Any) -> PreTrainedConfig:
     """Of a decoder that is in no list here."""
-    return AutoConfig.for_model(model_type, **_SIZES | {"num_key_value_heads": 1, "head_dim": 8} | more)
+    return AutoConfig.for_model(model_type, **SMALLEST | {"num_key_value_heads": 1, "head_dim": 8} | more)
 
 
 ARCHITECTURES = tuple(name for name in CONFIGS if name != "biogpt")

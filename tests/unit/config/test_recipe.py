@@ -73,6 +73,7 @@ FLAGS = {
         early_stopping_patience: int | None = None
         resume: str = 'auto'
         allow_changes: list[str] | str = []
+        allow_cut_dependence: bool = False
         max_minutes: float | None = None
         rank_timeout_minutes: float = 10.0
         trackers: list[str] | str = []

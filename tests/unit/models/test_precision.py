@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageClassification, 
 from hf_accum.config.lora import LoraConfig
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.errors import UserError
-from hf_accum.models.precision import compute_dtype, frozen_dtype
+from hf_accum.models.precision import compute_dtype, fits_in_float32, frozen_dtype, in_float32
 from hf_accum.models.spec import ModelSpec
 from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.models.trainable import load_trainable, without_weights
@@ -136,3 +136,32 @@ def test_inputs_of_adapters_are_not_cast_back_and_forth(tmp_path: Path) -> None:
         model = without_weights(spec, config_of(), precision)
         found = {m.cast_input_dtype_enabled for m in model.modules() if hasattr(m, "cast_input_dtype_enabled")}
         assert found == casts
+
+
+# All of it in float32, for a while
+
+
+def test_weights_of_16_bits_are_in_float32_inside_and_as_before_afterwards() -> None:
+    model = nn.Sequential(nn.Linear(3, 3).bfloat16(), nn.Linear(3, 2))
+    before = [(p.data_ptr(), p.dtype) for p in model.parameters()]
+    inputs = torch.randn(2, 3)
+
+    def fail() -> None:
+        with in_float32(model):
+            assert {p.dtype for p in model.parameters()} == {torch.float32}
+            assert model(inputs).shape == (2, 2)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert [(p.data_ptr(), p.dtype) for p in model.parameters()] == before
+
+
+def test_quantised_weights_and_many_of_16_bits_do_not_fit() -> None:
+    assert fits_in_float32(nn.Linear(3, 3).bfloat16())
+    with torch.device("meta"):
+        assert fits_in_float32(nn.Linear(2**14, 2**15))
+        assert not fits_in_float32(nn.Linear(2**14, 2**15).bfloat16())
+    quantised = nn.Linear(3, 3)
+    quantised.weight = nn.Parameter(torch.zeros(9, dtype=torch.uint8), requires_grad=False)
+    assert not fits_in_float32(quantised)
