@@ -186,7 +186,8 @@ def _with_gradients(task: TextRetrieval, model: nn.Module, pairs: Sequence[Examp
     keys = torch.tensor([pair.parts[1].features["key"] for pair in pairs])
     with torch.no_grad():
         vectors = task.vectors(in_float64, task.collate(texts))
-    _, *gradients = task.objective.with_gradients(*vectors.split(len(pairs)), keys)
+    queries, documents = vectors.split(len(pairs))
+    _, *gradients = task.objective.with_gradients(queries, documents, keys)
     by_text = dict(zip([text.id for text in texts], torch.cat(gradients), strict=True))
 
     def collate(chosen: Sequence[Example], length: int) -> tuple[dict[str, Tensor], Tensor]:

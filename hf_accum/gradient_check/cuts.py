@@ -81,18 +81,18 @@ def find_cut_dependence(probe: Probe, rows: Rows) -> tuple[list[Finding], dict[s
             module.eval()
         again = compare_cuts(probe, rows, weigh)
         still = off(again, probe.tolerance)
-        if not still or _less(still[0], wrong[0]):
+        if any(_changes(before, after) for before, after in zip(compared, again, strict=True)):
             findings.append(_of_statistics(statistics, wrong[0]))
-            wrong = still
+        wrong = still
     if wrong:
         findings.append(_explained(probe, rows, wrong))
     return findings, said
 
 
-def _less(now: Compared, before: Compared) -> bool:
-    if before.difference is None or now.difference is None:
-        return now.difference is not None
-    return abs(now.difference.relative - before.difference.relative) > 0.01 * before.difference.relative
+def _changes(before: Compared, after: Compared) -> bool:
+    if before.difference is None or after.difference is None:
+        return after.difference is not None
+    return abs(after.difference.relative - before.difference.relative) > 1e-6
 
 
 def numbers_of(compared: Compared) -> dict[str, float]:

@@ -56,9 +56,9 @@ def _shares(probe: Probe, rows: Rows, places: list[int]) -> list[float] | None:
             continue
         shares.append((alone[0] - pair) / (pair - alone[place]))
         known.append(place)
-    if len(known) < 3 or any(not 0 < shares[place] < float("inf") for place in known):
+    if any(not 0 < shares[place] < float("inf") for place in known):
         return None
-    for some in (known, known[1:], known[::-1][:2], known[:3]):
+    for some in filter(None, (known, known[1:], known[::-1][:2], known[:3])):
         expected = sum(shares[p] * alone[p] for p in some) / sum(shares[p] for p in some)
         if abs(probe.loss(rows.batch(some)) - expected) > _LOOSE * scale:
             return None
@@ -76,7 +76,7 @@ def _divisor(rows: Rows, places: list[int], shares: list[float]) -> str:
 
 
 def _near(share: float, expected: float) -> bool:
-    return share != share or abs(share - expected) <= 1e-3 * max(1.0, expected)
+    return share != share or expected != expected or abs(share - expected) <= 1e-3 * max(1.0, expected)
 
 
 def _depends_on_output(probe: Probe, rows: Rows, places: list[int], shares: list[float]) -> bool:

@@ -27,16 +27,23 @@ def calls_of(probe: Probe, batch: Any, seed: int | None = None) -> list[Call]:
     """The calls of all modules in one forward, each after those inside it."""
     calls: list[Call] = []
 
+    begun: list[list[Tensor]] = []
+
+    def begin(module: Any, args: Any, kwargs: Any) -> None:  # a module may write into its inputs
+        begun.append([tensor.detach().clone() for _, tensor in leaves([args, kwargs])])
+
     def hook(name: str) -> Any:
-        def note(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-            inputs = [tensor.detach().clone() for _, tensor in leaves([args, kwargs])]
-            calls.append(Call(name, inputs, [tensor.detach().clone() for _, tensor in leaves([output])]))
+        def note(module: Any, args: Any, output: Any) -> None:
+            calls.append(Call(name, begun.pop(), [tensor.detach().clone() for _, tensor in leaves([output])]))
 
         return note
 
-    handles = [
-        module.register_forward_hook(hook(name), with_kwargs=True) for name, module in probe.model.named_modules()
-    ]
+    handles = []
+    for name, module in probe.model.named_modules():
+        handles += [
+            module.register_forward_pre_hook(begin, with_kwargs=True),
+            module.register_forward_hook(hook(name)),
+        ]
     try:
         probe.loss(batch, seed)
     finally:

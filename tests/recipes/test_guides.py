@@ -20,6 +20,7 @@ from transformers import TrainingArguments
 from hf_accum.cli.main import main as hf_accum
 from hf_accum.cli.parser import parse
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.gradient_check.heads import HEADS
 
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "recipes" / "guides").glob("*.md"))]
 DOCUMENTS = [
@@ -93,6 +94,24 @@ def check_plan(arguments: list[str], path: Path, folder: Path, capsys: pytest.Ca
     check_recipe(f"recipes.{recipe}", flags, path, folder)
 
 
+def check_check(arguments: list[str], path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The options of `hf-accum check` are its own, and the others flags of the recipe."""
+    with pytest.raises(SystemExit):
+        hf_accum(["check", "--help"])
+    own = set(re.findall(r"--\w+", capsys.readouterr().out))
+    options = [word for word in arguments if word.startswith("--")]
+    (what,) = [word for word in arguments[:1] if not word.startswith("--")] or [""]
+    if what in RECIPES:
+        flags = [word for word in arguments[1:] if word not in ("--made_up", "--strict")]
+        check_recipe(f"recipes.{what}", flags, path, folder)
+        return
+    assert set(options) <= own, options
+    if ":" in what:
+        assert f"def {what.partition(':')[2]}(" in path.read_text()
+    if "--head" in options:
+        assert arguments[arguments.index("--head") + 1] in HEADS
+
+
 def check(words: list[str], path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A command of a document is one that there is."""
     match words:
@@ -104,6 +123,8 @@ def check(words: list[str], path: Path, folder: Path, capsys: pytest.CaptureFixt
             check_recipe(module, flags, path, folder)
         case ["hf-accum", "plan", *arguments]:
             check_plan(arguments, path, folder, capsys)
+        case ["hf-accum", "check", *arguments]:
+            check_check(arguments, path, folder, capsys)
         case ["python" | "bash", script, *_]:
             assert (ROOT / script).is_file(), script
         case [program, *_] if program in ON_THE_WAY:
@@ -132,6 +153,9 @@ def test_a_wrong_flag_module_or_file_in_a_command_is_found(
         "python -m recipes.none",
         "python tests/bench/none.py",
         "hf-accum plan clinical_classification --no_such_flag 1",
+        "hf-accum check clinical_classification --no_such_flag 1",
+        "hf-accum check train:no_such_function",
+        "hf-accum check --model m --head no_such_head",
         "pytest tests/none.py",
     ):
         with pytest.raises((SystemExit, AssertionError)):

@@ -34,6 +34,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.add_argument("what", nargs="?", help="a recipe, with its flags; or module:function of your project")
     parser.add_argument("--model", help="of the recipe, or whose head is checked: a hub id or a local folder")
     parser.add_argument("--head", help="the own loss of --model with this head, on made-up rows")
+    parser.add_argument("--heads", metavar="FILE", help="a table of transformers' heads instead, written as Markdown")
     parser.add_argument("--made_up", action="store_true", help="made-up rows in the place of the recipe's data")
     parser.add_argument("--strict", action="store_true", help=f"status {FOUND} for warnings too")
     parser.add_argument("--json", metavar="FILE", help="write what was found, for programs")
@@ -45,8 +46,12 @@ def _check(parsed: argparse.Namespace, flags: list[str]) -> None:
         raise UserError(f"--json {parsed.json}: has to be in a folder that is there")
     if parsed.json is not None and Path(parsed.json).is_dir():
         raise UserError(f"--json {parsed.json}: has to be a file, it is a folder")
-    if (parsed.what is None) == (parsed.head is None):
-        raise UserError("has to be given a recipe, a module:function, or --model with --head; and one of these")
+    if sum(given is not None for given in (parsed.what, parsed.head, parsed.heads)) != 1:
+        raise UserError("has to be given one of: a recipe, a module:function, --model with --head, or --heads")
+    if parsed.heads is not None:
+        _refuse(flags, "beside --heads")
+        run(lambda: _write_heads(Path(parsed.heads)), debug="--debug" in flags)
+        return
     if parsed.head is not None:
         _refuse(flags, "beside --head, which takes --model alone")
         run(lambda: _end(_of_head(parsed.model, parsed.head), parsed), debug="--debug" in flags)
@@ -87,7 +92,7 @@ def _of_function(place: str) -> "Report":
     function = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"{place}: {module_name} has no function {name!r}")
-    given = function()
+    given: Any = function()
     if hasattr(given, "_asdict"):
         given = given._asdict()
     if isinstance(given, tuple) and len(given) == 3:
@@ -119,6 +124,21 @@ def _of_head(name: str | None, head: str) -> "Report":
     from hf_accum.cli.head_check import check_head
 
     return check_head(name, head)
+
+
+def _write_heads(file: Path) -> None:
+    from rich.console import Console
+
+    from hf_accum.files import write_atomically
+    from hf_accum.gradient_check.head_table import as_markdown, head_rows
+
+    if not file.parent.is_dir() or file.is_dir():
+        raise UserError(f"--heads {file}: has to be a file in a folder that is there")
+    console, rows = Console(soft_wrap=True), []
+    for row in head_rows():
+        rows.append(row)
+        console.print(row.failed or row.as_markdown(), markup=False, highlight=False)
+    write_atomically(file, as_markdown(rows))
 
 
 def _end(report: "Report", parsed: argparse.Namespace) -> None:

@@ -71,8 +71,8 @@ def test_a_warning_ends_with_another_status_where_that_is_asked_for(project: Pat
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "has to be given a recipe, a module:function, or --model with --head"),
-        (["a", "--head", "causal_lm"], "and one of these"),
+        ([], "has to be given one of: a recipe, a module:function, "),
+        (["a", "--head", "causal_lm"], "has to be given one of: "),
         (["none:f"], "no module none in "),
         (["ones_own:none"], "ones_own has no function 'none'"),
         (["ones_own:nothing"], "has to return (model, summed_loss, batches)"),
