@@ -105,7 +105,7 @@ float64, and ran the Trainer and a plain `accelerator.accumulate` loop on 8 exam
 {number} classes. {versions}, CPU. Made by:
 
 ```bash
-hf-accum check --heads recipes/guides/heads.md
+{command}
 ```
 
 The recipes here hand the model no labels: they compute summed losses from the logits, which are right for all that
@@ -170,13 +170,13 @@ def head_rows(heads: Sequence[str] = tuple(HEADS)) -> Iterator[HeadRow]:
                 yield head_row(head, architecture, name)
 
 
-def as_markdown(rows: Sequence[HeadRow]) -> str:
-    """The guide: the table by heads, with the versions, and what could not be built."""
+def as_markdown(rows: Sequence[HeadRow], command: str) -> str:
+    """The guide: the table by heads, with the command that makes it, the versions, and what could not be built."""
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "accelerate", "torch")
     )
     built = [row for row in rows if not row.failed]
-    lines = [_INTRODUCTION.format(number=len(built), versions=versions)]
+    lines = [_INTRODUCTION.format(number=len(built), versions=versions, command=command)]
     for head, auto_class in HEADS.items():
         of_head = [row.as_markdown() for row in built if row.head == head]
         if of_head:

@@ -138,7 +138,7 @@ def _write_heads(file: Path) -> None:
     for row in head_rows():
         rows.append(row)
         console.print(row.failed or row.as_markdown(), markup=False, highlight=False)
-    write_atomically(file, as_markdown(rows))
+    write_atomically(file, as_markdown(rows, f"hf-accum check --heads {file}"))
 
 
 def _end(report: "Report", parsed: argparse.Namespace) -> None:

@@ -28,7 +28,8 @@ def test_a_row_says_what_was_found_or_why_nothing_was() -> None:
     said = "no: a mean, whatever the count; no: padding leaks"
     assert row.as_markdown() == f"| MineForCausalLM | {said} | 8.000 | - |"
     failed = HeadRow("causal_lm", "OtherForCausalLM", failed="ValueError: `no`")
-    text = as_markdown([row, failed])
+    text = as_markdown([row, failed], "make it")
+    assert "\nmake it\n" in text
     assert "\n## causal_lm\n" in text
     assert "- OtherForCausalLM (causal_lm): `ValueError: no`" in text
     assert "## masked_lm" not in text
