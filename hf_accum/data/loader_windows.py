@@ -196,7 +196,8 @@ class LoaderWindows:
         try:
             yield from self._windows()
         except GeneratorExit:
-            leave(self._ranks)
+            if self._last is None or self._last[0].is_done:
+                leave(self._ranks)  # of a window that was not run to its end they wait elsewhere: for its gradient
             raise
 
     def _windows(self) -> Iterator[WindowExecution]:

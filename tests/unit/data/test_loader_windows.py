@@ -154,6 +154,22 @@ def test_ranks_that_read_different_batches_are_refused() -> None:
         assert "the ranks read different batches at step 1" in str(failed)
 
 
+@pytest.mark.parametrize("is_run", [True, False])
+def test_who_leaves_tells_the_others_only_where_they_wait_for_it(is_run: bool) -> None:
+    """Behind a window, that is: within one they wait for its gradient, and an error here would never be seen."""
+
+    def rows(ranks: ThreadRanks) -> int:
+        windows = iter(make(batches_of([1, 1, 1, 1]), ranks, batches_per_step=1))
+        window = next(windows)
+        if is_run:
+            run(window)
+        before = ranks.num_exchanges
+        windows.close()  # type: ignore[attr-defined] (a generator)
+        return ranks.num_exchanges - before
+
+    assert on_ranks(2, rows) == [is_run, is_run]
+
+
 def test_the_weight_is_that_of_the_parts_too() -> None:
     windows = make(batches_of([4, 4]), examples_per_step=3, weight=lambda rows: rows.float().sum())
     assert [w.window.num_items for w in windows] == [0 + 1 + 2, 3 + 4 + 5, 6 + 7]
