@@ -8,6 +8,7 @@ from zlib import crc32
 from hf_accum.accumulation.batch_parts import num_rows, rows_of, tensors_by_name
 from hf_accum.distributed.ranks import Ranks
 
+_END = object()
 _NUM_SAMPLED = 256  # numbers of a tensor by which ranks see that they read the same
 
 
@@ -81,8 +82,8 @@ class Feed:
     def _read(self, count: int) -> list[Rows]:
         read: list[Rows] = []
         while len(read) < count:
-            batch = next(self._batches, None)
-            if batch is None:
+            batch = next(self._batches, _END)
+            if batch is _END:
                 break
             read.append(Rows(batch, self._num_read))
             self._num_read += 1

@@ -154,6 +154,13 @@ def test_ranks_that_read_different_batches_are_refused() -> None:
         assert "the ranks read different batches at step 1" in str(failed)
 
 
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_a_batch_that_is_none_does_not_end_the_pass_unseen(nothing: Any) -> None:
+    first, last = batches_of([1, 1])
+    with pytest.raises(UserError, match="without tensors"):
+        list(make([first, nothing, last], batches_per_step=1))
+
+
 @pytest.mark.parametrize("is_run", [True, False])
 def test_who_leaves_tells_the_others_only_where_they_wait_for_it(is_run: bool) -> None:
     """Behind a window, that is: within one they wait for its gradient, and an error here would never be seen."""
