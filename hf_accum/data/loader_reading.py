@@ -52,8 +52,8 @@ class LoaderReading:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """What the loader's own generators were at the begin of the pass."""
-        return {"generators": self._before[0], "seeds": self._before[1]}
+        """The seed, and what the loader's own generators were at the begin of the pass."""
+        return {"seed": self.seed, "generators": self._before[0], "seeds": self._before[1]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Have the next pass begin as that one did.
@@ -70,6 +70,7 @@ class LoaderReading:
             generator.set_state(torch.as_tensor(before, dtype=torch.uint8, device="cpu"))
         for sampler, seed in zip(samplers, state["seeds"], strict=True):
             sampler.initial_seed = seed
+        self.seed = state["seed"]
         self._before = self._own_state()
 
     def _own_state(self) -> tuple[list[torch.Tensor], list[int]]:

@@ -41,7 +41,8 @@ def windows_of(
     The loader is a DataLoader, one that accelerate prepared, or any iterable of batches that can be read again. A
     batch is a dict, a `BatchEncoding`, a tuple or a dataclass of tensors whose first dimension is the examples; it is
     moved to the device. One pass over the windows is one pass over the loader; the last window may be short. Windows
-    that are made anew of the same loader begin its next pass.
+    that are made anew of the same loader begin its next pass; those of another loader begin with the first one, and
+    draw other random numbers.
 
     A prepared loader gives each rank its own batches. Of any other all ranks read the same ones, and share them out:
     with `examples_per_step` the windows are then the same on any number of ranks. Ranks may have different numbers of
@@ -72,7 +73,8 @@ def windows_of(
     tensor([1.])
     """
     of_loader = _made.setdefault(accelerator, {})
-    before = of_loader.get(id(loader))
+    before = of_loader.pop(id(loader), None)
+    number = max((other.number + 1 for other in of_loader.values()), default=0) if before is None else before.number
     of_loader[id(loader)] = made = LoaderWindows(
         loader,
         shared_ranks_of(accelerator),
@@ -82,14 +84,19 @@ def windows_of(
         weight=weight,
         length=length,
         seed=seed,
+        number=number,
     )
     if before is not None:
         made.follow(before)
+    if len(of_loader) > _MOST_LOADERS:
+        del of_loader[next(iter(of_loader))]
     return made
 
 
+_MOST_LOADERS = 8  # that are held: a loop may make one in each epoch, with workers and a dataset of its own
+
 _made: "WeakKeyDictionary[Accelerator, dict[int, LoaderWindows]]" = WeakKeyDictionary()
-"""The last ones of each loader, by its id: they hold the loader."""
+"""The last ones of each loader, by its id: they hold the loader. Those that were made last are behind."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,7 @@ class LoaderWindows:
         weight: Callable[[Any], float | Tensor],
         length: Callable[[Any], int],
         seed: int,
+        number: int = 0,
     ) -> None:
         sizes = {"batches_per_step": batches_per_step, "examples_per_step": examples_per_step}
         given = {name: size for name, size in sizes.items() if size is not None}
@@ -140,7 +148,9 @@ class LoaderWindows:
         self.examples_per_step = examples_per_step
         self.num_weightless_windows = 0
         """Left out, for nothing in them counts."""
-        self._reading = LoaderReading(loader, seed)
+        self.number = number
+        """Of the loader among the accelerator's: where one is made in each epoch, each is shuffled differently."""
+        self._reading = LoaderReading(loader, derive_seed(seed, "loader", number) if number else seed)
         self._ranks = ranks
         self._device = device
         self._weight = weight
@@ -318,7 +328,7 @@ class LoaderWindows:
         return Window(
             step=place.step,
             epoch=place.epoch,
-            seed=derive_seed(self._seed, "window", place.step),
+            seed=derive_seed(self._reading.seed, "window", place.step),
             examples=tuple(examples),
             dummy=self._dummy,
             rank=self._ranks.index,

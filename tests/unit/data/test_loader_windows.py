@@ -1,5 +1,6 @@
 """Windows over anybody's batches: which examples they have, on any number of ranks, and how a pass goes on."""
 
+import gc
 import weakref
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -383,3 +384,24 @@ def test_windows_made_anew_of_the_same_loader_begin_its_next_pass(accelerator: A
     assert seeds == [3, 6, 9]
     other = windows_of(accelerator, shuffled(), batches_per_step=2)
     assert (other.epoch, other.step) == (0, 0)
+
+
+def test_a_loader_that_is_made_in_each_epoch_has_another_order_each_time(accelerator: Accelerator) -> None:
+    """And other random numbers in the forward; a state has them, whichever loader it goes on with. Few are held."""
+    orders, seeds, held = [], [], []
+    for _ in range(12):
+        windows = windows_of(accelerator, shuffled(), batches_per_step=1)
+        held.append(weakref.ref(windows))
+        of_pass = list(windows)
+        orders.append(str([[leaf.tolist() for leaf in leaves_of(window)] for window in of_pass]))
+        seeds.append(of_pass[0].window.seed)
+    assert len(set(orders)) == len(set(seeds)) == 12
+    state = windows.state_dict() | {"place": {"epoch": 0, "num_taken": 0, "step": 0}}
+    windows = make(shuffled(), batches_per_step=1)
+    windows.load_state_dict(state)
+    of_pass = list(windows)
+    assert str([[leaf.tolist() for leaf in leaves_of(window)] for window in of_pass]) == orders[-1]
+    assert of_pass[0].window.seed == seeds[-1]
+    del of_pass
+    gc.collect()
+    assert sum(windows() is not None for windows in held) <= 8
