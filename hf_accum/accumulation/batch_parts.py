@@ -12,15 +12,20 @@ from hf_accum.errors import UserError
 B = TypeVar("B")
 
 
-def map_leaves(batch: Any, change: Callable[[str, Any], Any], name: str = "") -> Any:
+def map_leaves(
+    batch: Any,
+    change: Callable[[str, Any], Any],
+    name: str = "",
+    of_list: Callable[[str, list[Any]], Any] = lambda name, values: None,
+) -> Any:
     """The same batch with every leaf changed by `change(name, leaf)`. The name is the way to it: "inputs.input_ids".
 
     Containers are mappings (`BatchEncoding` too), tuples, named tuples, lists that hold tensors or containers, and
-    dataclasses; each stays of its type.
+    dataclasses; each stays of its type. What `of_list(name, values)` makes of such a list stands for it, if anything.
     """
 
     def inner(key: object, value: Any) -> Any:
-        return map_leaves(value, change, f"{name}.{key}" if name else str(key))
+        return map_leaves(value, change, f"{name}.{key}" if name else str(key), of_list)
 
     if isinstance(batch, Mapping):
         changed = {key: inner(key, value) for key, value in batch.items()}
@@ -34,7 +39,8 @@ def map_leaves(batch: Any, change: Callable[[str, Any], Any], name: str = "") ->
         changed = [inner(index, value) for index, value in enumerate(batch)]
         return type(batch)(*changed) if hasattr(batch, "_fields") else tuple(changed)
     if isinstance(batch, list) and any(_is_container(value) or isinstance(value, Tensor) for value in batch):
-        return [inner(index, value) for index, value in enumerate(batch)]
+        made = of_list(name, batch)
+        return made if made is not None else [inner(index, value) for index, value in enumerate(batch)]
     return change(name, batch)
 
 
@@ -42,8 +48,8 @@ def _is_container(value: object) -> bool:
     return isinstance(value, (Mapping, tuple)) or (dataclasses.is_dataclass(value) and not isinstance(value, type))
 
 
-def tensors_by_name(batch: Any) -> dict[str, Tensor]:
-    """The tensors of a batch."""
+def tensors_by_name(batch: Any, in_lists: bool = True) -> dict[str, Tensor]:
+    """The tensors of a batch; those in lists within it too."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str, leaf: Any) -> Any:
@@ -51,17 +57,18 @@ def tensors_by_name(batch: Any) -> dict[str, Tensor]:
             found[name] = leaf
         return leaf
 
-    map_leaves(batch, keep)
+    map_leaves(batch, keep, of_list=lambda name, values: None if in_lists or not name else values)
     return found
 
 
 def num_rows(batch: Any) -> int:
-    """How many examples a batch has: the first dimension of its first tensor that has one.
+    """How many examples a batch has: the first dimension of its first tensor that has one, outside of lists
+    within it (which may be of images, say) where there is such a one.
 
     Raises:
         UserError: if it has no such tensor, or no row.
     """
-    for name, tensor in tensors_by_name(batch).items():
+    for name, tensor in (tensors_by_name(batch, in_lists=False) | tensors_by_name(batch)).items():
         if tensor.ndim:
             if len(tensor) == 0:
                 raise UserError(f"a batch without examples: `{name}` has the shape {tuple(tensor.shape)}")
@@ -85,15 +92,35 @@ def row_length(batch: Any) -> int:
 def rows_of(batch: B, start: int, stop: int) -> B:
     """Some rows of a batch, as a batch of its type: views of its tensors, and slices of its lists.
 
+    A list within the batch that has something for each row (the boxes of each image) is cut as a list.
+
     Raises:
-        UserError: if a tensor has another number of rows, which cannot be cut.
+        UserError: if a tensor has another number of rows, is sparse or nested, or is in a list of which it cannot be
+            told whether it is cut or its tensors are.
     """
     count = num_rows(batch)
     if start == 0 and stop >= count:
         return batch
 
+    def cut_list(name: str, values: list[Any]) -> Any:
+        if not name or len(values) != count:
+            return None
+        inner = [tensor for tensor in tensors_by_name(values).values() if tensor.ndim]
+        if inner and all(len(tensor) == count for tensor in inner):
+            raise UserError(
+                f"`{name}` of a batch is a list of {count} in which each tensor has {count} rows, as many as the "
+                "batch has: it cannot be told which of the two are its examples; make it a tensor or a tuple, or "
+                "give batches that fit whole"
+            )
+        return values[start:stop]
+
     def cut(name: str, leaf: Any) -> Any:
         if isinstance(leaf, Tensor) and leaf.ndim:
+            if leaf.layout != torch.strided:
+                raise UserError(
+                    f"`{name}` of a batch is a tensor of the layout {leaf.layout}, which cannot be cut: give batches "
+                    "that fit whole, or a dense one"
+                )
             if len(leaf) != count:
                 raise UserError(
                     f"`{name}` of a batch has the shape {tuple(leaf.shape)}: has to have {count} rows, as the first "
@@ -104,7 +131,7 @@ def rows_of(batch: B, start: int, stop: int) -> B:
             return leaf[start:stop]
         return leaf
 
-    return map_leaves(batch, cut)
+    return map_leaves(batch, cut, of_list=cut_list)
 
 
 def first_row(batch: B) -> B:

@@ -71,6 +71,44 @@ def test_the_first_row_is_a_copy_that_holds_no_more() -> None:
     assert num_rows(first_row(whole)) == 4
 
 
+def boxes(*counts: int) -> list[dict[str, Tensor]]:
+    return [{"boxes": torch.arange(4 * n).view(n, 4), "image_id": torch.tensor([n])} for n in counts]
+
+
+@pytest.mark.parametrize("counts", [(2, 2), (1, 3)])
+def test_what_a_list_has_for_each_row_is_cut_as_a_list(counts: tuple[int, int]) -> None:
+    """The labels of a detector: an image may have as many boxes as the batch has images."""
+    part = rows_of({"pixels": torch.zeros(2, 3), "labels": boxes(*counts)}, 0, 1)
+    assert [{key: value.tolist() for key, value in one.items()} for one in part["labels"]] == [
+        {key: value.tolist() for key, value in boxes(*counts)[0].items()}
+    ]
+
+
+def test_images_in_a_list_are_not_taken_for_the_rows() -> None:
+    """Of other sizes each, and so in no tensor: their first dimension is the colors."""
+    batch = {"pixels": [torch.zeros(3, 4, 4), torch.zeros(3, 5, 5)], "labels": torch.tensor([0, 1])}
+    assert num_rows(batch) == 2
+    assert [tuple(image.shape) for image in rows_of(batch, 1, 2)["pixels"]] == [(3, 5, 5)]
+
+
+def test_a_list_of_other_things_than_rows_is_not() -> None:
+    states = [torch.zeros(4, 2), torch.ones(4, 2)]
+    part = rows_of({"x": torch.zeros(4), "states": states}, 1, 2)
+    assert [state.tolist() for state in part["states"]] == [[[0.0, 0.0]], [[1.0, 1.0]]]
+
+
+def test_a_list_of_which_it_cannot_be_told_is_refused() -> None:
+    batch = {"x": torch.zeros(2), "states": [torch.zeros(2, 3), torch.ones(2, 3)]}
+    assert rows_of(batch, 0, 2) is batch
+    with pytest.raises(UserError, match="`states` of a batch is a list of 2 in which each tensor has 2 rows"):
+        rows_of(batch, 0, 1)
+
+
+def test_a_sparse_tensor_cannot_be_cut() -> None:
+    with pytest.raises(UserError, match=r"`s` of a batch is a tensor of the layout torch.sparse_coo"):
+        rows_of({"x": torch.zeros(2), "s": torch.eye(2).to_sparse()}, 0, 1)
+
+
 @pytest.mark.parametrize("batch", [{}, {"a": 1}, "text", {"x": torch.tensor(1.0)}])
 def test_a_batch_without_rows_is_refused(batch: Any) -> None:
     with pytest.raises(UserError, match="without tensors"):
