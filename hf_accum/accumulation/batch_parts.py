@@ -89,6 +89,24 @@ def row_length(batch: Any) -> int:
     return next((tensor.shape[1] for tensor in (*named, *others) if tensor.ndim > 1), 1)
 
 
+def has_rows(name: str, values: list[Any], count: int) -> bool:
+    """Whether a list of tensors or containers, within a batch of `count` examples, has something for each of them.
+
+    Raises:
+        UserError: if that cannot be told, as its tensors may be what has something for each.
+    """
+    if not name or len(values) != count:
+        return False
+    inner = [tensor for tensor in tensors_by_name(values).values() if tensor.ndim]
+    if inner and all(tensor.shape[0] == count for tensor in inner):
+        raise UserError(
+            f"`{name}` of a batch is a list of {count} in which each tensor has {count} rows, as many as the batch "
+            "has: it cannot be told which of the two are its examples; make it a tensor or a tuple, or give batches "
+            "that fit whole"
+        )
+    return True
+
+
 def rows_of(batch: B, start: int, stop: int) -> B:
     """Some rows of a batch, as a batch of its type: views of its tensors, and slices of its lists.
 
@@ -101,18 +119,6 @@ def rows_of(batch: B, start: int, stop: int) -> B:
     count = num_rows(batch)
     if start == 0 and stop >= count:
         return batch
-
-    def cut_list(name: str, values: list[Any]) -> Any:
-        if not name or len(values) != count:
-            return None
-        inner = [tensor for tensor in tensors_by_name(values).values() if tensor.ndim]
-        if inner and all(len(tensor) == count for tensor in inner):
-            raise UserError(
-                f"`{name}` of a batch is a list of {count} in which each tensor has {count} rows, as many as the "
-                "batch has: it cannot be told which of the two are its examples; make it a tensor or a tuple, or "
-                "give batches that fit whole"
-            )
-        return values[start:stop]
 
     def cut(name: str, leaf: Any) -> Any:
         if isinstance(leaf, Tensor) and leaf.ndim:
@@ -131,7 +137,9 @@ def rows_of(batch: B, start: int, stop: int) -> B:
             return leaf[start:stop]
         return leaf
 
-    return map_leaves(batch, cut, of_list=cut_list)
+    return map_leaves(
+        batch, cut, of_list=lambda name, values: values[start:stop] if has_rows(name, values, count) else None
+    )
 
 
 def first_row(batch: B) -> B:

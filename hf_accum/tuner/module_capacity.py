@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from hf_accum.accumulation.batch_parts import map_leaves, num_rows, row_length, tensors_by_name, to_device
+from hf_accum.accumulation.batch_parts import has_rows, map_leaves, num_rows, row_length, tensors_by_name, to_device
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity, halved
 from hf_accum.accumulation.example import Lengths
 from hf_accum.device.memory import open_memory
@@ -92,8 +92,8 @@ def find_capacity(
         max_probe_seconds: where memory is plenty, no micro-batch that computes longer is tried; None: all are.
 
     Raises:
-        UserError: for a batch from which no others can be made, an optimizer of other parameters, or a model whose
-            forward depends on values where no device is there to measure.
+        UserError: for a batch from which no others can be made, a model without parameters, an optimizer of other
+            parameters, or a model whose forward depends on values where no device is there to measure.
         OutOfMemory: if not even one example of `max_length` fits.
 
     >>> import torch
@@ -112,6 +112,8 @@ def find_capacity(
     if max_length is not None and max_length < 1:
         raise UserError(f"`max_length` {max_length}: has to be at least 1")
     model = model.module if isinstance(model, DistributedDataParallel) else model
+    if next(model.parameters(), None) is None:
+        raise UserError(f"a model of the type {type(model).__name__} without parameters: there is nothing to train")
     device = next(model.parameters()).device
     copied = _Optimizers(model, optimizer)
     made = make_batch or _Resized(batch, None if max_length is None else length)
@@ -194,6 +196,11 @@ class _Resized:
         return [dim for dim in range(1, tensor.ndim) if tensor.shape[dim] == self._length]
 
     def __call__(self, num_examples: int, length: int) -> Any:
+        def repeated(name: str, values: list[Any]) -> list[Any] | None:
+            if not has_rows(name, values, self._rows):
+                return None
+            return [values[row % self._rows] for row in range(num_examples)]
+
         def resized(name: str, leaf: Any) -> Any:
             if isinstance(leaf, Sequence) and not isinstance(leaf, (str, bytes)) and len(leaf) == self._rows:
                 return [leaf[row % self._rows] for row in range(num_examples)]
@@ -204,7 +211,7 @@ class _Resized:
                 leaf = leaf.index_select(dim, torch.arange(size, device=leaf.device) % leaf.shape[dim])
             return leaf
 
-        return map_leaves(self._batch, resized)
+        return map_leaves(self._batch, resized, of_list=repeated)
 
 
 def _is_square(tensor: Tensor, dims: list[int]) -> bool:

@@ -166,6 +166,26 @@ def test_a_batch_of_which_no_others_can_be_made_is_refused(batch: Any, message: 
         )
 
 
+def test_what_a_list_has_for_each_row_is_repeated_too() -> None:
+    """The boxes of each image."""
+    model, sizes = nn.Linear(3, 1), set()
+
+    def loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        sizes.add((len(batch["x"]), len(batch["labels"])))
+        return model(batch["x"]).sum() + sum(model(label["boxes"]).sum() for label in batch["labels"])
+
+    batch = {"x": torch.ones(2, 3), "labels": [{"boxes": torch.ones(n, 3)} for n in (1, 2)]}
+    find_capacity(model, torch.optim.SGD(model.parameters()), loss, batch, max_examples=4, memory_budget="1MiB")
+    assert sizes == {(n, n) for n, _ in sizes}
+    assert (4, 4) in sizes
+
+
+def test_a_model_without_parameters_is_refused() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    with pytest.raises(UserError, match="a model of the type BatchNorm1d without parameters"):
+        find_capacity(nn.BatchNorm1d(3, affine=False), optimizer, lambda m, b: m(b).sum(), torch.ones(2, 3))
+
+
 def test_an_optimizer_of_other_parameters_is_refused() -> None:
     with pytest.raises(UserError, match="the optimizer has 4 parameters that are not of this model"):
         find_capacity(
