@@ -6,6 +6,7 @@ So each micro-batch's summed loss is multiplied by
     scale = num_micro_batches / W,        W = the total weight of the window, over all ranks
 """
 
+import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -196,16 +197,23 @@ class WindowExecution:
 
         Raises:
             OutOfMemory: if a single example does not fit, tried twice.
-            UserError: if the window was run already, or a micro-batch was not run through `accumulate`.
+            UserError: if the window was run already, a micro-batch was not run through `accumulate`, or the capacity
+                is none.
         """
         if self.is_done:
             raise UserError(
                 f"window {self.window.step} was run already: its gradient would be in there twice; run each once"
             )
-        if isinstance(capacity, int):
-            cutter = self.cutters.setdefault(capacity, Cutter.of(capacity))
-        else:
+        if isinstance(capacity, (Cutter, WorkingCapacity)):
             cutter = Cutter.of(capacity)
+        elif hasattr(capacity, "__index__"):  # of numpy too
+            most = operator.index(capacity)
+            cutter = self.cutters.setdefault(most, Cutter.of(most))
+        else:
+            raise UserError(
+                f"a capacity of {capacity!r}: has to be the most examples of one forward, a whole number, or what "
+                "`find_capacity` gave"
+            )
         retry_ambiguous = True
         tried_alone: set[str] = set()
         try:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -197,6 +198,16 @@ def test_a_window_is_run_once(accelerator: Accelerator) -> None:
     run_through(accelerator, model, execution)
     with pytest.raises(UserError, match="window 1 was run already"):
         run_through(accelerator, model, execution)
+
+
+@pytest.mark.parametrize("capacity", [2.0, "2", None, {"capacity": 2}])
+def test_a_capacity_that_is_none_is_refused(capacity: Any) -> None:
+    with pytest.raises(UserError, match=r"a capacity of .*: has to be the most examples"):
+        next(execution_of().micro_batches(capacity))
+
+
+def test_a_number_of_numpy_is_a_capacity() -> None:
+    assert len(next(execution_of().micro_batches(np.int64(2))).examples) == 2  # type: ignore[arg-type]
 
 
 def test_gradients_left_over_from_before_a_window_are_refused(accelerator: Accelerator) -> None:
