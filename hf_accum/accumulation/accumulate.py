@@ -138,16 +138,17 @@ def _accumulated(
     if accelerator.sync_gradients != is_last:
         raise RuntimeError(
             f"micro-batch {micro_batch.index + 1} of {micro_batch.count} did not match accelerate's own count: "
-            "run each micro-batch of a window once, in order, and call accelerator.accumulate nowhere else"
+            "run each micro-batch of a window once, in order, no other window's between them, and call "
+            "accelerator.accumulate nowhere else"
         )
     micro_batch.check_complete()
     execution.check_leaves()
     if micro_batch.is_dummy:
         discard_gradients(models, execution)
-    if micro_batch.share is not None and not accelerator.scaler:  # the scaler of fp16 multiplies it
+    if micro_batch.share is not None:
         execution.shares.append(micro_batch.share)
     if is_last:
-        _check_shares(execution.shares, micro_batch.count)
+        _check_shares(execution.shares, micro_batch.count, accelerator.scaler)
         if execution.guard is not None:
             execution.guard.check()
     if is_last and accelerator.num_processes > 1:
@@ -155,16 +156,21 @@ def _accumulated(
             _sum_gradients([p for p in parameters_of(models) if p.requires_grad])
 
 
-def _check_shares(shares: Sequence[Tensor], count: int) -> None:
-    """Refuse backwards that accelerate did not divide by the number of micro-batches. Waits for the device once."""
+def _check_shares(shares: Sequence[Tensor], count: int, scaler: torch.amp.GradScaler | None) -> None:
+    """Refuse backwards that accelerate did not divide by the number of micro-batches. Waits for the device once.
+
+    The scaler of fp16 multiplies all of them by a number that stays the same within a window.
+    """
     if count == 1 or not shares:
         return  # nothing was to divide
-    for index, share in enumerate(torch.stack([share.float() for share in shares]).tolist()):
-        if not math.isclose(share * count, 1, rel_tol=1e-3):
+    factor = 1.0 if scaler is None else scaler.get_scale()
+    for index, share in enumerate((torch.stack([share.float() for share in shares]) / factor).tolist()):
+        overflows = scaler is not None and not math.isfinite(share)  # it leaves the step out, and lowers its scale
+        if not overflows and not math.isclose(share * count, 1, rel_tol=1e-3):
             raise UserError(
                 f"micro-batch {index + 1} of {count}: its scaled loss went backward with the factor {share:.4g}, "
-                f"where accelerate's is {1 / count:.4g}; run `accelerator.backward(micro_batch.scaled(loss))`, and "
-                "nothing between the two"
+                f"where accelerate's is {1 / count:.4g}; run `accelerator.backward(micro_batch.scaled(loss))`, with "
+                "nothing between the two, and one window to its end before another begins"
             )
 
 

@@ -123,6 +123,39 @@ def test_a_backward_that_accelerate_does_not_divide_is_an_error(accelerator: Acc
         run(5, 1.0)
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.5, torch.inf])
+def test_the_scaler_of_fp16_hides_no_factor(accelerator: Accelerator, factor: float) -> None:
+    """One that overflows is its own affair."""
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    model = make_model(TASK)
+    try:
+        with pytest.raises(UserError, match="micro-batch 1 of 3") if factor == 0.5 else contextlib.nullcontext():
+            for micro_batch in execution_of().micro_batches(2):
+                with accumulate(accelerator, model, micro_batch):
+                    accelerator.backward(micro_batch.scaled(loss_of(model, micro_batch)) * factor)
+    finally:
+        accelerator.scaler = None
+
+
+@pytest.mark.parametrize("has_scaler", [False, True])
+def test_two_windows_at_a_time_are_an_error(accelerator: Accelerator, has_scaler: bool) -> None:
+    """As of two models that take turns; accelerate has one count for both."""
+    accelerator.scaler = torch.amp.GradScaler("cpu") if has_scaler else None
+    models = [make_model(TASK) for _ in range(2)]
+
+    def take_turns() -> None:
+        for both in zip(*(execution_of(4).micro_batches(2) for _ in models), strict=True):
+            for model, micro_batch in zip(models, both, strict=True):
+                with accumulate(accelerator, model, micro_batch):
+                    accelerator.backward(micro_batch.scaled(loss_of(model, micro_batch)))
+
+    try:
+        with pytest.raises(UserError, match="one window to its end before another begins"):
+            take_turns()
+    finally:
+        accelerator.scaler = None
+
+
 def run_through(accelerator: Accelerator, model: nn.Module, execution: WindowExecution) -> None:
     for micro_batch in execution.micro_batches(2):
         with accumulate(accelerator, model, micro_batch):
