@@ -195,6 +195,8 @@ def _prepare(accelerator: "Accelerator", models: Sequence[nn.Module], micro_batc
         execution.drop_gradients = partial(discard_gradients, models, execution)
     if execution.settings_before is None:
         execution.settings_before = _settings_of(accelerator, models)
+    if execution.guard is not None:
+        execution.guard.close()  # of an attempt that ran out of memory
     execution.guard = WindowGuard(models)
     accelerator.gradient_state.plugin_kwargs["sync_with_dataloader"] = False
     accelerator.gradient_accumulation_steps = micro_batch.count

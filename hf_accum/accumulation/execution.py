@@ -329,7 +329,9 @@ class WindowExecution:
                 statistic.copy_(before)
 
     def restore_settings(self) -> None:
-        """Give accelerate its settings back, where `accumulate` changed them for this window."""
+        """Give accelerate the settings back that `accumulate` changed for this window; watch it no more."""
+        if self.guard is not None:
+            self.guard.close()
         if self.settings_before is not None:
             self.settings_before()
             self.settings_before = None

@@ -6,6 +6,9 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hf_accum.errors import UserError
 
@@ -22,9 +25,21 @@ class WindowGuard:
     def __init__(self, models: Sequence[nn.Module]) -> None:
         self._parameters = parameters_of(models)
         self._trained = [p.requires_grad for p in self._parameters]
-        self._versions = [p._version for p in self._parameters]
+        # A forward gives lazy ones their shape and values: the first, for all of them.
+        self._versions = [None if is_lazy(p) else p._version for p in self._parameters]
+        self._known = {id(p) for p in self._parameters}
+        self._num_steps = 0
+        # Of optimizers whose kernels change weights unseen by torch, such as those of bitsandbytes.
+        self._handle = register_optimizer_step_post_hook(self._note_step)
         for model in models:
             _warn_of_hooks(model)
+
+    def close(self) -> None:
+        """Watch no more."""
+        self._handle.remove()
+
+    def _note_step(self, optimizer: Optimizer, *_: object) -> None:
+        self._num_steps += any(id(p) in self._known for group in optimizer.param_groups for p in group["params"])
 
     def check(self) -> None:
         """Refuse a window in which something has changed that its gradient hangs on.
@@ -33,11 +48,14 @@ class WindowGuard:
             UserError: if a weight was changed in the window (by an optimizer's step, say), or a parameter was frozen
                 or thawed.
         """
-        num_moved = sum(p._version != before for p, before in zip(self._parameters, self._versions, strict=True))
-        if num_moved:
+        versions = zip(self._parameters, self._versions, strict=True)
+        num_moved = sum(before is not None and p._version != before for p, before in versions)
+        if num_moved or self._num_steps:
+            what = f"{num_moved} parameters were changed" if num_moved else "an optimizer of its model stepped"
             raise UserError(
-                f"{num_moved} parameters were changed within the window, so that its micro-batches had different "
-                "weights: step the optimizer, and change weights, behind the loop over its micro-batches"
+                f"{what} within the window, so that its micro-batches had different weights: step the optimizer, and "
+                "change weights (also those of which the forward keeps a moving average), behind the loop over its "
+                "micro-batches"
             )
         num_changed = sum(p.requires_grad != was for p, was in zip(self._parameters, self._trained, strict=True))
         if num_changed:
@@ -52,8 +70,7 @@ class WindowGuard:
         Raises:
             UserError: saying how many, and the shape of one.
         """
-        known = {id(p) for p in self._parameters}
-        others = [leaf for leaf in leaves if isinstance(leaf, nn.Parameter) and id(leaf) not in known]
+        others = [leaf for leaf in leaves if isinstance(leaf, nn.Parameter) and id(leaf) not in self._known]
         if others:
             raise UserError(
                 f"the loss trains {len(others)} parameters that are not of the model that `accumulate` was given "

@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_post_hooks
 from window_cases import TASKS, make_examples, make_window
 
 from hf_accum.accumulation.accumulate import accumulate
@@ -66,6 +67,36 @@ def test_a_step_behind_the_last_micro_batch_is_none(accelerator: Accelerator) ->
         run(accelerator, model, make_execution(5), lambda m: loss_of(model, m))
         optimizer.step()
         optimizer.zero_grad()
+
+
+class Unseen(torch.optim.Optimizer):
+    """Its step counts as no change for torch, as that of a kernel which is given addresses (bitsandbytes)."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.add_(1.0)
+
+
+def test_a_step_that_torch_does_not_see_is_an_error_and_that_of_another_model_none(accelerator: Accelerator) -> None:
+    model, other = linear(), linear()
+    num_hooks = len(_global_optimizer_post_hooks)
+    run(accelerator, model, make_execution(5), lambda m: loss_of(model, m), at(1, Unseen(other.parameters()).step))
+    model.zero_grad()
+    optimizer = Unseen(model.parameters())
+    with pytest.raises(UserError, match="an optimizer of its model stepped within the window"):
+        run(accelerator, model, make_execution(5), lambda m: loss_of(model, m), at(1, optimizer.step))
+    run(accelerator, model, make_execution(5), lambda m: loss_of(model, m), at(2, optimizer.step))
+    assert len(_global_optimizer_post_hooks) == num_hooks
+
+
+def test_lazy_parameters_are_made_within_the_first_window(accelerator: Accelerator) -> None:
+    model = nn.LazyLinear(1).double()
+    run(accelerator, model, make_execution(5), lambda m: loss_of(model, m))
+    assert model.weight.grad is not None
 
 
 @pytest.mark.parametrize("value", [True, False])

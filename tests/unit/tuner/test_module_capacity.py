@@ -168,7 +168,8 @@ def test_a_batch_of_which_no_others_can_be_made_is_refused(batch: Any, message: 
 
 def test_what_a_list_has_for_each_row_is_repeated_too() -> None:
     """The boxes of each image."""
-    model, sizes = nn.Linear(3, 1), set()
+    model = nn.Linear(3, 1)
+    sizes: set[tuple[int, int]] = set()
 
     def loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
         sizes.add((len(batch["x"]), len(batch["labels"])))
