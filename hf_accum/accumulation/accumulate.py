@@ -55,7 +55,7 @@ def accumulate(accelerator: "Accelerator", model: Models, micro_batch: "MicroBat
         UserError: if the loss was not scaled just once, or did not go backward just once, by `accelerator.backward`;
             if the model has gradients from before the window; if it has layers that talk to the other ranks in the
             forward (SyncBatchNorm); if weights were changed, or frozen, within the window; if its first loss trains
-            parameters of other models; inside of another `accumulate`.
+            parameters of other models, or its losses a tensor that is no parameter; inside of another `accumulate`.
         RuntimeError: if accelerate counts other micro-batches than these.
 
     >>> import torch
@@ -142,7 +142,8 @@ def _accumulated(
             "accelerator.accumulate nowhere else"
         )
     micro_batch.check_complete()
-    execution.check_leaves()
+    if execution.guard is not None:
+        execution.trained.check(execution.guard)
     if micro_batch.is_dummy:
         discard_gradients(models, execution)
     if micro_batch.share is not None:
@@ -164,7 +165,7 @@ def _check_shares(shares: Sequence[Tensor], count: int, scaler: torch.amp.GradSc
     if count == 1 or not shares:
         return  # nothing was to divide
     factor = 1.0 if scaler is None else scaler.get_scale()
-    for index, share in enumerate((torch.stack([share.float() for share in shares]) / factor).tolist()):
+    for index, share in enumerate((torch.stack([share.float().reshape(()) for share in shares]) / factor).tolist()):
         overflows = scaler is not None and not math.isfinite(share)  # it leaves the step out, and lowers its scale
         if not overflows and not math.isclose(share * count, 1, rel_tol=1e-3):
             raise UserError(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hf_accum.accumulation.capacity import WorkingCapacity
-from hf_accum.accumulation.guard import WindowGuard, leaves_of
+from hf_accum.accumulation.guard import TrainedTensors, WindowGuard
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.accumulation.time_model import Timing
 from hf_accum.accumulation.window import Window
@@ -104,7 +104,8 @@ class MicroBatch:
         self.num_scaled += 1
         if not self.is_no_grad_pass:
             self.execution.note(loss if noted is None else noted)
-            self.execution.look_at_first(loss)
+            if self.execution.window.step == 1:
+                self.execution.trained.look_at(loss)
         scaled = loss * self.scale
         if scaled.requires_grad:
             scaled.register_hook(self._begin_backward)
@@ -176,8 +177,8 @@ class WindowExecution:
     """What each backward of the attempt began with at its scaled loss."""
     guard: WindowGuard | None = field(default=None, init=False, repr=False)
     """Of the attempt."""
-    _leaves: list[Tensor] | None = field(default=None, init=False, repr=False)
-    """What the first loss trains."""
+    trained: TrainedTensors = field(default_factory=TrainedTensors, init=False, repr=False)
+    """What the first losses of the first window train, for all the others."""
     _losses: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     def micro_batches(
@@ -302,21 +303,6 @@ class WindowExecution:
         """Take note of a micro-batch's summed loss, without waiting for the device."""
         if self.window.examples:
             self._losses.append(loss.detach())
-
-    def look_at_first(self, loss: Tensor) -> None:
-        """Take note of what a loss trains: of the first one of the first window, for all the others."""
-        if self.window.step == 1 and self._leaves is None:
-            self._leaves = leaves_of(loss)
-
-    def check_leaves(self) -> None:
-        """Refuse a loss that trains parameters of other models than the window's.
-
-        Raises:
-            UserError: if it does.
-        """
-        if self._leaves and self.guard is not None:
-            leaves, self._leaves = self._leaves, []
-            self.guard.check_leaves(leaves)
 
     def loss_sum(self) -> Tensor | float:
         """This rank's part of the window's summed loss, on the device."""

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,46 @@ class WindowGuard:
                 "anew, and not be summed over the ranks; give it all of them, "
                 "`accumulate(accelerator, [model, other], micro_batch)`"
             )
+
+
+class TrainedTensors:
+    """What the first loss of a window trains, and which tensors that are no parameters its second does too."""
+
+    def __init__(self) -> None:
+        self._leaves: list[Tensor] | None = None
+        self._loose: list[ref[Tensor]] = []
+
+    def look_at(self, loss: Tensor) -> None:
+        """At each loss, before its backward.
+
+        Raises:
+            UserError: if this one and the first train a tensor that is no parameter, which so is none that the
+                forward makes for itself (inputs that need a gradient).
+        """
+        if self._leaves is None:
+            self._leaves = leaves_of(loss)
+            self._loose = [ref(leaf) for leaf in self._leaves if not isinstance(leaf, nn.Parameter)]
+        elif self._loose:
+            now = {id(leaf) for leaf in leaves_of(loss)}
+            kept = [leaf for leaf in (one() for one in self._loose) if leaf is not None and id(leaf) in now]
+            self._loose = []
+            if kept:
+                raise UserError(
+                    f"the losses train {len(kept)} tensors that are no parameters of a model (one of shape "
+                    f"{tuple(kept[0].shape)}): their gradients would be kept where the window starts anew, and not "
+                    "be summed over the ranks; make each an `nn.Parameter` of a model that `accumulate` is given, "
+                    "or detach it"
+                )
+
+    def check(self, guard: WindowGuard) -> None:
+        """Refuse a first loss that trains parameters of other models than the window's, once.
+
+        Raises:
+            UserError: if it does.
+        """
+        if self._leaves:
+            leaves, self._leaves = self._leaves, []
+            guard.check_leaves(leaves)
 
 
 def parameters_of(models: Sequence[nn.Module]) -> list[nn.Parameter]:

@@ -123,6 +123,19 @@ def test_a_backward_that_accelerate_does_not_divide_is_an_error(accelerator: Acc
         run(5, 1.0)
 
 
+def test_a_loss_of_one_number_in_any_shape_is_one(accelerator: Accelerator) -> None:
+    model = make_model(TASK)
+    gradients = []
+    for shape in ((), (1,), (1, 1)):
+        for micro_batch in execution_of().micro_batches(2):
+            with accumulate(accelerator, model, micro_batch):
+                accelerator.backward(micro_batch.scaled(loss_of(model, micro_batch).reshape(shape)))
+        gradients.append([p.grad for p in model.parameters()])
+        model.zero_grad()
+    for others in gradients[1:]:
+        torch.testing.assert_close(others, gradients[0], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("factor", [1.0, 0.5, torch.inf])
 def test_the_scaler_of_fp16_hides_no_factor(accelerator: Accelerator, factor: float) -> None:
     """One that overflows is its own affair."""

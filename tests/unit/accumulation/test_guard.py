@@ -129,6 +129,21 @@ def test_a_loss_that_trains_another_model_too_is_an_error_and_both_can_be_given(
             assert torch.allclose(parameter.grad, gradient, rtol=1e-12, atol=0)
 
 
+def test_a_loss_that_trains_a_tensor_which_is_no_parameter_is_an_error(accelerator: Accelerator) -> None:
+    """But not one that is made in each forward, as an input whose gradient a penalty is of."""
+    model, scale = linear(), torch.ones(1, requires_grad=True, dtype=torch.float64)
+    run(
+        accelerator,
+        model,
+        make_execution(5),
+        lambda m: loss_of(model, m) * torch.ones(1, requires_grad=True, dtype=torch.float64),
+    )
+    model.zero_grad()
+    with pytest.raises(UserError, match=r"train 1 tensors that are no parameters of a model \(one of shape \(1,\)\)"):
+        run(accelerator, model, make_execution(5), lambda m: loss_of(model, m) * scale)
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_both_models_start_anew_where_memory_runs_out_in_one(accelerator: Accelerator) -> None:
     gradients = []
     for fails in (False, True):
