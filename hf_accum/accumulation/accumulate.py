@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hf_accum.accumulation.guard import WindowGuard, parameters_of
 from hf_accum.device.out_of_memory import Failure, classify, release
 from hf_accum.device.timer import Stopwatch
-from hf_accum.distributed.collectives import refuse_layers_that_talk
+from hf_accum.distributed.collectives import refuse_layers_that_talk, refuse_strategies_that_talk
 from hf_accum.distributed.ranks import talking
 from hf_accum.errors import UserError, first_line
 
@@ -54,8 +54,9 @@ def accumulate(accelerator: "Accelerator", model: Models, micro_batch: "MicroBat
     Raises:
         UserError: if the loss was not scaled just once, or did not go backward just once, by `accelerator.backward`;
             if the model has gradients from before the window; if it has layers that talk to the other ranks in the
-            forward (SyncBatchNorm); if weights were changed, or frozen, within the window; if its first loss trains
-            parameters of other models, or its losses a tensor that is no parameter; inside of another `accumulate`.
+            forward (SyncBatchNorm), or accelerate is configured so (FSDP, DeepSpeed); if ranks began with other
+            weights; if weights were changed, or frozen, within the window; if its first loss trains parameters of
+            other models, or its losses a tensor that is no parameter; inside of another `accumulate`.
         RuntimeError: if accelerate counts other micro-batches than these.
 
     >>> import torch
@@ -153,8 +154,11 @@ def _accumulated(
         if execution.guard is not None:
             execution.guard.check()
     if is_last and accelerator.num_processes > 1:
+        trained = [p for p in parameters_of(models) if p.requires_grad]
         with talking():
-            _sum_gradients([p for p in parameters_of(models) if p.requires_grad])
+            if execution.window.step == 1:
+                _refuse_other_weights(trained)
+            _sum_gradients(trained)
 
 
 def _check_shares(shares: Sequence[Tensor], count: int, scaler: torch.amp.GradScaler | None) -> None:
@@ -189,6 +193,7 @@ def _prepare(accelerator: "Accelerator", models: Sequence[nn.Module], micro_batc
     counts its own micro-batches, and no loader has a say in it.
     """
     execution = micro_batch.execution
+    refuse_strategies_that_talk(accelerator)
     for model in models:
         refuse_layers_that_talk(model, accelerator.num_processes)
     if execution.drop_gradients is None:
@@ -203,6 +208,11 @@ def _prepare(accelerator: "Accelerator", models: Sequence[nn.Module], micro_batc
     accelerator.gradient_accumulation_steps = micro_batch.count
     accelerator.step = 0
     for model in _wrapped(models):
+        if model.static_graph:
+            raise UserError(
+                "DistributedDataParallel with `static_graph`: it exchanges gradients in a backward of its own "
+                "choice, while here they are summed behind the last one; make it without, as accelerate does"
+            )
         # Its first forward would give all ranks the buffers of the first: a second time if memory runs out in it.
         model.require_forward_param_sync = False
     if not execution.statistics_before:
@@ -247,10 +257,31 @@ def _running_statistics(model: nn.Module) -> Iterator[Tensor]:
             yield from module.buffers(recurse=False)
 
 
+def _refuse_other_weights(parameters: Sequence[nn.Parameter]) -> None:
+    """Refuse ranks that began with other weights: seen by the first number of each parameter."""
+    if not parameters:
+        return
+    firsts = torch.stack([p.detach().flatten()[:1].sum().float() for p in parameters])
+    largest, smallest = firsts.clone(), firsts.clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    dist.all_reduce(smallest, dist.ReduceOp.MIN)
+    num_others = int((largest != smallest).sum())
+    if num_others:
+        raise UserError(
+            f"{num_others} of {len(parameters)} parameters have other values on other ranks: prepare the model with "
+            "accelerate, which gives all ranks those of the first, or seed what they are drawn from alike"
+        )
+
+
 def _sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Sum the gradients of each parameter over the ranks; where none has one there is none after, too."""
     if not parameters:
         return
+    if any(p.grad is not None and p.grad.layout != torch.strided for p in parameters):
+        raise UserError(
+            "gradients that are sparse, which are not summed over the ranks here: make the embeddings with "
+            "`sparse=False`"
+        )
     has_one = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=parameters[0].device)
     dist.all_reduce(has_one)
     for parameter, count in zip(parameters, has_one.tolist(), strict=True):

@@ -29,6 +29,20 @@ def broadcast_weights(model: nn.Module, accelerator: "Accelerator") -> None:
             tensor.copy_(broadcast(tensor, from_process=0))
 
 
+def refuse_strategies_that_talk(accelerator: "Accelerator") -> None:
+    """Refuse DeepSpeed, FSDP and others whose ranks talk in every forward: their numbers of forwards differ.
+
+    Raises:
+        UserError: for them.
+    """
+    strategy = accelerator.distributed_type.value
+    if strategy != "NO" and not strategy.startswith("MULTI_"):
+        raise UserError(
+            f"accelerate is configured for {strategy}, whose ranks talk in every forward, while here ranks may run "
+            "different numbers of micro-batches: use plain data parallelism (distributed_type MULTI_GPU)"
+        )
+
+
 def refuse_layers_that_talk(model: nn.Module, num_ranks: int) -> None:
     """Refuse layers that talk to the other ranks in every forward: the ranks' numbers of forwards differ.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hf_accum.distributed.collectives import refuse_strategies_that_talk
 from hf_accum.distributed.ranks import TIMEOUT_MINUTES
 from hf_accum.errors import UserError
 
@@ -37,7 +38,6 @@ def start_accelerator(
     from accelerate.tracking import get_available_trackers
     from accelerate.utils import (
         DistributedDataParallelKwargs,
-        DistributedType,
         GradientAccumulationPlugin,
         InitProcessGroupKwargs,
         ProjectConfiguration,
@@ -68,14 +68,7 @@ def start_accelerator(
             f"the launch asked for {asked_for} processes, but accelerate runs {accelerator.num_processes}: "
             "start several ranks by `accelerate launch --multi_gpu --num_processes N`, on CPUs too"
         )
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU) and not str(
-        accelerator.distributed_type.value
-    ).startswith("MULTI_"):
-        raise UserError(
-            f"accelerate is configured for {accelerator.distributed_type.value}, whose ranks talk in every "
-            "forward, while here ranks may run different numbers of micro-batches: use plain data parallelism "
-            "(distributed_type MULTI_GPU)"
-        )
+    refuse_strategies_that_talk(accelerator)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError(
             "mixed precision fp16 needs a GPU (accelerate would silently train in float32): use bf16 or no"

@@ -22,6 +22,7 @@ from hf_accum import (
     FoundCapacity,
     GradCache,
     InBatchNegatives,
+    UserError,
     accumulate,
     find_capacity,
     predict_each_once,
@@ -202,6 +203,30 @@ def check_predictions(accelerator: Accelerator) -> dict[str, float]:
     return {"predicted": float((found - make_model()(inputs).detach()).abs().max())}
 
 
+def check_refusals(accelerator: Accelerator) -> dict[str, float]:
+    """What several ranks have to be told: 0 where they are."""
+    if accelerator.num_processes == 1:
+        return {}
+    cases = {
+        "have other values on other ranks": make_model(seed=accelerator.process_index),
+        "gradients that are sparse": nn.Sequential(nn.Embedding(4, 3, sparse=True), nn.Linear(3, 4)).double(),
+    }
+    worst: dict[str, float] = {}
+    for message, model in cases.items():
+        for parameter in model.parameters() if "sparse" in message else ():
+            parameter.data.fill_(0.5)
+        inputs = rows()[1].abs() % 4 if "sparse" in message else rows()[0]
+        window = next(iter(windows_of(accelerator, [inputs], examples_per_step=NUM_ROWS)))
+        try:
+            for micro_batch in window.micro_batches():
+                with accumulate(accelerator, model, micro_batch):
+                    accelerator.backward(micro_batch.scaled(model(micro_batch.batch).sum()))
+            worst[message] = 1.0
+        except UserError as error:
+            worst[message] = float(message not in str(error))
+    return worst
+
+
 def main(folder: Path) -> None:
     accelerator = Accelerator(cpu=True)
     worst = (
@@ -209,6 +234,7 @@ def main(folder: Path) -> None:
         | check_tuned(accelerator)
         | check_pairs(accelerator)
         | check_predictions(accelerator)
+        | check_refusals(accelerator)
         | check_resume(folder)
     )
     if accelerator.is_main_process:

@@ -345,6 +345,12 @@ def test_settings_of_accelerate_and_of_the_wrapper_are_given_back(
     assert settings_of(accelerator, wrapped) == before
 
 
+def test_a_static_graph_of_the_wrapper_is_refused(accelerator: Accelerator, wrapped: DistributedDataParallel) -> None:
+    """Of which torch fails an assertion of its own, in the first backward."""
+    with pytest.raises(UserError, match="with `static_graph`"):
+        run_through(accelerator, DistributedDataParallel(wrapped.module, static_graph=True), execution_of())
+
+
 def test_an_out_of_memory_ends_the_body_early_and_says_so_in_the_first_line() -> None:
     assert "out-of-memory inside ends the body early" in (accumulate.__doc__ or "").splitlines()[0]
 

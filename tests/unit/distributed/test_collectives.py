@@ -6,12 +6,13 @@ from typing import Any
 import accelerate.utils
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from thread_ranks import ThreadRanks, on_ranks
 from torch import Tensor, nn
 
-from hf_accum.distributed.collectives import broadcast_weights, on_all_ranks
+from hf_accum.distributed.collectives import broadcast_weights, on_all_ranks, refuse_strategies_that_talk
 from hf_accum.distributed.ranks import OneRank
-from hf_accum.errors import RankFailed
+from hf_accum.errors import RankFailed, UserError
 
 
 def test_an_error_on_one_rank_is_an_error_on_all() -> None:
@@ -30,6 +31,16 @@ def test_an_error_on_one_rank_is_an_error_on_all() -> None:
         assert str(outcomes[rank]) == "rank 1 failed: ValueError: no disk"
     assert on_ranks(3, lambda ranks: on_all_ranks(ranks, lambda: ranks.index * 2)) == [[0, 2, 4]] * 3
     assert on_all_ranks(OneRank(), lambda: "x") == ["x"]
+
+
+@pytest.mark.parametrize("strategy", list(DistributedType))
+def test_strategies_whose_ranks_talk_in_every_forward_are_refused(strategy: DistributedType) -> None:
+    accelerator: Any = SimpleNamespace(distributed_type=strategy)
+    if strategy is DistributedType.NO or strategy.name.startswith("MULTI_"):
+        refuse_strategies_that_talk(accelerator)
+        return
+    with pytest.raises(UserError, match=f"configured for {strategy.value}, whose ranks talk in every forward"):
+        refuse_strategies_that_talk(accelerator)
 
 
 class FourBit(nn.Module):
