@@ -24,8 +24,8 @@ def test_the_first_module_that_differs_by_itself_is_named() -> None:
 
 def test_a_module_that_writes_into_its_input_is_named() -> None:
     probe = Probe(encoder(nn.Dropout(0.5, inplace=True)), planted.summed)
-    calls = [calls_of(probe, batches()[0], seed) for seed in (0, 1)]
-    assert first_difference(*calls, 1e-9) == "between"
+    one, other = (calls_of(probe, batches()[0], seed) for seed in (0, 1))
+    assert first_difference(one, other, 1e-9) == "between"
 
 
 def test_an_example_is_found_among_others_and_real_positions_beside_padding() -> None:
