@@ -76,15 +76,15 @@ def loaders(accelerator: Accelerator) -> Iterator[tuple[str, Any, Callable[[int,
 
 def check_windows(accelerator: Accelerator) -> dict[str, float]:
     worst: dict[str, float] = {}
+    sizes: Any = [{"batches_per_step": 2}, {"batches_per_step": 1}, {"examples_per_step": 7}]
     for wrapped in (False, True):
         for name, loader, rows_of in loaders(accelerator):
-            for how in ({"batches_per_step": 2}, {"batches_per_step": 1}, {"examples_per_step": 7}):
+            for how in sizes:
                 for capacity in (1, 3, 100):
                     plain = make_model()
                     model = accelerator.prepare_model(plain) if wrapped else plain
-                    per_window = how.get(
-                        "examples_per_step", 4 * accelerator.num_processes * how.get("batches_per_step", 0)
-                    )
+                    of_batches = 4 * accelerator.num_processes * how.get("batches_per_step", 0)
+                    per_window = how.get("examples_per_step", of_batches)
                     if "prepared" in name and "examples_per_step" in how:
                         continue  # which rows come in which window is up to accelerate's shards
                     seen = 0

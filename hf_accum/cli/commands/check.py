@@ -26,7 +26,7 @@ the model, the summed loss and a list of batches), or, by --model and --head, of
 Status 0: no fault; {FOUND}: a fault in the loss or the model; 2: a mistake of yours; 1: a fault of the program."""
 
 
-def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
     """The command's own flags, and its work: `work(parsed, flags)`, of which a recipe reads the flags."""
     parser = commands.add_parser(
         "check", help="does the gradient depend on how a batch is cut?", description=_CHECK, allow_abbrev=False

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_accum.byte_sizes import format_bytes
 from hf_accum.cli.exit import run
@@ -33,7 +33,7 @@ _PLAN = """What fits into which memory, without a GPU and without weights: the l
 memory size and by way of training, and where the bytes go. All from the model's config."""
 
 
-def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
     """The command's own flags, and its work: `work(parsed, flags)`, of which the recipe reads the flags."""
     parser = commands.add_parser("plan", help="what fits into which memory", description=_PLAN, allow_abbrev=False)
     parser.add_argument("recipe", help="a module of recipes, or any module with a function `workload(config)`")

@@ -31,7 +31,7 @@ def run(accelerator: Accelerator, objective: Any, vectors: Any, fails_at: int | 
                 loss = cache.scaled(micro_batch, *vectors(model, micro_batch.batch))
                 if loss is not None:
                     accelerator.backward(loss)
-    return [p.grad for p in model.parameters()], window
+    return [p.grad for p in model.parameters()], window  # type: ignore[possibly-unbound] (there is one)
 
 
 def triple(model: nn.Module, batch: Tensor) -> list[Tensor]:

@@ -195,7 +195,7 @@ def test_an_optimizer_of_other_parameters_is_refused() -> None:
 
 
 @pytest.mark.parametrize("how", [{"max_examples": 0}, {"max_length": 0}])
-def test_a_limit_that_is_none_is_refused(how: dict[str, int]) -> None:
+def test_a_limit_that_is_none_is_refused(how: dict[str, Any]) -> None:
     model = Net()
     with pytest.raises(UserError, match="has to be at least 1"):
         find_capacity(
