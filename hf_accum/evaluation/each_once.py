@@ -38,7 +38,8 @@ def predict_each_once(
         As `predict`: tensors on the CPU, with a row for each example of the loader.
 
     Raises:
-        UserError: for a prepared loader, one without batches, or a prediction with other rows than its batch has.
+        UserError: for a prepared loader, one without batches, a prediction with other rows than its batch has, or
+            rows of other shapes in other batches (as of tokens, where each is padded to its own longest text).
         RankFailed: if another rank failed.
 
     >>> import torch
@@ -91,11 +92,18 @@ def _joined(parts: list[Any]) -> Any:
     """Tensors of the same place, one below the other."""
     first = parts[0]
     if isinstance(first, Tensor):
+        shapes = sorted({tuple(part.shape[1:]) for part in parts})
+        if len(shapes) > 1:
+            raise UserError(
+                f"predictions of rows of the shapes {shapes[0]} and {shapes[-1]}, which are no one tensor: have "
+                "`predict` give all rows the same, padded to the longest text of all, or a number for each example"
+            )
         return torch.cat(parts)
     if isinstance(first, dict):
         return {key: _joined([part[key] for part in parts]) for key in first}
     if isinstance(first, (tuple, list)):
-        return type(first)(_joined(list(column)) for column in zip(*parts, strict=True))
+        columns = [_joined(list(column)) for column in zip(*parts, strict=True)]
+        return type(first)(*columns) if hasattr(first, "_fields") else type(first)(columns)
     raise UserError(
         f"a prediction of the type {type(first).__name__}: has to be a tensor, or a tuple, list or dict of tensors"
     )
