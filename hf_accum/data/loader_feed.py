@@ -44,7 +44,9 @@ class Feed:
         self.first: Any = None
         """The first batch that was read, of any rank."""
         self.seen = 0
-        """A checksum of all batches that were read."""
+        """A checksum of all batches that were read, where they are dealt."""
+        self.passed = 0
+        """A checksum of all batches that were read, by what is the same on any machine and device."""
 
     def batches(self, count: int) -> list[Rows]:
         """So many batches for this rank, or those that are left; dealt in turn."""
@@ -87,6 +89,7 @@ class Feed:
                 break
             read.append(Rows(batch, self._num_read))
             self._num_read += 1
+            self.passed = crc32(_sample(batch, whole=False), self.passed)
             if self._dealt is not None:
                 self.seen = crc32(_sample(batch), self.seen)
         if read and read[0].number == 0:
@@ -105,11 +108,11 @@ def _between(rows: Sequence[Rows], start: int, stop: int) -> list[Rows]:
     return found
 
 
-def _sample(batch: Any) -> bytes:
-    """The shapes of a batch's tensors, and the first numbers of those on the CPU."""
+def _sample(batch: Any, whole: bool = True) -> bytes:
+    """The shapes of a batch's tensors, the first numbers of those on the CPU; if not `whole`, of integers alone."""
     said: list[bytes] = []
     for name, tensor in tensors_by_name(batch).items():
         said.append(f"{name}{tuple(tensor.shape)}".encode())
-        if tensor.device.type == "cpu":
+        if tensor.device.type == "cpu" and (whole or not tensor.is_floating_point()):
             said.append(repr(tensor.flatten()[:_NUM_SAMPLED].tolist()).encode())
     return b"".join(said)

@@ -113,7 +113,7 @@ def _seed(seed: int) -> None:
 
 
 def _set_epoch(loader: Any, epoch: int) -> None:
-    owners: tuple[Any, ...] = (loader, getattr(loader, "sampler", None), getattr(loader, "dataset", None))
+    owners = [loader, *_samplers(loader), getattr(loader, "dataset", None)]
     for owner in owners:
         if hasattr(owner, "set_epoch"):
             owner.set_epoch(epoch)

@@ -106,6 +106,7 @@ class _Place:
     epoch: int
     num_taken: int
     step: int
+    passed: int = 0  # a checksum of the batches up to here, of this rank
 
 
 class LoaderWindows:
@@ -216,6 +217,13 @@ class LoaderWindows:
         feed = Feed(self._reading.batches(place.epoch), self._ranks if self._is_dealt else None)
         for _ in range(place.num_taken):
             self._take(feed)
+        if self._ranks.index == 0 and feed.passed != place.passed:  # the state is that of rank 0
+            warnings.warn(
+                f"the first {place.num_taken} windows of this pass are not those that were left out: the loader gave "
+                "other batches than before, so that some come twice and others never; what draws their order has to "
+                "have a `torch.Generator` called `generator`, `set_epoch`, or none of its own",
+                stacklevel=3,
+            )
         while True:
             examples, facts, num_examples = self._agreed(feed, place)
             if facts.is_end:
@@ -224,7 +232,7 @@ class LoaderWindows:
                 if self._last is None or self._last[0].is_done:
                     self._before, self._last = _Place(place.epoch + 1, 0, place.step), None
                 return
-            place = replace(place, num_taken=place.num_taken + 1)
+            place = replace(place, num_taken=place.num_taken + 1, passed=feed.passed)
             if facts.num_items == 0:
                 self.num_weightless_windows += 1
                 continue

@@ -1,6 +1,7 @@
 """A loader's pass can be read again: by whom it is shared out, what it repeats, and what it draws."""
 
 import random
+from collections.abc import Iterator
 
 import datasets
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, TensorDataset
 
 from hf_accum.data.loader_reading import LoaderReading, is_dispatched, is_shared_out, repeats_examples
 
@@ -76,3 +77,21 @@ def test_what_a_dataset_draws_is_the_same_in_the_same_pass_and_the_generators_st
     assert passes[0] == passes[1] != passes[2]
     drawn = [number for batch in passes[0] for column in batch for number in column]
     assert len(set(drawn)) == len(drawn)
+
+
+class ByEpoch(Sampler[list[int]]):
+    """Batches whose order is that of the epoch."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter([[self.epoch, 3], [4]])
+
+
+def test_a_sampler_of_batches_is_told_the_pass_too() -> None:
+    reading = LoaderReading(DataLoader(ROWS, batch_sampler=ByEpoch()), seed=0)
+    firsts = [next(reading.batches(epoch))[0].tolist()[0] for epoch in (2, 0)]
+    assert firsts == [ROWS[2][0].tolist(), ROWS[0][0].tolist()]

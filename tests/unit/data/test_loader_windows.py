@@ -1,6 +1,7 @@
 """Windows over anybody's batches: which examples they have, on any number of ranks, and how a pass goes on."""
 
 import gc
+import random
 import weakref
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from thread_ranks import ThreadRanks, on_ranks
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 
 from hf_accum.accumulation.accumulate import accumulate
 from hf_accum.accumulation.batch_parts import num_rows, row_length
@@ -297,6 +298,35 @@ def test_a_pass_goes_on_where_it_was_left_with_what_came_there(
         assert before + seen(second, 3 - second.epoch) == whole
 
 
+class OwnOrder(Sampler[int]):
+    """Of a generator that nobody knows."""
+
+    def __init__(self) -> None:
+        self.random = random.Random(0)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.random.sample(range(11), 11))
+
+
+def test_a_loader_that_gives_other_batches_when_it_is_read_again_is_warned_of() -> None:
+    dataset = TensorDataset(torch.arange(11).view(-1, 1))
+
+    def state(sampler: OwnOrder) -> tuple[LoaderWindows, Any]:
+        windows = make(DataLoader(dataset, batch_size=2, sampler=sampler), batches_per_step=1)
+        for window in windows:
+            for _ in leaves_of(window):
+                pass
+            break
+        return windows, windows.state_dict()
+
+    windows, before = state(OwnOrder())
+    with pytest.warns(UserWarning, match="the first 1 windows of this pass are not those that were left out"):
+        next(iter(windows))
+    resumed = make(DataLoader(dataset, batch_size=2, sampler=OwnOrder()), batches_per_step=1)
+    resumed.load_state_dict(before)
+    next(iter(resumed))  # its first pass is the same
+
+
 def test_a_window_that_did_not_go_through_comes_again() -> None:
     windows = make(batches_of([1, 1, 1]), batches_per_step=1)
     for window in windows:
@@ -397,7 +427,7 @@ def test_a_loader_that_is_made_in_each_epoch_has_another_order_each_time(acceler
         orders.append(str([[leaf.tolist() for leaf in leaves_of(window)] for window in of_pass]))
         seeds.append(of_pass[0].window.seed)
     assert len(set(orders)) == len(set(seeds)) == 12
-    state = windows.state_dict() | {"place": {"epoch": 0, "num_taken": 0, "step": 0}}
+    state = windows.state_dict() | {"place": {"epoch": 0, "num_taken": 0, "step": 0, "passed": 0}}
     windows = make(shuffled(), batches_per_step=1)
     windows.load_state_dict(state)
     of_pass = list(windows)
