@@ -243,7 +243,7 @@ class LoaderWindows:
             yield execution
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` takes: the place behind the last window that went through."""
+        """What `load_state_dict` takes: the place behind the last window that went through, and what fits."""
         return {
             "place": asdict(self._place),
             "batches_per_step": self.batches_per_step,
@@ -252,6 +252,7 @@ class LoaderWindows:
             "seed": self._seed,
             "num_weightless_windows": self.num_weightless_windows,
             "reading": self._reading.state_dict(),
+            "cutters": {most: cutter.state_dict() for most, cutter in self._cutters.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -270,10 +271,10 @@ class LoaderWindows:
                     "the data would be another one; go on with the same, or begin anew"
                 )
         self._reading.load_state_dict(state["reading"])
+        for most, of_cutter in state["cutters"].items():
+            self._cutters.setdefault(most, Cutter.of(most)).load_state_dict(of_cutter)
         self._before, self._last = _Place(**state["place"]), None
         self.num_weightless_windows = state["num_weightless_windows"]
-
-    # The rows of this rank
 
     def _take(self, feed: Feed) -> list[Rows]:
         if self.batches_per_step is not None:

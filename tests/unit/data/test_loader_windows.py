@@ -381,10 +381,10 @@ def test_the_gradient_is_that_of_the_window_in_one_batch(sizes: list[int], per_s
 
 
 def test_what_a_capacity_learns_is_for_the_windows_after_it() -> None:
-    """A number as capacity too."""
+    """A number as capacity too; and it is in the state."""
     accelerator, model = Accelerator(cpu=True), Linear()
     replays = []
-    for window in windows_of(accelerator, batches_of([8, 8, 8]), batches_per_step=1):
+    for window in (windows := windows_of(accelerator, batches_of([8, 8, 8]), batches_per_step=1)):
         for micro_batch in window.micro_batches(8):
             with accumulate(accelerator, model, micro_batch):
                 if len(micro_batch.examples) > 4:
@@ -393,6 +393,9 @@ def test_what_a_capacity_learns_is_for_the_windows_after_it() -> None:
         replays.append(window.num_oom_replays)
         model.zero_grad()
     assert replays == [1, 0, 0]
+    resumed = make(batches_of([8, 8, 8]), batches_per_step=1)
+    resumed.load_state_dict(windows.state_dict())
+    assert [len(piece) for window in resumed for piece in run(window, 8)] == [4] * 6
 
 
 def test_a_prepared_loader_that_repeats_examples_is_warned_of() -> None:
