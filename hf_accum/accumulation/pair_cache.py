@@ -77,7 +77,8 @@ class GradCache:
             vectors: of its pairs, (num_pairs, width) for each side.
 
         Raises:
-            UserError: if the vectors are not those of the pairs, or the objective does not give a loss for each.
+            UserError: if the vectors are not those of the pairs, or of micro-batches of the window itself; if the
+                objective does not give a loss for each pair.
         """
         for side in vectors:
             if side.ndim != 2 or len(side) != len(micro_batch.examples):
@@ -88,6 +89,11 @@ class GradCache:
         if micro_batch.is_no_grad_pass:
             self._keep(micro_batch, vectors)
             return None
+        if not self._sides or not (micro_batch.is_dummy or all(p.id in self._places for p in micro_batch.examples)):
+            raise UserError(
+                "vectors of a window that were not kept before: take its micro-batches from "
+                "`cache.micro_batches(window, capacity)`, which come twice"
+            )
         if self._gradients is None:
             self._gradients = self._contrast()
         places = self._places_of(micro_batch)

@@ -323,7 +323,7 @@ class LoaderWindows:
         """A batch as an example, whose parts are its rows."""
         length = int(self._length(rows.batch))
         weight = float(self._weight(rows.batch))
-        if not weight >= 0:
+        if not 0 <= weight < float("inf"):
             raise UserError(f"the weight of batch {rows.number + 1} is {weight}: has to be a number from 0 on")
         name = f"{epoch}/{rows.number}"
         parts = tuple(

@@ -70,3 +70,25 @@ def test_what_are_no_vectors_or_losses_of_the_pairs_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         run(accelerator, objective, vectors)
+
+
+def test_micro_batches_of_the_window_itself_are_refused(accelerator: Accelerator) -> None:
+    """Which come once: of the first window nothing is known then, of the next what the first one had."""
+    model, cache = nn.Linear(2, 3).double(), GradCache(accelerator, InBatchNegatives())
+    windows = iter(windows_of(accelerator, [torch.randn(2, 2, dtype=torch.float64)] * 3, batches_per_step=1))
+
+    def run_one(is_of_cache: bool) -> None:
+        window = next(windows)
+        for micro_batch in cache.micro_batches(window, 1) if is_of_cache else window.micro_batches(1):
+            with accumulate(accelerator, model, micro_batch):
+                vectors = model(micro_batch.batch)
+                loss = cache.scaled(micro_batch, vectors, 2 * vectors)
+                if loss is not None:
+                    accelerator.backward(loss)
+        model.zero_grad()
+
+    with pytest.raises(UserError, match="of a window that were not kept before"):
+        run_one(False)
+    run_one(True)
+    with pytest.raises(UserError, match="of a window that were not kept before"):
+        run_one(False)

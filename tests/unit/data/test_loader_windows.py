@@ -190,7 +190,7 @@ def test_a_window_in_which_nothing_counts_is_left_out_and_counted() -> None:
     assert windows.num_weightless_windows == 1
 
 
-@pytest.mark.parametrize("weight", [-1.0, float("nan")])
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_a_weight_that_is_none_is_refused(weight: float) -> None:
     with pytest.raises(UserError, match="the weight of batch 1 is"):
         list(make(batches_of([1]), batches_per_step=1, weight=lambda _: weight))
