@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from hf_accum.accumulation.grad_cache import InBatchNegatives
     from hf_accum.accumulation.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
     from hf_accum.accumulation.pair_cache import GradCache
-    from hf_accum.data.loader_windows import LoaderWindows, windows_of
+    from hf_accum.data.loader_windows import LoaderWindows
+    from hf_accum.data.windows_of import windows_of
     from hf_accum.errors import OutOfMemory, UserError
     from hf_accum.evaluation.each_once import predict_each_once
     from hf_accum.gradient_check.check import check
@@ -38,7 +39,7 @@ _HOMES = {
     "check": "gradient_check.check",
     "find_capacity": "tuner.module_capacity",
     "predict_each_once": "evaluation.each_once",
-    "windows_of": "data.loader_windows",
+    "windows_of": "data.windows_of",
 }
 
 __all__ = [

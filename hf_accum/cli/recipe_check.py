@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import hf_accum
 from hf_accum.accumulation.example import Example, inputs_of
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.stream import WindowStream
@@ -24,6 +23,7 @@ from hf_accum.gradient_check.collated import CollatedRows, of_piece
 from hf_accum.gradient_check.report import Report
 from hf_accum.gradient_check.tensors import IGNORE
 from hf_accum.models.trainable import load_trainable
+from hf_accum.run import training
 from hf_accum.tasks.causal_lm.task import CausalTexts
 from hf_accum.tasks.language_modeling.chunked_loss import Targets
 from hf_accum.tasks.retrieval.task import TextRetrieval
@@ -68,28 +68,25 @@ def handed_over(module: ModuleType, config: RecipeConfig) -> Handed:
             train(config)
     except _Taken as taken:
         return taken.handed
-    raise UserError(f"{module.__name__}: its `train` made no hf_accum.Training, whose model and data are checked")
+    raise UserError(f"{module.__name__}: its `train` made no `Training`, whose model and data are checked")
 
 
 @contextmanager
 def _taking(module: ModuleType) -> Iterator[None]:
-    """Inside, `hf_accum.Training` gives what it is given to `handed_over`."""
+    """Inside, `Training` gives what it is given to `handed_over`."""
 
     def take(**given: Any) -> None:
         raise _Taken(Handed(**given))
 
-    places = [hf_accum, *([module] if "Training" in vars(module) else [])]
-    before = [vars(place).get("Training") for place in places]
+    places = [vars(training), *([vars(module)] if "Training" in vars(module) else [])]
+    before = [place["Training"] for place in places]
     for place in places:
-        vars(place)["Training"] = take
+        place["Training"] = take
     try:
         yield
     finally:
         for place, value in zip(places, before, strict=True):
-            if value is None:
-                del vars(place)["Training"]  # found by its home when it is next asked for
-            else:
-                vars(place)["Training"] = value
+            place["Training"] = value
 
 
 def check_recipe(module: ModuleType, config: RecipeConfig, name: str) -> Report:

@@ -34,6 +34,7 @@ WITHOUT_TEST_FILE = {
     "accumulation/window": "a frozen dataclass: what runs it is tested",
     "config/variants": "a table of names",
     "data/loader_feed": "tests/unit/data/test_loader_windows.py",
+    "data/windows_of": "tests/unit/data/test_loader_windows.py",
     "models/spec": "a frozen dataclass",
     "recipe": "tests/unit/test_init.py",
     "tasks/task": "a protocol",
@@ -44,7 +45,7 @@ WITHOUT_TEST_FILE = {
 }
 """Modules without a test file of their own: why, or which file tests them."""
 
-ALONE = {"accumulation/accumulate", "accumulation/pair_cache", "data/loader_windows", "evaluation/each_once"}
+ALONE = {"accumulation/accumulate", "accumulation/pair_cache", "data/windows_of", "evaluation/each_once"}
 """Modules that a loop of one's own on accelerate calls."""
 MAY_IMPORT_ACCELERATE = {*ALONE, "distributed", "gradient_check/stock", "run/log", "run/summary"}
 

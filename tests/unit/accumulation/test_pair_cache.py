@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hf_accum.accumulation.accumulate import accumulate
 from hf_accum.accumulation.grad_cache import InBatchNegatives
 from hf_accum.accumulation.pair_cache import GradCache
-from hf_accum.data.loader_windows import windows_of
+from hf_accum.data.windows_of import windows_of
 from hf_accum.errors import UserError
 
 

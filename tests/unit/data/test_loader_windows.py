@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 from hf_accum.accumulation.accumulate import accumulate
 from hf_accum.accumulation.batch_parts import num_rows, row_length
 from hf_accum.accumulation.execution import WindowExecution
-from hf_accum.data.loader_windows import LoaderWindows, windows_of
+from hf_accum.data.loader_windows import LoaderWindows
+from hf_accum.data.windows_of import windows_of
 from hf_accum.distributed.ranks import OneRank, Ranks
 from hf_accum.errors import UserError
 
