@@ -38,13 +38,15 @@ def map_leaves(
     if isinstance(batch, tuple):
         changed = [inner(index, value) for index, value in enumerate(batch)]
         return type(batch)(*changed) if hasattr(batch, "_fields") else tuple(changed)
-    if isinstance(batch, list) and any(_is_container(value) or isinstance(value, Tensor) for value in batch):
+    if isinstance(batch, list) and _is_container(batch):
         made = of_list(name, batch)
         return made if made is not None else [inner(index, value) for index, value in enumerate(batch)]
     return change(name, batch)
 
 
 def _is_container(value: object) -> bool:
+    if isinstance(value, list):
+        return any(isinstance(inner, Tensor) or _is_container(inner) for inner in value)
     return isinstance(value, (Mapping, tuple)) or (dataclasses.is_dataclass(value) and not isinstance(value, type))
 
 

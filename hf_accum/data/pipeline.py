@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from hf_accum.accumulation.batch_parts import to_device
 from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.accumulation.splitting import Cutter
@@ -197,11 +198,6 @@ def _plain(batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return {key: _plain(value) for key, value in batch.items()}
     return type(batch)(map(_plain, batch)) if type(batch) in (list, tuple) else batch
-
-
-def to_device(batch: B, device: torch.device) -> B:
-    """All tensors of a batch on a device; from pinned memory without waiting for it."""
-    return tree_map_only(torch.Tensor, lambda tensor: tensor.to(device, non_blocking=True), batch)
 
 
 def _arrived(batch: B, event: torch.Event, device: torch.device) -> B:

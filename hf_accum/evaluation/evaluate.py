@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hf_accum.accumulation.batch_parts import to_device
 from hf_accum.accumulation.capacity import WorkingCapacity
 from hf_accum.accumulation.example import Example, inputs_of
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.data.pipeline import to_device
 from hf_accum.data.stream import WindowStream
 from hf_accum.device.out_of_memory import Failure, classify, release
 from hf_accum.distributed.collectives import on_rank_0

@@ -6,10 +6,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from hf_accum.accumulation.batch_parts import to_device
 from hf_accum.accumulation.example import Example, inputs_of
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.config.recipe import RecipeConfig
-from hf_accum.data.pipeline import to_device
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.collectives import on_all_ranks
 from hf_accum.distributed.ranks import Ranks

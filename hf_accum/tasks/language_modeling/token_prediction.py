@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
+from hf_accum.accumulation.batch_parts import to_device
 from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.data.pipeline import to_device
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.evaluation.evaluate import check_best_metric, run_over

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hf_accum.accumulation.batch_parts import to_device
 from hf_accum.accumulation.example import TOKENS, Example, Lengths
 from hf_accum.accumulation.grad_cache import InBatchNegatives
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.data.pipeline import to_device
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks

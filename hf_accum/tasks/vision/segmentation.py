@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hf_accum.accumulation.batch_parts import to_device
 from hf_accum.accumulation.example import Example, Lengths
 from hf_accum.accumulation.losses import IGNORE, Objective
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.formats.rows import BadRow
-from hf_accum.data.pipeline import to_device
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError

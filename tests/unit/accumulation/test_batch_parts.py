@@ -63,6 +63,12 @@ def test_a_tensor_with_other_rows_cannot_be_cut_and_is_named() -> None:
         rows_of(batch, 0, 2)
 
 
+def test_tensors_in_lists_of_lists_are_moved_too() -> None:
+    moved = to_device({"x": [[IDS], [IDS]], "names": [["a"]]}, torch.device("meta"))
+    assert [tensor.device.type for inner in moved["x"] for tensor in inner] == ["meta", "meta"]
+    assert moved["names"] == [["a"]]
+
+
 def test_the_first_row_is_a_copy_that_holds_no_more() -> None:
     row = first_row(KINDS["dict"])
     assert row["input_ids"].tolist() == IDS[:1].tolist()
