@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from hf_accum.config.trust import Trust
 from hf_accum.errors import UserError, first_line
+from hf_accum.models.pooled_classifier import saved_pooling
 from hf_accum.models.trust import local
 
 Pooling = Literal["mean", "cls", "last"]
@@ -48,6 +49,21 @@ def own_pooling(name: str, trust: Trust) -> Pooling | None:
             "there are mean, cls and last: give one of them by `pooling`"
         )
     return known[found[0]]
+
+
+def classifier_pooling(name: str, trust: Trust) -> Literal["cls", "mean", "max"]:
+    """What of the states a classifier of texts sees, by a model's files.
+
+    Of one that this project trained (a whole one) what it was trained with, mean for encoders of sentences that were
+    made so, else cls: the head of the model's own kind.
+
+    Raises:
+        UserError: as `own_pooling` does.
+    """
+    saved = saved_pooling(Path(name))
+    if saved in ("mean", "max"):
+        return saved
+    return "mean" if own_pooling(name, trust) == "mean" else "cls"
 
 
 def _read(name: str, file: str, trust: Trust) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hf_accum.files import fill_folder_atomically
 from hf_accum.models.loading import quiet_transformers
+from hf_accum.models.pooled_saving import load_pooled, pooled_classifier_in, write_pooled
 
 
 class Processor(Protocol):
@@ -42,8 +43,12 @@ def write_model(
     how: dict[str, Any] = {} if weights is None else {"state_dict": dict(weights)}
     if isinstance(model, PeftModel):
         how["save_embedding_layers"] = False
+    pooled = pooled_classifier_in(model)
     with quiet_transformers():
-        model.save_pretrained(str(folder), **how)  # type: ignore[operator]
+        if pooled is not None:
+            write_pooled(model, pooled, folder, weights)
+        else:
+            model.save_pretrained(str(folder), **how)  # type: ignore[operator]
         processor.save_pretrained(str(folder))
     if isinstance(model, PeftModel):
         _put_in_order(folder / "adapter_config.json")
@@ -83,11 +88,21 @@ def weights_folder(model: nn.Module) -> str:
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Load what `save_model` saved back into the same model."""
     from peft import PeftModel, set_peft_model_state_dict
-    from safetensors.torch import load_file, load_model
+    from safetensors.torch import load_file
 
-    if isinstance(model, PeftModel):
+    pooled = pooled_classifier_in(model)
+    if pooled is not None:
+        load_pooled(model, pooled, folder)
+    elif isinstance(model, PeftModel):
         set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
-        return
+    if not isinstance(model, PeftModel):
+        _load_whole(model if pooled is None else pooled.base_model, folder)
+
+
+def _load_whole(model: nn.Module, folder: Path) -> None:
+    """Load the weights that transformers saved of a whole model back into the same model."""
+    from safetensors.torch import load_model
+
     try:
         load_model(model, folder / "model.safetensors")
     except (RuntimeError, FileNotFoundError):  # transformers saves some under other names, and large ones in pieces

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from hf_accum.config.validation import require, require_not_empty
 
+Pooling = Literal["cls", "mean", "max"]
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 ClassWeights = Literal["none", "balanced", "sqrt_balanced"] | list[float]
 

@@ -1,0 +1,97 @@
+"""A pooled classifier's files: used without this package by what their README says, and restored."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import AutoPeftModelForSequenceClassification
+from pooled import load_pooled
+from tiny import make_tokenizer, save_base
+from trained import LORA, adapt, logits_of, train
+
+from hf_accum.config.lora import LoraConfig
+from hf_accum.config.trust import Trust
+from hf_accum.models.pooled_classifier import StatePooling, saved_pooling
+from hf_accum.models.pooled_saving import pooled_classifier_in
+from hf_accum.models.pooling import classifier_pooling
+from hf_accum.models.saving import load_weights, save_model, weights_of, write_model
+
+CASES: list[tuple[str, StatePooling, int]] = [("bert", "mean", 2), ("llama", "max", 2), ("distilbert", "mean", 0)]
+WHOLE = LoraConfig(rank=0)
+
+
+def trained_model(folder: Path, architecture: str, pooling: StatePooling, rank: int):
+    model = adapt(load_pooled(save_base(folder, architecture), pooling), LORA if rank else WHOLE)
+    train(model)
+    return model
+
+
+@pytest.mark.parametrize(("architecture", "pooling", "rank"), CASES)
+def test_weights_are_restored_and_trained_further(
+    tmp_path: Path, architecture: str, pooling: StatePooling, rank: int
+) -> None:
+    model = trained_model(tmp_path / "base", architecture, pooling, rank)
+    saved, kept = logits_of(model), weights_of(model)
+    save_model(model, make_tokenizer(), tmp_path / "result")
+    assert saved_pooling(tmp_path / "result") == pooling
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    train(model)
+    assert not torch.equal(logits_of(model), saved)
+    (tmp_path / "kept").mkdir()
+    write_model(model, make_tokenizer(), tmp_path / "kept", kept)  # of before, as a checkpoint does
+    for folder in ("result", "kept"):
+        train(model)
+        load_weights(model, tmp_path / folder)
+        assert torch.equal(logits_of(model), saved)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == trained
+    assert pooled_classifier_in(model) is not None
+
+
+RUN_EACH = """
+import json, os, re, sys
+found = {}
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    (code,) = re.findall(r"```python\\n(.*?)```", open("README.md").read(), re.S)
+    exec(code, names := {})
+    found[folder] = names["logits"].tolist()
+    os.chdir("..")
+assert not any(name.startswith("hf_accum") for name in sys.modules)
+print(json.dumps(found))
+"""
+
+
+def test_another_program_predicts_the_same_by_the_readme(tmp_path: Path) -> None:
+    expected, batch = {}, make_tokenizer()(["a text", "another one"], padding=True, return_tensors="pt")
+    for architecture, pooling, rank in CASES:
+        model = trained_model(tmp_path / "bases" / architecture, architecture, pooling, rank)
+        save_model(model, make_tokenizer(), tmp_path / architecture)
+        model.eval()
+        with torch.no_grad():
+            inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+            expected[architecture] = model(**inputs).logits
+    command = [sys.executable, "-c", RUN_EACH, *expected]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *names, logits = done.stdout.splitlines()
+    for architecture, found in json.loads(logits).items():
+        torch.testing.assert_close(torch.tensor(found), expected[architecture], rtol=1e-5, atol=1e-6)
+    assert names == [str(["abc"[index] for index in of.argmax(-1).tolist()]) for of in expected.values()]
+
+
+def test_peft_does_not_take_it_for_a_classifier_of_the_first_token(tmp_path: Path) -> None:
+    model = trained_model(tmp_path / "base", "bert", "mean", 2)
+    save_model(model, make_tokenizer(), tmp_path / "adapter")
+    with pytest.raises(ValueError, match="FeatureExtraction"):
+        AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=3)
+
+
+def test_the_pooling_of_a_trained_model_is_known(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", "bert")
+    assert classifier_pooling(base, Trust()) == "cls"
+    model = adapt(load_pooled(base, "max"), WHOLE)
+    save_model(model, make_tokenizer(), tmp_path / "model")
+    assert classifier_pooling(str(tmp_path / "model"), Trust()) == "max"
