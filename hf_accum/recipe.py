@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from hf_accum.accumulation.nonfinite import NonFiniteCheck
     from hf_accum.cli.command import command
     from hf_accum.config.recipe import RecipeConfig
+    from hf_accum.data.embedded import Embedded, with_dataset
     from hf_accum.data.pipeline import Pipeline
     from hf_accum.data.source import BadRow, Source, of_dataset, open_source
-    from hf_accum.data.split import dataset_of
     from hf_accum.data.stream import WindowStream
     from hf_accum.distributed.launch import start_accelerator
     from hf_accum.distributed.ranks import Ranks, ranks_of
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BadRow": "data.source",
+    "Embedded": "data.embedded",
     "Example": "accumulation.example",
     "Metric": "evaluation.evaluate",
     "ModelSpec": "models.spec",
@@ -39,7 +40,6 @@ _HOMES = {
     "WindowStream": "data.stream",
     "Workload": "tuner.workload",
     "command": "cli.command",
-    "dataset_of": "data.split",
     "evaluate_model": "evaluation.evaluate",
     "load_tokenizer": "models.tokenizers",
     "of_dataset": "data.source",
@@ -47,10 +47,12 @@ _HOMES = {
     "planned": "tuner.workload",
     "ranks_of": "distributed.ranks",
     "start_accelerator": "distributed.launch",
+    "with_dataset": "data.embedded",
 }
 
 __all__ = [
     "BadRow",
+    "Embedded",
     "Example",
     "Metric",
     "ModelSpec",
@@ -65,7 +67,6 @@ __all__ = [
     "WindowStream",
     "Workload",
     "command",
-    "dataset_of",
     "evaluate_model",
     "load_tokenizer",
     "of_dataset",
@@ -73,6 +74,7 @@ __all__ = [
     "planned",
     "ranks_of",
     "start_accelerator",
+    "with_dataset",
 ]
 
 __getattr__ = lazily(__name__, _HOMES)

@@ -1,6 +1,7 @@
 """Fine-tune a clinical-text encoder to classify texts: one label each, several, or a number.
 
-By default MiniLM with LoRA learns to tell the mode of inheritance of rare diseases from their clinical synopses.
+By default MiniLM with LoRA learns to tell the chapter of ICD-10-CM that a diagnosis belongs to from its description;
+with `--dataset embedded:synopses` the mode of inheritance of rare diseases from their clinical synopses.
 One's own model and data go by flags:
 
     accelerate launch -m recipes.clinical_classification --model emilyalsentzer/Bio_ClinicalBERT \
@@ -12,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hf_accum import recipe  # its parts are imported when they are used: help and a wrong flag need no torch
-from hf_accum.tasks.flags import ClassWeights, Problem, check_classification
+from hf_accum.tasks.flags import ClassWeights, Pooling, Problem, check_classification
+from recipes.embedded.icd import icd_chapters
 from recipes.embedded.models import minilm
 from recipes.embedded.synopses import clinical_synopses
 
@@ -28,6 +30,9 @@ class ClinicalClassificationConfig(recipe.RecipeConfig):
     """Column with the text."""
     label_column: str | None = None
     """Column with the label; default: label, or that of the embedded dataset."""
+    pooling: Pooling | None = None
+    """What of the last states the classifier sees: their mean, their largest values (max), or what the model's own
+    head takes, as the first token's (cls); default: mean if the model was made so (for sentences), else cls."""
     problem: Problem = "single_label_classification"
     """One class for each text, any number of labels, or a number."""
     labels: list[str] | str = field(default_factory=list)
@@ -59,7 +64,8 @@ def train(config: ClinicalClassificationConfig):
     tokenizer = recipe.load_tokenizer(config.model or minilm(), config.trust)
     task = task_of(config, data.labels, tokenizer, data.label_counts)
     task.check_metrics(config.best_metric)
-    spec, config = spec_of(config, data.labels), replace(config, labels=list(data.labels.names))
+    spec = spec_of(config, data.labels)
+    config = replace(config, labels=list(data.labels.names), pooling=pooling_of(config))
     with recipe.Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
         accelerator, model, capacity = training.accelerator, training.model, training.capacity
         optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
@@ -94,13 +100,18 @@ def task_of(config: ClinicalClassificationConfig, labels: "LabelColumn", tokeniz
 
 def spec_of(config: ClinicalClassificationConfig, labels: "LabelColumn") -> "recipe.ModelSpec":
     """An encoder, with a head that has the labels' names."""
-    from transformers import AutoModelForSequenceClassification
-
+    from hf_accum.models.pooled_classifier import classifier_of
     from hf_accum.tasks.text_classification.task import model_config
 
-    return recipe.ModelSpec(
-        AutoModelForSequenceClassification, config.model or minilm(), "SEQ_CLS", model_config(labels)
-    )
+    kind = classifier_of(pooling_of(config))
+    return recipe.ModelSpec(kind, config.model or minilm(), "SEQ_CLS", model_config(labels))
+
+
+def pooling_of(config: ClinicalClassificationConfig) -> Pooling:
+    """What the classifier sees of the states, by the flag or by how the model was made."""
+    from hf_accum.models.pooling import classifier_pooling
+
+    return config.pooling or classifier_pooling(config.model or minilm(), config.trust)
 
 
 def workload(config: ClinicalClassificationConfig, precision: str = "no") -> "recipe.Workload":
@@ -114,18 +125,24 @@ def workload(config: ClinicalClassificationConfig, precision: str = "no") -> "re
 
 
 def open_data(config: ClinicalClassificationConfig, ranks: "recipe.Ranks"):
-    """The texts of the flags, or the embedded synopses: by mode of inheritance, or with all their modes."""
+    """The texts of the flags, or embedded ones: diagnoses and their chapters, or synopses and their inheritance."""
     from hf_accum.tasks.text_classification.data import open_labelled_texts
 
-    dataset, group_column = recipe.dataset_of(config, ranks, clinical_synopses, "disease")
-    embedded = "modes" if config.problem == "multi_label_classification" else "inheritance"
+    of_synopses = "modes" if config.problem == "multi_label_classification" else "inheritance"
+    diagnoses = {"label_column": "chapter", "group_column": "category", "eval_split": "test"}
+    embedded = {
+        "icd": recipe.Embedded(icd_chapters, diagnoses),
+        "icd-d": recipe.Embedded(lambda: icd_chapters("d"), diagnoses),
+        "synopses": recipe.Embedded(clinical_synopses, {"label_column": of_synopses, "group_column": "disease"}),
+    }
+    config, dataset = recipe.with_dataset(config, ranks, embedded)
     return open_labelled_texts(
         dataset,
         ranks,
         config,
         text_column=config.text_column,
-        label_column=config.label_column or (embedded if config.dataset is None else "label"),
-        group_column=group_column or config.text_column,
+        label_column=config.label_column or "label",
+        group_column=config.group_column or config.text_column,
         problem=config.problem,
         label_names=tuple(config.labels),
         label_separator=config.label_separator,

@@ -107,7 +107,8 @@ def open_data(config: ClinicalNerConfig, ranks: "recipe.Ranks", tokenizer: Any):
     """The tagged texts of the flags, or the embedded sentences; read for their types and their lengths."""
     from hf_accum.tasks.token_classification.data import open_tagged_texts
 
-    dataset, group_column = recipe.dataset_of(config, ranks, biomedical_entities, "sentence")
+    embedded = {"entities": recipe.Embedded(biomedical_entities, {"group_column": "sentence"})}
+    config, dataset = recipe.with_dataset(config, ranks, embedded)
     return open_tagged_texts(
         dataset,
         ranks,
@@ -115,7 +116,7 @@ def open_data(config: ClinicalNerConfig, ranks: "recipe.Ranks", tokenizer: Any):
         tokenizer,
         words_column=config.words_column,
         tags_column=config.tags_column,
-        group_column=group_column,
+        group_column=config.group_column,
         types=tuple(config.types),
         overlap=config.overlap,
     )

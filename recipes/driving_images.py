@@ -181,8 +181,9 @@ def open_data(config: DrivingImagesConfig, ranks: "recipe.Ranks"):
     from hf_accum.tasks.vision.data import open_labelled_images, open_masked_images
     from recipes.embedded.signs import road_signs
 
-    dataset, _ = recipe.dataset_of(config, ranks, road_signs)
+    embedded = {"signs": recipe.Embedded(road_signs, {})}
     names = known_names(config) if config.task == "segmentation" else tuple(config.labels)
+    config, dataset = recipe.with_dataset(config, ranks, embedded)
     how: dict[str, Any] = {"image_column": config.image_column, "label_names": names}
     how["most_pixels"] = config.max_image_pixels
     if config.task == "segmentation":
@@ -195,7 +196,7 @@ def known_names(config: DrivingImagesConfig) -> tuple[str, ...]:
     """The names of the classes as far as they are known before the data is read; else none."""
     from recipes.embedded.signs import CLASSES
 
-    if config.labels or config.dataset is not None:
+    if config.labels or config.dataset not in (None, "embedded:signs"):
         return tuple(config.labels)
     return ("background", *CLASSES) if config.task == "segmentation" else CLASSES
 

@@ -122,8 +122,10 @@ def open_data(config: MedicalLmConfig, ranks: "recipe.Ranks", tokenizer: Any):
     """The rows of the flags, or the embedded definitions, cut or truncated to `max_length`."""
     from hf_accum.tasks.causal_lm.data import open_passages
 
-    dataset, group_column = recipe.dataset_of(config, ranks, term_definitions, "family")
-    return open_passages(dataset, ranks, config, reader_of(config, tokenizer), group_column=group_column)
+    of_rows = {} if config.text_column else {"prompt_column": "prompt", "response_column": "response"}
+    embedded = {"definitions": recipe.Embedded(term_definitions, {"group_column": "family", **of_rows})}
+    config, dataset = recipe.with_dataset(config, ranks, embedded)
+    return open_passages(dataset, ranks, config, reader_of(config, tokenizer), group_column=config.group_column)
 
 
 def reader_of(config: MedicalLmConfig, tokenizer: Any):
@@ -135,8 +137,6 @@ def reader_of(config: MedicalLmConfig, tokenizer: Any):
         return Conversations(tokenizer, config.messages_column, config.max_length)
     if config.prompt_column is not None and config.response_column is not None:
         return PromptsAndResponses(tokenizer, config.prompt_column, config.response_column, config.max_length)
-    if config.dataset is None and config.text_column is None:
-        return PromptsAndResponses(tokenizer, "prompt", "response", config.max_length)
     return WholeTexts(tokenizer, config.text_column or "text", config.max_length)
 
 

@@ -95,9 +95,10 @@ def open_data(config: MedicalMlmConfig, ranks: "recipe.Ranks", tokenizer: Any):
     """The notes of the flags, or the embedded synopses, cut into parts of `max_length`."""
     from hf_accum.tasks.masked_lm.data import open_plain_texts
 
-    dataset, group_column = recipe.dataset_of(config, ranks, clinical_synopses, "disease")
+    embedded = {"synopses": recipe.Embedded(clinical_synopses, {"group_column": "disease"})}
+    config, dataset = recipe.with_dataset(config, ranks, embedded)
     return open_plain_texts(
-        dataset, ranks, config, tokenizer, text_column=config.text_column, group_column=group_column
+        dataset, ranks, config, tokenizer, text_column=config.text_column, group_column=config.group_column
     )
 
 

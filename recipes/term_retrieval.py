@@ -103,9 +103,12 @@ def open_data(config: TermRetrievalConfig, ranks: "recipe.Ranks"):
     """The pairs of the flags, or the embedded terms and their definitions."""
     from hf_accum.tasks.retrieval.data import open_text_pairs
 
-    dataset, group_column = recipe.dataset_of(config, ranks, clinical_terms, "id")
+    embedded = {"terms": recipe.Embedded(clinical_terms, {"group_column": "id"})}
+    config, dataset = recipe.with_dataset(config, ranks, embedded)
     columns = config.query_column, config.document_column
-    return open_text_pairs(dataset, ranks, config, columns, group_column=group_column or config.document_column)
+    return open_text_pairs(
+        dataset, ranks, config, columns, group_column=config.group_column or config.document_column
+    )
 
 
 main = recipe.command(TermRetrievalConfig, train, __doc__)

@@ -23,8 +23,8 @@ class DataFlags:
     eval_fraction: float = field(default=0.1, metadata=number((OpenUnitInterval, "between 0 and 1")))
     """The share of groups that is held out where there is no eval_split."""
     group_column: str | None = None
-    """Rows with the same value here (a patient, a disease) are never on both sides of the held-out split; default:
-    the recipe's own."""
+    """Rows with the same value here (a patient, a disease) are never on both sides of the held-out split, and are
+    drawn together where figures get an interval; default: the recipe's own."""
     max_length: int = field(default=512, metadata=LENGTH)
     """Tokens per example; longer ones are truncated, and counted."""
     shuffle_block_size: int = field(default=10_000, metadata=COUNT)
@@ -43,10 +43,4 @@ def check_data(config: DataFlags) -> None:
         "eval_split",
         config.eval_split,
         "another one than `train_split`: figures on what was learned say nothing",
-    )
-    require(
-        config.eval_split is None or config.group_column is None,
-        "group_column",
-        config.group_column,
-        "left out with `eval_split`, which says what is held out",
     )

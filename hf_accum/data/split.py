@@ -172,18 +172,6 @@ class SplitData:
         )
 
 
-def dataset_of(
-    config: RecipeConfig, ranks: Ranks, embedded: Callable[[], str], group_column: str | None = None
-) -> tuple[str, str | None]:
-    """The dataset and `group_column` of the flags; where they name no dataset, the embedded one and its column.
-
-    `embedded()` makes it where it is not there yet, and returns its folder. A collective.
-    """
-    if config.dataset is not None:
-        return config.dataset, config.group_column
-    return on_all_ranks(ranks, embedded)[ranks.index], config.group_column or group_column
-
-
 def open_split(dataset: str, columns: Sequence[str], config: RecipeConfig, *, group_column: str) -> SplitData:
     """Open a dataset, of which these columns are needed, and split it as the flags say.
 

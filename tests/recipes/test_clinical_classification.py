@@ -16,9 +16,11 @@ from run_files import logits_of, metrics_of
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModelForSequenceClassification
 
+from recipes.embedded.icd import icd_chapters
 from recipes.embedded.synopses import clinical_synopses
 
 Recipe = Callable[..., Path]
+SPLITS = ("train-", "test-")
 
 METRICS_KEYS = [
     *("step", "epoch", "loss", "grad_norm", "learning_rate", "num_examples", "num_items", "num_tokens"),
@@ -308,6 +310,23 @@ def test_the_embedded_synopses_are_what_their_description_says() -> None:
     by_id = {r["id"]: r for r in rows}
     assert "Tonic seizure" in by_id["OMIM:619340"]["text"]
     assert by_id["OMIM:619340"]["inheritance"] == "dominant"
+
+
+@pytest.mark.parametrize(("salt", "num_held_out"), [("a", 1483), ("d", 1641)])
+def test_the_embedded_diagnoses_are_split_by_category(salt: str, num_held_out: int) -> None:
+    import pyarrow.parquet as pq
+
+    files = sorted(Path(icd_chapters(salt)).iterdir())
+    train, test = ([r for f in files if f.name.startswith(of) for r in pq.read_table(f).to_pylist()] for of in SPLITS)
+    assert (len(train), len(test)) == (8133 - num_held_out, num_held_out)
+    assert len({row["text"] for row in [*train, *test]}) == 8133
+    assert not {row["category"] for row in train} & {row["category"] for row in test}
+    assert {row["chapter"] for row in train} == {row["chapter"] for row in test}
+    assert len({row["chapter"] for row in train}) == 21
+    by_id = {row["id"]: row for row in [*train, *test]}
+    assert by_id["T23.449S"]["category"] == "T23"
+    assert by_id["T23.449S"]["text"].startswith("Corrosion of unspecified degree")
+    assert by_id["T23.449S"]["chapter"].startswith("Injury, poisoning")
 
 
 @pytest.mark.parametrize(

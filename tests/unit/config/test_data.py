@@ -12,7 +12,6 @@ REFUSED: list[Refused] = [
     *(({name: ""}, name, "left out, or not empty") for name in ("train_split", "eval_split")),
     *(({"eval_fraction": value}, "eval_fraction", "between 0 and 1") for value in (0.0, 1.0, -0.5, 2, math.nan)),
     ({"eval_split": "train"}, "eval_split", "another one than `train_split`"),
-    ({"eval_split": "test", "group_column": "g"}, "group_column", "left out with `eval_split`"),
     *(({"shuffle_block_size": value}, "shuffle_block_size", "at least 1") for value in (0, -3)),
     ({"max_length": 1}, "max_length", "at least 2"),
     *(({name: 10**10}, name, "at most 1,000,000,000") for name in ("shuffle_block_size", "max_length")),

@@ -1,0 +1,45 @@
+"""The datasets that a recipe brings: by name, and with the flags that belong to them."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.data.embedded import Embedded, with_dataset
+from hf_accum.distributed.ranks import OneRank
+from hf_accum.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(RecipeConfig):
+    label_column: str | None = None
+
+
+ALONE = OneRank()
+OF_FIRST = {"label_column": "chapter", "group_column": "category", "eval_split": "test"}
+EMBEDDED = {
+    "first": Embedded(lambda: "folder-1", OF_FIRST),
+    "second": Embedded(lambda: "folder-2", {"group_column": "disease"}),
+}
+
+
+def test_the_first_is_the_default_with_its_flags() -> None:
+    config, folder = with_dataset(Config(), ALONE, EMBEDDED)
+    assert folder == config.dataset == "folder-1"
+    assert (config.label_column, config.group_column, config.eval_split) == ("chapter", "category", "test")
+
+
+def test_flags_that_are_given_stay() -> None:
+    given = Config(dataset="embedded:second", group_column="id", label_column="mode")
+    config, folder = with_dataset(given, ALONE, EMBEDDED)
+    assert folder == "folder-2"
+    assert (config.label_column, config.group_column, config.eval_split) == ("mode", "id", None)
+
+
+def test_ones_own_is_left_alone() -> None:
+    assert with_dataset(Config(dataset="notes.csv"), ALONE, EMBEDDED) == (Config(dataset="notes.csv"), "notes.csv")
+
+
+def test_another_name_is_refused() -> None:
+    with pytest.raises(UserError, match="embedded:third: has to be one of embedded:first, embedded:second"):
+        with_dataset(Config(dataset="embedded:third"), ALONE, EMBEDDED)
