@@ -2,9 +2,12 @@
 
 import contextlib
 import copy
+import math
 import random
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_accum.errors import UserError
+from hf_accum.errors import UserError, first_line
+from hf_accum.gradient_check.promotion import Promotion
 from hf_accum.gradient_check.tensors import leaves, mapped
 
 IN_FLOAT64 = 1e-9
 """A relative difference that is more than rounding, where all is computed in float64."""
 WITH_LESS = 1e-5
 """The same where the model or the loss computes in float32 inside."""
+WITH_16_BITS = 3e-2
+"""The same where it does in bfloat16 or float16."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,11 @@ class Gradient:
         """Divided."""
         divided = {name: gradient / weight for name, gradient in self.by_name.items()}
         return Gradient(self.loss / weight, divided, self.without)
+
+    @property
+    def is_finite(self) -> bool:
+        """Of the loss and all."""
+        return math.isfinite(self.loss) and all(bool(of.isfinite().all()) for of in self.by_name.values())
 
     @property
     def norm(self) -> float:
@@ -60,7 +71,7 @@ def compare(gradient: Gradient, right: Gradient) -> Difference:
 
 
 def _most(values: Tensor) -> float:
-    return float(values.abs().nan_to_num(nan=float("inf")).max())
+    return float(values.abs().nan_to_num(nan=float("inf"), posinf=float("inf")).max())
 
 
 class Probe:
@@ -85,8 +96,10 @@ class Probe:
                 f"a model with weights of {', '.join(quantized)}: has to be checked before it is quantised"
             )
         device = next(inner.parameters()).device
-        self.device = torch.device("cpu") if device.type in ("mps", "meta") else device
-        self.model = copy.deepcopy(inner).to(self.device).double()
+        self.device = torch.device("cpu") if device.type == "mps" else device
+        if any(parameter.is_meta for parameter in inner.parameters()):
+            raise UserError("a model on the meta device, without weights: has to be loaded to be checked")
+        self.model = _copied(inner).to(self.device).double()
         if hasattr(self.model, "set_experts_implementation"):
             with contextlib.suppress(ValueError):  # of a model without experts
                 self.model.set_experts_implementation("eager")  # type: ignore[operator] (the others have no float64)
@@ -101,6 +114,7 @@ class Probe:
         self.keeps_buffers = True
         self.computes_less = False
         """In float32, or less, somewhere inside."""
+        self.computes_16_bits = False
         self.count_given = False
         """A model is told `num_items_in_batch`, by which transformers' own losses divide."""
 
@@ -127,7 +141,8 @@ class Probe:
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
-        loss = self._summed_loss(self.model, self.on_device(batch))
+        with Promotion():
+            loss = self._summed_loss(self.model, self.on_device(batch))
         if not isinstance(loss, Tensor):
             raise UserError(f"a loss of the type {type(loss).__name__}: has to be a tensor, what the model computed")
         if loss.numel() != 1:
@@ -171,7 +186,11 @@ class Probe:
         return Gradient(total, by_name, tuple(name for name in by_name if name not in got))
 
     def watch(self, batch: Any) -> None:
-        """Look at one forward: whether it goes through less than float64, and is given the number of items."""
+        """Look at one forward: whether it goes through less than float64, and is given the number of items.
+
+        Raises:
+            UserError: if the loss cannot be computed of the batch.
+        """
 
         def note(_module: Any, _args: Any, kwargs: Any) -> None:
             self.count_given |= kwargs.get("num_items_in_batch") is not None
@@ -180,14 +199,23 @@ class Probe:
         try:
             with _Downcasts() as downcasts, torch.no_grad():
                 self.forward(batch)
+        except (UserError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # of the user's loss or model
+            raise UserError(
+                f"a loss that cannot be computed of the first examples, in float64: {first_line(error)}"
+                f"{_place(error)}"
+            ) from error
         finally:
             for handle in handles:
                 handle.remove()
-        self.computes_less = downcasts.seen
+        self.computes_less, self.computes_16_bits = downcasts.seen, downcasts.seen_16_bits
 
     @property
     def tolerance(self) -> float:
         """A relative difference that is more than rounding."""
+        if self.computes_16_bits:
+            return WITH_16_BITS
         return WITH_LESS if self.computes_less else IN_FLOAT64
 
     def differ(self, first: float, second: float) -> bool:
@@ -197,8 +225,30 @@ class Probe:
         return abs(first - second) > self.tolerance * max(abs(first), abs(second), 1e-12)
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy; what modules kept of an earlier forward, with its graph, is kept without."""
+    kept = {
+        id(tensor): tensor.detach().clone()
+        for module in model.modules()
+        for _, tensor in leaves([*vars(module).values()])
+        if not tensor.is_leaf
+    }
+    return copy.deepcopy(model, kept)
+
+
+def _place(error: Exception) -> str:
+    """The last line outside of libraries where an error came up, in brackets; '' where none is known."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename and not frame.filename.startswith(str(Path(__file__).parent))
+    ]
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+
+
 class _Downcasts(TorchDispatchMode):
     seen = False
+    seen_16_bits = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = [tensor for _, tensor in leaves(list(args))]
@@ -207,4 +257,5 @@ class _Downcasts(TorchDispatchMode):
             made = [tensor for _, tensor in leaves([result])]
             self.seen |= any(t.is_floating_point() and t.dtype != torch.float64 and t.numel() > 1 for t in made)
             self.seen |= any(t.dim() == 0 and t.dtype == torch.float32 for t in made)
+            self.seen_16_bits |= any(t.dtype in (torch.bfloat16, torch.float16) for t in made)
         return result

@@ -61,3 +61,39 @@ def test_quantised_weights_are_refused() -> None:
     model.extra = nn.Parameter(torch.zeros(3, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(UserError, match="before it is quantised"):
         Probe(model, planted.summed)
+
+
+def test_16_bits_inside_are_noticed_and_their_rounding_is_none_of_the_cut() -> None:
+    class Narrow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(planted.WIDTH, planted.WIDTH) / 3)
+
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return (states.bfloat16() @ self.weight.bfloat16()).to(states.dtype)
+
+    report = check(encoder(Narrow()), planted.summed, batches(), stock=False)
+    assert (report.kinds, report.tolerance) == ((), 0.03)
+    assert any(note.startswith("16 bits are used inside") for note in report.notes)
+    assert check(encoder(Narrow()), planted.mean, batches(), stock=False).kinds[0] == "mean_of_means"
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_a_model_that_kept_a_result_with_its_graph_is_copied() -> None:
+    class Keeping(planted.Encoder):
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            self.last = [super().forward(input_ids, attention_mask)]
+            return self.last[0]
+
+    model = Keeping()
+    kept = planted.logits(model, batches()[0])
+    assert check(model, planted.summed, batches(), stock=False).kinds == ()
+    assert model.last[0] is kept
+    assert kept.grad_fn is not None
+    by_hook = encoder(nn.utils.weight_norm(nn.Linear(planted.WIDTH, planted.WIDTH)))
+    assert check(by_hook, planted.summed, batches(), stock=False).kinds == ()
+
+
+def test_weights_that_are_not_loaded_are_refused() -> None:
+    with pytest.raises(UserError, match="meta device"):
+        Probe(encoder().to("meta"), planted.summed)

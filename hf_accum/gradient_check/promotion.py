@@ -1,0 +1,40 @@
+"""Tensors of less than float64 that meet a model in float64 are taken as float64 where torch refuses to mix them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from hf_accum.gradient_check.tensors import leaves, mapped
+
+
+class Promotion(TorchFunctionMode):
+    """Inside, what a loss or a module brings of its own in float32 goes with a copy in float64.
+
+    Class weights, a fixed matrix, another model, a `.float()` before a layer: right where all is float32, and
+    refused by torch beside float64. A function that refuses is called once more with its floating tensors in float64;
+    one that writes into a tensor, with the others as that one is.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError:
+            dtypes = {tensor.dtype for _, tensor in leaves([args, kwargs]) if tensor.is_floating_point()}
+            if len(dtypes) < 2 or torch.float64 not in dtypes:
+                raise
+            wanted = args[0].dtype if args and _writes(func) and isinstance(args[0], Tensor) else torch.float64
+            change = _to(wanted)
+            return func(*mapped([args], change), **mapped([kwargs], change))
+
+
+def _writes(func: Any) -> bool:
+    name: str = getattr(func, "__name__", "")
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+
+
+def _to(dtype: torch.dtype) -> Callable[[str, list[Tensor]], Tensor]:
+    return lambda _, found: found[0].to(dtype) if found[0].is_floating_point() else found[0]
