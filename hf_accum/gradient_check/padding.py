@@ -1,5 +1,6 @@
 """Whether more padding, or less, changes what the real positions give."""
 
+from hf_accum.errors import first_line
 from hf_accum.gradient_check.probe import Probe, compare
 from hf_accum.gradient_check.report import Finding
 from hf_accum.gradient_check.rows import Rows
@@ -14,9 +15,17 @@ def find_padding(probe: Probe, rows: Rows) -> tuple[list[Finding], dict[str, flo
     said: list[str] = []
     numbers: dict[str, float] = {}
     where: tuple[str, ...] = ()
+    whole, longer = rows.batch(range(rows.num_examples)), rows.padded(rows.room)
+    gradient = None
     if rows.room:
-        whole, longer = rows.batch(range(rows.num_examples)), rows.padded(rows.room)
-        right, gradient = probe.gradient([whole]), probe.gradient([longer])
+        try:
+            gradient = probe.gradient([longer])
+        except Exception as error:  # of the user's loss: a value or a shape of padding that it does not know
+            said.append(f"more padding: {first_line(error)}")
+    else:
+        said.append("more padding: the batch has as many positions as the model")
+    if gradient is not None:
+        right = probe.gradient([whole])
         difference = compare(gradient, right)
         differences[f"{rows.room} more positions of padding"] = difference.relative
         if not difference.relative <= probe.tolerance:
@@ -32,23 +41,27 @@ def find_padding(probe: Probe, rows: Rows) -> tuple[list[Finding], dict[str, flo
         elif abs(rows.weight(longer) - rows.weight(whole)) > 1e-9 * abs(rows.weight(whole)):
             numbers = {"weight": rows.weight(whole), f"with {rows.room} more positions": rows.weight(longer)}
             where = ("weight", "")
-    else:
-        said.append("more padding: the batch has as many positions as the model")
     longest = rows.real().shape[1]
     by_length = sorted((length, place) for place, length in enumerate(rows.lengths))
     ragged = [place for length, place in by_length if length < longest]
-    worst = 0.0
+    worst: float | None = None
     for place in {*ragged[:1], *ragged[-1:]}:
-        padded, bare = (probe.gradient([batch]) for batch in (rows.batch([place]), rows.alone(place)))
+        try:
+            padded, bare = (probe.gradient([batch]) for batch in (rows.batch([place]), rows.alone(place)))
+        except Exception as error:  # of the user's loss, of a single example
+            said.append(f"single examples without padding: {first_line(error)}")
+            break
+        if not padded.is_finite:  # by itself, whatever its padding
+            continue
         off = compare(padded, bare)
         if not off.relative <= probe.tolerance and not numbers:
             numbers = {"loss padded": padded.loss, "loss without padding": bare.loss}
             numbers["largest relative difference of the gradient"] = off.relative
             where = (off.parameter,)
-        worst = max(worst, off.relative)
-    if ragged:
+        worst = max(worst or 0.0, off.relative)
+    if worst is not None:
         differences["single examples without padding"] = worst
-    elif not rows.room:
+    elif not ragged and not rows.room:
         said.append(f"less padding: all examples have {longest} positions")
     if not numbers:
         return [], differences, said

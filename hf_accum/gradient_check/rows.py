@@ -1,8 +1,10 @@
 """Examples of which batches are made anew: any of them, in any order, with more padding or less."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,9 +63,10 @@ class Rows(Protocol):
 class TensorRows:
     """The examples of batches of tensors, along the first dimension of each.
 
-    Batches of different lengths are padded to the longest: labels with -100, `input_ids` with `pad_token_id`, all
-    else with 0. `weight` gives the weight of a batch; None: the labels that count, or the examples. A model that
-    takes no mask (`has_mask` False) knows its padding by `pad_token_id`. `most_positions`: as many as the model has.
+    Batches of different lengths are padded to the longest: with what padding holds in them, by their mask; else
+    labels with -100, `input_ids` with `pad_token_id`, all else with 0. `weight` gives the weight of a batch; None:
+    the labels that count, or the examples. A model that takes no mask (`has_mask` False) knows its padding by
+    `pad_token_id`. `most_positions`: as many as the model has.
 
     Raises:
         UserError: if the batches hold no tensors, or cannot be one batch.
@@ -102,8 +105,6 @@ class TensorRows:
         if not self.cannot_pad and self._length is not None:
             self.room = 7 if most_positions is None else max(0, min(7, most_positions - self._length))
         self._pad = pad_token_id
-        if self._pad is None and self._mask is not None and "input_ids" in by_name and bool((self._mask == 0).any()):
-            self._pad = int(by_name["input_ids"][self._mask == 0][0])
 
     def _why_not_padded(self) -> str:
         if self._length is None:
@@ -114,8 +115,10 @@ class TensorRows:
 
     def _joined(self, batches: Sequence[Any], pad_token_id: int | None) -> Any:
         batches = _with_masks(batches)
+        self._padding = _padding_values(batches)
         sizes = []
         for batch in batches:
+            _refuse_lists(batch)
             found = [tensor for _, tensor in leaves(batch) if tensor.dim()]
             if not found:
                 raise UserError(
@@ -137,7 +140,7 @@ class TensorRows:
                 raise UserError(f"batches whose {name!r} have different numbers of dimensions: cannot be one batch")
             longest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
             ignored = any(counts_nothing(name, tensor) for tensor in tensors) and tensors[0].dim() > 1
-            fill = IGNORE if ignored else (pad_token_id or 0) if name == "input_ids" else 0
+            fill = self._padding.get(name, IGNORE if ignored else (pad_token_id or 0) if name == "input_ids" else 0)
             return torch.cat([_filled(tensor.detach(), longest, fill) for tensor in tensors])
 
         try:
@@ -160,7 +163,8 @@ class TensorRows:
             (tensor,) = found
             if not self._has_positions(name, tensor):
                 return tensor
-            fill = IGNORE if name in self._labels else (self._pad or 0) if name == "input_ids" else 0
+            usual = IGNORE if name in self._labels else (self._pad or 0) if name == "input_ids" else 0
+            fill = self._padding.get(name, usual)
             more = tensor.new_full((*tensor.shape[:-1], extra), fill)
             return torch.cat([more, tensor] if self.is_left else [tensor, more], -1)
 
@@ -197,10 +201,14 @@ class TensorRows:
         """See `Rows`."""
         if self._own_weight is not None:
             with torch.no_grad():
-                return float(self._own_weight(batch))
+                return _as_number(self._own_weight(batch))
         named = [(name, tensor) for name, tensor in leaves(batch) if tensor.dim()]
-        labels = next((tensor for name, tensor in named if name in self._labels), None)
-        return float(len(named[0][1]) if labels is None else (labels != IGNORE).sum())
+        labels = next(((name, tensor) for name, tensor in named if name in self._labels), None)
+        return float(len(named[0][1]) if labels is None else self._counted(*labels))
+
+    def _counted(self, name: str, labels: Tensor) -> int:
+        """Of some labels those that are neither -100 nor what padding holds."""
+        return int(((labels != IGNORE) & (labels != self._padding.get(name, IGNORE))).sum())
 
     def counts(self, batch: Any) -> dict[str, float]:
         """See `Rows`."""
@@ -208,8 +216,8 @@ class TensorRows:
         found = {"examples": float(len(named[0][1]))}
         for name, tensor in named:
             if name in self._labels and tensor.dim() > 1:
-                found[f"{name} that count"] = float((tensor != IGNORE).sum())
-                found[f"{name} that count, but the first"] = float((tensor[..., 1:] != IGNORE).sum())
+                found[f"{name} that count"] = float(self._counted(name, tensor))
+                found[f"{name} that count, but the first"] = float(self._counted(name, tensor[..., 1:]))
                 found[f"{name} that are not 255"] = float((tensor != 255).sum())
         masks = {name: tensor for name, tensor in named if "mask" in name and tensor.dim() > 1}
         return found | {f"positions of {name}": float((tensor != 0).sum()) for name, tensor in masks.items()}
@@ -227,15 +235,56 @@ class TensorRows:
         if ignored:
             yield (
                 "a text of which no label counts",
-                mapped([batch], lambda name, f: torch.full_like(f[0], IGNORE) if name in ignored else f[0]),
+                mapped(
+                    [batch],
+                    lambda name, f: (
+                        torch.full_like(f[0], self._padding.get(name, IGNORE)) if name in ignored else f[0]
+                    ),
+                ),
             )
 
     def _has_positions(self, name: str, tensor: Tensor) -> bool:
-        known = not tensor.is_floating_point() or name in _SEQUENCES
+        is_of_tokens = self._mask is not None and tensor.shape[1:] == self._mask.shape[1:]  # also weights of tokens
+        known = not tensor.is_floating_point() or name in _SEQUENCES or is_of_tokens
         return known and tensor.dim() >= 2 and tensor.shape[-1] == self._length
 
 
-def _filled(tensor: Tensor, sizes: Sequence[int], fill: int) -> Tensor:
+def _as_number(weight: Any) -> float:
+    try:
+        number = float(weight)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise UserError(f"a `weight` of {weight!r}: has to be a single number, finite and not negative")
+    return number
+
+
+def _padding_values(batches: Sequence[Any]) -> dict[str, float]:
+    """What padding holds in the tensors that have the shape of `attention_mask`, by their names, where it is one."""
+    found: dict[str, set[float]] = {}
+    for batch in batches:
+        named = dict(leaves(batch))
+        mask = named.get("attention_mask")
+        if mask is None or mask.dim() < 2:
+            continue
+        for name, tensor in named.items():
+            if tensor.shape == mask.shape:
+                found.setdefault(name, set()).update(tensor[mask == 0].unique().tolist())
+    return {name: next(iter(values)) for name, values in found.items() if len(values) == 1}
+
+
+def _refuse_lists(batch: Any) -> None:
+    """Values of a mapping that belong to its examples, of which none can be taken: they are no tensors."""
+    for name, value in batch.items() if isinstance(batch, Mapping) else ():
+        is_of_numbers = isinstance(value, list) and value and all(isinstance(one, int | float) for one in value)
+        if is_of_numbers or isinstance(value, np.ndarray):
+            raise UserError(
+                f"a batch with {name!r} of the type {type(value).__name__}: numbers have to be a tensor, of which "
+                "the examples can be taken"
+            )
+
+
+def _filled(tensor: Tensor, sizes: Sequence[int], fill: float) -> Tensor:
     if list(tensor.shape[1:]) == list(sizes):
         return tensor
     whole = tensor.new_full((len(tensor), *sizes), fill)

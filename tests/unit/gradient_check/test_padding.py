@@ -48,3 +48,14 @@ def test_what_has_no_mask_is_said_not_to_be_compared(left_out: str) -> None:
     _, differences, (said,) = find_padding(Probe(encoder(), planted.summed), TensorRows(same))
     assert not differences
     assert said.startswith("padding: the batches have no ")
+
+
+def test_a_loss_that_knows_no_more_padding_is_said_not_to_be_compared() -> None:
+    def of_nine(model: planted.Encoder, batch: planted.Batch) -> planted.Tensor:
+        assert batch["input_ids"].shape[1] == 9, "has to have 9 positions"
+        return planted.summed(model, batch)
+
+    report = check(encoder(), of_nine, batches(), stock=False)  # type: ignore[arg-type]
+    assert report.kinds == ()
+    assert report.not_compared[0] == "more padding: AssertionError: has to have 9 positions"
+    assert report.not_compared[1].startswith("single examples without padding: AssertionError")

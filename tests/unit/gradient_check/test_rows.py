@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from planted import batches
@@ -61,3 +62,30 @@ def test_short_texts_are_the_shortest_that_can_be() -> None:
 def test_batches_that_hold_other_things_cannot_be_one(data: Any) -> None:
     with pytest.raises(UserError, match="cannot be one batch"):
         TensorRows(data)
+
+
+def test_more_padding_is_what_padding_holds() -> None:
+    (batch,) = batches()[:1]
+    padding = batch["attention_mask"] == 0
+    weights = torch.rand(batch["labels"].shape) * batch["attention_mask"]
+    given = batch | {"labels": batch["labels"].masked_fill(padding, -1), "weights": weights}
+    longer_one = {name: torch.cat([of, of], 1)[:2] for name, of in given.items() if name != "attention_mask"}
+    rows = TensorRows([given, longer_one | {"attention_mask": torch.ones(2, 18).long()}], pad_token_id=0)
+    assert (rows.whole["labels"][:4, 9:] == -1).all()
+    longer = rows.padded(3)
+    assert (longer["labels"][:, -3:] == -1).all()
+    assert longer["weights"].shape == longer["labels"].shape
+    assert (longer["weights"][:, -3:] == 0).all()
+    assert rows.weight(longer) == rows.weight(rows.whole) > 0
+
+
+@pytest.mark.parametrize("weight", [torch.ones(4), float("nan"), -1.0, None])
+def test_a_weight_that_is_no_number_is_refused(weight: Any) -> None:
+    with pytest.raises(UserError, match="has to be a single number"):
+        TensorRows(batches(), lambda batch: weight).weight(batches()[0])
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0, 3.0, 4.0], np.ones(4)])
+def test_numbers_that_are_no_tensor_are_refused(values: Any) -> None:
+    with pytest.raises(UserError, match="'scores' of the type"):
+        TensorRows([batches()[0] | {"scores": values}])
