@@ -99,7 +99,8 @@ def check_rows(
             found.append("the model was in eval mode: its copy was put into train mode")
         findings, compared, not_compared = _find(probe, rows, deterministic)
         if probe.computes_less:
-            found.append("float32 is used inside: differences below 1e-5 are taken for its rounding")
+            used = "16 bits are" if probe.computes_16_bits else "float32 is"
+            found.append(f"{used} used inside: differences below {probe.tolerance:g} are taken for its rounding")
         loops = ()
         if stock_model is not None and stock_batch is not None:
             loops, why_not = compare_stock_loops(stock_model, stock_batch, probe.model)
@@ -128,7 +129,13 @@ def _find(probe: Probe, rows: Rows, deterministic: bool) -> tuple[list[Finding],
     if not is_same:
         return findings, {}, ["cuts, padding and short texts: the same batch does not give the same loss"]
     findings += find_state(probe, few)
-    findings += _without_gradient(probe.gradient([whole]))
+    right = probe.gradient([whole])
+    if not right.is_finite:
+        why = "the loss or its gradient is not finite for the unsplit batch itself"
+        way_out = "look at the loss of these rows: a division by 0, or a root or logarithm of what has none"
+        findings.append(Finding("not_finite", "fault", why, way_out, {"loss of the unsplit batch": right.loss}))
+        return findings, {}, ["cuts, padding and short texts: the unsplit batch has no gradient to compare with"]
+    findings += _without_gradient(right)
     of_cuts, compared = find_cut_dependence(probe, rows)
     findings += of_cuts
     of_padding, more, not_compared = find_padding(probe, rows)
@@ -140,6 +147,10 @@ def _find(probe: Probe, rows: Rows, deterministic: bool) -> tuple[list[Finding],
 
 def _without_gradient(right: Gradient) -> list[Finding]:
     names = right.without
+    if not right.norm:
+        why = "the whole gradient is 0: whatever is compared with it says nothing"
+        way_out = "check with rows and weights of which the loss has a gradient"
+        return [Finding("no_gradient", "warning", why, way_out, {"loss": right.loss}, names)]
     if not names:
         return []
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

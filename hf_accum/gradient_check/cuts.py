@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
+from hf_accum.errors import UserError, first_line
 from hf_accum.gradient_check.loss_shape import Shape, shape_of
 from hf_accum.gradient_check.probe import Difference, Probe, compare
 from hf_accum.gradient_check.report import Finding
@@ -15,6 +17,9 @@ from hf_accum.gradient_check.trace import by_example, calls_of, class_of, first_
 
 Cut = tuple[tuple[int, ...], ...]
 """Places of examples, a tuple for each piece."""
+MEANS = ("mean_of_means", "count_ignored", "weight_of_output")
+"""The kinds of losses that are divided by the batch that they see."""
+_MOST_ALONE = 6  # examples that are run alone, each with all modules' results
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,8 @@ def compare_cuts(probe: Probe, rows: Rows, weigh: Callable[[Any], float]) -> lis
         batches = [rows.batch(piece) for piece in cut]
         try:
             gradient = probe.gradient(batches)
-        except (ValueError, RuntimeError, IndexError, TypeError) as error:
-            found.append(Compared(name, cut, None, f"{type(error).__name__}: {error}".splitlines()[0]))
+        except Exception as error:  # of the user's loss, of few examples
+            found.append(Compared(name, cut, None, first_line(error)))
             continue
         found.append(Compared(name, cut, compare(gradient.over(sum(map(weigh, batches))), right)))
     return found
@@ -69,6 +74,8 @@ def find_cut_dependence(probe: Probe, rows: Rows) -> tuple[list[Finding], dict[s
     """What makes the gradient depend on the cut; and the largest difference of each cut."""
     weights = _find_weights(rows)
     findings = [] if weights is None else [weights]
+    if weights is None and rows.weight(rows.batch(range(rows.num_examples))) == 0:
+        raise UserError("rows that weigh 0 together: none has a label that counts; a check needs some that do")
 
     def weigh(batch: Any) -> float:
         return rows.weight(batch) if weights is None else rows.counts(batch)["examples"]
@@ -84,9 +91,30 @@ def find_cut_dependence(probe: Probe, rows: Rows) -> tuple[list[Finding], dict[s
         if any(_changes(before, after) for before, after in zip(compared, again, strict=True)):
             findings.append(_of_statistics(statistics, wrong[0]))
         wrong = still
+    finite = [c for c in wrong if c.difference is not None and c.difference.relative < float("inf")]
     if wrong:
-        findings.append(_explained(probe, rows, wrong))
+        findings.append(_explained(probe, rows, finite or wrong))
+    is_mean = any(finding.kind in MEANS for finding in findings)
+    if spoilt := _not_finite(probe, rows, wrong, is_mean):
+        findings.append(spoilt)
     return findings, said
+
+
+def _not_finite(probe: Probe, rows: Rows, wrong: Sequence[Compared], is_mean: bool) -> Finding | None:
+    """Of cuts whose gradient is not finite; of a mean pieces that weigh nothing are none."""
+    numbers = {}
+    for compared in wrong:
+        if compared.difference is None or compared.difference.relative < float("inf"):
+            continue
+        batches = [rows.batch(piece) for piece in compared.cut]
+        spoilt = [batch for batch in batches if not probe.gradient([batch]).is_finite]
+        if any(not is_mean or rows.weight(batch) > 0 for batch in spoilt):
+            numbers[f"pieces of {compared.name} that are not finite"] = float(len(spoilt))
+    if not numbers:
+        return None
+    why = "the loss or its gradient is not finite for some of the examples by themselves, where that of all is"
+    way_out = "divide by nothing that may be 0 for few examples; a deviation of a single one is none"
+    return Finding("not_finite", "fault", why, way_out, numbers)
 
 
 def _changes(before: Compared, after: Compared) -> bool:
@@ -116,15 +144,15 @@ def _statistics(model: nn.Module) -> dict[str, nn.Module]:
         name: module
         for name, module in model.named_modules()
         if module.training and (isinstance(module, _BatchNorm) or hasattr(module, "running_mean"))
-        if getattr(module, "running_mean", None) is not None
+        if getattr(module, "running_mean", None) is not None and not isinstance(module, _InstanceNorm)
     }
 
 
 def _of_statistics(statistics: dict[str, nn.Module], worst: Compared) -> Finding:
     names = tuple(f"{name} ({type(module).__name__})" for name, module in statistics.items())
     why = (
-        f"{len(names)} layers normalise by the batch that they see, {names[0]} first: with the statistics that they "
-        "keep the gradient does not depend on the cut by them"
+        f"{len(names)} {'layers normalise' if len(statistics) > 1 else 'layer normalises'} by the batch seen, "
+        f"{names[0]} first: with the statistics that are kept the gradient does not depend on the cut by it"
     )
     if worst.failed:
         why += f"; {worst.name} cannot be computed at all ({worst.failed})"
@@ -194,20 +222,32 @@ def _explained(probe: Probe, rows: Rows, wrong: Sequence[Compared]) -> Finding:
         )
         return Finding("interaction", "fault", why, way_out, numbers | shape.numbers, where)
     order = next((c for c in wrong if c.name == "another order"), None)
-    said = " One batch in another order differs too: the loss depends on the places of the examples." if order else ""
-    why = f"{worst.name} have another gradient than the unsplit batch, and no cause that is looked for.{said}{most}"
+    why = f"the gradient of {worst.name} is another than the unsplit batch has, by no cause that is looked for."
+    if order:
+        why += " One batch in another order differs too: the loss depends on the places of the examples."
+    elif abs(shape.growth - 2) > 1e-6:
+        why += (
+            f" With each example twice the loss is {shape.growth:.4g} times as large, a sum is 2 times: a part of "
+            "it is a mean, or is there once in each batch (a penalty on the weights), or it is scaled by the count."
+        )
+    why += most
     way_out = "compare the loss of two examples together with the sum of both alone, and look for what is not a sum"
     return Finding("unexplained", "fault", why, way_out, numbers | shape.numbers, where)
 
 
 def _interacting_module(probe: Probe, rows: Rows) -> str | None:
-    """The first module that gives an example another result beside others than alone."""
-    try:
-        alone = calls_of(probe, rows.batch([0]))
-    except (ValueError, RuntimeError):
-        return None
-    together = calls_of(probe, rows.batch(range(rows.num_examples)))
-    return first_difference(together, alone, probe.tolerance, by_example(0, rows.num_examples))
+    """The first module that gives an example another result beside others than alone, or in a pair."""
+    n = rows.num_examples
+    together = calls_of(probe, rows.batch(range(n)))
+    for size, first in [(1, place) for place in range(min(n, _MOST_ALONE))] + [(2, 0), (2, n - 2)]:
+        try:
+            few = calls_of(probe, rows.batch(range(first, first + size)))
+        except Exception:  # of a model that takes no single example
+            continue
+        found = first_difference(together, few, probe.tolerance, by_example(first, n, size))
+        if found is not None:
+            return found
+    return None
 
 
 def _of_mean(

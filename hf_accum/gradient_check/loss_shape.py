@@ -24,22 +24,26 @@ class Shape:
     divisor: str = ""
     depends_on_output: bool = False
     is_interaction: bool = False
+    growth: float = 1.0
+    """The loss of some examples twice, relative to that of them once: of a sum 2."""
     numbers: dict[str, float] = field(default_factory=dict)
 
 
 def shape_of(probe: Probe, rows: Rows) -> Shape:
     """What the values of the loss say."""
-    places = list(range(min(_MOST, rows.num_examples)))
+    counted = [place for place in range(rows.num_examples) if rows.weight(rows.batch([place])) > 0]
+    places = counted[:_MOST] if len(counted) > 2 else list(range(min(_MOST, rows.num_examples)))
     once, twice = (probe.loss(rows.batch(places * times)) for times in (1, 2))
-    numbers = {"loss of all twice / once": twice / once if once else float("nan")}
-    if not probe.differ(once, twice):
+    growth = twice / once if once else float("nan")
+    numbers = {"loss of all twice / once": growth}
+    if abs(growth - 1) < max(_LOOSE, probe.tolerance):  # a divisor may have a little added, against 0
         shares = _shares(probe, rows, places)
         if shares is not None:
             divisor = _divisor(rows, places, shares)
             depends = not divisor and _depends_on_output(probe, rows, places, shares)
             return Shape(True, divisor, depends, numbers=numbers)
     mixed = _mixed_difference(probe, rows)
-    return Shape(is_interaction=mixed, numbers=numbers)
+    return Shape(is_interaction=mixed, growth=growth, numbers=numbers)
 
 
 def _shares(probe: Probe, rows: Rows, places: list[int]) -> list[float] | None:
@@ -48,19 +52,19 @@ def _shares(probe: Probe, rows: Rows, places: list[int]) -> list[float] | None:
     shares = [1.0]
     scale = max(map(abs, alone)) or 1.0
     known = [0]
-    for place in places[1:]:
-        pair = probe.loss(rows.batch([0, place]))
+    for i, place in enumerate(places[1:], 1):
+        pair = probe.loss(rows.batch([places[0], place]))
         # With little between them, how much each counts does not show.
-        if abs(alone[0] - alone[place]) < 1e-4 * scale or abs(pair - alone[place]) < 1e-12 * scale:
+        if abs(alone[0] - alone[i]) < 1e-4 * scale or abs(pair - alone[i]) < 1e-12 * scale:
             shares.append(float("nan"))
             continue
-        shares.append((alone[0] - pair) / (pair - alone[place]))
-        known.append(place)
-    if any(not 0 < shares[place] < float("inf") for place in known):
+        shares.append((alone[0] - pair) / (pair - alone[i]))
+        known.append(i)
+    if any(not 0 < shares[i] < float("inf") for i in known):
         return None
     for some in filter(None, (known, known[1:], known[::-1][:2], known[:3])):
-        expected = sum(shares[p] * alone[p] for p in some) / sum(shares[p] for p in some)
-        if abs(probe.loss(rows.batch(some)) - expected) > _LOOSE * scale:
+        expected = sum(shares[i] * alone[i] for i in some) / sum(shares[i] for i in some)
+        if abs(probe.loss(rows.batch([places[i] for i in some])) - expected) > _LOOSE * scale:
             return None
     return shares
 
@@ -101,12 +105,14 @@ def _mixed_difference(probe: Probe, rows: Rows) -> bool:
     """Whether the change of the loss by another example in the place of one depends on the others, at one size."""
     n = rows.num_examples
     for a, b, other, beside in ((0, 1, 2, 3), (n - 1, 0, n - 2, 1), (1, 2, 0, n - 1)):
-        batches = ([a, b], [other, b], [a, beside], [other, beside])
-        try:
-            both, changed, moved, both_changed = (probe.loss(rows.batch(places)) for places in batches)
-        except (ValueError, RuntimeError):
-            return False
-        size = max(map(abs, (both, changed, moved, both_changed)))
-        if abs(both - changed - moved + both_changed) > max(1e-8, 10 * probe.tolerance) * size:
-            return True
+        rest = [place for place in range(n) if place not in (a, b, other, beside)]  # of two alone much is 0
+        for more in ([], rest) if rest else ([],):
+            batches = ([a, b, *more], [other, b, *more], [a, beside, *more], [other, beside, *more])
+            try:
+                both, changed, moved, both_changed = (probe.loss(rows.batch(places)) for places in batches)
+            except Exception:  # of the user's loss, of few examples
+                continue
+            size = max(map(abs, (both, changed, moved, both_changed)))
+            if abs(both - changed - moved + both_changed) > max(1e-8, 10 * probe.tolerance) * size:
+                return True
     return False

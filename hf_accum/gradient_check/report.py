@@ -30,7 +30,7 @@ TITLES: dict[str, str] = {
     "padding": "padding leaks into real positions",
     "interaction": "examples see each other",
     "no_gradient": "a parameter that is to be trained gets no gradient",
-    "not_finite": "a loss that is not finite on a short text",
+    "not_finite": "a loss that is not finite",
     "state": "a forward changes what the next one computes",
     "unexplained": "unexplained",
 }

@@ -80,14 +80,15 @@ def _differ(one: list[Tensor], other: list[Tensor], tolerance: float, align: Ali
     return False
 
 
-def by_example(place: int, num_examples: int) -> Align:
-    """Of a forward of all examples the part of one, and its forward alone."""
+def by_example(first: int, num_examples: int, size: int = 1) -> Align:
+    """Of a forward of all examples the part of `size` of them from the first on, and the forward of these."""
 
-    def align(whole: Tensor, alone: Tensor) -> tuple[Tensor, Tensor] | None:
-        if not whole.dim() or not alone.dim() or len(alone) * num_examples != len(whole):
+    def align(whole: Tensor, few: Tensor) -> tuple[Tensor, Tensor] | None:
+        if not whole.dim() or not few.dim() or len(few) * num_examples != len(whole) * size:
             return None
-        part = whole[place * len(alone) : (place + 1) * len(alone)]
-        return (part, alone) if part.shape == alone.shape else None
+        rows = len(few) // size
+        part = whole[first * rows : (first + size) * rows]
+        return (part, few) if part.shape == few.shape else None
 
     return align
 

@@ -157,11 +157,11 @@ class HandWrittenNorm(OnStates):
 
 
 class OverPositions(nn.Module):
-    """BatchNorm of the width of texts."""
+    """A norm, BatchNorm if none is given, of the width of texts."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm: nn.Module | None = None) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(WIDTH)
+        self.norm = norm or nn.BatchNorm1d(WIDTH)
 
     def forward(self, states: Tensor) -> Tensor:
         return self.norm(states.transpose(1, 2)).transpose(1, 2)

@@ -103,8 +103,23 @@ def test_what_holds_the_tensors_does_not_matter() -> None:
             lambda model, batch, other=OTHER: planted.summed(other, batch),
             "is a copy, and no other",
         ),
+        (None, lambda model, batch: batch["absent"], r"KeyError: 'absent' \(test_check.py, line \d+\)"),
+        (None, lambda model: 0, "takes 1 positional argument"),
     ],
 )
 def test_a_mistake_of_the_user_is_said(data: Any, loss: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
         check(encoder(), loss, batches() if data is None else data, stock=False)
+
+
+def test_a_loss_that_is_not_finite_at_all_is_a_fault() -> None:
+    report = check(encoder(), lambda model, batch: planted.summed(model, batch).neg().log(), batches(), stock=False)
+    assert report.kinds == ("not_finite",)
+    assert not report.ok
+    assert report.not_compared
+
+
+def test_a_gradient_of_nothing_but_0_is_said_to_tell_nothing() -> None:
+    (finding,) = check(encoder(), lambda m, b: F.relu(planted.summed(m, b) * 0 - 1), batches(), stock=False).findings
+    assert (finding.kind, finding.severity) == ("no_gradient", "warning")
+    assert "says nothing" in finding.why

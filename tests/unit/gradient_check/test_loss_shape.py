@@ -4,6 +4,8 @@ from typing import Any
 
 import planted
 import pytest
+import torch
+import torch.nn.functional as F
 from planted import batches, encoder
 
 from hf_accum.gradient_check.loss_shape import Shape, shape_of
@@ -41,3 +43,34 @@ def test_what_is_no_mean_is_one_of_examples_that_change_each_other_or_not(loss: 
     found = shape(loss, False)
     assert not found.is_mean
     assert found.is_interaction == is_interaction
+
+
+@pytest.mark.parametrize("little", [1e-8, 1e-6])
+def test_a_little_added_to_the_divisor_against_0_is_a_mean_all_the_same(little: float) -> None:
+    def mean(model: Any, batch: Any) -> Any:
+        return planted.summed(model, batch) / ((batch["labels"] != -100).sum() + little)
+
+    found = shape(mean, True)
+    assert (found.is_mean, found.divisor) == (True, "labels that count")
+
+
+@pytest.mark.parametrize("least", [0, 1])
+def test_an_example_without_labels_hides_no_mean(least: int) -> None:
+    data = batches()
+    data[0]["labels"][0] = data[0]["labels"][3] = -100
+
+    def mean(model: Any, batch: Any) -> Any:
+        return planted.summed(model, batch) / (batch["labels"] != -100).sum().clamp(min=least)
+
+    found = shape_of(Probe(encoder(), mean), TensorRows(data, pad_token_id=0))
+    assert (found.is_mean, found.divisor) == (True, "labels that count")
+
+
+def test_examples_that_see_each_other_only_among_three_are_found() -> None:
+    def contrastive(model: Any, batch: Any) -> Any:
+        vectors = F.normalize(planted.logits(model, batch), dim=-1)
+        own = torch.eye(len(vectors), dtype=torch.bool)
+        scores = (vectors @ vectors.T).masked_fill(own, -1e9).log_softmax(-1)
+        return -(scores * (batch["labels"][:, None] == batch["labels"]) * ~own).sum()
+
+    assert shape(contrastive, False).is_interaction
