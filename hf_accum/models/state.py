@@ -16,7 +16,8 @@ def keeping_state(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Afterwards gradients, buffers, train or eval mode and other attributes of modules are as they were.
 
     Also where a forward put another buffer in a buffer's place, as rotary embeddings do whose frequencies depend on
-    the length. Parameters are not kept: no forward changes them. Inside, the function that it gives does the same.
+    the length, or another module in a module's, as BigBird does at a short text. Parameters are not kept: no forward
+    changes them. Inside, the function that it gives does the same.
     """
     gradients = [(p, p.grad) for p in model.parameters()]
     states = [_ModuleState(module) for module in model.modules()]
@@ -35,11 +36,11 @@ def keeping_state(model: nn.Module) -> Iterator[Callable[[], None]]:
 
 
 class _ModuleState:
-    """The buffers and plain attributes of a module, and the values of those that may change in their place."""
+    """What a module has: modules, buffers, plain attributes, and the values of those that may change in their place."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._buffers = dict(module._buffers)
+        self._modules, self._buffers = dict(module._modules), dict(module._buffers)
         self._attributes = {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
         values = [*self._buffers.values(), *self._attributes.values()]
         self._copies = [(value, copied) for value in values if (copied := _copied(value)) is not None]
@@ -49,11 +50,14 @@ class _ModuleState:
         for name in [name for name in vars(module) if name not in _OF_TORCH and name not in self._attributes]:
             del vars(module)[name]
         vars(module).update(self._attributes)
+        module._modules.clear()
+        module._modules.update(self._modules)
         module._buffers.clear()
         module._buffers.update(self._buffers)
         for value, copied in self._copies:
             if isinstance(value, Tensor):
-                value.copy_(copied)
+                with torch.inference_mode(value.is_inference()):  # what was made in that mode changes in it only
+                    value.copy_(copied)
             elif isinstance(value, list):
                 value[:] = copied
             else:

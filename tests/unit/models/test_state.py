@@ -73,3 +73,21 @@ def test_inside_the_state_can_be_put_back_at_any_time() -> None:
         assert seen(model) == before
         model(torch.randn(4, 3))
     assert seen(model) == before
+
+
+def test_a_module_that_was_put_in_the_place_of_another_is_out_again() -> None:
+    model = nn.Sequential(nn.Linear(3, 3))
+    linear = model[0]
+    with keeping_state(model):
+        model[0] = nn.ReLU()
+        model.append(nn.ReLU())
+    assert list(model) == [linear]
+
+
+def test_what_was_made_in_inference_mode_is_kept_too() -> None:
+    model = Leaving()
+    with torch.inference_mode():
+        model.constant = torch.ones(2)  # as Phi-3's frequencies of long texts, where it is first asked without grad
+    with keeping_state(model), torch.inference_mode():
+        model.constant += 1
+    assert model.constant.tolist() == [1, 1]
