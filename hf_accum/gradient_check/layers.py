@@ -1,6 +1,6 @@
 """The first layer in which two forwards differ."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +37,9 @@ def first_difference(
 ) -> Layer | None:
     """The first layer whose outputs are not the same in two forwards; None: there is none, or not within the first.
 
+    A difference that does not come out of a module around the layer is none: of positions that are counted from the
+    longest text, say, and that are read from one's own on.
+
     `between` is run between the two, and not watched.
 
     Where `other` has more examples, or longer ones, the first values of each dimension are compared: those of the
@@ -55,28 +58,49 @@ def first_difference(
         one()
     with torch.no_grad():
         between()
-    position, found = 0, None
+    calls: list[tuple[str, nn.Module, bool | None]] = []  # and whether it was the same, if that can be said
+    is_same_path = True
 
     def compare(name: str, module: nn.Module, outputs: list[Tensor]) -> None:
-        nonlocal position, found
-        if found is None and position < len(kept):
-            name_of_one, of_one = kept[position]
-            position += 1
-            same_layer = name_of_one == name  # another path through the model is a difference as well
-            if not same_layer or not all(map(_is_close, of_one, [output.detach().cpu() for output in outputs])):
-                found = Layer.of(name, module)
+        nonlocal is_same_path
+        is_same = None
+        if is_same_path and len(calls) < len(kept):
+            name_of_one, of_one = kept[len(calls)]
+            is_same_path = name_of_one == name  # another path through the model is a difference as well
+            is_same = _are_same(of_one, [output.detach().cpu() for output in outputs]) if is_same_path else False
+        calls.append((name, module, is_same))
 
     with torch.no_grad(), _watching(model, compare):
         other()
-    return found
+    for index, (name, module, is_same) in enumerate(calls):
+        if is_same is False and not _ends_within(name, calls[index + 1 :]):
+            return Layer.of(name, module)
+    return None
 
 
-def _is_close(one: Tensor, other: Tensor) -> bool:
+def _ends_within(name: str, later: Sequence[tuple[str, nn.Module, bool | None]]) -> bool:
+    """Whether the outputs of a module around this one are the same."""
+    seen: set[str] = set()
+    for outer, _, is_same in later:
+        if name.startswith(f"{outer}.") and outer not in seen:
+            seen.add(outer)
+            if is_same:
+                return True
+    return False
+
+
+def _are_same(of_one: Sequence[Tensor], of_other: Sequence[Tensor]) -> bool | None:
+    said = [same for same in map(_is_close, of_one, of_other) if same is not None]
+    return all(said) if said else None
+
+
+def _is_close(one: Tensor, other: Tensor) -> bool | None:
+    """None: nothing can be said."""
     if one.ndim != other.ndim or not one.is_floating_point():
-        return True  # nothing can be said
+        return None
     for dim, size in enumerate(one.shape):
         if other.shape[dim] < size:
-            return True
+            return None
         other = other.narrow(dim, 0, size)
     rounding = 100 * torch.finfo(one.dtype).eps ** 0.9
     scale = float(one.abs().max()) if one.numel() else 0.0

@@ -31,6 +31,33 @@ def test_the_innermost_layer_that_differs_first_is_named_by_the_values_that_both
     assert first_difference(model, lambda: model(tokens), lambda: model(tokens * (1 + 1e-7))) is None
 
 
+class CountsFromTheEnd(nn.Module):
+    """Positions as XLNet's: the values of one differ where the text is longer, and what is read of them does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions, self.linear = nn.Identity(), nn.Linear(3, 3)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        positions = self.positions(torch.arange(-tokens.shape[1], tokens.shape[1]).float())
+        return self.linear(tokens + positions[tokens.shape[1] :, None])
+
+
+class ReadsTheLast(nn.Module):
+    """A head on the last token."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens[:, -1]
+
+
+def test_a_difference_that_stays_within_a_module_is_passed_over() -> None:
+    model = nn.Sequential(CountsFromTheEnd(), ReadsTheLast())
+    tokens = torch.randn(1, 4, 3)
+    padded = torch.cat([tokens, torch.zeros(1, 2, 3)], dim=1)
+    layer = first_difference(model, lambda: model(tokens), lambda: model(padded))
+    assert str(layer) == "layer 1 (ReadsTheLast)"
+
+
 def test_outputs_are_compared_as_they_were_before_a_later_layer_changed_them() -> None:
     model = nn.Sequential(nn.Linear(3, 3), AddsInPlace())
     tokens = torch.randn(1, 4, 3)
