@@ -25,6 +25,7 @@ _LENGTHS = (6, 11, 17)  # no multiples of 8, to which cards pad
 _NUM_IMAGES = 2
 _BEYOND = (5, 9)  # tokens above a threshold
 _SEEDS = (1, 2, 3, 4)  # a layer that is seldom left out may be there with the first ones
+_ALONE = "`micro_batch_size 1` computes each by itself"
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,37 @@ class _Check:
         for threshold, name in thresholds(config, longest).items():
             lengths = sorted({min(longest, threshold + beyond) for beyond in _BEYOND})
             long = [self._forwards.example(index, length) for index, length in enumerate(lengths, start=1)]
-            group = Group(self._forwards, [self._short[0], *long], f"`{name}` {threshold} of its config")
-            if fault := self._of_cuts(group, with_gradient=False):
+            short = max(self._short, key=lambda example: (example.length <= threshold, example.length))
+            group = Group(self._forwards, [short, *long], f"`{name}` {threshold} of its config")
+            if fault := (
+                self._of_earlier_texts(group) or self._of_padding(group) or self._of_cuts(group, with_gradient=False)
+            ):
                 return replace(fault, way_out=f"`max_length {threshold}` keeps all texts below")
         return None
+
+    def _of_earlier_texts(self, group: Group) -> Fault | None:
+        """Whether the longest one is computed otherwise once a shorter one was run."""
+        longest = group.examples[-1]
+        self._begin_anew()
+        first = self._forwards.value(longest)
+        self._begin_anew()
+        after = group.losses[-1]
+        return None if group.is_close(first, after) else self._changed(group, longest, first, after)
+
+    def _of_padding(self, group: Group) -> Fault | None:
+        """Whether the shortest one is computed otherwise where it is padded: of the loss of all it may be little."""
+        if len(group.that_fit().examples) == 1:
+            return None
+        shortest, longest = Group(self._forwards, group.examples[:1], group.beyond), group.examples[-1].length
+        (alone,), padded = shortest.losses, self._forwards.value(*shortest.examples, longest=longest)
+        if shortest.is_close(alone, padded):
+            return None
+        (example,) = shortest.examples
+        seen = (
+            f"the loss of a text of {example.length} tokens is {alone:.6g}, and {padded:.6g} where it is padded to "
+            f"{longest}"
+        )
+        return Fault(seen, self._why_padded(example, longest) + _where(group), _ALONE)
 
     def _of_cuts(self, group: Group, with_gradient: bool) -> Fault | None:
         if with_gradient:
@@ -182,16 +210,20 @@ class _Check:
     # Why
 
     def _changed(self, group: Group, example: Example, before: float, after: float) -> Fault:
-        modes = [(module, module.training) for module in self._model.modules()]
-        self._put_back()
-        for module, mode in modes:
-            module.training = mode
+        self._begin_anew()
         loss, others = self._forwards.loss, group.examples
         layer = first_difference(
             self._model, lambda: loss(example), lambda: loss(example), between=lambda: [loss(o) for o in others]
         )
         seen = f"the loss of a text of {example.length} tokens is {before:.6g}, and {after:.6g} once others were run"
         return Fault(seen, self._cause(layer, "forwards change the state of the model") + _where(group))
+
+    def _begin_anew(self) -> None:
+        """As before any forward, in the modes of now."""
+        modes = {name: module.training for name, module in self._model.named_modules()}
+        self._put_back()
+        for name, module in self._model.named_modules():
+            module.training = modes.get(name, self._model.training)
 
     def _why(self, group: Group, together: float) -> Fault:
         examples, loss, value = group.examples, self._forwards.loss, self._forwards.value
@@ -201,17 +233,19 @@ class _Check:
         cause = ""
         for example in examples:
             if not group.is_close(value(example), value(example, longest=longest)):
-                layer = first_difference(
-                    self._model, lambda it=example: loss(it), lambda it=example: loss(it, longest=longest)
-                )
-                cause = self._cause(layer, "padding reaches the result")
-                if layer is None:
-                    cause = "what reads the outputs of the last layer reads padding"
+                cause = self._why_padded(example, longest)
                 break
         else:
             layer = first_difference(self._model, lambda: loss(examples[0], longest=longest), lambda: loss(*examples))
             cause = self._cause(layer, "examples of a micro-batch see each other")
-        return Fault(seen, cause + _where(group), "`micro_batch_size 1` computes each by itself")
+        return Fault(seen, cause + _where(group), _ALONE)
+
+    def _why_padded(self, example: Example, longest: int) -> str:
+        loss = self._forwards.loss
+        layer = first_difference(self._model, lambda: loss(example), lambda: loss(example, longest=longest))
+        if layer is None:
+            return "what reads the outputs of the last layer reads padding"
+        return self._cause(layer, "padding reaches the result")
 
     def _cause(self, layer: Layer | None, otherwise: str) -> str:
         if layer is None or "rotary" not in layer.kind.lower():

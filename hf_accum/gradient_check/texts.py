@@ -44,11 +44,15 @@ def _resized(name: str, value: Any, of: np.ndarray, length: int) -> Any:
 def thresholds(config: Any, max_length: int) -> dict[int, str]:
     """The lengths that a transformers config names, and that texts of a run are longer than: each with its field.
 
-    At most three, the lowest.
+    At most three, the lowest. BigBird's attention is sparse in texts of more blocks than a token sees.
     """
     found: dict[int, str] = {}
-    for name, value in _numbers(config.to_dict()):
-        if _THRESHOLDS.search(name) and 0 < value < max_length:
+    fields = config.to_dict()
+    for name, value in _numbers(fields):
+        is_of_tokens = _THRESHOLDS.search(name)
+        if name == "block_size" and "num_random_blocks" in fields:
+            value, name = value * (5 + 2 * fields["num_random_blocks"]), "(5 + 2 * num_random_blocks) * block_size"
+        if is_of_tokens and 0 < value < max_length:
             found.setdefault(value, name)
     return dict(sorted(found.items())[:_MOST_THRESHOLDS])
 

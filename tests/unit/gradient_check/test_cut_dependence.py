@@ -1,6 +1,7 @@
 """Models whose gradient depends on the cut are told from those whose does not, and why is said."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,44 @@ def test_frequencies_that_depend_on_earlier_texts_are_refused_for_single_texts_t
     assert fault is not None
     assert "once others were run" in fault.seen
     assert "rotary_emb (LlamaRotaryEmbedding), by `rope_parameters` of its config (rope_type dynamic)" in fault.cause
+
+
+def test_a_short_text_that_turns_long_ones_to_full_attention_is_refused() -> None:
+    """BigBird puts other modules in its layers: what comes after computes in another way, unless it is resumed."""
+    model = classifier_of(text_config("big_bird", block_size=2, num_random_blocks=1))
+    kinds = [type(module) for module in model.modules()]
+    fault = find(model, max_length=32)
+    assert fault is not None
+    assert "once others were run" in fault.seen
+    assert fault.way_out == "`max_length 14` keeps all texts below"
+    assert [type(module) for module in model.modules()] == kinds
+    assert find(model, max_length=14) is None
+
+
+class Stretched(nn.Module):
+    """The first tokens differ a little where a text is beyond a length, as the frequencies of long RoPE do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states * (self.factor * (1 + 5e-3 * (states.shape[1] > 200)))
+
+
+def test_a_small_difference_of_a_short_text_is_seen_beside_long_ones() -> None:
+    model = Tiny(Stretched())
+    model.config = AutoConfig.for_model("llama", max_position_embeddings=200)  # type: ignore[assignment]
+    computed = computed_of(model, max_length=400)
+
+    def of_tokens(model: nn.Module, batch: Any) -> Tensor:
+        inputs, labels = batch
+        losses = torch.nn.functional.cross_entropy(model(**inputs).logits, labels, reduction="none")
+        return (losses * (inputs["input_ids"] != 0).sum(1)).sum()  # as in a language model: long texts weigh more
+
+    fault = find_cut_dependence(replace(computed, summed_loss=of_tokens), texts(), without_dropout=True)
+    assert fault is not None
+    assert "where it is padded to" in fault.seen
 
 
 def test_longer_texts_are_run_one_by_one_where_no_more_fit() -> None:

@@ -55,4 +55,6 @@ def test_thresholds_are_lengths_below_the_longest_text_with_their_fields() -> No
         16: "attention_window",
         32: "attention_window",
     }
+    bigbird = AutoConfig.for_model("big_bird", block_size=8, num_random_blocks=1)
+    assert thresholds(bigbird, 64) == {56: "(5 + 2 * num_random_blocks) * block_size"}  # at 56 its forward turns full
     assert thresholds(BertConfig(), 512) == {}
