@@ -36,7 +36,7 @@ def keeping_state(model: nn.Module) -> Iterator[Callable[[], None]]:
 
 
 class _ModuleState:
-    """What a module has: modules, buffers, plain attributes, and the values of those that may change in their place."""
+    """What a module has: modules, buffers, plain attributes, and the values of those that change in their place."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
