@@ -1,7 +1,7 @@
 """Anybody's batch: nested dicts, tuples and dataclasses of tensors, whose rows are the examples."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -36,12 +36,17 @@ def map_leaves(
         fields = [field.name for field in dataclasses.fields(batch) if field.init]
         return dataclasses.replace(batch, **{key: inner(key, getattr(batch, key)) for key in fields})
     if isinstance(batch, tuple):
-        changed = [inner(index, value) for index, value in enumerate(batch)]
+        changed = [inner(key, value) for key, value in _keyed(batch)]
         return type(batch)(*changed) if hasattr(batch, "_fields") else tuple(changed)
     if isinstance(batch, list) and _is_container(batch):
         made = of_list(name, batch)
         return made if made is not None else [inner(index, value) for index, value in enumerate(batch)]
     return change(name, batch)
+
+
+def _keyed(values: Sequence[Any]) -> Iterable[tuple[object, Any]]:
+    """What is in a tuple or list, by its field or its place."""
+    return zip(getattr(values, "_fields", range(len(values))), values, strict=True)
 
 
 def _is_container(value: object) -> bool:
@@ -50,17 +55,33 @@ def _is_container(value: object) -> bool:
     return isinstance(value, (Mapping, tuple)) or (dataclasses.is_dataclass(value) and not isinstance(value, type))
 
 
-def tensors_by_name(batch: Any, in_lists: bool = True) -> dict[str, Tensor]:
-    """The tensors of a batch; those in lists within it too."""
-    found: dict[str, Tensor] = {}
+def map_tensors(batch: B, change: Callable[[str, Tensor], Tensor]) -> B:
+    """The same batch with every tensor changed by `change(name, tensor)`; all else stays as it is."""
+    return map_leaves(batch, lambda name, leaf: change(name, leaf) if isinstance(leaf, Tensor) else leaf)
 
-    def keep(name: str, leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            found[name] = leaf
-        return leaf
 
-    map_leaves(batch, keep, of_list=lambda name, values: None if in_lists or not name else values)
-    return found
+def leaves(value: Any, in_lists: bool = True, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Each tensor of a batch and the way to it, as `map_leaves` names it: "inputs.input_ids". Nothing is made anew,
+    so that it may be what a function was given, or returned. Those in lists within the batch too.
+    """
+    if isinstance(value, Tensor):
+        yield name, value
+        return
+    if isinstance(value, Mapping):
+        inner: Iterable[tuple[object, Any]] = value.items()
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        inner = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value) if field.init)
+    elif isinstance(value, tuple) or (isinstance(value, list) and (in_lists or not name)):
+        inner = _keyed(value)
+    else:
+        return
+    for key, of in inner:
+        yield from leaves(of, in_lists, f"{name}.{key}" if name else str(key))
+
+
+def last_key(name: str) -> str:
+    """What holds a tensor, of the way to it: `input_ids` of "inputs.input_ids"."""
+    return name.rpartition(".")[2]
 
 
 def num_rows(batch: Any) -> int:
@@ -70,7 +91,7 @@ def num_rows(batch: Any) -> int:
     Raises:
         UserError: if it has no such tensor, or no row.
     """
-    for name, tensor in (tensors_by_name(batch, in_lists=False) | tensors_by_name(batch)).items():
+    for name, tensor in (*leaves(batch, in_lists=False), *leaves(batch)):
         if tensor.ndim:
             if len(tensor) == 0:
                 raise UserError(f"a batch without examples: `{name}` has the shape {tuple(tensor.shape)}")
@@ -85,9 +106,9 @@ def row_length(batch: Any) -> int:
     """The length of the rows of a batch: `input_ids`, or the first tensor of integers that has it, by its second
     dimension; 1 where there is none.
     """
-    tensors = tensors_by_name(batch)
-    named = [tensor for name, tensor in tensors.items() if name.rpartition(".")[2] == "input_ids"]
-    others = [tensor for tensor in tensors.values() if not tensor.is_floating_point()]
+    tensors = list(leaves(batch))
+    named = [tensor for name, tensor in tensors if last_key(name) == "input_ids"]
+    others = [tensor for _, tensor in tensors if not tensor.is_floating_point()]
     return next((tensor.shape[1] for tensor in (*named, *others) if tensor.ndim > 1), 1)
 
 
@@ -99,7 +120,7 @@ def has_rows(name: str, values: list[Any], count: int) -> bool:
     """
     if not name or len(values) != count:
         return False
-    inner = [tensor for tensor in tensors_by_name(values).values() if tensor.ndim]
+    inner = [tensor for _, tensor in leaves(values) if tensor.ndim]
     if inner and all(tensor.shape[0] == count for tensor in inner):
         raise UserError(
             f"`{name}` of a batch is a list of {count} in which each tensor has {count} rows, as many as the batch "
@@ -150,9 +171,9 @@ def first_row(batch: B) -> B:
         part = rows_of(batch, 0, 1)
     except UserError:
         part = batch
-    return map_leaves(part, lambda _, leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
+    return map_tensors(part, lambda _, tensor: tensor.clone())
 
 
 def to_device(batch: B, device: torch.device) -> B:
     """All tensors of a batch on a device; from pinned memory without waiting for it."""
-    return map_leaves(batch, lambda _, leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf)
+    return map_tensors(batch, lambda _, tensor: tensor.to(device, non_blocking=True))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_accum.accumulation.example import Example, inputs_of
+from hf_accum.accumulation.losses import IGNORE
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.stream import WindowStream
 from hf_accum.errors import UserError
@@ -21,7 +22,6 @@ from hf_accum.gradient_check.blocks import keep_few_blocks
 from hf_accum.gradient_check.check import check_rows
 from hf_accum.gradient_check.collated import CollatedRows, of_piece
 from hf_accum.gradient_check.report import Report
-from hf_accum.gradient_check.tensors import IGNORE
 from hf_accum.models.trainable import load_trainable
 from hf_accum.run import training
 from hf_accum.tasks.causal_lm.task import CausalTexts

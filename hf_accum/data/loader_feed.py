@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
-from hf_accum.accumulation.batch_parts import num_rows, rows_of, tensors_by_name
+from hf_accum.accumulation.batch_parts import leaves, num_rows, rows_of
 from hf_accum.distributed.ranks import Ranks
 
 _END = object()
@@ -111,7 +111,7 @@ def _between(rows: Sequence[Rows], start: int, stop: int) -> list[Rows]:
 def _sample(batch: Any, whole: bool = True) -> bytes:
     """The shapes of a batch's tensors, the first numbers of those on the CPU; if not `whole`, of integers alone."""
     said: list[bytes] = []
-    for name, tensor in tensors_by_name(batch).items():
+    for name, tensor in leaves(batch):
         said.append(f"{name}{tuple(tensor.shape)}".encode())
         if tensor.device.type == "cpu" and (whole or not tensor.is_floating_point()):
             said.append(repr(tensor.flatten()[:_NUM_SAMPLED].tolist()).encode())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hf_accum.accumulation.batch_parts import num_rows, tensors_by_name, to_device
+from hf_accum.accumulation.batch_parts import leaves, num_rows, to_device
 from hf_accum.distributed.collectives import on_all_ranks
 from hf_accum.distributed.ranks import shared_ranks_of
 from hf_accum.errors import UserError
@@ -79,7 +79,7 @@ def predict_each_once(
 
 def _checked(predicted: Any, batch: Any) -> Any:
     rows = num_rows(batch)
-    for name, tensor in tensors_by_name(predicted).items():
+    for name, tensor in leaves(predicted):
         if tensor.ndim == 0 or len(tensor) != rows:
             raise UserError(
                 f"a prediction {name} of the shape {tuple(tensor.shape)}: has to have a row for each of the {rows} "

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_accum.accumulation.losses import IGNORE
 from hf_accum.errors import UserError
-from hf_accum.gradient_check.tensors import IGNORE
 
 HEADS = {
     "sequence_classification": "AutoModelForSequenceClassification",

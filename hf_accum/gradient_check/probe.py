@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hf_accum.accumulation.batch_parts import leaves, map_tensors
 from hf_accum.errors import UserError, first_line
 from hf_accum.gradient_check.promotion import Promotion
-from hf_accum.gradient_check.tensors import leaves, mapped
 
 IN_FLOAT64 = 1e-9
 """A relative difference that is more than rounding, where all is computed in float64."""
@@ -121,11 +121,11 @@ class Probe:
     def on_device(self, batch: Any) -> Any:
         """A batch as the copy takes it."""
 
-        def change(_: str, found: list[Tensor]) -> Tensor:
-            tensor = found[0].detach().to(self.device)
+        def change(_: str, tensor: Tensor) -> Tensor:
+            tensor = tensor.detach().to(self.device)
             return tensor.double() if tensor.is_floating_point() else tensor
 
-        return mapped([batch], change)
+        return map_tensors(batch, change)
 
     def forward(self, batch: Any, seed: int | None = None) -> Tensor:
         """The loss of a batch, with its graph where gradients are on.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from hf_accum.gradient_check.tensors import leaves, mapped
+from hf_accum.accumulation.batch_parts import leaves, map_tensors
 
 
 class Promotion(TorchFunctionMode):
@@ -28,7 +28,7 @@ class Promotion(TorchFunctionMode):
                 raise
             wanted = args[0].dtype if args and _writes(func) and isinstance(args[0], Tensor) else torch.float64
             change = _to(wanted)
-            return func(*mapped([args], change), **mapped([kwargs], change))
+            return func(*map_tensors(args, change), **map_tensors(kwargs, change))
 
 
 def _writes(func: Any) -> bool:
@@ -36,5 +36,5 @@ def _writes(func: Any) -> bool:
     return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
-def _to(dtype: torch.dtype) -> Callable[[str, list[Tensor]], Tensor]:
-    return lambda _, found: found[0].to(dtype) if found[0].is_floating_point() else found[0]
+def _to(dtype: torch.dtype) -> Callable[[str, Tensor], Tensor]:
+    return lambda _, tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_accum.accumulation.batch_parts import last_key, leaves, map_tensors
+from hf_accum.accumulation.losses import IGNORE
 from hf_accum.errors import UserError
-from hf_accum.gradient_check.tensors import IGNORE, counts_nothing, leaves, mapped
 
 _SEQUENCES = ("input_ids", "attention_mask", "decoder_input_ids", "input_values")
 """What says how long a text or a sound is, by the names of transformers; the first that is there does."""
@@ -93,7 +94,7 @@ class TensorRows:
         self.num_examples = len(named[0][1])
         if self.num_examples < 4:
             raise UserError(f"{self.num_examples} examples: have to be at least 4, of which cuts can be made")
-        by_name = dict(named)
+        by_name = {last_key(name): tensor for name, tensor in named}
         self._length = next((by_name[name].shape[-1] for name in _SEQUENCES if name in by_name), None)
         mask = by_name.get("attention_mask")
         self._mask = mask if mask is not None and mask.shape[-1] == self._length and mask.dim() >= 2 else None
@@ -133,20 +134,27 @@ class TensorRows:
                     "have the examples along the first dimension of each"
                 )
 
-        def join(name: str, tensors: list[Tensor]) -> Tensor:
+        by_name = [dict(leaves(batch)) for batch in batches]
+        others = {name for names in by_name for name in names.keys() ^ by_name[0].keys()}
+        if others:
+            raise UserError(
+                f"batches that hold different tensors: {', '.join(sorted(others))} of some and not of others; cannot "
+                "be one batch"
+            )
+
+        def join(name: str, _: Tensor) -> Tensor:
+            tensors = [tensor_of[name] for tensor_of in by_name]
             if not tensors[0].dim():
                 return tensors[0]
             if len({tensor.dim() for tensor in tensors}) > 1:
                 raise UserError(f"batches whose {name!r} have different numbers of dimensions: cannot be one batch")
             longest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
             ignored = any(counts_nothing(name, tensor) for tensor in tensors) and tensors[0].dim() > 1
-            fill = self._padding.get(name, IGNORE if ignored else (pad_token_id or 0) if name == "input_ids" else 0)
+            usual = IGNORE if ignored else (pad_token_id or 0) if last_key(name) == "input_ids" else 0
+            fill = self._padding.get(name, usual)
             return torch.cat([_filled(tensor.detach(), longest, fill) for tensor in tensors])
 
-        try:
-            return mapped(batches, join)
-        except (KeyError, IndexError, AttributeError) as error:
-            raise UserError(f"batches that hold different tensors ({error}): cannot be one batch") from error
+        return map_tensors(batches[0], join)
 
     def batch(self, places: Sequence[int]) -> Any:
         """See `Rows`."""
@@ -154,21 +162,21 @@ class TensorRows:
 
     @staticmethod
     def _of(batch: Any, places: list[int]) -> Any:
-        return mapped([batch], lambda _, found: found[0][places] if found[0].dim() else found[0])
+        return map_tensors(batch, lambda _, tensor: tensor[places] if tensor.dim() else tensor)
 
     def padded(self, extra: int) -> Any:
         """See `Rows`."""
 
-        def pad(name: str, found: list[Tensor]) -> Tensor:
-            (tensor,) = found
+        def pad(name: str, tensor: Tensor) -> Tensor:
             if not self._has_positions(name, tensor):
                 return tensor
-            usual = IGNORE if name in self._labels else (self._pad or 0) if name == "input_ids" else 0
+            is_ids = last_key(name) == "input_ids"
+            usual = IGNORE if name in self._labels else (self._pad or 0) if is_ids else 0
             fill = self._padding.get(name, usual)
             more = tensor.new_full((*tensor.shape[:-1], extra), fill)
             return torch.cat([more, tensor] if self.is_left else [tensor, more], -1)
 
-        return mapped([self.whole], pad)
+        return map_tensors(self.whole, pad)
 
     def alone(self, place: int) -> Any:
         """See `Rows`."""
@@ -177,13 +185,12 @@ class TensorRows:
         return self._cut([place], self.lengths[place])
 
     def _cut(self, places: list[int], length: int) -> Any:
-        def cut(name: str, found: list[Tensor]) -> Tensor:
-            (tensor,) = found
+        def cut(name: str, tensor: Tensor) -> Tensor:
             if not self._has_positions(name, tensor):
                 return tensor
             return tensor[..., -length:] if self.is_left else tensor[..., :length]
 
-        return mapped([self._of(self.whole, places)], cut)
+        return map_tensors(self._of(self.whole, places), cut)
 
     def real(self) -> Tensor:
         """See `Rows`."""
@@ -219,7 +226,7 @@ class TensorRows:
                 found[f"{name} that count"] = float(self._counted(name, tensor))
                 found[f"{name} that count, but the first"] = float(self._counted(name, tensor[..., 1:]))
                 found[f"{name} that are not 255"] = float((tensor != 255).sum())
-        masks = {name: tensor for name, tensor in named if "mask" in name and tensor.dim() > 1}
+        masks = {name: tensor for name, tensor in named if "mask" in last_key(name) and tensor.dim() > 1}
         return found | {f"positions of {name}": float((tensor != 0).sum()) for name, tensor in masks.items()}
 
     def short(self) -> Iterator[tuple[str, Any]]:
@@ -233,20 +240,24 @@ class TensorRows:
         batch = self.batch([shortest])
         ignored = [name for name, tensor in leaves(batch) if tensor.dim() > 1 and name in self._labels]
         if ignored:
-            yield (
-                "a text of which no label counts",
-                mapped(
-                    [batch],
-                    lambda name, f: (
-                        torch.full_like(f[0], self._padding.get(name, IGNORE)) if name in ignored else f[0]
-                    ),
-                ),
-            )
+            def without(name: str, tensor: Tensor) -> Tensor:
+                counts = name not in ignored
+                return tensor if counts else torch.full_like(tensor, self._padding.get(name, IGNORE))
+
+            yield "a text of which no label counts", map_tensors(batch, without)
 
     def _has_positions(self, name: str, tensor: Tensor) -> bool:
         is_of_tokens = self._mask is not None and tensor.shape[1:] == self._mask.shape[1:]  # also weights of tokens
-        known = not tensor.is_floating_point() or name in _SEQUENCES or is_of_tokens
+        known = not tensor.is_floating_point() or last_key(name) in _SEQUENCES or is_of_tokens
         return known and tensor.dim() >= 2 and tensor.shape[-1] == self._length
+
+
+def counts_nothing(name: str, tensor: Tensor) -> bool:
+    """Whether -100 stands for no label in it: labels, by their name or because it is in there."""
+    if tensor.is_floating_point() or tensor.is_complex():
+        return False
+    key = last_key(name)
+    return "label" in key or "target" in key or "tags" in key or bool((tensor == IGNORE).any())
 
 
 def _as_number(weight: Any) -> float:
@@ -264,7 +275,7 @@ def _padding_values(batches: Sequence[Any]) -> dict[str, float]:
     found: dict[str, set[float]] = {}
     for batch in batches:
         named = dict(leaves(batch))
-        mask = named.get("attention_mask")
+        mask = next((tensor for name, tensor in named.items() if last_key(name) == "attention_mask"), None)
         if mask is None or mask.dim() < 2:
             continue
         for name, tensor in named.items():
@@ -316,4 +327,4 @@ def _with_masks(batches: Sequence[Any]) -> list[Any]:
 
 def _clamped(batch: Any) -> Any:
     """Answers (`start_positions`) lie in the text that is left."""
-    return mapped([batch], lambda name, found: found[0] * 0 if name.endswith("_positions") else found[0])
+    return map_tensors(batch, lambda name, tensor: tensor * 0 if name.endswith("_positions") else tensor)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_accum.accumulation.batch_parts import leaves
 from hf_accum.gradient_check.probe import Probe
-from hf_accum.gradient_check.tensors import leaves
 
 Align = Callable[[Tensor, Tensor], tuple[Tensor, Tensor] | None]
 """Of two tensors of the same place in two forwards the parts that have to be the same; None: cannot be compared."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from hf_accum.accumulation.batch_parts import has_rows, map_leaves, num_rows, row_length, tensors_by_name, to_device
+from hf_accum.accumulation.batch_parts import has_rows, leaves, map_leaves, num_rows, row_length, to_device
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity, halved
 from hf_accum.accumulation.example import Lengths
 from hf_accum.device.memory import open_memory
@@ -177,7 +177,7 @@ class _Resized:
         if self._length is None:
             return
         has_length = False
-        for name, tensor in tensors_by_name(batch).items():
+        for name, tensor in leaves(batch):
             if tensor.ndim and len(tensor) == self._rows:
                 dims = self._dims(tensor)
                 has_length |= bool(dims)

@@ -10,7 +10,16 @@ from torch import Tensor
 from transformers import BatchEncoding
 from transformers.modeling_outputs import BaseModelOutput
 
-from hf_accum.accumulation.batch_parts import first_row, num_rows, row_length, rows_of, tensors_by_name, to_device
+from hf_accum.accumulation.batch_parts import (
+    first_row,
+    last_key,
+    leaves,
+    map_tensors,
+    num_rows,
+    row_length,
+    rows_of,
+    to_device,
+)
 from hf_accum.errors import UserError
 
 Pair = namedtuple("Pair", "query document")
@@ -41,12 +50,47 @@ def test_rows_are_those_of_each_tensor_in_a_batch_of_the_same_type(kind: str) ->
     assert num_rows(batch) == 4
     part = rows_of(batch, 1, 3)
     assert type(part) is type(batch)
-    whole = tensors_by_name(batch)
-    assert {name: t.tolist() for name, t in tensors_by_name(part).items()} == {
-        name: tensor[1:3].tolist() for name, tensor in whole.items()
-    }
+    assert [(name, t.tolist()) for name, t in leaves(part)] == [(name, t[1:3].tolist()) for name, t in leaves(batch)]
     assert rows_of(batch, 0, 4) is batch
     assert type(to_device(batch, torch.device("cpu"))) is type(batch)
+
+
+@pytest.mark.parametrize(
+    ("batch", "names"),
+    [
+        (IDS, [""]),
+        ({"inner": {"ids": IDS}, "name": "a", "lists": [[IDS], ["b"]]}, ["inner.ids", "lists.0.0"]),
+        (Pair(IDS, BatchEncoding({"ids": IDS})), ["query", "document.ids"]),
+        (Batch(IDS, ["a"]), ["ids"]),
+        (BaseModelOutput(last_hidden_state=IDS, hidden_states=(IDS, IDS)), None),  # type: ignore[arg-type]
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_tensor_is_found_and_changed_by_the_way_to_it(batch: Any, names: list[str] | None) -> None:
+    names = names or ["last_hidden_state", "hidden_states.0", "hidden_states.1"]
+    assert [name for name, _ in leaves(batch)] == names
+    seen: list[str] = []
+
+    def change(name: str, tensor: Tensor) -> Tensor:
+        seen.append(name)
+        return tensor * 2
+
+    changed = map_tensors(batch, change)
+    assert seen == names
+    assert type(changed) is type(batch)
+    assert all(torch.equal(tensor, IDS * 2) for _, tensor in leaves(changed))
+    assert all(tensor is IDS for _, tensor in leaves(batch))
+
+
+def test_tensors_in_lists_within_the_batch_can_be_left_out() -> None:
+    batch = {"images": [IDS], "labels": (IDS, {"boxes": [IDS]})}
+    assert [name for name, _ in leaves(batch)] == ["images.0", "labels.0", "labels.1.boxes.0"]
+    assert [name for name, _ in leaves(batch, in_lists=False)] == ["labels.0"]
+    assert [name for name, _ in leaves([IDS, [IDS]], in_lists=False)] == ["0"]
+
+
+def test_the_key_is_the_end_of_the_way() -> None:
+    assert (last_key("inputs.input_ids"), last_key("labels"), last_key("")) == ("input_ids", "labels", "")
 
 
 def test_lists_of_a_value_for_each_row_are_cut_and_other_things_stay() -> None:

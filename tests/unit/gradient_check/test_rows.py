@@ -8,7 +8,7 @@ import torch
 from planted import batches
 
 from hf_accum.errors import UserError
-from hf_accum.gradient_check.rows import TensorRows
+from hf_accum.gradient_check.rows import TensorRows, counts_nothing
 
 
 def test_batches_of_other_lengths_are_one_padded_batch() -> None:
@@ -52,10 +52,26 @@ def test_short_texts_are_the_shortest_that_can_be() -> None:
     assert list(dict(TensorRows([{"x": torch.ones(5, 2)}]).short())) == []
 
 
+def test_labels_are_known_by_name_or_by_what_is_in_them() -> None:
+    assert counts_nothing("labels", torch.tensor([1]))
+    assert counts_nothing("1.labels", torch.tensor([1]))
+    assert counts_nothing("1", torch.tensor([0, 1, -100]))
+    assert not counts_nothing("1", torch.tensor([1]))
+    assert not counts_nothing("labels", torch.ones(1))
+
+
+def test_tensors_of_one_place_in_different_containers_are_not_taken_for_each_other() -> None:
+    """The second of the inputs and the second of the batch are both called 1 by what holds them."""
+    inputs, labels = (torch.arange(8).view(4, 2), torch.ones(4, 2).long()), torch.tensor([0, 1, -100, -100])
+    rows = TensorRows([(inputs, labels)])
+    assert rows.weight(rows.whole) == 2
+
+
 @pytest.mark.parametrize(
     "data",
     [
         [{"x": torch.ones(4, 2)}, {"y": torch.ones(4, 2)}],
+        [{"x": torch.ones(4, 2)}, {"x": torch.ones(4, 2), "y": torch.ones(4, 2)}],
         [{"x": torch.ones(4, 2)}, {"x": torch.ones(4)}],
     ],
 )
