@@ -103,8 +103,7 @@ class _Check:
             return None
         loss, value, first = self._forwards.loss, self._forwards.value, self._short[0]
         layer = first_difference(self._model, lambda: loss(first), lambda: loss(first, seed=seed))
-        config = getattr(self._model, "config", None)
-        fields = [] if config is None else random_fields(config)
+        fields = random_fields(getattr(self._model, "config", None))
         by = f", by `{'`, `'.join(fields)}` of its config" if fields else ""
         one, other = value(first), value(first, seed=seed)
         return Fault(

@@ -8,10 +8,10 @@ from torch import nn
 from hf_accum.gradient_check.probe import Probe
 from hf_accum.gradient_check.report import Finding
 from hf_accum.gradient_check.trace import calls_of, class_of, first_difference
+from hf_accum.models.dropout import random_fields
 
 _MOST_KINDS = 12  # of modules that draw
 _OTHER_SEED = 1
-_WORDS = ("dropout", "drop_path", "pdrop", "layerdrop", "jitter", "stochastic", "noise")
 
 
 def find_randomness(probe: Probe, batch: Any, *, without: bool) -> tuple[list[Finding], bool]:
@@ -35,7 +35,7 @@ def find_randomness(probe: Probe, batch: Any, *, without: bool) -> tuple[list[Fi
     losses = [same[0], probe.loss(batch, probe.seed + _OTHER_SEED)]
     if not probe.differ(*losses):
         return [], True
-    fields = random_fields(probe.model)
+    fields = random_fields(getattr(probe.model, "config", None))
     modules, off = _turn_off(probe, batch, _OTHER_SEED)
     numbers = {"loss under one seed": losses[0], "under another": losses[1]}
     if off:
@@ -97,20 +97,6 @@ def find_state(probe: Probe, batch: Any) -> list[Finding]:
 
 def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def random_fields(model: nn.Module) -> list[str]:
-    """The fields of a model's config that say how much is drawn, as name=value."""
-    config: Any = getattr(model, "config", None)
-    if config is None or not hasattr(config, "to_dict"):
-        return []
-    found = []
-    for name, value in config.to_dict().items():
-        numbers = value if isinstance(value, list | tuple) else [value]
-        is_set = any(isinstance(n, int | float) and not isinstance(n, bool) and n > 0 for n in numbers)
-        if is_set and any(word in name for word in _WORDS):
-            found.append(f"{name}={value}")
-    return found
 
 
 def turn_off_as_in(model: nn.Module, other: nn.Module) -> None:

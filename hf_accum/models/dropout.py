@@ -10,6 +10,7 @@ _OTHERS = re.compile(
     r"layer_?drop|drop_?path|stochastic_depth|drop_connect"  # leave out layers, or branches of them
     r"|jitter|pos_embed_(shift|rescale)$"  # of routers to experts, and of places in an image
     r"|mask_(time|feature)_prob$|^apply_spec_augment$"  # hide parts of a recording
+    r"|^(label_noise_ratio|box_noise_scale)$"  # of what a detector is told to find again
 )
 _NONE_IS_OFF = re.compile(r"^pos_embed_(shift|jitter|rescale)$")
 """Numbers that are factors, or their logarithms: there is no number without effect but None."""
@@ -41,18 +42,20 @@ def set_config_dropout(config: Any, probability: float) -> None:
 
 
 def random_fields(config: Any) -> list[str]:
-    """The fields of a transformers config, and of the configs in it, by which a model is random in training."""
+    """The fields of a transformers config, and of the configs in it, by which a model is random in training, as
+    name=value, each once. Of anything else, or None: none.
+    """
     from transformers import PreTrainedConfig
 
-    names: list[str] = []
-    for name, value in vars(config).items():
+    found: list[str] = []
+    for name, value in vars(config).items() if isinstance(config, PreTrainedConfig) else ():
         if isinstance(value, PreTrainedConfig):
-            names += random_fields(value)
+            found += random_fields(value)
         elif _DROPOUTS.search(name) or _OTHERS.search(name):
             is_switch = isinstance(value, bool) and not _OTHERS.search(name)
             if not is_switch and any(value if isinstance(value, list | tuple) else [value]):
-                names.append(name)
-    return names
+                found.append(f"{name}={value}")
+    return list(dict.fromkeys(found))
 
 
 def _filled(value: Any, number: float) -> Any:

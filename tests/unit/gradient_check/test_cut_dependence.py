@@ -161,7 +161,7 @@ def test_noise_that_is_left_on_is_refused_by_its_field_and_layer(precision: str)
     assert "with other random numbers" in fault.seen
     assert fault.cause == (
         "the model is random without dropout, first in layer model.layers.0.mlp.gate (MixtralTopKRouter), by "
-        "`router_jitter_noise` of its config"
+        "`router_jitter_noise=0.3` of its config"
     )
 
 

@@ -8,7 +8,7 @@ from tiny import CONFIGS, make_decoder_config, make_inputs
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
-from hf_accum.models.dropout import set_config_dropout, set_dropout
+from hf_accum.models.dropout import random_fields, set_config_dropout, set_dropout
 
 SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
 OF_IMAGES: dict[str, dict[str, Any]] = {
@@ -130,6 +130,18 @@ def test_fields_of_each_kind() -> None:
     assert not config.apply_spec_augment
     assert config.pos_embed_rescale is None
     assert config.token_dropout is True
+
+
+def test_fields_that_make_a_model_random_are_listed_with_their_values_and_those_inside() -> None:
+    encoder = AutoConfig.for_model("bert", hidden_dropout_prob=0.1, attention_probs_dropout_prob=0)
+    decoder = AutoConfig.for_model("bert", hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.2)
+    fields: dict[str, Any] = {"layerdrop": 0.3, "token_dropout": True, "drop_path": [0, 0]}
+    config = PreTrainedConfig(**fields, encoder=encoder, decoder=decoder)  # type: ignore[call-arg]
+    found = ["hidden_dropout_prob=0.1", "attention_probs_dropout_prob=0.2", "layerdrop=0.3"]
+    assert sorted(random_fields(config)) == sorted(found)
+    set_config_dropout(config, 0.0)
+    assert random_fields(config) == []
+    assert random_fields(None) == random_fields({"dropout": 0.1}) == []
 
 
 def test_dropouts_of_any_kind_are_set() -> None:
