@@ -137,10 +137,7 @@ class Probe:
             with torch.no_grad():
                 for buffer, value in self._buffers:
                     buffer.copy_(value)
-        seed = self.seed if seed is None else seed
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
+        self.set_seed(self.seed if seed is None else seed)
         with Promotion():
             loss = self._summed_loss(self.model, self.on_device(batch))
         if not isinstance(loss, Tensor):
@@ -151,6 +148,12 @@ class Probe:
                 "up: `loss.sum()`"
             )
         return loss.reshape(())
+
+    def set_seed(self, seed: int) -> None:
+        """Of all generators that a forward may draw of: those of Python, numpy, torch and the device."""
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
 
     def loss(self, batch: Any, seed: int | None = None) -> float:
         """The value alone."""

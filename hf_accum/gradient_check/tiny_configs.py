@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from hf_accum.models.dropout import set_config_dropout
+
 _SIZES: dict[str, Any] = {
     **dict.fromkeys(
         ("hidden_size", "d_model", "dim", "n_embd", "embed_dim", "embedding_size", "decoder_hidden_size"), 16
@@ -96,7 +98,7 @@ _OWN: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(model_type: str, **more: Any) -> Any:
-    """A config of an architecture, by the name that transformers gives it.
+    """A config of an architecture, by the name that transformers gives it. Nothing in it is random in training.
 
     Raises:
         Exception: of many kinds, where such sizes cannot be.
@@ -111,4 +113,6 @@ def tiny_config(model_type: str, **more: Any) -> Any:
         if isinstance(value, dict) and name.endswith("_config") and value.get("model_type"):
             inner = {field: of for field, of in _SIZES.items() if field in value}
             sizes[name] = {"model_type": value["model_type"]} | inner
-    return config_class(**{**sizes, **more})
+    config = config_class(**{**sizes, **more})
+    set_config_dropout(config, 0.0)
+    return config

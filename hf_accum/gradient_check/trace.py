@@ -58,10 +58,17 @@ def as_they_are(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def first_difference(one: list[Call], other: list[Call], tolerance: float, align: Align = as_they_are) -> str | None:
-    """The first module that gives another result of the same inputs; None: none does."""
-    for first, second in zip(one, other, strict=False):
-        if first.name != second.name:
-            return None
+    """The first module that gives another result of the same inputs; None: none does.
+
+    The calls of each module are compared in their order. A module that is left out in one of the forwards has none.
+    """
+    left: dict[str, list[Call]] = {}
+    for call in reversed(other):
+        left.setdefault(call.name, []).append(call)
+    for first in one:
+        if not left.get(first.name):
+            continue
+        second = left[first.name].pop()
         if _differ(first.outputs, second.outputs, tolerance, align) and not _differ(
             first.inputs, second.inputs, tolerance, align
         ):

@@ -28,6 +28,30 @@ def test_a_module_that_writes_into_its_input_is_named() -> None:
     assert first_difference(one, other, 1e-9) == "between"
 
 
+class Skips(nn.Module):
+    """Leaves its first layer out, as layerdrop does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Tanh(), nn.Dropout(0.0)])
+        self.is_skipped = False
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers[self.is_skipped :]:
+            states = layer(states)
+        return states
+
+
+def test_what_leaves_a_module_out_is_named() -> None:
+    between = Skips()
+    probe = Probe(encoder(between), planted.summed)
+    one = calls_of(probe, batches()[0])
+    probe.model.get_submodule("between").is_skipped = True  # type: ignore[assignment]
+    other = calls_of(probe, batches()[0])
+    assert len(one) == len(other) + 1
+    assert first_difference(one, other, 1e-9) == first_difference(other, one, 1e-9) == "between"
+
+
 def test_an_example_is_found_among_others_and_real_positions_beside_padding() -> None:
     whole, alone = torch.arange(24.0).reshape(4, 3, 2), torch.arange(6.0, 12.0).reshape(1, 3, 2)
     align = by_example(1, 4)
