@@ -53,7 +53,7 @@ class OutOfMemory(RuntimeError):
     ...     find_capacity(model, optimizer, lambda m, x: m(x).sum(), torch.ones(1, 64), memory_budget="20KiB")
     ... except OutOfMemory as error:
     ...     print(str(error).split(":")[0])
-    not even one example of 1 tokens fits
+    not even one example fits
     """
 
 

@@ -53,10 +53,11 @@ def accumulate(accelerator: "Accelerator", model: Models, micro_batch: "MicroBat
 
     Raises:
         UserError: if the loss was not scaled just once, or did not go backward just once, by `accelerator.backward`;
-            if the model has gradients from before the window; if it has layers that talk to the other ranks in the
-            forward (SyncBatchNorm), or accelerate is configured so (FSDP, DeepSpeed); if ranks began with other
-            weights; if weights were changed, or frozen, within the window; if its first loss trains parameters of
-            other models, or its losses a tensor that is no parameter; inside of another `accumulate`.
+            if the model has no parameter to be trained, or gradients from before the window; if it has layers that
+            talk to the other ranks in the forward (SyncBatchNorm), or accelerate is configured so (FSDP, DeepSpeed);
+            if ranks began with other weights; if weights were changed, or frozen, within the window; if its first
+            loss trains parameters of other models, or its losses a tensor that is no parameter; inside of another
+            `accumulate`.
         RuntimeError: if accelerate counts other micro-batches than these.
 
     >>> import torch
@@ -196,6 +197,12 @@ def _prepare(accelerator: "Accelerator", models: Sequence[nn.Module], micro_batc
     refuse_strategies_that_talk(accelerator)
     for model in models:
         refuse_layers_that_talk(model, accelerator.num_processes)
+    if not any(p.requires_grad for p in parameters_of(models)):
+        names = ", ".join(type(model).__name__ for model in models) or "no model"
+        raise UserError(
+            f"`accumulate` was given {names}, of which no parameter is to be trained: has to be given what the loss "
+            "trains, with `requires_grad`"
+        )
     if execution.drop_gradients is None:
         _refuse_gradients_left_over(models)
         execution.drop_gradients = partial(discard_gradients, models, execution)

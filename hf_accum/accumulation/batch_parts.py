@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hf_accum.errors import UserError
+from hf_accum.errors import UserError, shown
 
 B = TypeVar("B")
 
@@ -100,6 +100,27 @@ def num_rows(batch: Any) -> int:
         f"a batch of the type {type(batch).__name__} without tensors: has to be a dict, tuple or dataclass of "
         "tensors whose first dimension is the examples"
     )
+
+
+def weight_of(batch: Any, weight: Callable[[Any], float | Tensor], which: str = "a batch") -> float:
+    """What a batch weighs by somebody's function; `which` is the batch in messages.
+
+    Raises:
+        UserError: if the function gives anything but one number from 0 on.
+    """
+    found = weight(batch)
+    given = f"of the shape {tuple(found.shape)}" if isinstance(found, Tensor) and found.ndim else shown(found)
+    rule = f"the weight of {which} is {given}: has to be a number from 0 on"
+    if isinstance(found, Tensor) and found.numel() != 1:
+        raise UserError(f"{rule}; add it up: `.sum()`")
+    try:
+        number = float(found)
+    except (TypeError, ValueError) as error:
+        way_out = "; the function has to return it" if found is None else ""
+        raise UserError(f"{rule}, all its items together{way_out}") from error
+    if not 0 <= number < float("inf"):
+        raise UserError(f"the weight of {which} is {number}: has to be a number from 0 on")
+    return number
 
 
 def row_length(batch: Any) -> int:

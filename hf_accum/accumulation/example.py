@@ -39,5 +39,18 @@ class Lengths:
     vary: bool = True
     flag_step: int = 1
 
+    def of(self, length: int) -> str:
+        """For messages, behind what has the length: " of 7 tokens"; nothing where a loop of one's own has none."""
+        return "" if length == 1 and not self.flag else f" of {length} {self.unit}"
+
+    @property
+    def what_needs_less(self) -> str:
+        """For messages, where a single example does not fit."""
+        if not self.flag:
+            return "gradient checkpointing, smaller examples, or another model need less"
+        return f"`gradient_checkpointing true`, a smaller `{self.flag}` or `lora.rank`, or another model need less"
+
 
 TOKENS = Lengths()
+OF_ONES_OWN = Lengths(flag="")
+"""Of the batches of a loop of one's own, which has no flags."""

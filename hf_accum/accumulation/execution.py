@@ -251,16 +251,15 @@ class WindowExecution:
         num_examples, length = len(failed.examples), failed.length
         if num_examples == 1 and failed.examples[0].id in tried_alone:
             raise OutOfMemory(
-                f"a single example of {length} {cutter.lengths.unit} does not fit into memory "
-                f"({failed.out_of_memory}); `gradient_checkpointing true`, a smaller `{cutter.lengths.flag}` or "
-                "`lora.rank`, or another model need less"
+                f"a single example{cutter.lengths.of(length)} does not fit into memory ({failed.out_of_memory}); "
+                f"{cutter.lengths.what_needs_less}"
             )
         if num_examples == 1:
             tried_alone.add(failed.examples[0].id)
         cutter.capacity.out_of_memory(num_examples, length)
         self.num_oom_replays += 1
         self.last_replay = (
-            f"memory ran out at {num_examples} examples of {length} {cutter.lengths.unit} "
+            f"memory ran out at {num_examples} examples{cutter.lengths.of(length)} "
             f"({failed.out_of_memory}): the window starts anew, with at most "
             f"{cutter.capacity.num_examples(length)} of that length at once"
         )

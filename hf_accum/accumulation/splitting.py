@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
-from hf_accum.accumulation.example import TOKENS, Lengths
+from hf_accum.accumulation.example import OF_ONES_OWN, TOKENS, Lengths
 from hf_accum.accumulation.time_model import SIZES, UNLEARNED, Costs, Speed, WorkingCosts
 from hf_accum.errors import UserError
 
@@ -56,7 +56,8 @@ class Cutter:
         """The cutter itself, or one that cuts by a capacity or a number alone: the most examples of one forward."""
         if isinstance(capacity, Cutter):
             return capacity
-        return cls(WorkingCapacity(Capacity(capacity)) if isinstance(capacity, int) else capacity)
+        working = WorkingCapacity(Capacity(capacity)) if isinstance(capacity, int) else capacity
+        return cls(working, lengths=OF_ONES_OWN)
 
     @property
     def version(self) -> tuple[int, int]:

@@ -20,7 +20,7 @@ class LoaderReading:
     the training draws. Of generators of the loader's own the state at the begin of the pass is kept.
 
     Raises:
-        UserError: for an iterator, which can be read once only.
+        UserError: for an iterator, which can be read once only, and for what cannot be iterated over.
     """
 
     def __init__(self, loader: Iterable[Any], seed: int) -> None:
@@ -28,6 +28,13 @@ class LoaderReading:
             raise UserError(
                 f"a loader of the type {type(loader).__name__}: has to be one that can be read again, such as a "
                 "DataLoader or a list of batches, and no iterator; a resumed run reads it from its begin"
+            )
+        if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+            is_function = callable(loader) and hasattr(loader, "__name__")
+            raise UserError(
+                f"a loader of the type {type(loader).__name__}: has to be one that gives batches when it is iterated "
+                "over, such as a DataLoader or a list of batches"
+                + (f"; `{loader.__name__}` is a function: give what it makes" if is_function else "")  # type: ignore[attr-defined]
             )
         self.loader = loader
         self.seed = seed

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_accum.accumulation.batch_parts import first_row, rows_of, to_device
+from hf_accum.accumulation.batch_parts import first_row, rows_of, to_device, weight_of
 from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.accumulation.splitting import Cutter
@@ -245,9 +245,7 @@ class LoaderWindows:
     def _example(self, rows: Rows, epoch: int) -> Example:
         """A batch as an example, whose parts are its rows."""
         length = int(self._length(rows.batch))
-        weight = float(self._weight(rows.batch))
-        if not 0 <= weight < float("inf"):
-            raise UserError(f"the weight of batch {rows.number + 1} is {weight}: has to be a number from 0 on")
+        weight = weight_of(rows.batch, self._weight, f"batch {rows.number + 1}")
         name = f"{epoch}/{rows.number}"
         parts = tuple(
             Example(f"{name}/{rows.start + row}", length, 0.0, {"batch": rows.batch, "row": row})

@@ -56,7 +56,8 @@ def memory_info(device: torch.device) -> tuple[int, int]:
     except (RuntimeError, AttributeError) as error:
         raise UserError(
             f"`micro_batch_size` auto, or a `memory_budget`: torch {torch.__version__} does not count memory on "
-            f"{device} ({first_line(error)}); give a number as `micro_batch_size`, and leave the other at auto"
+            f"{device} ({first_line(error)}); give a number as `micro_batch_size`, and leave the other at auto; a "
+            "loop of one's own gives `micro_batches` a number"
         ) from error
 
 

@@ -1,6 +1,5 @@
 """Examples of which batches are made anew: any of them, in any order, with more padding or less."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_accum.accumulation.batch_parts import last_key, leaves, map_tensors
+from hf_accum.accumulation.batch_parts import last_key, leaves, map_tensors, weight_of
 from hf_accum.accumulation.losses import IGNORE
 from hf_accum.errors import UserError
 
@@ -208,7 +207,7 @@ class TensorRows:
         """See `Rows`."""
         if self._own_weight is not None:
             with torch.no_grad():
-                return _as_number(self._own_weight(batch))
+                return weight_of(batch, self._own_weight)
         named = [(name, tensor) for name, tensor in leaves(batch) if tensor.dim()]
         labels = next(((name, tensor) for name, tensor in named if name in self._labels), None)
         return float(len(named[0][1]) if labels is None else self._counted(*labels))
@@ -258,16 +257,6 @@ def counts_nothing(name: str, tensor: Tensor) -> bool:
         return False
     key = last_key(name)
     return "label" in key or "target" in key or "tags" in key or bool((tensor == IGNORE).any())
-
-
-def _as_number(weight: Any) -> float:
-    try:
-        number = float(weight)
-    except (TypeError, ValueError, RuntimeError):
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise UserError(f"a `weight` of {weight!r}: has to be a single number, finite and not negative")
-    return number
 
 
 def _padding_values(batches: Sequence[Any]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.optim import Optimizer
 
 from hf_accum.accumulation.batch_parts import has_rows, leaves, map_leaves, num_rows, row_length, to_device
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity, halved
-from hf_accum.accumulation.example import Lengths
+from hf_accum.accumulation.example import OF_ONES_OWN
 from hf_accum.device.memory import open_memory
 from hf_accum.errors import UserError
 from hf_accum.tuner.search import tune
@@ -92,8 +93,9 @@ def find_capacity(
         max_probe_seconds: where memory is plenty, no micro-batch that computes longer is tried; None: all are.
 
     Raises:
-        UserError: for a batch from which no others can be made, a model without parameters, an optimizer of other
-            parameters, or a model whose forward depends on values where no device is there to measure.
+        UserError: for a batch from which no others can be made, a model without parameters that are trained, an
+            optimizer of other parameters, or a model whose forward depends on values where no device is there to
+            measure.
         OutOfMemory: if not even one example of `max_length` fits.
 
     >>> import torch
@@ -114,6 +116,11 @@ def find_capacity(
     model = model.module if isinstance(model, DistributedDataParallel) else model
     if next(model.parameters(), None) is None:
         raise UserError(f"a model of the type {type(model).__name__} without parameters: there is nothing to train")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(
+            f"a model of the type {type(model).__name__} of which no parameter is to be trained: has to have one "
+            "with `requires_grad`, as it will train; thaw it before"
+        )
     device = next(model.parameters()).device
     copied = _Optimizers(model, optimizer)
     made = make_batch or _Resized(batch, None if max_length is None else length)
@@ -124,7 +131,7 @@ def find_capacity(
         lambda model, batch: summed_loss(model, batch),
         lambda num_examples, length, device: to_device(made(num_examples, length), device),
         1 if max_length is None else max_length,
-        Lengths(vary=max_length is not None),
+        replace(OF_ONES_OWN, vary=max_length is not None),
         precision,
     )
     memory = open_memory(device, memory_budget)

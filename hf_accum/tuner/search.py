@@ -103,7 +103,7 @@ class Tuning:
             return f"at most {self.capacity.most} examples at once on each rank, as given{ignored}"
         largest = self.largest()
         shortest = min(length for length, number in largest.items())
-        up_to = [f"{largest[self.max_length]} of {self.max_length} {self.lengths.unit}"]
+        up_to = [f"{largest[self.max_length]}{self.lengths.of(self.max_length)}"]
         capped = [length for length, number in largest.items() if number == self.capacity.most]
         if capped and capped[0] != self.max_length:
             up_to.append(f"{self.capacity.most} (all of a window) of {capped[0]}")
@@ -200,19 +200,20 @@ def tune(
 
 
 def _nothing_fits(prober: Prober) -> NothingFits:
-    longest, unit = prober.workload.max_length, prober.workload.lengths.unit
+    longest = prober.workload.max_length
+    one_example = f"not even one example{prober.workload.lengths.of(longest)} fits"
     limit, budget = prober.memory.limit_bytes, prober.budget_bytes()
     one = prober.prediction.needed_bytes(1, longest)
     needed = prober.measured(one)
     if needed > limit:
         return NothingFits(
-            f"not even one example of {longest} {unit} fits: it needs {format_bytes(needed)} on "
+            f"{one_example}: it needs {format_bytes(needed)} on "
             f"{prober.memory.name}, {format_bytes(needed - limit)} more than the {format_bytes(limit)} that the run "
             "may use",
             budget,
         )
     return NothingFits(
-        f"not even one example of {longest} {unit} fits: it ran out of memory on {prober.memory.name}, though it "
+        f"{one_example}: it ran out of memory on {prober.memory.name}, though it "
         f"was predicted to need {format_bytes(needed)} of the {format_bytes(limit)} that the run may use",
         min(budget, one - 1),
     )

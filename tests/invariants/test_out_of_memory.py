@@ -364,8 +364,7 @@ def test_a_single_example_that_never_fits_ends_the_run_and_says_what_would(accel
     assert message.startswith(
         "a single example of 7 tokens does not fit into memory (OutOfMemoryError: out of memory"
     )
-    for way_out in ("`gradient_checkpointing true`", "`max_length`", "`lora.rank`", "another model"):
-        assert way_out in message
+    assert message.endswith("gradient checkpointing, smaller examples, or another model need less")
 
 
 # Other errors

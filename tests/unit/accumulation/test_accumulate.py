@@ -11,7 +11,7 @@ from window_cases import (
     make_window,
 )
 
-from hf_accum import accumulate
+from hf_accum import UserError, accumulate
 
 
 def test_a_call_of_accelerators_own_accumulate_in_between_is_noticed(accelerator: Accelerator) -> None:
@@ -23,6 +23,18 @@ def test_a_call_of_accelerators_own_accumulate_in_between_is_noticed(accelerator
         pytest.raises(RuntimeError, match="micro-batch 1 of 2 did not match"),
         accumulate(accelerator, model, next(micro_batches)),
         accelerator.accumulate(model),
+    ):
+        pass
+
+
+def test_a_model_of_which_nothing_is_trained_is_refused(accelerator: Accelerator) -> None:
+    task = TASKS["plain"]
+    model = make_model(task).requires_grad_(False)
+    examples = make_examples(task, [3, 3])
+    micro_batches = make_window(examples, examples[0], whole=examples).micro_batches(1)
+    with (
+        pytest.raises(UserError, match=rf"given {type(model).__name__}, of which no parameter is to be trained"),
+        accumulate(accelerator, model, next(micro_batches)),
     ):
         pass
 

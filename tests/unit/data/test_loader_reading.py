@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import datasets
 import numpy as np
@@ -11,7 +12,10 @@ from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, TensorDataset
 
+from hf_accum.accumulation.batch_parts import num_rows
 from hf_accum.data.loader_reading import LoaderReading, is_dispatched, is_shared_out, repeats_examples
+from hf_accum.data.windows_of import windows_of
+from hf_accum.errors import UserError
 
 ROWS = TensorDataset(torch.arange(7))
 
@@ -30,6 +34,19 @@ def test_a_prepared_loader_repeats_examples_where_ranks_would_have_fewer(
     assert (read + other > num_examples) == expected  # what accelerate does
     assert repeats_examples(shard) == expected
     assert not repeats_examples(loader)
+
+
+@pytest.mark.parametrize(
+    ("loader", "message"),
+    [
+        (num_rows, "a loader of the type function: .*; `num_rows` is a function: give what it makes"),
+        (3, "a loader of the type int: has to be one that gives batches when it is iterated over, such as a DataL"),
+        (None, "a loader of the type NoneType"),
+    ],
+)
+def test_what_gives_no_batches_is_refused(loader: Any, message: str, accelerator: Accelerator) -> None:
+    with pytest.raises(UserError, match=message):
+        windows_of(accelerator, loader, batches_per_step=1)
 
 
 def test_which_loaders_are_shared_out_already(accelerator: Accelerator) -> None:

@@ -191,9 +191,21 @@ def test_a_window_in_which_nothing_counts_is_left_out_and_counted() -> None:
     assert windows.num_weightless_windows == 1
 
 
-@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
-def test_a_weight_that_is_none_is_refused(weight: float) -> None:
-    with pytest.raises(UserError, match="the weight of batch 1 is"):
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [
+        (-1.0, "-1.0"),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+        (None, "None: has to be a number from 0 on, all its items together; the function has to return it"),
+        ("many", "'many': has to be a number"),
+        (torch.ones(3), r"of the shape \(3,\): has to be a number from 0 on; add it up: `.sum\(\)`"),
+        (torch.ones(0), r"of the shape \(0,\)"),
+    ],
+    ids=str,
+)
+def test_a_weight_that_is_none_is_refused(weight: Any, said: str) -> None:
+    with pytest.raises(UserError, match=f"the weight of batch 1 is {said}"):
         list(make(batches_of([1]), batches_per_step=1, weight=lambda _: weight))
 
 

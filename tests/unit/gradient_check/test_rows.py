@@ -45,6 +45,13 @@ def test_the_weight_is_that_of_labels_that_count_or_of_examples_or_ones_own() ->
     assert TensorRows(batches(), lambda batch: torch.tensor(2.5)).weight(rows.whole) == 2.5
 
 
+@pytest.mark.parametrize("weight", [None, torch.ones(2)])
+def test_a_weight_that_is_no_number_is_refused(weight: Any) -> None:
+    rows = TensorRows(batches(), lambda batch: weight)
+    with pytest.raises(UserError, match=r"the weight of a batch is .*: has to be a number from 0 on"):
+        rows.weight(rows.whole)
+
+
 def test_short_texts_are_the_shortest_that_can_be() -> None:
     short = dict(TensorRows(batches(), pad_token_id=0).short())
     assert [batch["input_ids"].shape for batch in short.values()] == [(1, 1), (1, 2), (1, 9)]

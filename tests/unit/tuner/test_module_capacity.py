@@ -131,6 +131,7 @@ def test_batches_of_one_size_need_no_length() -> None:
     )
     assert 1 < capacity.num_examples(1) < 256
     assert str(capacity).splitlines()[-1].split()[0] == "any"
+    assert str(capacity).startswith(f"at most {capacity.num_examples(1)} at once; ")
 
 
 def test_more_than_was_asked_for_is_not_tried() -> None:
@@ -139,7 +140,7 @@ def test_more_than_was_asked_for_is_not_tried() -> None:
     loss = lambda m, batch: m(batch).square().sum()  # noqa: E731
     batch = torch.ones(2, 3, 8, 8)
     assert find_capacity(model, optimizer, loss, batch, max_examples=5, memory_budget="1GiB").num_examples(1) == 5
-    with pytest.raises(OutOfMemory, match="not even one example"):
+    with pytest.raises(OutOfMemory, match="not even one example fits: it needs"):
         find_capacity(model, optimizer, loss, batch, memory_budget="2KiB")
 
 
@@ -185,6 +186,13 @@ def test_a_model_without_parameters_is_refused() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
     with pytest.raises(UserError, match="a model of the type BatchNorm1d without parameters"):
         find_capacity(nn.BatchNorm1d(3, affine=False), optimizer, lambda m, b: m(b).sum(), torch.ones(2, 3))
+
+
+def test_a_model_of_which_nothing_is_trained_is_refused() -> None:
+    model = Net().requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(UserError, match="a model of the type Net of which no parameter is to be trained"):
+        find_capacity(model, optimizer, lambda m, b: m(b).sum(), torch.ones(2, 3, 8, 8))
 
 
 def test_an_optimizer_of_other_parameters_is_refused() -> None:
