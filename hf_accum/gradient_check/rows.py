@@ -239,6 +239,7 @@ class TensorRows:
         batch = self.batch([shortest])
         ignored = [name for name, tensor in leaves(batch) if tensor.dim() > 1 and name in self._labels]
         if ignored:
+
             def without(name: str, tensor: Tensor) -> Tensor:
                 counts = name not in ignored
                 return tensor if counts else torch.full_like(tensor, self._padding.get(name, IGNORE))
