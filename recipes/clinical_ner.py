@@ -1,34 +1,40 @@
 """Fine-tune a clinical-text encoder to find entities: drugs, diseases, findings, ... in the words of a text.
 
 By default MiniLM with LoRA learns eight types of entities from sentences of biomedical papers (NERO). One's own model
-and data, two lists of words and of their tags (O, B-TYPE, I-TYPE) for each text, go by flags:
+and data go by flags: texts with entities by characters, CoNLL files, BRAT folders, or lists of words and tags.
 
     accelerate launch -m recipes.clinical_ner --model emilyalsentzer/Bio_ClinicalBERT \
-        --dataset notes.jsonl --words_column tokens --tags_column ner_tags --group_column patient
+        --dataset notes.jsonl --text_column text --entities_column entities --group_column patient
 """
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from hf_accum import recipe  # its parts are imported when they are used: help and a wrong flag need no torch
 from hf_accum.config.validation import require, require_not_empty
 from recipes.embedded.models import minilm
 from recipes.embedded.nero import biomedical_entities
 
-if TYPE_CHECKING:
-    from hf_accum.tasks.token_classification.data import TagColumns
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClinicalNerConfig(recipe.RecipeConfig):
-    """Where the words and tags stand, and how long texts are cut."""
+    """Where the entities stand, and how long texts are cut."""
 
     words_column: str = "tokens"
-    """Column with the words of a text, a list."""
+    """Column with the words of a text, a list (or a text with spaces between)."""
     tags_column: str = "tags"
-    """Column with the tag of each word, a list: O, B-TYPE or I-TYPE (or numbers, in a column typed as classes)."""
+    """Column with the tag of each word, likewise: O, B-TYPE, I-TYPE (IOB1, IOBES, BILOU too), or their numbers."""
+    text_column: str = "text"
+    """Column with the text, where there are no words and tags."""
+    entities_column: str | None = None
+    """Column with the entities of the text: start, end (the character behind it), label; default: the first
+    that there is of entities, spans, label, labels and annotations."""
     types: list[str] | str = field(default_factory=list)
     """Types of entities (a list, or with commas between); default: those in the data, sorted."""
+    labels: list[str] | str = field(default_factory=list)
+    """What tags that are numbers mean, from 0 on: O,B-drug,I-drug; default: as the column is typed."""
+    nested: Literal["longest", "each_label"] = "longest"
+    """Of entities that overlap the longest is kept, or those of different types are (a layer of tags for each)."""
     overlap: int = 64
     """Tokens that the parts of a text share which is longer than max_length: a word counts once, in the part where it
     has more context."""
@@ -39,8 +45,9 @@ class ClinicalNerConfig(recipe.RecipeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.split_names("types")
-        require_not_empty(self, "words_column", "tags_column", rule="not empty")
+        self.split_names("types", "labels")
+        require_not_empty(self, "words_column", "tags_column", "text_column", rule="not empty")
+        require_not_empty(self, "entities_column")
         require(len(set(self.types)) == len(self.types), "types", self.types, "all different")
         require(0 <= self.overlap < self.max_length, "overlap", self.overlap, "at least 0, and below `max_length`")
 
@@ -49,15 +56,16 @@ def train(config: ClinicalNerConfig):
     """Train; returns the figures of the held-out part: precision, recall and F1 of whole entities."""
     from hf_accum import accumulate
     from hf_accum.models.loading import labels_in_order_of_head
-    from hf_accum.tasks.token_classification.data import labels_of
+    from hf_accum.tasks.token_classification.tags import labels_of
 
     run = recipe.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
     tokenizer = recipe.load_tokenizer(config.model or minilm(), config.trust, of_words=True)
     data = open_data(config, run.ranks, tokenizer)  # read once, before any weight: its types, its size, its bad rows
-    labels = labels_in_order_of_head(config.model or minilm(), labels_of(data.types), config.trust)
-    task = task_of(config, data.columns, labels, tokenizer)
+    config = replace(config, types=list(data.types))
+    labels = labels_of(config.types, in_layers=config.nested == "each_label")
+    labels = labels_in_order_of_head(config.model or minilm(), labels, config.trust)
+    task, spec = task_of(config, labels, tokenizer), spec_of(config, labels)
     task.check_metrics(config.best_metric)
-    spec, config = spec_of(config, labels), replace(config, types=list(data.types))
     with recipe.Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
         accelerator, model, capacity = training.accelerator, training.model, training.capacity
         optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
@@ -75,12 +83,13 @@ def train(config: ClinicalNerConfig):
         return training.finish()
 
 
-def task_of(config: ClinicalNerConfig, columns: "TagColumns", labels: tuple[str, ...], tokenizer: Any):
+def task_of(config: ClinicalNerConfig, labels: tuple[str, ...], tokenizer: Any):
     """A text in parts, and the loss of the tag of each word. Without a tokenizer: for a plan."""
     from hf_accum.accumulation.losses import CrossEntropy
     from hf_accum.tasks.token_classification.task import EntityTagging
 
-    return EntityTagging(columns, labels, CrossEntropy(), tokenizer, config.max_length)
+    types = tuple(config.types) if config.nested == "each_label" else ()
+    return EntityTagging(labels, CrossEntropy(), tokenizer, config.max_length, types)
 
 
 def spec_of(config: ClinicalNerConfig, labels: tuple[str, ...]) -> "recipe.ModelSpec":
@@ -96,16 +105,17 @@ def spec_of(config: ClinicalNerConfig, labels: tuple[str, ...]) -> "recipe.Model
 
 def workload(config: ClinicalNerConfig, precision: str = "no") -> "recipe.Workload":
     """The same by the flags alone, for `hf-accum plan`: one type of entity, where they name none."""
-    from hf_accum.tasks.token_classification.data import TagColumns, labels_of
+    from hf_accum.tasks.token_classification.tags import labels_of
 
-    labels = labels_of(tuple(config.types) or ("entity",))
-    task = task_of(config, TagColumns(config.words_column, config.tags_column), labels, None)
-    return recipe.planned(spec_of(config, labels), task, config, precision)
+    config = replace(config, types=config.types or ["entity"])
+    labels = labels_of(config.types, in_layers=config.nested == "each_label")
+    return recipe.planned(spec_of(config, labels), task_of(config, labels, None), config, precision)
 
 
 def open_data(config: ClinicalNerConfig, ranks: "recipe.Ranks", tokenizer: Any):
-    """The tagged texts of the flags, or the embedded sentences; read for their types and their lengths."""
+    """The texts of the flags, or the embedded sentences; read for their types and their lengths."""
     from hf_accum.tasks.token_classification.data import open_tagged_texts
+    from hf_accum.tasks.token_classification.files import Columns
 
     embedded = {"entities": recipe.Embedded(biomedical_entities, {"group_column": "sentence"})}
     config, dataset = recipe.with_dataset(config, ranks, embedded)
@@ -114,11 +124,12 @@ def open_data(config: ClinicalNerConfig, ranks: "recipe.Ranks", tokenizer: Any):
         ranks,
         config,
         tokenizer,
-        words_column=config.words_column,
-        tags_column=config.tags_column,
+        columns=Columns(config.words_column, config.tags_column, config.text_column, config.entities_column),
         group_column=config.group_column,
         types=tuple(config.types),
         overlap=config.overlap,
+        names=tuple(config.labels),
+        nested=config.nested,
     )
 
 

@@ -159,14 +159,14 @@ def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revisi
         check_inside(dataset, files)
     match builder:  # a folder's or a hub dataset's is a subclass, with a name of its own
         case Json() if getattr(builder.config, "field", None) is None:
-            return _of_files(files, read_json, class_names)
+            return of_files(files, read_json, class_names)
         case Csv():
             is_tsv = data_files is not None and _suffix_of(dataset) == ".tsv"
             separator = "\t" if is_tsv else getattr(builder.config, "sep", None) or ","
-            return _of_files(files, lambda f, start: read_csv(f, start, separator), class_names)
+            return of_files(files, lambda f, start: read_csv(f, start, separator), class_names)
         case Parquet():
             class_names = _parquet_class_names(dataset, files, columns) | class_names
-            return _of_files(files, lambda f, start: read_parquet(f, start, columns), class_names)
+            return of_files(files, lambda f, start: read_parquet(f, start, columns), class_names)
         case ImageFolder():
             images = open_image_folder(dataset, files)
             return Source(images.names, images.read, class_names, notes=images.notes)
@@ -214,15 +214,26 @@ def _format_of(file: str) -> str:
     return formats[suffix]
 
 
-def _of_files(
+def of_files(
     files: Sequence[str],
     read: Callable[[str, int], Iterator[tuple[int, Row | BadRow]]],
     class_names: Mapping[str, tuple[str, ...]],
+    *,
+    notes: tuple[str, ...] = (),
+    beside: Callable[[str], str] | None = None,
 ) -> Source:
+    """A Source over files, of which `read(file, start)` gives the rows from a number on.
+
+    A local file has to stay as it is, and so does the one `beside` it, if its rows are read from two.
+    """
     common = os.path.commonpath([str(PurePosixPath(file).parent) for file in files])
     names = tuple(os.path.relpath(file, common) for file in files)
 
-    stamps = {i: {names[i]: stamp} for i, file in enumerate(files) if (stamp := stamp_of(file))}
+    of_shards = ((file, beside(file)) if beside else (file,) for file in files)
+    stamps = {
+        i: {os.path.relpath(file, common): stamp for file in of_shard if (stamp := stamp_of(file))}
+        for i, of_shard in enumerate(of_shards)
+    }
 
     def of_shard(shard: int, start: int) -> Iterator[tuple[int, Row | BadRow]]:
         file = files[shard]
@@ -230,7 +241,7 @@ def _of_files(
             return retried(names[shard], lambda following: read(file, following), start)
         return read(file, start)
 
-    return Source(names, _checked(names, of_shard, stamps), class_names)
+    return Source(names, _checked(names, of_shard, stamps), class_names, notes=notes)
 
 
 def _checked(names: Sequence[str], read: Read, stamps: Mapping[int, Mapping[str, Stamp]]) -> Read:

@@ -172,16 +172,24 @@ class SplitData:
         )
 
 
-def open_split(dataset: str, columns: Sequence[str], config: RecipeConfig, *, group_column: str) -> SplitData:
-    """Open a dataset, of which these columns are needed, and split it as the flags say.
+def open_split(
+    dataset: str,
+    columns: Sequence[str],
+    config: RecipeConfig,
+    *,
+    group_column: str,
+    opener: Callable[..., Source] = open_source,
+) -> SplitData:
+    """Open a dataset, of which these columns are needed, and split it as the flags say. `opener` is one that opens
+    more formats than `open_source`, as it does.
 
     Raises:
         UserError: for a dataset or column that cannot be used.
     """
     columns = [*columns, *([] if config.eval_split else [group_column])]
-    source = open_source(dataset, config.train_split, columns=columns, revision=config.dataset_revision)
+    source = opener(dataset, config.train_split, columns=columns, revision=config.dataset_revision)
     eval_source = source
     if config.eval_split:
-        eval_source = open_source(dataset, config.eval_split, columns=columns, revision=config.dataset_revision)
+        eval_source = opener(dataset, config.eval_split, columns=columns, revision=config.dataset_revision)
     fraction = None if config.eval_split else config.eval_fraction
     return SplitData(source=source, eval_source=eval_source, group_column=group_column, eval_fraction=fraction)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hf_accum.data.formats.rows import BadRow, is_missing, value_of
+from hf_accum.data.formats.rows import BadRow, check_unicode, is_missing, value_of
 from hf_accum.errors import UserError, shown
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -95,6 +95,8 @@ class LabelColumn:
             value = int(value)
         if not isinstance(value, str | int) or (isinstance(value, str) and not value.strip()):
             raise BadRow(self.column, f"{shown(value)} is neither the name nor the number of a class")
+        if isinstance(value, str):
+            check_unicode(self.column, value)
         return value.strip() if isinstance(value, str) else str(value)
 
     @property

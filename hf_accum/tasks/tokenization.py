@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_accum.accumulation.example import Example
-from hf_accum.data.formats.rows import BadRow, is_missing, value_of
+from hf_accum.data.formats.rows import BadRow, check_unicode, is_missing, value_of
 from hf_accum.errors import shown
 from hf_accum.tuner.kernels import is_card_traced
 
@@ -35,10 +35,7 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
         raise BadRow(column, f"{shown(text)} is a {type(text).__name__}, not a text")
     if not text.strip():
         raise BadRow(column, "empty text")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadRow(column, "not UTF-8 (a lone surrogate)") from None
+    check_unicode(column, text)
     return text
 
 

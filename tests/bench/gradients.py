@@ -47,7 +47,6 @@ from hf_accum import CrossEntropy, WindowExecution, accumulate
 from hf_accum.recipe import Example, WindowStream, ranks_of, start_accelerator
 from hf_accum.tasks.labels import LabelColumn
 from hf_accum.tasks.text_classification.task import TextClassification
-from hf_accum.tasks.token_classification.data import TagColumns
 from hf_accum.tasks.token_classification.task import EntityTagging
 
 IGNORE = -100
@@ -132,7 +131,7 @@ def task_of(model: PreTrainedModel) -> TextClassification | EntityTagging:
     """What this project trains such a model for; the texts are tokens already."""
     names = tuple(NAMES.values())
     if isinstance(model, BertForTokenClassification):
-        return EntityTagging(TagColumns("words", "tags"), names, CrossEntropy(), None, LONGEST)
+        return EntityTagging(names, CrossEntropy(), None, LONGEST)
     labels = LabelColumn("labels", "single_label_classification", names)
     return TextClassification("text", labels, CrossEntropy(), None, LONGEST)
 

@@ -30,7 +30,8 @@ from hf_accum.evaluation.evaluate import Metric
 from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.models.trainable import load_trainable
 from hf_accum.tasks.language_modeling.token_prediction import perplexity
-from hf_accum.tasks.token_classification.data import labels_of
+from hf_accum.tasks.token_classification.data import part_of
+from hf_accum.tasks.token_classification.tags import labels_of
 from hf_accum.tasks.vision.inputs import load_image_inputs
 from recipes import clinical_classification, clinical_ner, driving_images, medical_mlm
 from recipes.embedded.efficientnet import efficientnet_lite0
@@ -96,14 +97,17 @@ def of_clinical_ner() -> list[list[str]]:
     config = clinical_ner.ClinicalNerConfig()
     tokenizer = load_tokenizer(minilm(), config.trust, of_words=True)
     data = clinical_ner.open_data(config, OneRank(), tokenizer)
-    train, held_out = ([data.columns.read(row) for _, row in rows_of(data, side)] for side in (False, True))
+    train, held_out = (
+        [(list(part.words), list(part.layers[0])) for part in (part_of(row) for _, row in rows_of(data, side))]
+        for side in (False, True)
+    )
     dictionary = Dictionary(train)
     metric = Metric("entities", {})
     predicted = [dictionary.tag(words) for words, _ in held_out]
     figures = {"dictionary of the training texts": metric.compute(predicted, [tags for _, tags in held_out])}
     labels = labels_of(data.types)
     model = load_trainable(clinical_ner.spec_of(config, labels), tokenizer, config, device=CPU).model
-    task = clinical_ner.task_of(config, data.columns, labels, tokenizer)
+    task = clinical_ner.task_of(config, labels, tokenizer)
     figures["MiniLM before training"] = evaluate(model, task, data, 64)
     print(f"{len(train):,} parts of texts to train on, {len(held_out):,} held out")
     names = [name for name, value in figures["dictionary of the training texts"].items() if isinstance(value, float)]

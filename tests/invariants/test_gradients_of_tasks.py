@@ -24,7 +24,8 @@ from hf_accum.tasks.language_modeling.chunked_loss import (
 )
 from hf_accum.tasks.masked_lm.task import MaskedTexts
 from hf_accum.tasks.special_tokens import Frame
-from hf_accum.tasks.token_classification.data import Part, TagColumns, labels_of
+from hf_accum.tasks.token_classification.data import Part
+from hf_accum.tasks.token_classification.tags import labels_of
 from hf_accum.tasks.token_classification.task import EntityTagging
 
 any_cut = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -43,12 +44,12 @@ def test_entities(accelerator: Accelerator, lengths: list[int], micro_batch_size
     torch.manual_seed(0)
     model: Any = AutoModelForTokenClassification.from_config(CONFIGS["bert"]).double().eval()
     model.classifier, model.num_labels = torch.nn.Linear(model.config.hidden_size, len(labels)).double(), len(labels)
-    task = EntityTagging(TagColumns("tokens", "tags"), labels, CrossEntropy(), make_tokenizer(), 64)
+    task = EntityTagging(labels, CrossEntropy(), make_tokenizer(), 64)
     parts = []
     for length in lengths:
         first = draw.randrange(length)  # words before it are read, and count in another part
         tags = tuple(draw.choices(labels, k=length))
-        parts.append(Part(tuple(draw.choices(WORDS, k=length)), tags, first, draw.randint(first + 1, length)))
+        parts.append(Part(tuple(draw.choices(WORDS, k=length)), (tags,), first, draw.randint(first + 1, length)))
     examples = task.encode([(f"0:{index}", part) for index, part in enumerate(parts)])
     assert sum(example.weight for example in examples) == sum(part.last - part.first for part in parts)
     losses = []

@@ -40,6 +40,18 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def check_unicode(column: str, text: str) -> None:
+    """See that a text can be written, and taken by a tokenizer.
+
+    Raises:
+        BadRow: if a lone surrogate stands in it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRow(column, "not UTF-8 (a lone surrogate)") from None
+
+
 def opened(file: str, mode: str, **how: Any) -> AbstractContextManager[Any]:
     """A file for reading, local or of a hub."""
     if "://" not in file:  # a path as it is: fsspec would take a part of some for a protocol

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_accum.data.formats.rows import BadRow, Row, value_of
+from hf_accum.data.formats.rows import BadRow, Row, check_unicode, value_of
 from hf_accum.errors import UserError, shown
 from hf_accum.tasks.causal_lm.chat import ASSISTANT, Message, Span, written
 from hf_accum.tasks.causal_lm.data import Passage
@@ -121,9 +121,11 @@ def _written(
     tokenizer: "PreTrainedTokenizerBase", messages: tuple[Message, ...] | list[dict[str, Any]], column: str
 ) -> tuple[str, list[Span]]:
     try:
-        return written(tokenizer, messages)
+        text, spans = written(tokenizer, messages)
     except ValueError as error:
         raise BadRow(column, str(error)) from error
+    check_unicode(column, text)  # roles and other fields, of which the template makes what it likes
+    return text, spans
 
 
 class _EndOfChat:

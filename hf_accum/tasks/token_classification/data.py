@@ -1,105 +1,91 @@
-"""A dataset of texts whose words have tags: entities in the scheme BIO, long texts in overlapping parts."""
+"""A dataset of texts with entities: read as it is annotated, long texts in overlapping parts."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial, reduce
+from itertools import chain, islice
+from operator import add
+from typing import TYPE_CHECKING, Literal
 
 from hf_accum.config.recipe import RecipeConfig
-from hf_accum.data.formats.rows import BadRow, value_of
-from hf_accum.data.source import Row, in_parts
+from hf_accum.data.formats.rows import BadRow
+from hf_accum.data.source import Row, Source, in_parts
 from hf_accum.data.split import Observed, SplitData, open_split
 from hf_accum.distributed.ranks import Ranks
-from hf_accum.errors import UserError, shortened, shown
+from hf_accum.errors import UserError, shortened
+from hf_accum.tasks.token_classification.files import Columns
+from hf_accum.tasks.token_classification.reading import SIGN, Reader, SpanColumns, TagColumns, TaggedText
+from hf_accum.tasks.token_classification.spans import DISCONTINUOUS, SPAN_COLUMNS, TRIMMED
+from hf_accum.tasks.token_classification.tags import OUTSIDE, Entity, Tags, longest_of, scheme_of, tags_of, types_of
 from hf_accum.tasks.tokenization import count_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-OUTSIDE = "O"
+Nested = Literal["longest", "each_label"]
 MOST_PARTS = 4_096
 """Of one text."""
 _MOST_TYPES = 500
-_SAME_WORDS = "words of the text"
-
-
-@dataclass(frozen=True)
-class TagColumns:
-    """How a row's words and their tags are read: two lists of one length.
-
-    A tag is O, B-TYPE or I-TYPE, or its number where the column is typed as classes (`names`). Tags in other
-    schemes, of which every one is B or I in BIO, are refused.
-    """
-
-    words: str
-    tags: str
-    names: tuple[str, ...] = ()
-    types: tuple[str, ...] = ()
-    """All there are; empty: any."""
-
-    def read(self, row: Row) -> tuple[list[str], list[str]]:
-        """A row's words, and the tag of each.
-
-        Raises:
-            BadRow: if either is missing, empty or no list, if their numbers differ, or one is no word or tag.
-        """
-        words, tags = self._list(row, self.words), self._list(row, self.tags)
-        if len(words) != len(tags):
-            raise BadRow(self.tags, f"{len(tags):,} tags for {len(words):,} words: each word has to have one")
-        for word in words:
-            if not isinstance(word, str) or not word.strip():
-                raise BadRow(self.words, f"{shown(word)} is no word")
-        return words, [self._tag(tag) for tag in tags]
-
-    def _list(self, row: Row, column: str) -> list[Any]:
-        value = value_of(row, column)
-        if not isinstance(value, list | tuple):
-            raise BadRow(column, f"{shown(value)} is a {type(value).__name__}, not a list")
-        if not value:
-            raise BadRow(column, "an empty list")
-        return list(value)
-
-    def _tag(self, value: Any) -> str:
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(self.names):
-            value = self.names[value]
-        if not isinstance(value, str) or (value != OUTSIDE and (value[:2] not in ("B-", "I-") or len(value) == 2)):
-            raise BadRow(self.tags, f"{shown(value)} is no tag: it has to be O, B-TYPE or I-TYPE")
-        if self.types and value != OUTSIDE and value[2:] not in self.types:
-            known = shortened(", ".join(self.types), 300)
-            raise BadRow(self.tags, f"{shown(value)} is of no known type: it has to be one of {known}")
-        return value
-
-
-def labels_of(types: Sequence[str]) -> tuple[str, ...]:
-    """The tags of entity types: O first, then B and I of each."""
-    return (OUTSIDE, *(f"{place}-{name}" for name in types for place in "BI"))
-
-
-def types_of(tags: Sequence[str]) -> tuple[str, ...]:
-    """The entity types among tags, sorted."""
-    return tuple(sorted({tag[2:] for tag in tags if tag != OUTSIDE}))
+_NUM_LOOKED_AT = 100
+# Columns of a row that is a part, by names that a dataset's own column, by which it is split, will not have.
+_SAME_WORDS, _PART, _COUNTS = "words of the text", "part of the text", "counts of the text"
+_ENTITIES, _OVERLAPPING = "entities", "overlapping"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaggedTexts(SplitData):
     """The dataset, cut into parts, with its entity types."""
 
-    columns: TagColumns
+    reader: Reader
     types: tuple[str, ...]
+    nested: Nested = "longest"
+    counts: Counter[str] | None = None
+    """Of what is said of all texts; None: they were not read."""
 
     @property
     def notes(self) -> list[str]:
-        """Types that no text to train on has, as far as they were counted."""
-        return self.notes_of_missing("no text to train on has an entity of type", self.types)
+        """How the texts are annotated, what of it was left out, and types that no text to train on has."""
+        of_files = dict.fromkeys([*self.source.notes, *self.eval_source.notes])
+        missing = self.notes_of_missing("no text to train on has an entity of type", self.types)
+        return [*of_files, *self._notes_of_counts(), *missing]
+
+    def _notes_of_counts(self) -> list[str]:
+        if self.counts is None:
+            return []
+        columns = " and ".join(map(repr, self.reader.columns))
+        signs = {sign.removeprefix(SIGN) for sign in self.counts if sign.startswith(SIGN)}
+        how = f"by tags in the scheme {scheme_of(signs)}" if signs else "by the characters of texts"
+        said = [f"{self.counts[_ENTITIES]:,} entities, {how} (columns {columns})"]
+        if number := self.counts[DISCONTINUOUS]:
+            said.append(f"{number:,} entities have gaps: each is taken from its first to its last character")
+        if number := self.counts[TRIMMED]:
+            said.append(
+                f"{number:,} entities begin or end with what is no word (spaces): these characters are left out"
+            )
+        if number := self.counts[_OVERLAPPING]:
+            of, way_out = "another", "; `nested each_label` keeps those of different types"
+            if self.nested == "each_label":
+                of, way_out = "another of their own type", ""
+            said.append(f"{number:,} entities overlap {of} that is longer, and are left out{way_out}")
+        return said
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some consecutive words of a text. Those from `first` up to `last` count; the others are their context."""
+    """Some consecutive words of a text. Those from `first` up to `last` count; the others are their context.
+
+    Each of the layers has a tag for each word. `places` are those of the words that count, by characters of the whole
+    text, whose characters from `start` on, up to the next part's, are `text`.
+    """
 
     words: tuple[str, ...]
-    tags: tuple[str, ...]
+    layers: tuple[Tags, ...]
     first: int
     last: int
+    places: tuple[tuple[int, int], ...] = ()
+    start: int = 0
+    text: str = ""
 
 
 def cut_text(num_tokens: Sequence[int], most: int, overlap: int) -> list[tuple[int, int, int, int]]:
@@ -127,57 +113,151 @@ def cut_text(num_tokens: Sequence[int], most: int, overlap: int) -> list[tuple[i
         start, first = following, last
 
 
+@dataclass(frozen=True)
+class Cutting:
+    """How texts are cut into parts: of at most `most` tokens without special ones, sharing `overlap`.
+
+    Nested entities are kept in a layer of tags for `each_label` (of `types`; of a text's own where they are not known
+    yet), or all in one, the `longest`.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    most: int
+    overlap: int
+    nested: Nested
+    types: tuple[str, ...]
+
+    def parts_of(self, row: Row, reader: Reader) -> list[Row]:
+        """The rows of a row's parts; the first has the counts of the text too.
+
+        Raises:
+            BadRow: if the row cannot be used.
+        """
+        text = reader.read(row, partial(count_tokens, self.tokenizer))
+        words, kept = text.words, self._layers(text)
+        layers = [tags_of(entities, len(words)) for entities in kept]
+        counts = Counter(text.counts)
+        counts[_ENTITIES] = len(text.entities)
+        counts[_OVERLAPPING] = len(text.entities) - sum(map(len, kept))
+        cuts = cut_text(text.num_tokens, self.most, self.overlap)
+        # A part's characters go up to the first word that counts in the next one.
+        starts = [0, *(text.places[first][0] for _, _, first, _ in cuts[1:]), len(text.text)]
+        same_words = " ".join(words)
+        rows = []
+        for index, (start, end, first, last) in enumerate(cuts):
+            part = Part(
+                tuple(words[start:end]),
+                tuple(tags[start:end] for tags in layers),
+                first - start,
+                last - start,
+                tuple(text.places[first:last]),
+                starts[index],
+                text.text[starts[index] : starts[index + 1]],
+            )
+            rows.append({**row, _SAME_WORDS: same_words, _PART: part, _COUNTS: Counter() if index else counts})
+        return rows
+
+    def _layers(self, text: TaggedText) -> list[list[Entity]]:
+        if self.nested == "longest":
+            return [longest_of(text.entities)]
+        types = self.types or sorted({entity.type for entity in text.entities})
+        return [longest_of(entity for entity in text.entities if entity.type == name) for name in types]
+
+
+def part_of(row: Row) -> Part:
+    """The part of a text that a row of the opened dataset is."""
+    return row[_PART]
+
+
 def open_tagged_texts(
     dataset: str,
     ranks: Ranks,
     config: RecipeConfig,
     tokenizer: "PreTrainedTokenizerBase",
     *,
-    words_column: str,
-    tags_column: str,
+    columns: Columns,
     group_column: str | None,
     types: tuple[str, ...],
     overlap: int,
+    names: tuple[str, ...] = (),
+    nested: Nested = "longest",
 ) -> TaggedTexts:
-    """Open the dataset and, where the entity types or its size are needed and not known, read it once.
+    """Open the dataset and, where its entity types, its size or what is to be said of it are not known, read it once.
 
     Texts of more than `config.max_length` tokens are cut into parts that share `overlap` tokens. Without a
-    `group_column` texts of the same words are on one side of the split.
+    `group_column` texts of the same words are on one side of the split. `names` are those of tags that are numbers,
+    where the column is not typed as classes.
 
     Raises:
         UserError: for a dataset, column or row that cannot be used.
     """
-    opened = open_split(dataset, [words_column, tags_column], config, group_column=group_column or words_column)
-    columns = TagColumns(words_column, tags_column, opened.source.class_names.get(tags_column, ()), types)
+    reader = _reader_for(dataset, config, columns, types)
+    opened = open_split(
+        dataset, reader.columns, config, group_column=group_column or reader.columns[0], opener=columns.open
+    )
+    known = types
+    if isinstance(reader, TagColumns):
+        reader = replace(reader, names=names or opened.source.class_names.get(reader.tags, ()))
+        known = types or types_of(reader.names)
     most = config.max_length - tokenizer.num_special_tokens_to_add()
     if most < 1:
         raise UserError(f"`max_length` {config.max_length}: has to leave place for words beside the special tokens")
 
-    def parts_of(row: Row) -> list[Row]:
-        words, tags = columns.read(row)
-        same_words = " ".join(words)
-        parts = []
-        for start, end, first, last in cut_text(count_tokens(tokenizer, words), most, overlap):
-            of_part = {words_column: words[start:end], tags_column: tags[start:end]}
-            places = {"first": first - start, "last": last - start, _SAME_WORDS: same_words}
-            parts.append({**row, **of_part, **places})
-        return parts
+    def cut(types: tuple[str, ...]) -> TaggedTexts:
+        cutting = Cutting(tokenizer, most, overlap, nested, types)
+        of_types = replace(reader, types=types)
 
-    known = types or types_of(columns.names)
-    parts = opened.with_rows(lambda source: in_parts(source, parts_of, MOST_PARTS), group_column or _SAME_WORDS)
-    data = TaggedTexts(columns=replace(columns, types=known), types=known, **vars(parts))
-    if config.num_epochs is None and known:
+        def change(source: Source) -> Source:
+            parts = in_parts(source, lambda row: cutting.parts_of(row, of_types), MOST_PARTS)
+            return replace(parts, notes=source.notes)
+
+        parts = opened.with_rows(change, group_column or _SAME_WORDS)
+        return TaggedTexts(reader=of_types, types=types, nested=nested, **vars(parts))
+
+    data = cut(known)
+    if config.num_epochs is None and known and isinstance(reader, TagColumns):
         return data
+    counts: Counter[str] = Counter()
 
     def observe(row: Row) -> Observed:
-        words, tags = columns.read(row)
-        return types_of(tags), (words, tags)
+        part = part_of(row)
+        counts.update(row[_COUNTS])
+        tagged = tuple(tags for tags in part.layers if set(tags) != {OUTSIDE})  # as many as there are in any order
+        return types_of(chain.from_iterable(tagged)), (part.words, tagged, part.places)
 
     data = data.surveyed(observe, ranks, config.on_bad_row)
+    data = replace(data, counts=reduce(add, ranks.gather_objects(counts)))
     if not known:
         known = tuple(sorted({*data.label_counts, *data.held_out_label_counts}))
     if not 1 <= len(known) <= _MOST_TYPES:
         raise UserError(
-            f"column {tags_column!r} has {len(known)} types of entities: there have to be 1 to {_MOST_TYPES}"
+            f"column {reader.columns[1]!r} has {len(known)} types of entities: there have to be 1 to {_MOST_TYPES}"
         )
-    return replace(data, columns=replace(columns, types=known), types=known)
+    of_known = cut(known)
+    return replace(
+        data, reader=of_known.reader, types=known, source=of_known.source, eval_source=of_known.eval_source
+    )
+
+
+def _reader_for(
+    dataset: str, config: RecipeConfig, columns: Columns, types: tuple[str, ...]
+) -> TagColumns | SpanColumns:
+    """How the dataset's rows tell of entities, by the first of them."""
+    source = columns.open(dataset, config.train_split, revision=config.dataset_revision)
+    rows = (row for shard in range(source.num_shards) for _, row in source.read(shard, 0))
+    good = [row for row in islice(rows, _NUM_LOOKED_AT) if not isinstance(row, BadRow)]
+    of_words = TagColumns(columns.words, columns.tags, types=types)
+    for row in good:
+        if columns.words in row and columns.tags in row:
+            return of_words
+        entities = columns.entities or next((name for name in SPAN_COLUMNS if name in row), None)
+        if columns.text in row and entities is not None and entities in row:
+            return SpanColumns(columns.text, entities, types)
+    if good and not any(columns.words in row or columns.tags in row for row in good):
+        has = shortened(", ".join(map(str, good[0])), 300) or "none"
+        raise UserError(
+            f"dataset {dataset!r}: its rows have the columns {has}: there have to be one of words and one of tags "
+            f"(`words_column` {columns.words}, `tags_column` {columns.tags}), or one of texts and one of entities "
+            f"(`text_column` {columns.text}, `entities_column` {columns.entities or ', '.join(SPAN_COLUMNS)})"
+        )
+    return of_words

@@ -16,41 +16,45 @@ from hf_accum.data.source import Row
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
-from hf_accum.evaluation.evaluate import Metric, check_best_metric, run_over
-from hf_accum.tasks.token_classification.data import MOST_PARTS, OUTSIDE, Part, TagColumns
+from hf_accum.evaluation.evaluate import check_best_metric, run_over
+from hf_accum.tasks.token_classification.data import MOST_PARTS, Part, part_of
+from hf_accum.tasks.token_classification.found import FoundPart, FoundText, figures_of, whole_texts
+from hf_accum.tasks.token_classification.tags import OUTSIDE, Tags, labels_of
 from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of, tokenize_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Tags = tuple[str, ...]
 Batch = tuple[Mapping[str, Tensor], Tensor]
 """The model's inputs, and the labels of tokens."""
-_Found = tuple[int, int, Tags, Tags]
-"""Shard and number of a part of a text; the predicted and the true tags of its words that count."""
 
 
 @dataclass(frozen=True)
 class EntityTagging:
-    """A tag for each word, by the logits at its first token; other tokens and words of context count for nothing."""
+    """A tag for each word, by the logits at its first token; other tokens and words of context count for nothing.
 
-    columns: TagColumns
+    With `types` each of them has a layer of tags: a word has as many labels, each one of O, B and I, and weighs as
+    much as these.
+    """
+
     labels: Tags
+    """In the order of the model's head."""
     objective: Objective
     tokenizer: "PreTrainedTokenizerBase | None"
     """None: for a plan, which has no texts."""
     max_length: int
+    types: Tags = ()
     lengths: Lengths = field(default=TOKENS, init=False)
     num_parts: int = field(default=1, init=False)
 
-    def prepare(self, row: Row) -> Part:
-        """A part of a text.
+    @property
+    def _layers(self) -> tuple[Tags, ...]:
+        """The labels of each layer by name."""
+        return tuple(labels_of((name,), in_layers=True) for name in self.types) or (self.labels,)
 
-        Raises:
-            BadRow: if its words or tags cannot be used.
-        """
-        words, tags = self.columns.read(row)
-        return Part(tuple(words), tuple(tags), row["first"], row["last"])
+    def prepare(self, row: Row) -> Part:
+        """The part of a text that a row is."""
+        return part_of(row)
 
     def encode(self, rows: Sequence[tuple[str, Part]]) -> list[Example]:
         """Tokenise (id, part) rows."""
@@ -59,19 +63,25 @@ class EntityTagging:
         examples = []
         for (example_id, part), (ids, places, num_truncated) in zip(rows, tokens, strict=True):
             # A word without any token (a control character) has no place to be told from: it counts as outside.
-            labels = np.full(len(ids), IGNORE, dtype=np.int64)
+            labels = np.full((len(ids), len(part.layers)), IGNORE, dtype=np.int64)
             counted = [(place, word) for word, place in places.items() if part.first <= word < part.last]
-            for place, word in counted:
-                labels[place] = self.labels.index(part.tags[word])
+            for layer, (tags, names) in enumerate(zip(part.layers, self._layers, strict=True)):
+                index = {_tag_of(name): number for number, name in enumerate(names)}
+                for place, word in counted:
+                    labels[place, layer] = index[tags[word]]
+            labels = labels if self.types else labels[:, 0]
             weight = self.objective.weight(torch.from_numpy(labels))
             features = {"input_ids": ids, "labels": labels, "part": part, "counted": counted}
             examples.append(Example(example_id, len(ids), weight, features, num_truncated))
         return examples
 
     def collate(self, examples: Sequence[Example], length: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
-        """The model's inputs and the labels, (num_examples, length) each, on the CPU; as `pad` does."""
+        """The model's inputs and the labels, (num_examples, length) each, on the CPU; as `pad` does.
+
+        With layers the labels are (num_examples, length, num_layers).
+        """
         inputs = pad(examples, padding_of(self.tokenizer), length)
-        labels = torch.full(inputs["input_ids"].shape, IGNORE)
+        labels = self._labels_like(inputs["input_ids"], IGNORE)
         for row, example in enumerate(examples):
             labels[row, : example.length] = torch.from_numpy(example.features["labels"])
         return inputs, labels
@@ -79,18 +89,31 @@ class EntityTagging:
     def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The loss of the words that count, summed, in float32."""
         inputs, labels = batch
-        return self.objective(model(**inputs).logits, labels)
+        return self.objective(self._by_layer(model(**inputs).logits), labels)
 
     def predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The summed loss, and the predicted labels of all tokens, (num_examples, length)."""
+        """The summed loss, and the predicted labels of all tokens, in the shape of the labels."""
         inputs, labels = batch
-        logits = model(**inputs).logits
+        logits = self._by_layer(model(**inputs).logits)
         return self.objective(logits, labels), logits.argmax(-1)
+
+    def _by_layer(self, logits: Tensor) -> Tensor:
+        """The logits of the labels of each layer, in the order of `_layers`."""
+        if not self.types:
+            return logits
+        order = [self.labels.index(name) for names in self._layers for name in names]
+        if order != list(range(len(order))):
+            logits = logits[..., order]
+        return logits.unflatten(-1, (len(self.types), -1))
+
+    def _labels_like(self, tokens: Tensor, label: int) -> Tensor:
+        shape = (*tokens.shape, len(self.types)) if self.types else tokens.shape
+        return torch.full(shape, label, device=tokens.device)
 
     def dummy_batch(self, model: nn.Module, num_examples: int, length: int, device: torch.device) -> Batch:
         """Texts of nothing, each token with a label."""
         inputs = made_up_inputs(model, num_examples, length, device)
-        return inputs, torch.zeros_like(inputs["input_ids"])
+        return inputs, self._labels_like(inputs["input_ids"], 0)
 
     def check_metrics(self, best_metric: str | None) -> None:
         """Compute the metrics once, before the training that needs them.
@@ -98,7 +121,9 @@ class EntityTagging:
         Raises:
             UserError: if seqeval is not installed, or there is no figure `best_metric`.
         """
-        check_best_metric(best_metric, _METRIC.compute([list(self.labels)], [list(self.labels)]))
+        tags = tuple(tuple(map(_tag_of, names)) for names in self._layers)
+        places = tuple((number, number + 1) for number in range(max(map(len, tags))))
+        check_best_metric(best_metric, figures_of([FoundText("0:0", "x" * len(places), places, tags, tags)]))
 
     def evaluate(
         self, model: nn.Module, held_out: WindowStream[Part], *, ranks: Ranks, cutter: Cutter
@@ -106,7 +131,7 @@ class EntityTagging:
         """The loss, and the entities of whole texts: each word counts once, wherever texts were cut."""
         device = next(model.parameters()).device
 
-        def forward(examples: Sequence[Example], length: int) -> tuple[float, list[_Found]]:
+        def forward(examples: Sequence[Example], length: int) -> tuple[float, list[FoundPart]]:
             loss, labels = self.predict(model, to_device(self.collate(examples, length), device))
             rows = labels.cpu().numpy()
             return float(loss), [self._found(example, row) for example, row in zip(examples, rows, strict=True)]
@@ -115,25 +140,27 @@ class EntityTagging:
         everyone = ranks.gather_objects(results)
 
         def compute() -> dict[str, Any]:
-            parts = sorted(part for of_rank in everyone for _, of_batch in of_rank for part in of_batch)
-            texts: dict[tuple[int, int], tuple[list[str], list[str]]] = {}
-            for shard, number, predicted, truth in parts:
-                whole = texts.setdefault((shard, number // MOST_PARTS), ([], []))
-                whole[0].extend(predicted)
-                whole[1].extend(truth)
-            predictions, references = zip(*texts.values(), strict=True)
+            texts = whole_texts(
+                (part for of_rank in everyone for _, of_batch in of_rank for part in of_batch), MOST_PARTS
+            )
             loss = sum(loss for of_rank in everyone for loss, _ in of_rank) / weight
-            figures = {"num_texts": len(texts), "num_words": sum(map(len, references)), "loss": loss}
-            return figures | _METRIC.compute(list(predictions), list(references))
+            num_words = sum(len(text.places) for text in texts)
+            return {"num_texts": len(texts), "num_words": num_words, "loss": loss} | figures_of(texts)
 
         return on_rank_0(ranks, compute)
 
-    def _found(self, example: Example, predicted: np.ndarray) -> "_Found":
+    def _found(self, example: Example, predicted: np.ndarray) -> FoundPart:
+        """What the labels of an example's tokens, (length,) or (length, num_layers), say of its words that count."""
         part: Part = example.features["part"]
-        tags = dict.fromkeys(range(part.first, part.last), OUTSIDE)
-        tags |= {word: self.labels[predicted[place]] for place, word in example.features["counted"]}
-        shard, number = map(int, example.id.split(":"))
-        return shard, number, tuple(tags.values()), part.tags[part.first : part.last]
+        layers: list[Tags] = []
+        for labels, names in zip(predicted.reshape(len(predicted), -1).T, self._layers, strict=True):
+            tags = dict.fromkeys(range(part.first, part.last), OUTSIDE)
+            tags |= {word: _tag_of(names[labels[place]]) for place, word in example.features["counted"]}
+            layers.append(tuple(tags.values()))
+        truth = tuple(tags[part.first : part.last] for tags in part.layers)
+        return FoundPart(example.id, part.start, part.text, part.places, tuple(layers), truth)
 
 
-_METRIC = Metric("entities", {})
+def _tag_of(label: str) -> str:
+    """O of a layer has the layer's type behind it."""
+    return OUTSIDE if label.startswith("O-") else label

@@ -14,14 +14,8 @@ from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.formats.rows import BadRow
 from hf_accum.data.source import Source, in_parts
 from hf_accum.distributed.ranks import OneRank
-from hf_accum.tasks.token_classification.data import (
-    TagColumns,
-    TaggedTexts,
-    cut_text,
-    labels_of,
-    open_tagged_texts,
-    types_of,
-)
+from hf_accum.tasks.token_classification.data import TaggedTexts, cut_text, open_tagged_texts
+from hf_accum.tasks.token_classification.files import Columns
 
 
 @settings(max_examples=300, deadline=None)
@@ -79,42 +73,13 @@ def test_a_row_of_too_many_parts_is_a_bad_one() -> None:
     assert "cut into 6 parts: it has to be at most 5" in str(bad)
 
 
-ROW = {"tokens": ["no", "fever"], "tags": ["O", "B-sign"]}
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
-        ({"tokens": ["a"]}, "field 'tags': no such column; the row has tokens"),
-        (ROW | {"tags": ["O"]}, "1 tags for 2 words: each word has to have one"),
-        (ROW | {"tags": ["O", "sign"]}, "'sign' is no tag: it has to be O, B-TYPE or I-TYPE"),
-        (ROW | {"tags": ["O", "B-"]}, "'B-' is no tag"),
-        (ROW | {"tags": ["O", 3]}, "3 is no tag"),
-        (ROW | {"tags": ["O", True]}, "True is no tag"),
-        (ROW | {"tags": ["O", "B-drug"]}, "'B-drug' is of no known type: it has to be one of sign"),
-        (ROW | {"tokens": ["no", " "]}, "' ' is no word"),
-        (ROW | {"tokens": ["no", 7]}, "7 is no word"),
-        (ROW | {"tokens": "no fever"}, "'no fever' is a str, not a list"),
-        ({"tokens": [], "tags": []}, "an empty list"),
-    ],
-)
-def test_what_is_wrong_with_a_row_is_said(row: dict[str, Any], said: str) -> None:
-    with pytest.raises(BadRow) as error:
-        TagColumns("tokens", "tags", types=("sign",)).read(row)
-    assert said in str(error.value)
-
-
-def test_tags_are_read_by_name_or_by_number() -> None:
-    columns = TagColumns("tokens", "tags", names=("O", "B-sign", "I-sign"))
-    assert columns.read(ROW)[1] == columns.read(ROW | {"tags": [0, 1]})[1] == ["O", "B-sign"]
-    assert labels_of(("a", "b")) == ("O", "B-a", "I-a", "B-b", "I-b")
-    assert types_of(labels_of(("a", "b"))) == ("a", "b")
+COLUMNS = Columns("tokens", "tags", "text", None)
 
 
 def opened(folder: Path, rows: list[dict[str, Any]], max_length: int = 8, **flags: Any) -> TaggedTexts:
     file = folder / "texts.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    how: dict[str, Any] = {"words_column": "tokens", "tags_column": "tags", "group_column": None, "types": ()} | flags
+    how: dict[str, Any] = {"columns": COLUMNS, "group_column": None, "types": ()} | flags
     config = RecipeConfig(max_length=max_length, eval_fraction=0.4)
     return open_tagged_texts(str(file), OneRank(), config, make_tokenizer(), overlap=2, **how)
 
@@ -141,7 +106,7 @@ def test_the_survey_counts_parts_and_finds_the_types(tmp_path: Path) -> None:
 
 def test_types_without_a_text_are_said(tmp_path: Path) -> None:
     data = opened(tmp_path, rows_of(30, 20), types=("b", "a", "c"))
-    assert data.notes == ["no text to train on has an entity of type c"]
+    assert data.notes[-1] == "no text to train on has an entity of type c"
 
 
 def test_a_length_that_leaves_no_place_for_words_is_refused(tmp_path: Path) -> None:

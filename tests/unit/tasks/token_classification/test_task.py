@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from seqeval.metrics import f1_score, precision_score
+from seqeval.metrics.sequence_labeling import get_entities
 from tiny import CONFIGS, make_tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification, AutoTokenizer
@@ -18,7 +19,9 @@ from hf_accum.accumulation.splitting import Cutter
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import OneRank
-from hf_accum.tasks.token_classification.data import Part, TagColumns, labels_of, open_tagged_texts
+from hf_accum.tasks.token_classification.data import Part, open_tagged_texts
+from hf_accum.tasks.token_classification.files import Columns
+from hf_accum.tasks.token_classification.tags import labels_of
 from hf_accum.tasks.token_classification.task import EntityTagging
 from recipes.embedded.models import minilm
 from recipes.embedded.nero import tags_of, words_of
@@ -28,12 +31,12 @@ LABELS = labels_of(("drug", "sign"))
 
 def minilm_task(max_length: int = 64) -> EntityTagging:
     tokenizer = AutoTokenizer.from_pretrained(minilm())
-    return EntityTagging(TagColumns("tokens", "tags"), LABELS, CrossEntropy(), tokenizer, max_length)
+    return EntityTagging(LABELS, CrossEntropy(), tokenizer, max_length)
 
 
 def test_the_first_token_of_a_word_that_counts_has_its_tag() -> None:
     words = ("no", "hyponatremia", "under", "hydrochlorothiazide")
-    part = Part(words, ("O", "B-sign", "O", "B-drug"), first=1, last=4)
+    part = Part(words, (("O", "B-sign", "O", "B-drug"),), first=1, last=4)
     task = minilm_task()
     (example,) = task.encode([("0:0", part)])
     assert task.tokenizer is not None
@@ -55,7 +58,7 @@ def test_the_first_token_of_a_word_that_counts_has_its_tag() -> None:
 
 
 def test_what_is_cut_off_is_counted() -> None:
-    (example,) = minilm_task(max_length=5).encode([("0:0", Part(("hydrochlorothiazide",), ("B-drug",), 0, 1))])
+    (example,) = minilm_task(max_length=5).encode([("0:0", Part(("hydrochlorothiazide",), (("B-drug",),), 0, 1))])
     tokenizer: Any = minilm_task().tokenizer
     whole = tokenizer("hydrochlorothiazide")["input_ids"]
     assert (example.length, example.num_truncated_tokens) == (5, len(whole) - 5)
@@ -72,6 +75,14 @@ class ByWord(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return SimpleNamespace(logits=self.table(input_ids) * mask[:, :, None])
+
+
+def iob2(tags: list[str]) -> list[str]:
+    """The tags of a text, made anew of what seqeval takes for its entities."""
+    anew = ["O"] * len(tags)
+    for name, first, last in get_entities(tags):
+        anew[first : last + 1] = [f"B-{name}", *[f"I-{name}"] * (last - first)]
+    return anew
 
 
 @pytest.mark.parametrize("max_length", [3, 5, 9, 64])
@@ -94,13 +105,12 @@ def test_entities_are_those_of_whole_texts_wherever_they_are_cut(
         OneRank(),
         RecipeConfig(max_length=max_length, eval_fraction=0.5),
         tokenizer,
-        words_column="tokens",
-        tags_column="tags",
+        columns=Columns("tokens", "tags", "text", None),
         group_column=None,
         types=("drug", "sign"),
         overlap=max_length // 2,
     )
-    task = EntityTagging(data.columns, LABELS, CrossEntropy(), tokenizer, max_length)
+    task = EntityTagging(LABELS, CrossEntropy(), tokenizer, max_length)
     stream = WindowStream(
         data.source,
         task.prepare,
@@ -126,7 +136,7 @@ def test_entities_are_those_of_whole_texts_wherever_they_are_cut(
     losses = [
         nn.functional.cross_entropy(
             model.table(torch.tensor(tokenizer.convert_tokens_to_ids(row["tokens"]))),
-            torch.tensor([LABELS.index(tag) for tag in row["tags"]]),
+            torch.tensor([LABELS.index(tag) for tag in iob2(row["tags"])]),
             reduction="sum",
         ).item()
         for row in rows
@@ -137,7 +147,7 @@ def test_entities_are_those_of_whole_texts_wherever_they_are_cut(
 def test_an_unknown_best_metric_is_refused() -> None:
     task = minilm_task()
     task.check_metrics("f1")
-    with pytest.raises(ValueError, match=r"`best_metric` accuracy: has to be one of f1, loss, macro_f1"):
+    with pytest.raises(ValueError, match=r"`best_metric` accuracy: has to be one of f1, loss, macro_f1, overlap_f1"):
         task.check_metrics("accuracy")
 
 
@@ -146,7 +156,7 @@ def test_the_workload_is_traced() -> None:
     from hf_accum.tuner.workload import workload_of
 
     model = AutoModelForTokenClassification.from_config(CONFIGS["bert"])
-    work = workload_of(model, EntityTagging(TagColumns("", ""), LABELS, CrossEntropy(), None, 16), RecipeConfig())
+    work = workload_of(model, EntityTagging(LABELS, CrossEntropy(), None, 16), RecipeConfig())
     training = predict(work).training
     assert training.bytes_at(4, 16) > training.bytes_at(2, 16) > 0
 
