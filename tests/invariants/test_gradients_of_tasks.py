@@ -64,6 +64,38 @@ def test_entities(accelerator: Accelerator, lengths: list[int], micro_batch_size
 
 @any_cut
 @cut
+def test_nested_entities(accelerator: Accelerator, lengths: list[int], micro_batch_size: int, seed: int) -> None:
+    """A layer of O, B and I for each type: a word has as many labels, and weighs as much."""
+    draw = random.Random(seed)
+    types = ("drug", "sign", "dose")
+    labels = tuple(draw.sample(labels_of(types, in_layers=True), 9))
+    torch.manual_seed(0)
+    model: Any = AutoModelForTokenClassification.from_config(CONFIGS["bert"]).double().eval()
+    model.classifier, model.num_labels = torch.nn.Linear(model.config.hidden_size, len(labels)).double(), len(labels)
+    task = EntityTagging(labels, CrossEntropy(), make_tokenizer(), 64, types=types)
+    parts = []
+    for length in lengths:
+        first = draw.randrange(length)
+        layers = tuple(tuple(draw.choices(["O", f"B-{name}", f"I-{name}"], k=length)) for name in types)
+        parts.append(Part(tuple(draw.choices(WORDS, k=length)), layers, first, draw.randint(first + 1, length)))
+    examples = task.encode([(f"0:{index}", part) for index, part in enumerate(parts)])
+    losses = []
+    for example, part in zip(examples, parts, strict=True):
+        ids = torch.from_numpy(np.asarray(example.features["input_ids"], dtype=np.int64))[None]
+        logits = model(input_ids=ids).logits[0, 1 + part.first : 1 + part.last]
+        for name, tags in zip(types, part.layers, strict=True):
+            places = {f"{place}-{name}": labels.index(f"{place}-{name}") for place in "OBI"}
+            scores = logits[:, list(places.values())]  # of one layer: relative to each other
+            targets = [list(places).index(f"O-{name}" if tag == "O" else tag) for tag in tags[part.first : part.last]]
+            losses.append(F.cross_entropy(scores, torch.tensor(targets), reduction="sum"))
+    num_decisions = sum(part.last - part.first for part in parts) * len(types)
+    assert sum(example.weight for example in examples) == num_decisions
+    mean = torch.stack(losses).sum() / num_decisions
+    assert_window_has_gradient_of(mean, accelerator, model, task, examples, micro_batch_size)
+
+
+@any_cut
+@cut
 def test_hidden_tokens(accelerator: Accelerator, lengths: list[int], micro_batch_size: int, seed: int) -> None:
     torch.manual_seed(0)
     model: Any = AutoModelForMaskedLM.from_config(CONFIGS["bert"]).double().eval()

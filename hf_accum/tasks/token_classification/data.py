@@ -64,10 +64,13 @@ class TaggedTexts(SplitData):
                 f"{number:,} entities begin or end with what is no word (spaces): these characters are left out"
             )
         if number := self.counts[_OVERLAPPING]:
-            of, way_out = "another", "; `nested each_label` keeps those of different types"
+            of, way_out = "", "; `nested each_label` keeps those of different types"
             if self.nested == "each_label":
-                of, way_out = "another of their own type", ""
-            said.append(f"{number:,} entities overlap {of} that is longer, and are left out{way_out}")
+                of, way_out = " of one type", ""
+            said.append(
+                f"{number:,} entities are left out: of those{of} that overlap the longest is kept (of equal ones the "
+                f"first){way_out}"
+            )
         return said
 
 

@@ -134,7 +134,7 @@ class EntityTagging:
         def forward(examples: Sequence[Example], length: int) -> tuple[float, list[FoundPart]]:
             loss, labels = self.predict(model, to_device(self.collate(examples, length), device))
             rows = labels.cpu().numpy()
-            return float(loss), [self._found(example, row) for example, row in zip(examples, rows, strict=True)]
+            return float(loss), [self.found(example, row) for example, row in zip(examples, rows, strict=True)]
 
         results, weight = run_over(model, held_out, forward, cutter)
         everyone = ranks.gather_objects(results)
@@ -149,7 +149,7 @@ class EntityTagging:
 
         return on_rank_0(ranks, compute)
 
-    def _found(self, example: Example, predicted: np.ndarray) -> FoundPart:
+    def found(self, example: Example, predicted: np.ndarray) -> FoundPart:
         """What the labels of an example's tokens, (length,) or (length, num_layers), say of its words that count."""
         part: Part = example.features["part"]
         layers: list[Tags] = []

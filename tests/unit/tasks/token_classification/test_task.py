@@ -1,15 +1,21 @@
 """Tagging: which token stands for a word, and entities that do not depend on where texts are cut."""
 
+import itertools
 import json
+import random
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from seqeval.metrics import f1_score, precision_score
 from seqeval.metrics.sequence_labeling import get_entities
 from tiny import CONFIGS, make_tokenizer
+from tokenizers_of_four_kinds import KINDS, tokenizer_of
 from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
@@ -17,12 +23,16 @@ from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.losses import IGNORE, CrossEntropy
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.data.formats.rows import BadRow
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import OneRank
-from hf_accum.tasks.token_classification.data import Part, open_tagged_texts
+from hf_accum.tasks.token_classification.data import MOST_PARTS, Cutting, Part, open_tagged_texts, part_of
 from hf_accum.tasks.token_classification.files import Columns
+from hf_accum.tasks.token_classification.found import whole_texts
+from hf_accum.tasks.token_classification.reading import SpanColumns
 from hf_accum.tasks.token_classification.tags import labels_of
 from hf_accum.tasks.token_classification.task import EntityTagging
+from hf_accum.tasks.tokenization import count_tokens
 from recipes.embedded.models import minilm
 from recipes.embedded.nero import tags_of, words_of
 
@@ -83,6 +93,77 @@ def iob2(tags: list[str]) -> list[str]:
     for name, first, last in get_entities(tags):
         anew[first : last + 1] = [f"B-{name}", *[f"I-{name}"] * (last - first)]
     return anew
+
+
+tokenizers = {kind: tokenizer_of(kind) for kind in KINDS}
+TYPES = ("Adverse Event", "B-x", "O")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("nested", ["longest", "each_label"])
+@settings(max_examples=40, deadline=None)
+@given(text=st.text(max_size=40) | st.text("ab. é患\u0301\u00ad\u200b", max_size=40), draw=st.randoms())
+def test_characters_to_tags_and_back(kind: str, nested: Any, text: str, draw: random.Random) -> None:
+    """Of any text, cut into parts anywhere: a model that tags all tokens right finds all entities as annotated."""
+    tokenizer = tokenizers[kind]
+    cutting = Cutting(tokenizer, draw.randint(1, 9), draw.randint(0, 4), nested, TYPES)
+    reader = SpanColumns("text", "entities")
+    try:
+        places = reader.read({"text": text, "entities": []}, partial(count_tokens, tokenizer)).places
+    except BadRow:
+        return  # nothing that is seen
+    entities: list[dict[str, Any]] = []
+    for name in TYPES if nested == "each_label" else [""]:
+        cuts = sorted(draw.sample(range(len(places) + 1), draw.randint(0, len(places) + 1)))
+        for first, last in itertools.pairwise(cuts):
+            if draw.random() < 0.7:
+                start, end = places[first][0], places[last - 1][1]
+                label = name or draw.choice(TYPES)
+                entities.append({"start": start, "end": end, "label": label, "text": text[start:end]})
+    draw.shuffle(entities)
+    types = TYPES if nested == "each_label" else ()
+    task = EntityTagging(
+        labels_of(TYPES, in_layers=bool(types)), CrossEntropy(), tokenizer, cutting.most + 2, types=types
+    )
+    parts = [part_of(row) for row in cutting.parts_of({"text": text, "entities": entities}, reader)]
+    examples = task.encode([(f"0:{number}", part) for number, part in enumerate(parts)])
+    assert sum(example.weight for example in examples) == len(places) * max(1, len(types))
+    (whole,) = whole_texts([task.found(example, example.features["labels"]) for example in examples], MOST_PARTS)
+    assert whole.text == text
+    assert whole.predicted == whole.truth
+    by_place = sorted(entities, key=lambda one: (one["start"], one["end"], one["label"]))
+    assert whole.predicted_entities == by_place
+
+
+def test_layers_are_told_by_the_names_of_the_head() -> None:
+    """Whatever their order in it."""
+    labels = ("B-sign", "O-drug", "I-drug", "O-sign", "I-sign", "B-drug")
+    task = EntityTagging(labels, CrossEntropy(), make_tokenizer(), 64, types=("drug", "sign"))
+    part = Part(("w1", "w2", "w3"), (("O", "B-drug", "I-drug"), ("B-sign", "I-sign", "O")), 0, 3)
+    (example,) = task.encode([("0:0", part)])
+    assert example.weight == 6
+    inputs, targets = task.collate([example])
+    assert targets[0].tolist() == [[IGNORE] * 2, [0, 1], [1, 2], [2, 0], [IGNORE] * 2]
+    torch.manual_seed(0)
+    logits = torch.randn(1, 5, 6)
+    model: Any = lambda **_: SimpleNamespace(logits=logits)  # noqa: E731
+    by_hand = 0.0
+    for layer, name in enumerate(("drug", "sign")):
+        of_layer = logits[0, 1:4, [labels.index(f"{place}-{name}") for place in "OBI"]]
+        by_hand += float(nn.functional.cross_entropy(of_layer, targets[0, 1:4, layer], reduction="sum"))
+    assert float(task.summed_loss(model, (inputs, targets))) == pytest.approx(by_hand)
+    loss, predicted = task.predict(model, (inputs, targets))
+    assert float(loss) == pytest.approx(by_hand)
+    found = task.found(example, predicted[0].numpy())
+    best = [
+        [int(logits[0, place, [labels.index(f"{p}-{name}") for p in "OBI"]].argmax()) for place in (1, 2, 3)]
+        for name in ("drug", "sign")
+    ]
+    assert found.predicted == tuple(
+        tuple(("O", f"B-{name}", f"I-{name}")[index] for index in of_layer)
+        for name, of_layer in zip(("drug", "sign"), best, strict=True)
+    )
+    task.check_metrics("overlap_f1")
 
 
 @pytest.mark.parametrize("max_length", [3, 5, 9, 64])

@@ -1,0 +1,57 @@
+"""What was found in texts: by characters, put together from parts in any order, judged strictly and by overlap."""
+
+import random
+
+import pytest
+
+from hf_accum.tasks.token_classification.found import FoundPart, FoundText, entities_in, figures_of, whole_texts
+
+TEXT = "no  chest pain,\nfever"
+PLACES = ((0, 2), (4, 9), (10, 14), (14, 15), (16, 21))
+TRUTH = ("O", "B-sign", "I-sign", "O", "B-sign")
+
+
+def test_entities_are_told_in_characters_of_the_text() -> None:
+    layers = (TRUTH, ("O", "B-part", "O", "O", "O"))
+    assert entities_in(TEXT, PLACES, layers) == [
+        {"start": 4, "end": 9, "label": "part", "text": "chest"},
+        {"start": 4, "end": 14, "label": "sign", "text": "chest pain"},
+        {"start": 16, "end": 21, "label": "sign", "text": "fever"},
+    ]
+
+
+def test_texts_are_put_together_from_parts_in_any_order() -> None:
+    cuts = [(0, 1, 0, 4), (1, 3, 4, 14), (3, 5, 14, 21)]
+    parts = [
+        FoundPart(f"{shard}:{10 * row + index}", a, TEXT[a:b], PLACES[i:j], (TRUTH[i:j],), (TRUTH[i:j],))
+        for shard in range(2)
+        for row in (3, 11)
+        for index, (i, j, a, b) in enumerate(cuts)
+    ]
+    random.Random(0).shuffle(parts)
+    texts = whole_texts(parts, parts_per_row=10)
+    assert [text.row_id for text in texts] == ["0:3", "0:11", "1:3", "1:11"]
+    for text in texts:
+        assert (text.text, tuple(text.places)) == (TEXT, PLACES)
+        assert text.predicted == text.truth == (TRUTH,)
+        assert text.predicted_entities == entities_in(TEXT, PLACES, [TRUTH])
+
+
+def test_figures_are_strict_and_by_overlap() -> None:
+    """By hand: "pain" is a part of "chest pain", and "fever" is right; of the type drug one is too many."""
+    predicted = ("B-drug", "O", "B-sign", "O", "B-sign")
+    figures = figures_of([FoundText("0:0", TEXT, PLACES, (predicted,), (TRUTH,))])
+    assert (figures["precision"], figures["recall"], figures["f1"]) == pytest.approx((1 / 3, 1 / 2, 2 / 5))
+    assert (figures["overlap_precision"], figures["overlap_recall"]) == pytest.approx((2 / 3, 1))
+    sign, drug = figures["per_class"]["sign"], figures["per_class"]["drug"]
+    assert (sign["f1"], sign["overlap_f1"], sign["support"], sign["num_predicted"]) == (0.5, 1.0, 2, 2)
+    assert (drug["f1"], drug["overlap_f1"], drug["support"], drug["num_predicted"]) == (0.0, 0.0, 0, 1)
+
+
+def test_layers_count_together() -> None:
+    layers = (TRUTH, ("O", "B-part", "O", "O", "O"))
+    none = tuple(("O",) * 5 for _ in layers)
+    figures = figures_of([FoundText("0:0", TEXT, PLACES, layers, layers)])
+    assert (figures["f1"], figures["overlap_f1"], figures["per_class"]["part"]["support"]) == (1.0, 1.0, 1)
+    figures = figures_of([FoundText("0:0", TEXT, PLACES, none, layers)])
+    assert (figures["recall"], figures["overlap_recall"], figures["word_accuracy"]) == (0.0, 0.0, 0.6)
