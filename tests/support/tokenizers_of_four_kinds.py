@@ -16,7 +16,7 @@ KINDS = ("WordPiece", "byte-level BPE", "Unigram", "characters")
 
 
 def tokenizer_of(kind: str) -> PreTrainedTokenizerBase:
-    """A tokenizer of one of the KINDS, for lists of words. That of characters has no token for one that it has not seen."""
+    """A tokenizer of one of the KINDS, for lists of words; that of characters knows only those of the texts above."""
     made: Any
     more: dict[str, Any] = {"vocab_size": 120, "special_tokens": _SPECIAL, "show_progress": False}
     if kind == "WordPiece":

@@ -1,10 +1,13 @@
 """Texts of tagged words: cut so that each word counts once, read as they are, refused by name."""
 
+import csv
 import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +17,7 @@ from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.formats.rows import BadRow
 from hf_accum.data.source import Source, in_parts
 from hf_accum.distributed.ranks import OneRank
-from hf_accum.tasks.token_classification.data import TaggedTexts, cut_text, open_tagged_texts
+from hf_accum.tasks.token_classification.data import Part, TaggedTexts, cut_text, open_tagged_texts, part_of
 from hf_accum.tasks.token_classification.files import Columns
 
 
@@ -125,3 +128,174 @@ def test_the_row_of_a_bad_part_is_named(tmp_path: Path) -> None:
     rows[3]["tags"] = ["O"]
     with pytest.raises(ValueError, match=r"texts\.jsonl, row 4: field 'tags': 1 tags for 20 words"):
         opened(tmp_path, rows)
+
+
+# Formats: the same 20 texts in each
+
+TEXT = "w{} w1 w2 w3, w4"
+SPANS = [(-9, -7, "b"), (-9, -7, "a"), (-12, -7, "b"), (-2, 0, "a")]
+"""From the end: w2 twice, which w1 w2 has in it, and w4."""
+
+
+def texts() -> list[str]:
+    return [TEXT.format(number) for number in range(5, 25)]
+
+
+def spans_in(text: str) -> list[tuple[int, int, str]]:
+    return [(len(text) + start, len(text) + end, label) for start, end, label in SPANS]
+
+
+def as_json(folder: Path, row_of: Any) -> Path:
+    file = folder / "notes.jsonl"
+    file.write_text("".join(json.dumps(row_of(text, spans_in(text))) + "\n" for text in texts()))
+    return file
+
+
+def as_csv(folder: Path) -> Path:
+    file = folder / "notes.csv"
+    with file.open("w", newline="") as lines:
+        rows = csv.writer(lines)
+        rows.writerows([["text", "entities"], *([text, json.dumps(spans_in(text))] for text in texts())])
+    return file
+
+
+def as_parquet(folder: Path) -> Path:
+    file = folder / "notes.parquet"
+    rows = [
+        {"text": text, "spans": [{"start": s, "end": e, "label": name} for s, e, name in spans_in(text)], "more": 1}
+        for text in texts()
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    return file
+
+
+def as_brat(folder: Path) -> Path:
+    for number, text in enumerate(texts()):
+        (folder / f"n{number:02}.txt").write_text(text)
+        lines = [f"T{i}\t{name} {s} {e}\t{text[s:e]}\n" for i, (s, e, name) in enumerate(spans_in(text))]
+        (folder / f"n{number:02}.ann").write_text("".join(lines))
+    return folder
+
+
+BY_CHARACTERS: dict[str, Any] = {
+    "jsonl": lambda folder: as_json(
+        folder,
+        lambda text, spans: {
+            "text": text,
+            "entities": [{"start": s, "end": e, "label": name, "text": text[s:e]} for s, e, name in spans],
+        },
+    ),
+    "doccano": lambda folder: as_json(folder, lambda text, spans: {"text": text, "label": spans}),
+    "prodigy": lambda folder: as_json(
+        folder,
+        lambda text, spans: {
+            "text": text,
+            "tokens": [{"text": "w1", "id": 0}],
+            "spans": [{"start": s, "end": e, "label": name, "token_start": 0} for s, e, name in spans],
+        },
+    ),
+    "csv": as_csv,
+    "parquet": as_parquet,
+    "brat": as_brat,
+}
+
+
+def open_(dataset: Path, max_length: int = 6, on_bad_row: Any = "error", **flags: Any) -> TaggedTexts:
+    how: dict[str, Any] = {"columns": COLUMNS, "group_column": None, "types": ()} | flags
+    config = RecipeConfig(max_length=max_length, eval_fraction=0.4, on_bad_row=on_bad_row)
+    return open_tagged_texts(str(dataset), OneRank(), config, make_tokenizer(), overlap=2, **how)
+
+
+def parts_in(data: TaggedTexts) -> list[Part]:
+    source = data.source
+    return [part_of(row) for shard in range(source.num_shards) for _, row in source.read(shard, 0)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", BY_CHARACTERS)
+def test_texts_with_entities_by_characters(tmp_path: Path, name: str) -> None:
+    """Of the overlapping ones the longest is kept. In parts of 4 tokens, which share 2."""
+    data = open_(BY_CHARACTERS[name](tmp_path))
+    assert data.types == ("a", "b")
+    assert data.notes[0].startswith("80 entities, by the characters of texts (columns 'text' and '")
+    assert data.notes[1].startswith("40 entities are left out: of those that overlap the longest is kept")
+    parts = parts_in(data)
+    assert len(parts) == 40 == (data.num_train or 0) + (data.num_held_out or 0)
+    for text, first, second in zip(texts(), parts[::2], parts[1::2], strict=True):
+        assert first.text + second.text == text
+        assert first.words == (text.split()[0], "w1", "w2", "w3")
+        assert second.words == ("w2", "w3", ",", "w4")
+        assert first.layers == (("O", "B-b", "I-b", "O"),)
+        counted = [*first.layers[0][first.first : first.last], *second.layers[0][second.first : second.last]]
+        assert counted == ["O", "B-b", "I-b", "O", "O", "B-a"]
+
+
+@pytest.mark.parametrize("name", ["jsonl", "brat"])
+def test_nested_entities_of_different_types_have_layers(tmp_path: Path, name: str) -> None:
+    """Whether the types are known or found, in their order."""
+    dataset = BY_CHARACTERS[name](tmp_path)
+    found, given = open_(dataset, nested="each_label"), open_(dataset, nested="each_label", types=("b", "a"))
+    assert (found.types, given.types) == (("a", "b"), ("b", "a"))
+    for data in (found, given):
+        assert "20 entities are left out: of those of one type that overlap the longest is kept" in data.notes[1]
+        layers = dict(zip(data.types, parts_in(data)[0].layers, strict=True))
+        assert layers == {"a": ("O", "O", "B-a", "O"), "b": ("O", "B-b", "I-b", "O")}
+    assert (
+        found.digest == open_(dataset, nested="each_label", types=("a", "b")).digest
+    )  # a run that goes on is the same
+
+
+def test_twenty_texts_of_columns(tmp_path: Path) -> None:
+    lines = ["w{}\tO", "w1\tB-b", "w2\tL-b", ",\tO", "w4\tU-a", ""]
+    file = tmp_path / "notes.conll"
+    file.write_text("\n".join(line.format(number) for number in range(5, 25) for line in lines))
+    data = open_(file)
+    assert data.notes == ["40 entities, by tags in the scheme BILOU (columns 'tokens' and 'tags')"]
+    assert parts_in(data)[0].layers == (("O", "B-b", "I-b", "O"),)
+    file.write_text(file.read_text().replace("w9\tO", "w9\tX-b"))
+    with pytest.raises(ValueError, match=r"notes\.conll, row 5: line 25: 'X-b' is no tag"):
+        open_(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("jsonl", r"notes\.jsonl, row 4: field 'entities': entity 2: says 'w1', and characters 6 to 8 are 'w2'"),
+        ("brat", r"n03\.txt, row 1: field 'entities': n03\.ann, line 2: says 'w1', and characters 6 to 8 are 'w2'"),
+    ],
+)
+def test_a_broken_entity_is_named_by_file_and_line(tmp_path: Path, name: str, said: str) -> None:
+    dataset = BY_CHARACTERS[name](tmp_path)
+    file = dataset / "n03.ann" if name == "brat" else dataset
+    lines = file.read_text().split("\n")
+    if name == "brat":
+        lines[1] = lines[1].replace("\tw2", "\tw1")
+    else:
+        row = json.loads(lines[3])
+        row["entities"][1]["text"] = "w1"
+        lines[3] = json.dumps(row)
+    file.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=said):
+        open_(dataset)
+    data = open_(dataset, on_bad_row="skip")
+    assert sum(data.bad_rows.values()) == 1
+    assert data.notes[0].startswith("76 entities")
+
+
+def test_tags_that_are_numbers_have_the_names_that_are_given(tmp_path: Path) -> None:
+    rows = [{"tokens": [f"w{number}", "w1"], "tags": [0, 1]} for number in range(20)]
+    data = opened(tmp_path, rows, names=("O", "S-sign"))
+    assert data.types == ("sign",)
+    assert "by tags in the scheme IOBES" in data.notes[0]
+    with pytest.raises(ValueError, match=r"0 is no tag.*of numbers, `labels` has to name the tags"):
+        opened(tmp_path, rows)
+
+
+def test_other_columns_are_refused_by_their_names(tmp_path: Path) -> None:
+    file = tmp_path / "notes.jsonl"
+    file.write_text('{"note": "w1", "spans": []}\n')
+    with pytest.raises(ValueError, match="its rows have the columns note, spans: there have to be one of words and"):
+        open_(file)
+    assert open_(
+        as_json(tmp_path, lambda text, spans: {"note": text, "marks": spans}),
+        columns=Columns("tokens", "tags", "note", "marks"),
+    ).types == ("a", "b")
