@@ -10,15 +10,13 @@ Spans = Iterable[tuple[int, int, str]]
 def overlap_figures(
     predicted: Sequence[Spans], truth: Sequence[Spans]
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Micro-averaged figures over texts, and the same by label.
+    """Micro-averaged figures over texts (`overlap_precision`, ...), and by label (`precision`, ..., and the numbers).
 
-    - `overlap_precision`: the share of predicted entities that share a character with a true one of their label.
-    - `overlap_recall`: the share of true ones that do so with a predicted one.
-    - `overlap_f1`: their harmonic mean.
-    - `num_predicted`: how many were predicted (by label only).
+    - precision: the share of predicted entities that share a character with a true one of their label.
+    - recall: the share of true ones that do so with a predicted one.
+    - f1: their harmonic mean.
 
-    As in the "partial" matches of MUC-5 and SemEval-2013 task 9.1 an entity may be matched by several; each counts
-    once on its own side. Without any entity on a side its share is 0.
+    One may be matched by several, and counts once on its own side. Where a side has none its share is 0.
     """
     counts = {name: Counter[str]() for name in ("predicted", "true", "right", "found")}
     for of_text, truth_of_text in zip(predicted, truth, strict=True):
@@ -27,12 +25,13 @@ def overlap_figures(
             for label, spans in ones.items():
                 counts[number][label] += len(spans)
                 counts[matched][label] += sum(_is_matched(*span, others.get(label, ())) for span in spans)
+    overall = _figures({name: counter.total() for name, counter in counts.items()})
     by_label = {
         label: _figures({name: counter[label] for name, counter in counts.items()})
-        | {"num_predicted": counts["predicted"][label]}
-        for label in {*counts["predicted"], *counts["true"]}
+        | {f"num_{side}": float(counts[side][label]) for side in ("true", "predicted")}
+        for label in sorted({*counts["predicted"], *counts["true"]})
     }
-    return _figures({name: counter.total() for name, counter in counts.items()}), by_label
+    return {f"overlap_{name}": value for name, value in overall.items()}, by_label
 
 
 def _by_label(spans: Spans) -> dict[str, list[tuple[int, int]]]:
@@ -50,4 +49,4 @@ def _figures(counts: dict[str, int]) -> dict[str, float]:
     precision = counts["right"] / max(counts["predicted"], 1)
     recall = counts["found"] / max(counts["true"], 1)
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-    return {"overlap_precision": precision, "overlap_recall": recall, "overlap_f1": f1}
+    return {"precision": precision, "recall": recall, "f1": f1}

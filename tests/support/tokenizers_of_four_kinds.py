@@ -28,9 +28,7 @@ def tokenizer_of(kind: str) -> PreTrainedTokenizerBase:
         made = Tokenizer(models.BPE())
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         made.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            **more | {"vocab_size": 300}, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-        )
+        trainer = trainers.BpeTrainer(**more, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     elif kind == "Unigram":
         made = Tokenizer(models.Unigram())
         made.normalizer = normalizers.NFKC()
@@ -39,7 +37,8 @@ def tokenizer_of(kind: str) -> PreTrainedTokenizerBase:
     else:
         made = Tokenizer(models.BPE())  # without merges: each character that it knows by itself, no other
         made.pre_tokenizer = pre_tokenizers.Whitespace()
-        trainer = trainers.BpeTrainer(**more | {"vocab_size": 0})
+        more["vocab_size"] = 0
+        trainer = trainers.BpeTrainer(**more)
     made.train_from_iterator(_TEXTS, trainer)
     made.post_processor = cast(Any, processors.TemplateProcessing)(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]

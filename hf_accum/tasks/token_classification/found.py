@@ -89,7 +89,7 @@ def _joined(parts: Sequence[tuple[Tags, ...]]) -> tuple[Tags, ...]:
 
 
 def figures_of(texts: Sequence[FoundText]) -> dict[str, Any]:
-    """The figures of whole entities (strict), and of those that share a character; by type the same, with numbers."""
+    """The figures of whole entities (strict), and of those that share a character; by type the same."""
     predictions = [list(tags) for text in texts for tags in text.predicted]
     references = [list(tags) for text in texts for tags in text.truth]
     figures = _METRIC.compute(predictions, references)
@@ -98,8 +98,7 @@ def figures_of(texts: Sequence[FoundText]) -> dict[str, Any]:
         for side in ([text.predicted_entities for text in texts], [text.true_entities for text in texts])
     ]
     overlap, by_type = overlap_figures(*spans)
-    per_class = {name: row | by_type[name] for name, row in figures["per_class"].items()}
-    return figures | overlap | {"per_class": per_class}
+    return figures | overlap | {"per_class_overlap": by_type}
 
 
 _METRIC = Metric("entities", {})

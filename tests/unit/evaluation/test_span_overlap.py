@@ -25,10 +25,12 @@ def test_found_is_what_shares_a_character(drawn: list[tuple[list[tuple[int, int,
         ]
         return sum(hits) / len(hits) if hits else 0.0
 
-    for labels, found in [("ab", figures), *by_label.items()]:
+    by_name = {name.removeprefix("overlap_"): value for name, value in figures.items()}
+    for labels, found in [("ab", by_name), *by_label.items()]:
         precision, recall = share(sides[0], sides[1], labels), share(sides[1], sides[0], labels)
-        assert (found["overlap_precision"], found["overlap_recall"]) == (precision, recall)
-        assert found["overlap_f1"] == (2 * precision * recall / (precision + recall) if precision + recall else 0.0)
+        assert (found["precision"], found["recall"]) == (precision, recall)
+        assert found["f1"] == (2 * precision * recall / (precision + recall) if precision + recall else 0.0)
     for label, found in by_label.items():
-        assert found["num_predicted"] == sum(one[2] == label for text in sides[0] for one in text)
+        for side, name in enumerate(("num_predicted", "num_true")):
+            assert found[name] == sum(one[2] == label for text in sides[side] for one in text)
     assert set(by_label) == {one[2] for side in sides for text in side for one in text}

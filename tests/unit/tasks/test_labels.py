@@ -214,3 +214,10 @@ def test_too_many_names_to_be_classes() -> None:
     assert len(sorted_names(map(str, range(1000)), "note")) == 1000
     with pytest.raises(ValueError, match=r"column 'note' has 1001 different labels.*`problem regression`.*`labels`"):
         sorted_names(map(str, range(1001)), "note")
+
+
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification"])
+def test_a_label_with_a_lone_surrogate_is_a_bad_row(problem: Any) -> None:
+    """Also while no names are known: it could not be written into the run's folder."""
+    with pytest.raises(BadRow, match=r"field 'label': not UTF-8 \(a lone surrogate\)"):
+        LabelColumn("label", problem).keys({"label": "asthma\ud83d"})

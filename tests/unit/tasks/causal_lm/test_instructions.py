@@ -121,6 +121,8 @@ def test_pairs_that_cannot_be_used_are_bad_rows(row: dict[str, Any], message: st
         ([{"role": "user", "content": [{"type": "text"}]}], "is a list, not a text"),
         ([{"role": "user", "content": "hello"}], "no message has the role 'assistant'"),
         ([{"role": "assistant", "content": "hello"}], "the assistant speaks first"),
+        ([{"role": "user", "content": "\ud83d"}], "field 'content': not UTF-8"),
+        ([{"role": "us\ud83der", "content": "a"}, {"role": "assistant", "content": "b"}], "not UTF-8"),
     ],
 )
 def test_messages_that_cannot_be_used_are_bad_rows(value: Any, message: str) -> None:
