@@ -95,8 +95,8 @@ def open_data(config: MedicalMlmConfig, ranks: "recipe.Ranks", tokenizer: Any):
     """The notes of the flags, or the embedded synopses, cut into parts of `max_length`."""
     from hf_accum.tasks.masked_lm.data import open_plain_texts
 
-    embedded = {"synopses": recipe.Embedded(clinical_synopses, {"group_column": "disease"})}
-    config, dataset = recipe.with_dataset(config, ranks, embedded)
+    synopses = recipe.Embedded(clinical_synopses, {"group_column": "disease"})
+    config, dataset = recipe.with_dataset(config, ranks, {"synopses": synopses})
     return open_plain_texts(
         dataset, ranks, config, tokenizer, text_column=config.text_column, group_column=config.group_column
     )

@@ -1,4 +1,4 @@
-"""The datasets that a recipe brings, by name: `--dataset embedded:NAME`; the first is its default."""
+"""The datasets that a recipe brings, by name: `dataset embedded:NAME`; the first of them is its default."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

@@ -89,7 +89,7 @@ def test_only_backticks_go_and_only_dashes_come(text: str) -> None:
 def test_the_flags_of_a_recipe_are_the_shared_ones_its_own_and_those_of_groups() -> None:
     names = flag_names(ClinicalClassificationConfig)
     assert {"max_length", "lora.rank", "lora.target_modules", "labels", "class_weights"} <= names
-    assert not {"rank", "pooling", "config", "doors"} & names
+    assert not {"rank", "temperature", "config", "doors"} & names
 
 
 def test_the_flags_of_recipes_that_the_process_knows_are_known_without_one() -> None:
