@@ -1,95 +1,60 @@
 """A dataset with a part that is held out: opened, and read once for what has to be known before training."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from typing import Literal, Self
 
+import numpy as np
+
 from hf_accum.config.recipe import RecipeConfig
-from hf_accum.data.source import BadRow, Row, Source, good_rows, open_source
+from hf_accum.data.source import BadRow, Row, Source, open_source
+from hf_accum.data.stratification import stratify
+from hf_accum.data.survey import SAMPLE_SIZE, Observed, Survey, hash_of_group, num_of_both, survey
 from hf_accum.distributed.collectives import on_all_ranks
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError, shortened, shown
 from hf_accum.seeding import derive_seed
 
-Observed = tuple[tuple[str, ...], object]
-"""Of a row: its labels, and what of it counts as its content."""
+_MOST_LABELS_TOLD = 20
 
 
-@dataclass
-class Survey:
-    """What was found. A row may have several labels, or none; they are counted for training apart."""
+@dataclass(frozen=True)
+class HeldOut:
+    """Which groups are held out, by their hashes: those `below` a number, and some besides."""
 
-    num_train: int = 0
-    num_held_out: int = 0
-    train_labels: Counter[str] = field(default_factory=Counter)
-    held_out_labels: Counter[str] = field(default_factory=Counter)
-    bad_rows: Counter[str] = field(default_factory=Counter)
-    digest: int = 0
-    """Of 64 bits: of the content of all good rows, at their places."""
+    below: int = 0
+    groups: frozenset[int] = frozenset()
 
-    def add(self, other: "Survey") -> None:
-        """Take in what was found in another part of the dataset."""
-        self.num_train += other.num_train
-        self.num_held_out += other.num_held_out
-        self.train_labels += other.train_labels
-        self.held_out_labels += other.held_out_labels
-        self.bad_rows += other.bad_rows
-        self.digest = (self.digest + other.digest) % 2**64
+    def __contains__(self, group: int) -> bool:
+        """Whether the group of this hash is held out."""
+        return group < self.below or group in self.groups
+
+    def of(self, groups: np.ndarray) -> np.ndarray:
+        """The same of many, (num_rows,) each."""
+        return np.fromiter((group in self for group in groups.tolist()), dtype=bool, count=len(groups))
 
 
-def survey(
-    source: Source,
-    observe: Callable[[Row], tuple[bool, tuple[str, ...], object]],
-    ranks: Ranks,
-    on_bad_row: Literal["error", "skip"],
-) -> Survey:
-    """Read every row once, each rank its share of the shards, and keep none.
+def by_hash(fraction: float) -> HeldOut:
+    """The share of groups that a hash of the group's value alone holds out: known before any row is read.
 
-    `observe` tells of a row whether it is held out, its labels, and what of it counts as its content.
-
-    Raises:
-        UserError: for the first bad row, naming file, row and field, unless they are skipped.
+    The split is the same on every machine, in every order and for every seed; a larger share has all groups of a
+    smaller one.
     """
-
-    def mine() -> Survey:
-        found = Survey()
-        for shard in range(ranks.index, source.num_shards, ranks.count):
-            for row_number, (is_held_out, labels, content) in good_rows(
-                source, shard, 0, observe, on_bad_row, found.bad_rows
-            ):
-                found.digest = (found.digest + derive_seed(shard, row_number, is_held_out, repr(content))) % 2**64
-                if is_held_out:
-                    found.num_held_out += 1
-                    found.held_out_labels.update(labels)
-                else:
-                    found.num_train += 1
-                    found.train_labels.update(labels)
-        return found
-
-    total = Survey()
-    for part in on_all_ranks(ranks, mine):
-        total.add(part)
-    return total
+    return HeldOut(below=math.ceil(fraction * 2**64))
 
 
-def is_held_out(row: Row, group_column: str, fraction: float) -> bool:
-    """Whether a row belongs to the held-out share: by a hash of its group's value, and of nothing else.
+def by_rows(found: Survey, fraction: float) -> HeldOut:
+    """What is held out of rows that were seen: of each label its share (`stratify`), and without labels by the hash.
 
-    So rows of one group (a patient, a disease, equal texts) are all on one side, and the split is the same on
-    every machine, in every order and for every seed.
-
-    Raises:
-        BadRow: if the row has no group.
+    Of two groups or more at least one is held out, and at least one is not.
     """
-    if row.get(group_column) in (None, ""):
-        known = shortened(", ".join(map(str, row)), 300) or "none"
-        raise BadRow(group_column, f"no group to split by (no such column, null, or empty); the row has {known}")
-    if isinstance(row[group_column], list | dict):
-        raise BadRow(group_column, f"{shown(row[group_column])} is no single value to split by")
-    digest = blake2b(str(row[group_column]).encode(errors="surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
+    groups = np.asarray(found.groups)
+    if any(found.label_sets):
+        return HeldOut(groups=stratify(groups, np.asarray(found.kinds), tuple(found.label_sets), fraction))
+    lowest, highest = int(groups.min()), int(groups.max())
+    return HeldOut(below=min(max(by_hash(fraction).below, lowest + 1), max(highest, lowest + 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +66,10 @@ class SplitData:
     group_column: str
     eval_fraction: float | None
     """None: there is a split of its own to evaluate on."""
+    held_out: HeldOut = HeldOut()
+    """Of the rows of `source`."""
+    split_by: str = ""
+    """The dataset's own column by which it is split, for messages."""
     num_train: int | None = None
     num_held_out: int | None = None
     label_counts: Mapping[str, int] = field(default_factory=dict)
@@ -108,12 +77,16 @@ class SplitData:
     held_out_label_counts: Mapping[str, int] = field(default_factory=dict)
     bad_rows: Mapping[str, int] = field(default_factory=dict)
     digest: str | None = None
-    """Of the content of all rows."""
+    """Of the content of all rows, and of what of them is held out."""
+    num_repeated: int = 0
+    """Held-out examples whose text is also trained on."""
+    sample: tuple[Row, ...] = ()
+    """Some rows of both sides, the longest among them; all, where there are few."""
 
     @property
     def notes(self) -> list[str]:
         """What the user should know of it before the training."""
-        return []
+        return notes_of_split(self)
 
     def notes_of_missing(self, what: str, names: Iterable[str], keys: Iterable[str] | None = None) -> list[str]:
         """Which of the names no row to train on has, as far as labels were counted, by their keys (the names too)."""
@@ -121,11 +94,29 @@ class SplitData:
         missing = [name for name, key in zip(names, keys or names, strict=True) if key not in self.label_counts]
         return [f"{what} {shortened(', '.join(missing), 200)}"] if self.label_counts and missing else []
 
+    def group_of(self, row: Row) -> int:
+        """The hash of a row's group: rows of one group (a patient, a disease, equal texts) are all on one side.
+
+        Raises:
+            BadRow: if the row has no group.
+        """
+        value = row.get(self.group_column)
+        if value in (None, ""):
+            known = shortened(", ".join(map(str, row)), 300) or "none"
+            raise BadRow(
+                self.group_column, f"no group to split by (no such column, null, or empty); the row has {known}"
+            )
+        if isinstance(value, list | dict):
+            raise BadRow(self.group_column, f"{shown(value)} is no single value to split by")
+        return hash_of_group(value)
+
     def is_held_out(self, row: Row, of_eval_source: bool) -> bool:
-        """Whether a row is not to train on."""
-        if self.eval_fraction is None:
-            return of_eval_source
-        return is_held_out(row, self.group_column, self.eval_fraction)
+        """Whether a row is not to train on.
+
+        Raises:
+            BadRow: if it has no group.
+        """
+        return of_eval_source if self.eval_fraction is None else self.group_of(row) in self.held_out
 
     def with_rows(self, change: Callable[[Source], Source], group_column: str | None = None) -> Self:
         """This, with the rows of both sources changed, and split by another column of these where one is given."""
@@ -137,38 +128,63 @@ class SplitData:
         )
 
     def surveyed(
-        self, observe: Callable[[Row], Observed], ranks: Ranks, on_bad_row: Literal["error", "skip"]
+        self,
+        observe: Callable[[Row], Observed],
+        ranks: Ranks,
+        on_bad_row: Literal["error", "skip"],
+        sample_size: int = SAMPLE_SIZE,
     ) -> Self:
-        """This, with what one pass over all of it finds. A collective.
+        """This, with what one pass over all of it finds, and split by that. A collective.
 
         Raises:
             UserError: for the first bad row, unless they are skipped; if a side of the split has no usable row.
         """
 
-        def one_side(of_eval_source: bool) -> Survey:
-            def one(row: Row) -> tuple[bool, tuple[str, ...], object]:
-                labels, content = observe(row)
-                return self.is_held_out(row, of_eval_source), labels, content
+        def look(source: Source, group_of: Callable[[Row], int]) -> Survey:
+            return survey(source, observe, group_of, ranks, on_bad_row, sample_size)
 
-            return survey(self.eval_source if of_eval_source else self.source, one, ranks, on_bad_row)
-
-        found = one_side(of_eval_source=False)
+        held_out = self.held_out
         if self.eval_fraction is None:
-            found.add(one_side(of_eval_source=True))
-        if not found.num_train or not found.num_held_out:
-            raise UserError(
-                f"the dataset has {found.num_train} usable examples to train on and {found.num_held_out} held out "
-                f"({found.bad_rows.total()} bad rows): both are needed; give more rows, `eval_split` or another "
-                "`eval_fraction`"
-            )
+            found, of_eval = (look(source, lambda _: 0) for source in (self.source, self.eval_source))
+            is_held_out = np.repeat([False, True], [found.num_rows, of_eval.num_rows])
+            digest = derive_seed("split", found.digest, of_eval.digest)
+            found.add(of_eval, sample_size)
+        else:
+            found = look(self.source, self.group_of)
+            if found.num_rows:
+                held_out = by_rows(found, self.eval_fraction)
+            is_held_out = held_out.of(np.asarray(found.groups))
+            groups = np.unique(np.asarray(found.groups)[is_held_out]).tolist()
+            digest = derive_seed("split", repr(groups), found.digest)
+        num_held_out = int(is_held_out.sum())
+        self._check_sides(found, found.num_rows - num_held_out, num_held_out)
+        texts = np.asarray(found.texts)
         return replace(
             self,
-            num_train=found.num_train,
-            num_held_out=found.num_held_out,
-            label_counts=found.train_labels,
-            held_out_label_counts=found.held_out_labels,
+            held_out=held_out,
+            num_train=found.num_rows - num_held_out,
+            num_held_out=num_held_out,
+            label_counts=found.labels_of(~is_held_out),
+            held_out_label_counts=found.labels_of(is_held_out),
             bad_rows=found.bad_rows,
-            digest=f"{found.digest:016x}",
+            digest=f"{digest:016x}",
+            num_repeated=num_of_both(texts[~is_held_out], texts[is_held_out]) if len(texts) else 0,
+            sample=found.sampled,
+        )
+
+    def _check_sides(self, found: Survey, num_train: int, num_held_out: int) -> None:
+        if num_train and num_held_out:
+            return
+        if self.eval_fraction is not None and found.num_rows > 1:  # one group: two are on both sides
+            raise UserError(
+                f"column {self.split_by!r}, by which the rows are split, is the same in all {found.num_rows:,} rows: "
+                "they are one group, which is either trained on or held out; name the column of a patient or a "
+                "document by `group_column`, or give `eval_split`"
+            )
+        raise UserError(
+            f"the dataset has {num_train} usable examples to train on and {num_held_out} held out "
+            f"({found.bad_rows.total()} bad rows): both are needed; give more rows, `eval_split` or another "
+            "`eval_fraction`"
         )
 
 
@@ -192,4 +208,44 @@ def open_split(
     if config.eval_split:
         eval_source = opener(dataset, config.eval_split, columns=columns, revision=config.dataset_revision)
     fraction = None if config.eval_split else config.eval_fraction
-    return SplitData(source=source, eval_source=eval_source, group_column=group_column, eval_fraction=fraction)
+    return SplitData(
+        source=source,
+        eval_source=eval_source,
+        group_column=group_column,
+        eval_fraction=fraction,
+        held_out=HeldOut() if fraction is None else by_hash(fraction),
+        split_by=group_column,
+    )
+
+
+def notes_of_split(data: SplitData) -> list[str]:
+    """How the rows were divided, as far as they were counted: the labels, the share, what is on both sides."""
+    if data.num_train is None or data.num_held_out is None:
+        return []
+    notes: list[str] = []
+    share, wanted = data.num_held_out / (data.num_train + data.num_held_out), data.eval_fraction
+    if wanted is not None and abs(share - wanted) > wanted / 2:
+        notes.append(
+            f"{data.num_held_out:,} of {data.num_train + data.num_held_out:,} examples are held out, where "
+            f"`eval_fraction` is {wanted:g}: groups are held out whole, at least one, and of each label at least one"
+        )
+    counts = Counter(data.label_counts) + Counter(data.held_out_label_counts)
+    if counts:
+        told = [
+            f"{shortened(name, 40)} {data.label_counts.get(name, 0):,} + {data.held_out_label_counts.get(name, 0):,}"
+            for name, _ in sorted(counts.items(), key=lambda one: (-one[1], one[0]))
+        ]
+        if len(told) > _MOST_LABELS_TOLD:
+            rare = len(told) - _MOST_LABELS_TOLD
+            told[_MOST_LABELS_TOLD:] = [f"{rare:,} rarer ones (the last: {told[-1]})"]
+        notes.append(f"examples with each label, to train on + held out: {', '.join(told)}")
+    unseen = [name for name in counts if not data.held_out_label_counts.get(name)]
+    if unseen:
+        notes.append(f"no held-out example has the label {shortened(', '.join(sorted(unseen)), 200)}")
+    if data.num_repeated:
+        notes.append(
+            f"{data.num_repeated:,} of the {data.num_held_out:,} held-out examples are trained on too (the same, "
+            "capitals and spaces aside): the figures are better than they should be; leave them out of the data, or "
+            "have them in one group (`group_column`)"
+        )
+    return notes

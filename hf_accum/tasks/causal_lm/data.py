@@ -10,7 +10,8 @@ import numpy as np
 
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import BadRow, Row, Source, in_parts
-from hf_accum.data.split import Observed, SplitData, open_split
+from hf_accum.data.split import SplitData, open_split
+from hf_accum.data.survey import Observed
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
 from hf_accum.tasks.special_tokens import frame_of
@@ -134,10 +135,10 @@ class PassageData(SplitData):
         """Which passages were cut to length."""
         cut = self.truncated
         if not cut.num_passages:
-            return []
+            return super().notes
         places = ", ".join(cut.places) + (", ..." if cut.num_passages > len(cut.places) else "")
         number = f"{cut.num_passages:,} examples are longer than `max_length` {self.max_length} and are cut"
-        return [f"{number}: {cut.num_tokens:,} tokens are lost (of {places})"]
+        return [*super().notes, f"{number}: {cut.num_tokens:,} tokens are lost (of {places})"]
 
 
 def open_passages(
@@ -177,7 +178,7 @@ def open_passages(
             found.update(passages=1, tokens=number)
             if len(places) < _MOST_NAMED:
                 places.append(f"{row[_PLACE]} ({number:,})")
-        return (), (row[_TOKENS], row[_IS_TARGET])
+        return Observed((), (row[_TOKENS], row[_IS_TARGET]), row[_TOKENS])
 
     data = data.surveyed(observe, ranks, config.on_bad_row)
     mine = Truncated(found["passages"], found["tokens"], tuple(places))

@@ -7,7 +7,8 @@ import numpy as np
 
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import BadRow, Row, in_parts
-from hf_accum.data.split import Observed, SplitData, open_split
+from hf_accum.data.split import SplitData, open_split
+from hf_accum.data.survey import Observed
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError, shown
 from hf_accum.tasks.special_tokens import Frame
@@ -61,6 +62,6 @@ def open_plain_texts(
         return data
 
     def observe(row: Row) -> Observed:
-        return (), row[_TOKENS]
+        return Observed((), row[_TOKENS], row[_TOKENS])
 
     return data.surveyed(observe, ranks, config.on_bad_row)

@@ -2,7 +2,8 @@
 
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import Row
-from hf_accum.data.split import Observed, SplitData, open_split
+from hf_accum.data.split import SplitData, open_split
+from hf_accum.data.survey import Observed
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.tasks.tokenization import text_of
 
@@ -20,6 +21,7 @@ def open_text_pairs(
         return data
 
     def observe(row: Row) -> Observed:
-        return (), tuple(text_of(row, column) for column in columns)
+        texts = tuple(text_of(row, column) for column in columns)
+        return Observed((), texts, "\0".join(texts))
 
     return data.surveyed(observe, ranks, config.on_bad_row)

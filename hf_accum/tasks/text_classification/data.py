@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import Row
-from hf_accum.data.split import Observed, SplitData, open_split
+from hf_accum.data.split import SplitData, open_split
+from hf_accum.data.survey import Observed
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.tasks.labels import LabelColumn, Problem, sorted_names
 from hf_accum.tasks.tokenization import text_of
@@ -19,7 +20,7 @@ class LabelledTexts(SplitData):
     @property
     def notes(self) -> list[str]:
         """Labels that no row to train on has, as far as they were counted."""
-        return self.notes_of_missing("no row to train on has the label", self.labels.names)
+        return [*super().notes, *self.notes_of_missing("no row to train on has the label", self.labels.names)]
 
 
 def open_labelled_texts(
@@ -51,7 +52,7 @@ def open_labelled_texts(
 
     def observe(row: Row) -> Observed:
         text, keys = text_of(row, text_column), labels.keys(row)
-        return keys, (text, labels.encode(row) if problem == "regression" else keys)
+        return Observed(keys, (text, labels.encode(row) if problem == "regression" else keys), text)
 
     data = data.surveyed(observe, ranks, config.on_bad_row)
     if needs_names:

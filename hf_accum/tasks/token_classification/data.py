@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.formats.rows import BadRow
 from hf_accum.data.source import Row, Source, in_parts
-from hf_accum.data.split import Observed, SplitData, open_split
+from hf_accum.data.split import SplitData, open_split
+from hf_accum.data.survey import Observed
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError, shortened
 from hf_accum.tasks.token_classification.files import Columns
@@ -48,7 +49,7 @@ class TaggedTexts(SplitData):
         """How the texts are annotated, what of it was left out, and types that no text to train on has."""
         of_files = dict.fromkeys([*self.source.notes, *self.eval_source.notes])
         missing = self.notes_of_missing("no text to train on has an entity of type", self.types)
-        return [*of_files, *self._notes_of_counts(), *missing]
+        return [*of_files, *self._notes_of_counts(), *super().notes, *missing]
 
     def _notes_of_counts(self) -> list[str]:
         if self.counts is None:
@@ -226,7 +227,7 @@ def open_tagged_texts(
         part = part_of(row)
         counts.update(row[_COUNTS])
         tagged = tuple(tags for tags in part.layers if set(tags) != {OUTSIDE})  # as many as there are in any order
-        return types_of(chain.from_iterable(tagged)), (part.words, tagged, part.places)
+        return Observed(types_of(chain.from_iterable(tagged)), (part.words, tagged, part.places), " ".join(part.words))
 
     data = data.surveyed(observe, ranks, config.on_bad_row)
     data = replace(data, counts=reduce(add, ranks.gather_objects(counts)))

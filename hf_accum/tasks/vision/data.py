@@ -12,7 +12,8 @@ import numpy as np
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.formats.image_folder import ImageFile
 from hf_accum.data.formats.rows import BadRow, Row
-from hf_accum.data.split import Observed, SplitData, open_split
+from hf_accum.data.split import SplitData, open_split
+from hf_accum.data.survey import Observed
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
 from hf_accum.tasks.labels import LabelColumn, sorted_names
@@ -69,14 +70,14 @@ class ImageData(SplitData):
 
     @property
     def notes(self) -> list[str]:
-        """What was seen when it was opened."""
-        return list(dict.fromkeys([*self.source.notes, *self.eval_source.notes]))
+        """What was seen when it was opened, and read."""
+        return [*dict.fromkeys([*self.source.notes, *self.eval_source.notes]), *super().notes]
 
-    def is_held_out(self, row: Row, of_eval_source: bool) -> bool:
-        """Whether a row is not to train on."""
-        if self.eval_fraction is not None and self.group_column == self.pictures.column:
+    def group_of(self, row: Row) -> int:
+        """The hash of a row's group."""
+        if self.group_column == self.pictures.column:
             row = {self.group_column: picture_of(row, self.pictures.column, self.pictures.root).key}
-        return super().is_held_out(row, of_eval_source)
+        return super().group_of(row)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +144,10 @@ def open_labelled_images(
     def observe(row: Row) -> Observed:
         keys, picture = labels.keys(row), images.of(row)
         _noting(bad, picture.key, lambda: open_image(picture, most_pixels, _SMALL))
-        return keys, (_digest(picture), keys)
+        content = _digest(picture)
+        return Observed(keys, (content, keys), content.encode())
 
-    data = data.surveyed(observe, ranks, config.on_bad_row)
+    data = data.surveyed(observe, ranks, config.on_bad_row, sample_size=0)
     names = names or sorted_names([*data.label_counts, *data.held_out_label_counts], label_column)
     pictures = replace(images, bad=_of_all_ranks(bad, ranks), seen=True)
     return replace(data, labels=replace(labels, names=names), pictures=pictures)
@@ -188,9 +190,10 @@ def open_masked_images(
             return [number for number in found.tolist() if number != ignore_index]
 
         keys = tuple(map(str, _noting(bad_masks, mask.key, numbers)))
-        return keys, (_digest(picture), _digest(mask))
+        content = _digest(picture)
+        return Observed(keys, (content, _digest(mask)), content.encode())
 
-    data = data.surveyed(observe, ranks, config.on_bad_row)
+    data = data.surveyed(observe, ranks, config.on_bad_row, sample_size=0)
     for counts, part in ((data.label_counts, "to train on"), (data.held_out_label_counts, "that are held out")):
         if not counts:
             raise UserError(

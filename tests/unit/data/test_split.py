@@ -2,19 +2,19 @@
 
 import json
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from thread_ranks import run_ranks
 
 from hf_accum.config.recipe import RecipeConfig
-from hf_accum.data.source import BadRow, Row, Source, open_source
-from hf_accum.data.split import Observed, SplitData, Survey, is_held_out, open_split, survey
-from hf_accum.distributed.ranks import OneRank, RankFailed
+from hf_accum.data.source import BadRow, Row
+from hf_accum.data.split import HeldOut, SplitData, by_hash, open_split
+from hf_accum.data.survey import Observed, hash_of_group
+from hf_accum.distributed.ranks import OneRank
 from hf_accum.errors import UserError
 
 
@@ -28,25 +28,31 @@ def opened(path: Path, **flags: Any) -> SplitData:
 
 
 def observe(row: Row) -> Observed:
-    return (row["label"],), row["text"]
+    return Observed((row["label"],), row["text"], row["text"])
 
 
 TEXTS = [f"{patient}{number} {'ab'[number % 2]}" for patient in "pqrstuvw" for number in range(4)]
 
 
-def test_a_fraction_of_the_groups_is_held_out_and_every_row_is_on_one_side(tmp_path: Path) -> None:
-    save(tmp_path / "rows.jsonl", TEXTS)
-    data = opened(tmp_path / "rows.jsonl", eval_fraction=0.5)
+def sides_of(data: SplitData, column: str = "patient") -> dict[bool, set[str]]:
     sides: dict[bool, set[str]] = {True: set(), False: set()}
     for _, row in data.source.read(0, 0):
         assert isinstance(row, dict)
-        sides[data.is_held_out(row, of_eval_source=False)].add(row["patient"])
-    assert not sides[True] & sides[False]
-    assert sides[True] | sides[False] == set("pqrstuvw")
+        sides[data.is_held_out(row, of_eval_source=False)].add(row[column])
+    return sides
+
+
+def test_a_fraction_is_held_out_and_every_group_is_on_one_side(tmp_path: Path) -> None:
+    """As stated before a pass; and after it: both labels have their share, here of four patients of eight."""
+    save(tmp_path / "rows.jsonl", TEXTS)
+    data = opened(tmp_path / "rows.jsonl", eval_fraction=0.5)
     surveyed = data.surveyed(observe, OneRank(), "error")
-    assert (surveyed.num_train, surveyed.num_held_out) == (4 * len(sides[False]), 4 * len(sides[True]))
-    assert surveyed.label_counts == {label: 2 * len(sides[False]) for label in "ab"}
-    assert surveyed.held_out_label_counts == {label: 2 * len(sides[True]) for label in "ab"}
+    for sides in (sides_of(data), sides_of(surveyed)):
+        assert not sides[True] & sides[False]
+        assert sides[True] | sides[False] == set("pqrstuvw")
+    assert len(sides_of(surveyed)[True]) == 4
+    assert (surveyed.num_train, surveyed.num_held_out) == (16, 16)
+    assert surveyed.label_counts == surveyed.held_out_label_counts == {"a": 8, "b": 8}
 
 
 def test_a_split_of_its_own_is_held_out_whole(tmp_path: Path) -> None:
@@ -59,7 +65,9 @@ def test_a_split_of_its_own_is_held_out_whole(tmp_path: Path) -> None:
     assert [data.is_held_out(row, of_eval_source) for of_eval_source in (False, True)] == [False, True]
     surveyed = data.surveyed(observe, OneRank(), "error")
     assert (surveyed.num_train, surveyed.num_held_out) == (len(TEXTS), 3)
-    assert surveyed.digest != data.with_rows(lambda s: s).surveyed(lambda r: ((), 0), OneRank(), "error").digest
+    assert (
+        surveyed.digest != data.with_rows(lambda s: s).surveyed(lambda r: Observed((), 0), OneRank(), "error").digest
+    )
 
 
 def test_a_side_without_rows_is_refused(tmp_path: Path) -> None:
@@ -77,124 +85,123 @@ def test_names_that_no_row_has_are_told_where_labels_were_counted(tmp_path: Path
     assert surveyed.notes_of_missing("no row has", ["first", "second"], keys=["a", "z"]) == ["no row has second"]
 
 
-def observed_row(row: Row) -> tuple[bool, tuple[str, ...], object]:
-    if "labels" not in row:
-        raise BadRow("labels", "missing")
-    return bool(row["held_out"]), tuple(row["labels"]), row.get("text")
+def test_a_class_of_few_rows_is_on_both_sides(tmp_path: Path) -> None:
+    """Of 700 rows one class has 7: a hash left one of them, or none, held out."""
+    rows = [f"{number:03} {'b' if number % 100 == 0 else 'a'}" for number in range(700)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"text": t, "patient": t, "label": t[-1]}) + "\n" for t in rows))
+    data = opened(file).surveyed(observe, OneRank(), "error")
+    assert data.held_out_label_counts == {"a": 69, "b": 1}
+    assert data.label_counts == {"a": 624, "b": 6}
+    data = opened(file, eval_fraction=0.3).surveyed(observe, OneRank(), "error")
+    assert data.held_out_label_counts == {"a": 208, "b": 2}
+    assert data.notes == ["examples with each label, to train on + held out: a 485 + 208, b 5 + 2"]
 
 
-def source_of(folder: Path, shards: list[list[Any]]) -> Source:
-    for index, rows in enumerate(shards):
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"train-{index:02}.jsonl").write_text(lines)
-    return open_source(str(folder), "train")
-
-
-rows = st.fixed_dictionaries(
-    {"held_out": st.booleans(), "labels": st.lists(st.sampled_from("abc"), max_size=3, unique=True)}
-) | st.just({"held_out": True})
-
-
-@given(shards=st.lists(st.lists(rows, max_size=5), min_size=1, max_size=4), num_ranks=st.integers(1, 3))
-def test_counts_are_those_of_all_rows_on_any_number_of_ranks(
-    tmp_path_factory: pytest.TempPathFactory, shards: list[list[Any]], num_ranks: int
+@pytest.mark.parametrize("has_labels", [True, False])
+@settings(max_examples=20)
+@given(num_groups=st.integers(2, 40), fraction=st.sampled_from([0.01, 0.1, 0.5, 0.99]), start=st.integers(0, 999))
+def test_of_two_groups_or_more_both_sides_have_one_which_is_said(
+    tmp_path_factory: pytest.TempPathFactory, has_labels: bool, num_groups: int, fraction: float, start: int
 ) -> None:
-    source = source_of(tmp_path_factory.mktemp("rows"), shards)
-    good = [row for shard in shards for row in shard if "labels" in row]
-    num_bad = sum(map(len, shards)) - len(good)
-    labels = {
-        side: Counter(label for row in good if row["held_out"] is side for label in row["labels"])
-        for side in (False, True)
-    }
-    found = run_ranks(num_ranks, lambda ranks: survey(source, observed_row, ranks, "skip"))
-    for one in found:
-        assert one.num_held_out == sum(row["held_out"] for row in good)
-        assert one.num_train == len(good) - one.num_held_out
-        assert one.train_labels == labels[False]
-        assert one.held_out_labels == labels[True]
-        assert one.bad_rows == ({"field 'labels': missing": num_bad} if num_bad else {})
+    file = tmp_path_factory.mktemp("few") / "rows.jsonl"
+    rows = [{"text": f"{start + i}", "patient": f"{start + i}", "label": "a"} for i in range(num_groups)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def look(row: Row) -> Observed:
+        return observe(row) if has_labels else Observed((), row["text"])
+
+    data = opened(file, eval_fraction=fraction).surveyed(look, OneRank(), "error")
+    assert data.num_train
+    assert data.num_held_out
+    sides = sides_of(data)
+    assert (len(sides[False]), len(sides[True])) == (data.num_train, data.num_held_out)
+    is_far = abs(data.num_held_out / num_groups - fraction) > fraction / 2
+    assert any("examples are held out, where `eval_fraction` is" in note for note in data.notes) == is_far
 
 
-def test_a_bad_row_on_one_rank_ends_all(tmp_path: Path) -> None:
-    good = {"held_out": False, "labels": ["a"]}
-    source = source_of(tmp_path, [[good], [good, {"held_out": False}]])
-    outcomes: list[str] = [""] * 2
-
-    def work(ranks: Any) -> None:
-        try:
-            survey(source, observed_row, ranks, "error")
-        except (ValueError, RankFailed) as error:
-            outcomes[ranks.index] = f"{type(error).__name__}: {error}"
-
-    run_ranks(2, work)
-    named = "train-01.jsonl, row 2: field 'labels': missing"
-    assert outcomes[1].startswith(f"UserError: {named}")
-    assert outcomes[0].startswith("RankFailed: rank 1 failed")
-    assert named in outcomes[0]
+def test_rows_that_are_one_group_are_told_with_the_column(tmp_path: Path) -> None:
+    save(tmp_path / "rows.jsonl", ["p0 a", "p1 b", "p2 a"])
+    with pytest.raises(UserError, match=r"column 'patient', by which the rows are split, is the same in all 3 rows"):
+        opened(tmp_path / "rows.jsonl").surveyed(observe, OneRank(), "error")
 
 
-def test_an_empty_file_is_surveyed_as_nothing(tmp_path: Path) -> None:
-    assert survey(source_of(tmp_path, [[]]), observed_row, OneRank(), "error") == Survey()
+def test_texts_on_both_sides_are_counted(tmp_path: Path) -> None:
+    save(tmp_path / "train.jsonl", ["Fever  and cough a", "rash b", "rash b"])
+    save(tmp_path / "validation.jsonl", ["fever and\tCOUGH a", "rash b", "rash c", "Rash b"])
+    data = opened(tmp_path, eval_split="validation").surveyed(observe, OneRank(), "error")
+    assert data.num_repeated == 3
+    (said,) = [note for note in data.notes if "trained on too" in note]
+    assert said.startswith("3 of the 4 held-out examples are trained on too")
+    assert "no held-out example has the label" not in "".join(data.notes)
 
 
-def test_the_digest_is_of_all_content_at_its_place_on_any_number_of_ranks(tmp_path: Path) -> None:
-    def row(text: str, label: str = "a", held_out: bool = False) -> dict[str, Any]:
-        return {"held_out": held_out, "labels": [label], "text": text}
-
-    def digest(shards: list[list[Any]], num_ranks: int = 1) -> int:
-        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
-        folder.mkdir()
-        source = source_of(folder, shards)
-        every = run_ranks(num_ranks, lambda ranks: survey(source, observed_row, ranks, "error"))
-        (found,) = {one.digest for one in every}
-        return found
-
-    rows = [[row("one"), row("two")], [row("one")], [row("three", held_out=True)]]
-    first = digest(rows)
-    assert first == digest(rows, 2) == digest(rows, 3)
-    changed = [
-        [[row("one"), row("twO")], rows[1], rows[2]],
-        [[row("two"), row("one")], rows[1], rows[2]],
-        [rows[0], rows[2], rows[1]],
-        [rows[0], rows[1], [row("three")]],
-        [rows[0][:1], [rows[0][1], *rows[1]], rows[2]],
-        [rows[0], [row("one"), row("one")], rows[2]],
+def test_many_labels_are_not_all_told(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [
+        {"text": f"{i} {n}", "patient": f"{i} {n}", "label": f"l{i:02}"} for i in range(25) for n in range(40 - i)
     ]
-    assert len({first, *map(digest, changed)}) == 7
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (note,) = opened(file).surveyed(observe, OneRank(), "error").notes
+    assert note.startswith("examples with each label, to train on + held out: l00 36 + 4, l01 ")
+    assert note.endswith(", 5 rarer ones (the last: l24 14 + 2)")
+
+
+def test_the_digest_knows_of_the_split(tmp_path: Path) -> None:
+    """A checkpoint is of the rows it was trained on."""
+    save(tmp_path / "rows.jsonl", TEXTS)
+    digests = [
+        opened(tmp_path / "rows.jsonl", eval_fraction=share).surveyed(observe, OneRank(), "error").digest
+        for share in (0.25, 0.5, 0.5)
+    ]
+    assert digests[0] != digests[1]
+    assert digests[1] == digests[2]
+    for folder, (train, validation) in {"one": (TEXTS[:4], TEXTS[4:8]), "two": (TEXTS[4:8], TEXTS[:4])}.items():
+        (tmp_path / folder).mkdir()
+        save(tmp_path / folder / "train.jsonl", train)
+        save(tmp_path / folder / "validation.jsonl", validation)
+        split = opened(tmp_path / folder, eval_split="validation").surveyed(observe, OneRank(), "error")
+        digests.append(split.digest)
+    assert digests[3] != digests[4]
 
 
 # The held-out share
 
 
-@given(group=st.text(min_size=1) | st.integers() | st.booleans(), fraction=st.floats(0, 1, exclude_max=True))
-def test_a_group_is_on_one_side_whatever_else_its_rows_say(group: Any, fraction: float) -> None:
-    sides = {is_held_out({"group": group, "text": text}, "group", fraction) for text in ("a", "b", None)}
-    assert len(sides) == 1
+def is_held_out(group: Any, fraction: float) -> bool:
+    return hash_of_group(group) in by_hash(fraction)
 
 
 @given(group=st.text(min_size=1), smaller=st.floats(0, 1), larger=st.floats(0, 1))
 def test_a_larger_share_holds_out_the_groups_of_a_smaller_one_too(group: str, smaller: float, larger: float) -> None:
     smaller, larger = sorted((smaller, larger))
-    if is_held_out({"g": group}, "g", smaller):
-        assert is_held_out({"g": group}, "g", larger)
+    if is_held_out(group, smaller):
+        assert is_held_out(group, larger)
 
 
 @pytest.mark.parametrize("fraction", [0.02, 0.1, 0.5, 0.9])
 def test_the_share_is_what_was_asked_for(fraction: float) -> None:
     """Of 10,000 groups, within four standard deviations of a binomial."""
     n = 10_000
-    held_out = sum(is_held_out({"patient": f"patient {i}"}, "patient", fraction) for i in range(n))
+    held_out = sum(is_held_out(f"patient {i}", fraction) for i in range(n))
     assert abs(held_out - n * fraction) < 4 * math.sqrt(n * fraction * (1 - fraction))
 
 
 def test_the_split_is_the_same_everywhere_and_ever() -> None:
     """Figures of another day or machine are about the same held-out rows: these, written down once."""
-    held_out = [i for i in range(20) if is_held_out({"d": f"disease {i}"}, "d", 0.5)]
+    held_out = [i for i in range(20) if is_held_out(f"disease {i}", 0.5)]
     assert held_out == [0, 1, 3, 4, 5, 7, 8, 9, 10, 13, 14, 16, 19]
 
 
-@pytest.mark.parametrize("row", [{"text": "a"}, {"patient": None}])
-def test_a_row_without_a_group_is_bad(row: dict[str, Any]) -> None:
-    with pytest.raises(BadRow, match="no group to split by") as error:
-        is_held_out(row, "patient", 0.1)
+def test_many_groups_are_told_at_once() -> None:
+    held_out = HeldOut(below=10, groups=frozenset([2**63 + 5, 20]))
+    groups = [0, 9, 10, 20, 2**63 + 5, 2**64 - 1]
+    assert held_out.of(np.array(groups, dtype=np.uint64)).tolist() == [True, True, False, True, True, False]
+
+
+@pytest.mark.parametrize("row", [{"text": "a"}, {"patient": None}, {"patient": ["p"]}])
+def test_a_row_without_a_group_is_bad(tmp_path: Path, row: dict[str, Any]) -> None:
+    save(tmp_path / "rows.jsonl", TEXTS)
+    with pytest.raises(BadRow, match=r"no group to split by|no single value to split by") as error:
+        opened(tmp_path / "rows.jsonl").is_held_out(row, of_eval_source=False)
     assert error.value.field == "patient"
