@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hf_accum import recipe  # its parts are imported when they are used: help and a wrong flag need no torch
-from hf_accum.tasks.flags import ClassWeights, Pooling, Problem, check_classification
+from hf_accum.tasks.flags import ClassWeights, LabelFormat, Pooling, Problem, check_classification
 from recipes.embedded.icd import icd_chapters
 from recipes.embedded.models import minilm
 from recipes.embedded.synopses import clinical_synopses
@@ -28,15 +28,20 @@ class ClinicalClassificationConfig(recipe.RecipeConfig):
 
     text_column: str = "text"
     """Column with the text."""
-    label_column: str | None = None
-    """Column with the label; default: label, or that of the embedded dataset."""
+    label_column: str | list[str] | None = None
+    """Column with the label; default: label, or that of the embedded dataset. Several, with commas between: one with
+    0 or 1 for each label (multi_label_classification)."""
     pooling: Pooling | None = None
     """What of the last states the classifier sees: their mean, their largest values (max), or what the model's own
     head takes, as the first token's (cls); default: mean if the model was made so (for sentences), else cls."""
     problem: Problem = "single_label_classification"
     """One class for each text, any number of labels, or a number."""
     labels: list[str] | str = field(default_factory=list)
-    """Names of the labels, in order (a list, or with commas between); default: those in the data, sorted."""
+    """Names of the labels, in order (a list, or with commas between); default: those in the data, sorted. Where the
+    data has numbers for them, with these: 1=immediate,2=urgent."""
+    label_format: LabelFormat = "auto"
+    """What numbers in the label column mean: names, indices from 0 on, or a 0 or 1 for each label; auto: as they can
+    be read in one way only."""
     label_separator: str = "|"
     """Between the labels of one text, where they are one string (multi_label_classification)."""
     class_weights: ClassWeights = "none"
@@ -51,7 +56,7 @@ class ClinicalClassificationConfig(recipe.RecipeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.split_names("labels", "extra_metrics")
+        self.split_names("labels", "extra_metrics", *(["label_column"] if "," in (self.label_column or "") else []))
         check_classification(self)
 
 
@@ -65,7 +70,7 @@ def train(config: ClinicalClassificationConfig):
     task = task_of(config, data.labels, tokenizer, data.label_counts)
     task.check_metrics(config.best_metric)
     spec = spec_of(config, data.labels)
-    config = replace(config, labels=list(data.labels.names), pooling=pooling_of(config))
+    config = replace(config, labels=data.labels.as_flag, pooling=pooling_of(config))
     with recipe.Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
         accelerator, model, capacity = training.accelerator, training.model, training.capacity
         optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite
@@ -116,9 +121,10 @@ def pooling_of(config: ClinicalClassificationConfig) -> Pooling:
 
 def workload(config: ClinicalClassificationConfig, precision: str = "no") -> "recipe.Workload":
     """The same by the flags alone, for `hf-accum plan`: two labels, where they name none."""
+    from hf_accum.tasks.label_codes import names_of
     from hf_accum.tasks.labels import LabelColumn
 
-    names = () if config.problem == "regression" else tuple(config.labels) or ("no", "yes")
+    names = () if config.problem == "regression" else names_of(config.labels, config.label_column) or ("no", "yes")
     labels = LabelColumn("label", config.problem, names, config.label_separator)
     task = task_of(config, labels, None, dict.fromkeys(names, 1))
     return recipe.planned(spec_of(config, labels), task, config, precision)
@@ -146,6 +152,7 @@ def open_data(config: ClinicalClassificationConfig, ranks: "recipe.Ranks"):
         problem=config.problem,
         label_names=tuple(config.labels),
         label_separator=config.label_separator,
+        label_format=config.label_format,
         needs_counts=config.class_weights in ("balanced", "sqrt_balanced"),
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.errors import UserError
+from hf_accum.tasks.label_codes import names_of
 
 _NUM_ROWS = 60
 _LONGEST = 40  # words
@@ -81,13 +82,13 @@ def _rows(config: Any, draw: random.Random) -> tuple[list[dict[str, Any]], dict[
         return {config.words_column: chosen, config.tags_column: tags}
 
     def labelled() -> dict[str, Any]:
-        names = [*config.labels] or ["no", "yes"]
+        names = changes["labels"] or ["no", "yes"]
         label: Any = draw.choice(names)
         if config.problem == "regression":
             label = draw.gauss(0, 1)
         elif config.problem == "multi_label_classification":
             label = config.label_separator.join(name for name in names if draw.random() < 0.5)
-        return {config.text_column: text(), config.label_column or "label": label}
+        return {config.text_column: text(), changes["label_column"]: label}
 
     def said() -> dict[str, Any]:
         talk = [{"role": role, "content": text()} for role in ("user", "assistant")]
@@ -100,7 +101,9 @@ def _rows(config: Any, draw: random.Random) -> tuple[list[dict[str, Any]], dict[
         make = lambda: {config.query_column: text(), config.document_column: text()}  # noqa: E731
     elif hasattr(config, "label_column"):
         make = labelled
-        changes = {"label_column": config.label_column or "label"}
+        names = list(names_of(config.labels, config.label_column))
+        column = config.label_column if isinstance(config.label_column, str) else "label"
+        changes = {"label_column": column, "labels": names, "label_format": "auto"}
     elif getattr(config, "messages_column", None):
         make = said
     elif getattr(config, "prompt_column", None):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from hf_accum.data.dataset_files import Stamp, check_folder, check_inside, stamp_of
 from hf_accum.data.formats.image_folder import open_image_folder
-from hf_accum.data.formats.rows import BadRow, Row, opened, read_csv, read_json, read_parquet
+from hf_accum.data.formats.rows import BadColumn, BadRow, Row, opened, read_csv, read_json, read_parquet
 from hf_accum.data.retries import retried
 from hf_accum.errors import OF_THE_PROGRAM, UserError, first_line
 
@@ -63,7 +63,7 @@ def good_rows(
     `on_bad_row` is "skip".
 
     Raises:
-        UserError: for a bad row, naming file, row and field.
+        UserError: for a bad row, naming file, row and field; for a bad column always.
     """
     for number, row in source.read(shard, start):
         try:
@@ -71,8 +71,10 @@ def good_rows(
                 raise row
             prepared = prepare(row)
         except BadRow as bad:
+            row_number = number // source.parts_per_row + 1
+            if isinstance(bad, BadColumn):
+                raise UserError(f"{source.names[shard]}, row {row_number}: {bad}") from None
             if on_bad_row == "error":
-                row_number = number // source.parts_per_row + 1
                 raise UserError(
                     f"{source.names[shard]}, row {row_number}: {bad}; mend the row or the flags, or leave "
                     "such rows out by `on_bad_row skip`"

@@ -7,6 +7,7 @@ from hf_accum.config.validation import require, require_not_empty
 
 Pooling = Literal["cls", "mean", "max"]
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
+LabelFormat = Literal["auto", "names", "indices", "multi_hot"]
 ClassWeights = Literal["none", "balanced", "sqrt_balanced"] | list[float]
 
 
@@ -18,6 +19,7 @@ def check_classification(config: Any) -> None:
     """
     problem, labels = config.problem, config.labels
     single, multi = problem == "single_label_classification", problem == "multi_label_classification"
+    columns, fmt = config.label_column, config.label_format
     require_not_empty(config, "text_column", "label_column")
     require(bool(config.label_separator), "label_separator", repr(config.label_separator), "not empty")
     code = bool(config.extra_metrics) and not config.trust_remote_code
@@ -30,6 +32,28 @@ def check_classification(config: Any) -> None:
         (single or not config.label_smoothing, "label_smoothing", f"0 for {problem}"),
         (multi or not config.positive_weights, "positive_weights", f"empty for {problem}"),
         (problem != "regression" or not labels, "labels", "empty for regression"),
+        (
+            multi or isinstance(columns, str | None) or len(columns) == 1,
+            "label_column",
+            f"one column for {problem} (one with a comma in its name as a list of one); several are for many labels",
+        ),
+        (
+            isinstance(columns, str | None) or len(columns) == len(set(columns)) > 0,
+            "label_column",
+            "different columns, one at least",
+        ),
+        (
+            isinstance(columns, str | None) or len(columns) == 1 or len(labels) in (0, len(columns)),
+            "labels",
+            "left out with a column for each label, or a name for each of them",
+        ),
+        (multi or fmt != "multi_hot", "label_format", f"another one than multi_hot for {problem}"),
+        (problem != "regression" or fmt == "auto", "label_format", "auto for regression"),
+        (
+            isinstance(columns, str | None) or len(columns) == 1 or fmt == "auto",
+            "label_format",
+            "auto with a column for each label",
+        ),
     ):
         require(holds, flag, getattr(config, flag), rule)
     for flag in ("class_weights", "positive_weights"):

@@ -24,6 +24,10 @@ class BadRow(UserError):
         self.reason = reason
 
 
+class BadColumn(BadRow):
+    """A row that shows that a whole column is meant otherwise: to mend or leave out rows would not help."""
+
+
 def value_of(row: Mapping[str, Any], column: str) -> Any:
     """A row's value in a column.
 

@@ -1,14 +1,21 @@
 """A dataset of texts with labels: opened, and read once for what has to be known before training."""
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import Row
 from hf_accum.data.split import SplitData, open_split
 from hf_accum.data.survey import Observed
 from hf_accum.distributed.ranks import Ranks
-from hf_accum.tasks.labels import LabelColumn, Problem, sorted_names
+from hf_accum.errors import UserError, shortened
+from hf_accum.tasks.label_codes import codes_of
+from hf_accum.tasks.label_columns import join_labels, joined_name
+from hf_accum.tasks.labels import LabelColumn, LabelFormat, Problem, sorted_names
 from hf_accum.tasks.tokenization import text_of
+
+_MOST_KEPT = 20  # labels with spaces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,11 +23,26 @@ class LabelledTexts(SplitData):
     """The dataset with its labels."""
 
     labels: LabelColumn
+    with_spaces: Counter[str] = field(default_factory=Counter)
+    """Labels that are read without the spaces around them: some of them as they stand, and how often."""
 
     @property
     def notes(self) -> list[str]:
-        """Labels that no row to train on has, as far as they were counted."""
-        return [*super().notes, *self.notes_of_missing("no row to train on has the label", self.labels.names)]
+        """Also labels that no row to train on has, and those that are not read as they stand, as far as is known."""
+        notes = [*super().notes, *self.notes_of_missing("no row to train on has the label", self.labels.names)]
+        if self.num_train is None:
+            share = (
+                ""
+                if self.eval_fraction is None
+                else ", rows are held out by a hash of their group, whatever they have"
+            )
+            notes.append(
+                f"the rows were not read before (`num_epochs null`): labels and lengths were not counted{share}"
+            )
+        if self.with_spaces:
+            some = shortened(", ".join(map(repr, sorted(self.with_spaces))), 200)
+            notes.append(f"{self.with_spaces.total():,} labels have spaces around them, and are read without: {some}")
+        return notes
 
 
 def open_labelled_texts(
@@ -29,32 +51,52 @@ def open_labelled_texts(
     config: RecipeConfig,
     *,
     text_column: str,
-    label_column: str,
+    label_column: str | Sequence[str],
     group_column: str,
     problem: Problem,
     label_names: tuple[str, ...],
     label_separator: str,
     needs_counts: bool,
+    label_format: LabelFormat = "auto",
 ) -> LabelledTexts:
     """Open the dataset and, where labels, their counts or its size are needed and not known, read it once.
+
+    `label_names` may have codes (1=immediate). Several label columns are one for each label.
 
     Raises:
         UserError: for a dataset, column or row that cannot be used.
     """
-    opened = open_split(dataset, [text_column, label_column], config, group_column=group_column)
-    class_names = opened.source.class_names.get(label_column, ())
-    names = label_names or class_names
-    labels = LabelColumn(label_column, problem, names, label_separator, class_names)
+    columns = [label_column] if isinstance(label_column, str) else list(label_column)
+    opened = open_split(dataset, [text_column, *columns], config, group_column=group_column)
+    if len(columns) > 1:
+        label_names = label_names or tuple(columns)
+        opened = opened.with_rows(lambda source: join_labels(source, columns, label_names))
+        labels = LabelColumn(joined_name(columns), problem, label_names, label_format="names")
+    else:
+        class_names = opened.source.class_names.get(columns[0], ())
+        names, codes = codes_of(label_names)
+        labels = LabelColumn(
+            columns[0], problem, names or class_names, label_separator, class_names, codes, label_format
+        )
+    if label_format in ("indices", "multi_hot") and not labels.names:
+        raise UserError(
+            f"`label_format` {label_format}: has to go with the names of the labels, in order (`labels`): column "
+            f"{labels.column!r} has none"
+        )
     data = LabelledTexts(labels=labels, **vars(opened))
-    needs_names = problem != "regression" and not names
+    needs_names = problem != "regression" and not labels.names
     if config.num_epochs is None and not needs_names and not needs_counts:
         return data
+    with_spaces = Counter[str]()
 
     def observe(row: Row) -> Observed:
         text, keys = text_of(row, text_column), labels.keys(row)
+        for label in labels.with_spaces(row) if keys else ():
+            with_spaces[label if label in with_spaces or len(with_spaces) < _MOST_KEPT else "..."] += 1
         return Observed(keys, (text, labels.encode(row) if problem == "regression" else keys), text)
 
     data = data.surveyed(observe, ranks, config.on_bad_row)
     if needs_names:
-        names = sorted_names([*data.label_counts, *data.held_out_label_counts], label_column)
-    return replace(data, labels=replace(labels, names=names))
+        names = sorted_names([*data.label_counts, *data.held_out_label_counts], labels.column)
+        data = replace(data, labels=replace(labels, names=names))
+    return replace(data, with_spaces=sum(ranks.gather_objects(with_spaces), start=Counter()))

@@ -126,7 +126,8 @@ def test_class_names_of_a_parquet_column(tmp_path: Path) -> None:
     for dataset in (tmp_path / "train.parquet", tmp_path):
         source = open_source(str(dataset), "train", columns=("text", "label"))
         assert source.class_names == {"label": ("mild", "severe")}
-        column = LabelColumn("label", "single_label_classification", source.class_names["label"])
+        names = source.class_names["label"]
+        column = LabelColumn("label", "single_label_classification", names, class_names=names)
         assert [column.keys(row) for _, row in read_all(source)] == [("severe",), ("mild",)]
 
 

@@ -1,13 +1,15 @@
 """Labels: by name, by number, several of them, none; what cannot be one is refused with its field."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hf_accum.data.source import BadRow
+from hf_accum.data.formats.rows import BadColumn, BadRow
 from hf_accum.tasks.labels import LabelColumn, Problem, sorted_names
 
 SINGLE: Problem = "single_label_classification"
@@ -34,18 +36,75 @@ def refused(column: LabelColumn, row: dict[str, Any]) -> str:
 @given(names=several_words, data=st.data())
 def test_a_class_by_name_or_number_in_any_form(names: list[str], data: st.DataObject) -> None:
     column = LabelColumn("label", SINGLE, tuple(names))
+    indexed = replace(column, label_format="indices")
+    coded = replace(column, codes=tuple(str(7 * place - 7) for place in range(len(names))))
     index = data.draw(st.integers(0, len(names) - 1))
-    for value in (names[index], f" {names[index]}\t", index, float(index), str(index), f" {index} "):
-        assert column.encode({"label": value}) == index
-        assert column.keys({"label": value}) == (names[index],)
+    by_name = [(one, value) for one in (column, coded) for value in (names[index], f" {names[index]}\t")]
+    by_number = [(one, n) for one, n in ((indexed, index), (coded, 7 * index - 7))]
+    in_any_form = [(one, value) for one, n in by_number for value in (n, float(n), str(n), f" {n} ", f"{n}.0")]
+    for one, value in [*by_name, *in_any_form]:
+        assert one.encode({"label": value}) == index
+        assert one.keys({"label": value}) == (names[index],)
 
 
 @given(names=several_words, number=st.integers())
 def test_numbers_out_of_range_are_refused(names: list[str], number: int) -> None:
     assume(not 0 <= number < len(names))
-    column = LabelColumn("label", SINGLE, tuple(names))
+    column = LabelColumn("label", SINGLE, tuple(names), class_names=tuple(names))
+    indexed, coded = (
+        replace(column, label_format="indices"),
+        replace(column, codes=tuple(map(str, range(len(names))))),
+    )
     for value in (number, str(number)):
         assert f"label {str(value)!r} is out of range" in refused(column, {"label": value})
+        assert f"label {str(value)!r} is out of range: it is none of 0={names[0]}" in refused(coded, {"label": value})
+        assert "is no index from 0 to" in refused(indexed, {"label": value})
+
+
+@pytest.mark.parametrize("problem", [SINGLE, MULTI])
+@pytest.mark.parametrize("value", [1, "2", 3.0, "3.0", 0, 17])
+def test_numbers_say_nothing_to_names(problem: Problem, value: Any) -> None:
+    """Codes 1, 2, 3 once were read as the second and third name, and 3 as a bad row."""
+    column = LabelColumn("label", problem, ("immediate", "urgent", "routine"))
+    for read in (column.keys, column.encode):
+        with pytest.raises(BadColumn, match=r"is a number, and the labels are the names .* `labels 1=immediate,2="):
+            read({"label": value if problem == SINGLE else [value]})
+
+
+def test_a_number_written_in_two_ways_concerns_the_whole_column() -> None:
+    for names, value in ((("0", "1"), "0.0"), (("0.0", "1.0"), "1"), (("0.0", "1.0"), 1.0)):
+        with pytest.raises(BadColumn, match="written in another way, which concerns the whole column"):
+            LabelColumn("label", SINGLE, names).encode({"label": value})
+    with pytest.raises(ValueError, match=r"column 'label' has the labels 0 and 0\.0, one number written in two ways"):
+        sorted_names(["0.0", "1", "0", "1.0"], "label")
+    assert sorted_names(["0.0", "1.0"], "label") == ("0.0", "1.0")
+
+
+def test_texts_that_no_file_could_hold_are_told_with_their_column() -> None:
+    """Not as a flag that nobody gave: found names stand in config.yaml."""
+    column = LabelColumn("label", SINGLE)
+    token = "hf_" + "a" * 30
+    for value, said in (("\ud800", r"is not UTF-8"), ("a\0b", "NUL character"), (token, "holds a token")):
+        with pytest.raises(BadRow, match=said) as error:
+            column.keys({"label": value})
+        assert error.value.field == "label"
+        assert token not in str(error.value)
+
+
+def test_a_list_written_out_is_no_single_label() -> None:
+    for names in ((), NAMES):
+        for value in ("['mild', 'severe']", "[0, 1, 0]", "[]"):
+            with pytest.raises(BadColumn, match=r"is a list written out: .* `problem multi_label_classification`"):
+                LabelColumn("label", SINGLE, names).keys({"label": value})
+    assert LabelColumn("label", SINGLE).keys({"label": "[unknown]"}) == ("[unknown]",)
+
+
+def test_spaces_around_labels_are_told() -> None:
+    single, multi = LabelColumn("label", SINGLE), LabelColumn("label", MULTI)
+    assert single.with_spaces({"label": " urgent"}) == [" urgent"]
+    assert single.with_spaces({"label": "urgent"}) == single.with_spaces({"label": 3}) == []
+    assert multi.with_spaces({"label": ["a ", "b"]}) == multi.with_spaces({"label": "['a ', 'b']"}) == ["a "]
+    assert multi.with_spaces({"label": "a | b "}) == []
 
 
 def test_names_that_are_numbers_are_names_not_positions() -> None:
@@ -101,14 +160,63 @@ def test_any_subset_of_classes_as_a_list_or_a_text(names: list[str], data: st.Da
     column = LabelColumn("label", MULTI, tuple(names), separator=";")
     expected = [float(index in indices) for index in range(len(names))]
     present = [names[index] for index in indices]
-    for value in (present, tuple(present), indices, ";".join(present), " ; ".join([*present, ""])):
-        assert column.encode({"label": value}) == expected
-        assert column.keys({"label": value}) == tuple(present)
+    hot, indexed = (replace(column, label_format=form) for form in ("multi_hot", "indices"))
+    typed, coded = (
+        replace(column, class_names=column.names),
+        replace(column, codes=tuple(map(str, range(len(names))))),
+    )
+    cases = [(column, value) for value in (present, tuple(present), ";".join(present), " ; ".join([*present, ""]))]
+    cases += [(column, repr(present)), (column, str(np.array(present)) if present else "[]")]
+    cases += [
+        (one, value) for one in (indexed, typed, coded) for value in (indices, str(indices), [*map(float, indices)])
+    ]
+    for one, value in cases:
+        assert one.encode({"label": value}) == expected
+        assert one.keys({"label": value}) == tuple(present)
+    for value in (expected, [*map(int, expected)], [*map(bool, expected)], str(expected), [*map(str, expected)]):
+        assert hot.encode({"label": value}) == expected
+        assert set(hot.keys({"label": value})) == set(present)
+    assert column.encode({"label": [*map(bool, expected)]}) == expected
+    if len(names) > 2:
+        assert column.encode({"label": expected}) == column.encode({"label": str(expected)}) == expected
 
 
-def test_zeros_and_ones_are_no_list_of_labels() -> None:
-    column = LabelColumn("label", MULTI, NAMES)
+def test_lists_of_zeros_and_ones_that_can_be_read_in_two_ways_are_refused() -> None:
+    """The rows [1, 0] and [0, 1] once had both labels each."""
+    two, numbers = LabelColumn("label", MULTI, ("a", "b")), LabelColumn("label", MULTI, ("0", "1", "2"))
+    for column, value in ((two, [1, 0]), (two, [0.0, 1.0]), (two, "[0, 1]"), (numbers, [0, 1, 0])):
+        with pytest.raises(BadColumn, match=r"can be a 0 or 1 for each of the . labels, or a list .* `label_format`"):
+            column.encode({"label": value})
+    assert [two.encode({"label": value}) for value in ([0, 0], [1, 1], [True, False])] == [[0, 0], [1, 1], [1, 0]]
+    assert [numbers.encode({"label": value}) for value in ([0, 1], [2], ["1", "0"])] == [
+        [1, 1, 0],
+        [0, 0, 1],
+        [1, 1, 0],
+    ]
+    unknown = LabelColumn("label", MULTI)
+    for value in ([1, 0], [0, 0, 1], [True], "[0 1 0]"):
+        with pytest.raises(BadColumn, match="`labels` for the one, `label_format names` for the other"):
+            unknown.keys({"label": value})
+    assert replace(unknown, label_format="names").keys({"label": [1, 0]}) == ("1", "0")
+    assert unknown.keys({"label": [3, 1]}) == ("3", "1")
+
+
+@pytest.mark.parametrize("value", [[0, 1], [0, 1, 2], ["a", "b", "c"], [], "0|1"])
+def test_multi_hot_rows_have_a_number_for_each_label(value: Any) -> None:
+    column = LabelColumn("label", MULTI, NAMES, label_format="multi_hot")
+    assert "has to be a 0 or 1 for each of the 3 labels" in refused(column, {"label": value})
+
+
+def test_typed_classes_are_numbers_in_lists_too() -> None:
+    column = LabelColumn("label", MULTI, NAMES, class_names=NAMES)
+    assert column.encode({"label": [1, 0]}) == [1, 1, 0]
     assert "[0, 1, 0] has a label twice" in refused(column, {"label": [0, 1, 0]})
+
+
+def test_a_text_that_looks_like_a_list_and_is_none_is_refused() -> None:
+    assert "looks like a list, and cannot be read" in refused(
+        LabelColumn("label", MULTI, NAMES), {"label": "[mild, a]"}
+    )
 
 
 def typed(names: tuple[str, ...], *class_names: str) -> LabelColumn:
@@ -143,7 +251,7 @@ def test_other_names_for_classes_are_in_their_order_and_some_of_them_are_all_the
 def test_a_bad_item_among_several_labels() -> None:
     column = LabelColumn("label", MULTI, NAMES)
     assert "label 'fatal' is out of range" in refused(column, {"label": "mild|fatal"})
-    assert "label '3' is out of range" in refused(column, {"label": [0, 3]})
+    assert "label '3' is out of range" in refused(replace(column, class_names=NAMES), {"label": [0, 3]})
     for item in (None, math.nan, [0]):
         assert "is neither the name nor the number" in refused(column, {"label": ["mild", item]})
     for value in (3, {"mild": True}):

@@ -23,7 +23,7 @@ MULTI: Problem = "multi_label_classification"
 NAMES = ("absent", "mild", "severe")
 PROBLEMS: tuple[Problem, ...] = (SINGLE, MULTI, "regression")
 VALUES: dict[Problem, list[Any]] = {
-    SINGLE: ["mild", 0, "severe"],
+    SINGLE: ["mild", "absent", "severe"],
     MULTI: ["mild|severe", [], ["absent"]],
     "regression": [0.5, "-2", 3],
 }
