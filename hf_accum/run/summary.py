@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+_FEW_STEPS = 20
+
+
 def _frozen(model: nn.Module) -> str:
     """Weights that are not trained, where they are in 16 or 4 bits."""
     types = {p.dtype for p in model.parameters() if not p.requires_grad}
@@ -69,8 +72,14 @@ def describe_run(
             last = "a pass has fewer examples than one window: it is one window, used with its true weight"
         elif rest:
             last = f"the last window of a pass has {rest} examples and is used with its true weight"
-        passes = num_steps / -(-num_train // batch)
+        steps_per_pass = -(-num_train // batch)
+        passes = num_steps / steps_per_pass
         lines.append(f"steps      {num_steps:,}, about {passes:.2f} passes over the data; {last}")
+        if steps_per_pass < _FEW_STEPS:
+            lines.append(
+                f"note       a pass over the data is only {steps_per_pass} optimizer steps: few to learn from; more "
+                "passes are made by `num_epochs`, more steps in each by a smaller `effective_batch_size`"
+            )
     lines += [f"note       {note}" for note in data.notes]
     lines += [f"left out: {number:,} bad rows ({reason})" for reason, number in data.bad_rows.items()]
     of_batches = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

@@ -23,6 +23,7 @@ from hf_accum.models.spec import ModelSpec
 from hf_accum.models.trainable import load_trainable
 from hf_accum.run.checkpoint import BestCheckpoint, Checkpoints
 from hf_accum.run.folder import start_folder
+from hf_accum.run.lengths import notes_of_lengths
 from hf_accum.run.log import RunLog
 from hf_accum.run.resume import RunState, facts_of_run, find_resume
 from hf_accum.run.schedule import build_scheduler, count_steps
@@ -88,6 +89,7 @@ class Training:
         run.notes += refuse_cut_dependence(
             config, workload, task, windows, draw, self.capacity, ranks, run.device
         )  # before anything is written
+        run.notes += notes_of_lengths(data, task, config.max_length)
 
         self.num_steps = count_steps(data.num_train, config.effective_batch_size, config.num_epochs, config.max_steps)
         self.plain_model = trainable.model

@@ -11,7 +11,8 @@ import torch
 from launching import launch
 from run_files import logits_of, metrics_of
 
-from hf_accum.data.split import is_held_out
+from hf_accum.distributed.ranks import OneRank
+from recipes.clinical_classification import ClinicalClassificationConfig, open_data
 from recipes.embedded.models import minilm
 from recipes.embedded.synopses import clinical_synopses
 
@@ -57,7 +58,8 @@ def check_main_job(tmp_path: Path, how: list[tuple[int, int | str]], num_steps: 
         assert done.returncode == 0, done.stderr[-3000:]
         runs.append(folder)
     rows = pq.read_table(clinical_synopses()).to_pylist()
-    texts = [row["text"] for row in rows if is_held_out(row, "disease", 0.02)]
+    data = open_data(ClinicalClassificationConfig(eval_fraction=0.02), OneRank())
+    texts = [row["text"] for row in rows if data.is_held_out(row, True)]
     assert len(texts) > 50
     assert_same_run(runs, num_labels=4, texts=texts, max_length=32)
 

@@ -252,7 +252,7 @@ def test_another_order_of_the_data_starts_the_pass_anew(
     recipe(output_dir=folder, **NINE, shuffle_block_size=30, allow_changes="shuffle_block_size")
     assert "another order than before: the pass that was begun starts anew" in capsys.readouterr().out
     assert [m["epoch"] for m in metrics_of(folder)] == [0] * 3 + [0] * 5 + [1]
-    assert sum(m["num_examples"] for m in metrics_of(folder)[3:8]) == 136
+    assert sum(m["num_examples"] for m in metrics_of(folder)[3:8]) == 134
 
 
 def test_settings_that_were_filled_in_by_the_first_run_are_no_change(recipe: Recipe, tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ def test_it_says_in_words_what_the_run_will_do(accelerator: Accelerator, tmp_pat
         ("memory", "at most 5 examples at once on each rank, as given"),
         ("steps", "4, about 1.00 passes over the data"),
         ("", "; the last window of a pass has 4 examples and is used with its true weight"),
+        ("note", "a pass over the data is only 4 optimizer steps: few to learn from; more passes are made by "),
+        ("", "`num_epochs`, more steps in each by a smaller `effective_batch_size`"),
         ("folder", str(tmp_path)),
     ]
     assert said == "".join(f"\n{name:<11}{text}" if name else text for name, text in expected).strip()
@@ -80,10 +82,16 @@ def test_fewer_examples_than_a_window_are_one(accelerator: Accelerator) -> None:
     assert "fewer examples" not in describe(accelerator, num_train=32, num_steps=1)
 
 
+@pytest.mark.parametrize(("num_train", "is_few"), [(19 * 32, True), (19 * 32 + 1, False), (1, True)])
+def test_a_pass_of_a_handful_of_steps_is_said(accelerator: Accelerator, num_train: int, is_few: bool) -> None:
+    said = describe(accelerator, num_train=num_train)
+    assert (f"a pass over the data is only {-(-num_train // 32)} optimizer steps" in said) == is_few
+
+
 def test_notes_on_the_data_are_said(accelerator: Accelerator) -> None:
     said = describe(accelerator, notes=["no row to train on has the label ear, nose"])
     assert "note       no row to train on has the label ear, nose\n" in said
-    assert "note" not in describe(accelerator)
+    assert "note" not in describe(accelerator, num_train=640)
 
 
 def test_bad_rows_that_were_found_are_said(accelerator: Accelerator) -> None:

@@ -33,17 +33,19 @@ def opened(
     rows = [{"text": f"{text} {number}", "label": targets[number % len(targets)]} for number in range(40)]
     file = folder / f"{len(list(folder.iterdir()))}.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options: dict[str, Any] = {"eval_fraction": 0.3} | (flags or {})
+    columns: dict[str, Any] = {"label_column": "label"} | how
     return open_labelled_texts(
         str(file),
         OneRank(),
-        RecipeConfig(**{"eval_fraction": 0.3} | (flags or {})),
+        RecipeConfig(**options),
         text_column="text",
         group_column="text",
         problem=problem,
         label_names=label_names,
         label_separator="|",
         needs_counts=False,
-        **{"label_column": "label"} | how,
+        **columns,
     )
 
 
@@ -97,9 +99,14 @@ def test_lists_of_a_number_for_each_label(tmp_path: Path) -> None:
 def test_a_column_for_each_label(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("text,fever,cough\n" + "".join(f"t{n},{n % 2},{'yes' if n % 4 else 'no'}\n" for n in range(40)))
-    how = {"text_column": "text", "label_column": ["fever", "cough"], "group_column": "text", "problem": MULTI}
+    how: dict[str, Any] = {
+        "text_column": "text",
+        "label_column": ["fever", "cough"],
+        "group_column": "text",
+        "problem": MULTI,
+    }
     how |= {"label_names": (), "label_separator": "|", "needs_counts": False}
-    data = open_labelled_texts(str(file), OneRank(), RecipeConfig(), **how)  # type: ignore[arg-type]
+    data = open_labelled_texts(str(file), OneRank(), RecipeConfig(), **how)
     assert data.labels.names == ("fever", "cough")
     ((_, row),) = list(data.source.read(0, 1))[:1]
     assert data.labels.encode(row) == [1.0, 1.0]  # type: ignore[arg-type]
