@@ -21,7 +21,7 @@ class DataFlags:
     eval_split: str | None = None
     """Split of the dataset to evaluate on; default: a held-out share of the training split."""
     eval_fraction: float = field(default=0.1, metadata=number((OpenUnitInterval, "between 0 and 1")))
-    """The share of groups that is held out where there is no eval_split."""
+    """The share that is held out, by whole groups, where there is no eval_split: of each label, if rows have some."""
     group_column: str | None = None
     """Rows with the same value here (a patient, a disease) are never on both sides of the held-out split, and are
     drawn together where figures get an interval; default: the recipe's own."""

@@ -4,6 +4,7 @@ import math
 from typing import Any, Literal
 
 from hf_accum.config.validation import require, require_not_empty
+from hf_accum.tasks.label_codes import codes_of
 
 Pooling = Literal["cls", "mean", "max"]
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -56,6 +57,7 @@ def check_classification(config: Any) -> None:
         ),
     ):
         require(holds, flag, getattr(config, flag), rule)
+    codes_of(labels)  # which has to be names, or names with numbers
     for flag in ("class_weights", "positive_weights"):
         weights = getattr(config, flag)
         if isinstance(weights, list) and (weights or flag == "class_weights"):

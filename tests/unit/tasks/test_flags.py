@@ -16,6 +16,7 @@ def config(**values: Any) -> Any:
         "text_column": "text",
         "label_column": "label",
         "label_separator": ",",
+        "label_format": "auto",
         "label_smoothing": 0.0,
         "extra_metrics": [],
         "trust_remote_code": False,
@@ -37,6 +38,11 @@ MULTI = "multi_label_classification"
         {"problem": MULTI, "labels": ["a", "b"], "positive_weights": [1.0, 2.0]},
         {"problem": "regression"},
         {"extra_metrics": ["m"], "trust_remote_code": True},
+        {"labels": ["1=a", "2=b"], "label_column": ["a, or b"]},
+        {"problem": MULTI, "label_column": ["a", "b"]},
+        {"problem": MULTI, "label_column": ["a", "b"], "labels": ["A", "B"]},
+        {"problem": MULTI, "label_format": "multi_hot", "labels": ["A", "B"]},
+        {"label_format": "indices", "labels": ["A", "B"]},
     ],
 )
 def test_what_goes_together_is_taken(values: dict[str, Any]) -> None:
@@ -60,6 +66,21 @@ def test_what_goes_together_is_taken(values: dict[str, Any]) -> None:
         ({"labels": ["a", "b"], "class_weights": [1.0]}, "`class_weights` .*one for each of the 2 labels"),
         ({"labels": ["a", "b"], "class_weights": [1.0, 0.0]}, "`class_weights` .*finite and above 0"),
         ({"labels": ["a", "b"], "class_weights": [1.0, float("inf")]}, "`class_weights` .*finite and above 0"),
+        ({"labels": ["1=a", "b"]}, "`labels` 1=a,b: has to be names, or a different number and name"),
+        ({"label_column": ["a", "b"]}, "`label_column` .*one column for single_label"),
+        ({"problem": "regression", "label_column": ["a", "b"]}, "`label_column` .*one column for regression"),
+        ({"problem": MULTI, "label_column": ["a", "a"]}, "`label_column` .*different columns"),
+        ({"problem": MULTI, "label_column": []}, "`label_column` .*one at least"),
+        (
+            {"problem": MULTI, "label_column": ["a", "b"], "labels": ["x", "y", "z"]},
+            "`labels` .*a name for each of them",
+        ),
+        ({"label_format": "multi_hot"}, "`label_format` multi_hot: has to be another one"),
+        ({"problem": "regression", "label_format": "names"}, "`label_format` names: has to be auto"),
+        (
+            {"problem": MULTI, "label_column": ["a", "b"], "label_format": "names"},
+            "`label_format` names: has to be auto",
+        ),
     ],
 )
 def test_what_contradicts_is_refused_by_flag_value_and_rule(values: dict[str, Any], said: str) -> None:
