@@ -12,7 +12,6 @@ from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import BadRow, Row, Source, open_source
 from hf_accum.data.stratification import stratify
 from hf_accum.data.survey import SAMPLE_SIZE, Observed, Survey, hash_of_group, num_of_both, survey
-from hf_accum.distributed.collectives import on_all_ranks
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError, shortened, shown
 from hf_accum.seeding import derive_seed

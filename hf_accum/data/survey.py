@@ -3,7 +3,7 @@
 import heapq
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal, NamedTuple
@@ -152,9 +152,9 @@ def hash_of_text(text: str | bytes) -> int:
     return _hash(text if isinstance(text, bytes) else " ".join(text.casefold().split()).encode())
 
 
-def num_of_both(train_texts: Sequence[int], held_out_texts: Sequence[int]) -> int:
+def num_of_both(train_texts: np.ndarray, held_out_texts: np.ndarray) -> int:
     """How many of the held-out texts are among those to train on, by their hashes."""
-    return int(np.isin(np.asarray(held_out_texts), np.asarray(train_texts)).sum())
+    return int(np.isin(held_out_texts, train_texts).sum())
 
 
 def _hash(content: bytes) -> int:

@@ -50,7 +50,7 @@ def check_main_job(tmp_path: Path, how: list[tuple[int, int | str]], num_steps: 
         folder = tmp_path / f"{num_processes}-{size}"
         done = launch(
             *("-m", "recipes.clinical_classification", "--dropout=0", f"--max_steps={num_steps}", "--max_length=32"),
-            *("--eval_fraction=0.02", "--num_epochs=1"),
+            *("--dataset=embedded:synopses", "--eval_fraction=0.02", "--num_epochs=1"),
             *("--effective_batch_size=64", f"--micro_batch_size={size}", f"--output_dir={folder}"),
             num_processes=num_processes,
             timeout=900,
@@ -58,7 +58,7 @@ def check_main_job(tmp_path: Path, how: list[tuple[int, int | str]], num_steps: 
         assert done.returncode == 0, done.stderr[-3000:]
         runs.append(folder)
     rows = pq.read_table(clinical_synopses()).to_pylist()
-    data = open_data(ClinicalClassificationConfig(eval_fraction=0.02), OneRank())
+    data = open_data(ClinicalClassificationConfig(dataset="embedded:synopses", eval_fraction=0.02), OneRank())
     texts = [row["text"] for row in rows if data.is_held_out(row, True)]
     assert len(texts) > 50
     assert_same_run(runs, num_labels=4, texts=texts, max_length=32)

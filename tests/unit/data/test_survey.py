@@ -136,5 +136,5 @@ def test_equal_texts_are_known_whatever_their_capitals_and_spaces() -> None:
     assert hash_of_text("Fever,\n cough ") == hash_of_text("fever, COUGH")
     assert hash_of_text("fever") != hash_of_text("fevers")
     assert hash_of_text(b"Fever") != hash_of_text(b"fever")
-    train, held_out = ([hash_of_text(text) for text in texts] for texts in (["a", "b", "b"], ["b", "B", "c"]))
+    train, held_out = (np.array([*map(hash_of_text, texts)]) for texts in (["a", "b", "b"], ["b", "B", "c"]))
     assert num_of_both(train, held_out) == 2
