@@ -77,8 +77,9 @@ def _assign(found: _Groups, fraction: float) -> bytearray:
     """The side of each group, by the rarest label first."""
     sides = bytearray([_OPEN]) * len(found.hashes)
     totals = Counter[int]()
-    for profile in found.profiles:
-        totals.update(dict(profile))
+    for profile, number in Counter(found.profiles).items():
+        for label, count in profile:
+            totals[label] += number * count
     lacking = {label: fraction * count for label, count in totals.items()}  # rows that are still to be held out
     left = {label: len(found.of_label[label]) for label in lacking}
     to_do = set(lacking)
@@ -101,8 +102,9 @@ def _assign(found: _Groups, fraction: float) -> bytearray:
 def _put_labels_on_both_sides(found: _Groups, sides: bytearray) -> None:
     """Move groups, the smallest first, where a label lacks on a side and the move takes no other label from one."""
     on = (Counter[int](), Counter[int]())
-    for profile, side in zip(found.profiles, sides, strict=True):
-        on[side].update(label for label, _ in profile)
+    for (profile, side), number in Counter(zip(found.profiles, sides, strict=True)).items():
+        for label, _ in profile:
+            on[side][label] += number
 
     def takes_away(group: int) -> tuple[int, int]:
         """How many labels would lack on the side that the group leaves: of several groups, and of this one only."""

@@ -227,7 +227,9 @@ def open_tagged_texts(
         part = part_of(row)
         counts.update(row[_COUNTS])
         tagged = tuple(tags for tags in part.layers if set(tags) != {OUTSIDE})  # as many as there are in any order
-        return Observed(types_of(chain.from_iterable(tagged)), (part.words, tagged, part.places), " ".join(part.words))
+        return Observed(
+            types_of(chain.from_iterable(tagged)), (part.words, tagged, part.places), " ".join(part.words)
+        )
 
     data = data.surveyed(observe, ranks, config.on_bad_row)
     data = replace(data, counts=reduce(add, ranks.gather_objects(counts)))

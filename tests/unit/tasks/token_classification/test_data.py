@@ -249,7 +249,7 @@ def test_twenty_texts_of_columns(tmp_path: Path) -> None:
     file = tmp_path / "notes.conll"
     file.write_text("\n".join(line.format(number) for number in range(5, 25) for line in lines))
     data = open_(file)
-    assert data.notes == ["40 entities, by tags in the scheme BILOU (columns 'tokens' and 'tags')"]
+    assert data.notes[0] == "40 entities, by tags in the scheme BILOU (columns 'tokens' and 'tags')"
     assert parts_in(data)[0].layers == (("O", "B-b", "I-b", "O"),)
     file.write_text(file.read_text().replace("w9\tO", "w9\tX-b"))
     with pytest.raises(ValueError, match=r"notes\.conll, row 5: line 25: 'X-b' is no tag"):
