@@ -20,6 +20,9 @@ class RunFlags:
     """The run's folder: config.yaml, metrics.jsonl, evaluation.json, checkpoints/, adapter/ or model/."""
     seed: int = 0
     """Everything random derives from it."""
+    num_seeds: int = field(default=1, metadata=COUNT)
+    """So many runs, one after the other, into OUTPUT_DIR/seed-0, seed-1, ...: with seed, seed + 1, ... Mean and
+    standard deviation of their figures are in OUTPUT_DIR/seeds.json."""
     full_determinism: bool = False
     """The same command gives the same run, bit for bit: no measured time changes how windows are cut, and torch uses
     deterministic algorithms. Needs a number as micro_batch_size."""
@@ -61,6 +64,12 @@ def check_run(config: RunFlags) -> None:
         "early_stopping_patience",
         config.early_stopping_patience,
         "null without best_metric, which says what better is",
+    )
+    require(
+        config.num_seeds == 1 or config.resume in ("auto", "never"),
+        "resume",
+        config.resume,
+        "auto or never with `num_seeds` above 1: each of the runs has its own checkpoints",
     )
     require(
         config.best_metric is None or config.eval_every is not None,

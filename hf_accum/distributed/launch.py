@@ -1,7 +1,9 @@
 """Starting accelerate on the processes of a run, as `accelerate launch` configured it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -77,6 +79,28 @@ def start_accelerator(
         _refuse_emulated_bf16(accelerator.device)
     _talk_once(accelerator)
     return accelerator
+
+
+_runs_follow: ContextVar[bool] = ContextVar("runs_follow", default=False)
+
+
+@contextmanager
+def keeping_processes() -> Iterator[None]:
+    """Inside, `end_accelerator` lets the processes go on talking: torchrun's store lets them meet only once."""
+    token = _runs_follow.set(True)
+    try:
+        yield
+    finally:
+        _runs_follow.reset(token)
+
+
+def end_accelerator(accelerator: "Accelerator") -> None:
+    """End a run's trackers and, unless runs follow in these processes, their talk. A collective."""
+    if not _runs_follow.get():
+        accelerator.end_training()
+        return
+    while accelerator.trackers:
+        accelerator.trackers.pop().finish()
 
 
 def _ask_for_expandable_segments() -> None:

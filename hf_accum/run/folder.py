@@ -2,7 +2,9 @@
 
 import atexit
 import os
+import re
 import weakref
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,10 +19,13 @@ from hf_accum.files import LOCK, check_output_dir, is_leftover, keep_lines
 from hf_accum.run.checkpoint import Loaded, remove_half_written, set_aside
 from hf_accum.run.log import TRACKERS_PROJECT
 
-_OF_A_RUN = {
+OF_A_RUN = {
     *("config.yaml", "tuning.json", "metrics.jsonl", "evaluation.json", "checkpoints", "adapter", "model"),
     *("nonfinite.jsonl", "samples.jsonl", TRACKERS_PROJECT),
 }
+"""What a run writes into its folder."""
+OF_SEEDS = re.compile(r"seed-\d+(-earlier-\d+)?|seeds\.json|\.seed-\d+\.lock")
+"""What several runs, of a seed each, write into theirs beside its config.yaml."""
 
 
 _PATIENCE_SECONDS = 10.0  # with a run that is about to end
@@ -88,6 +93,26 @@ def claim_folder(folder: Path, ranks: Ranks) -> FolderClaim:
     return claim
 
 
+def move_aside(folder: Path) -> Path:
+    """Give an earlier run's folder another name, which is returned: the first of NAME-earlier-1, ... that is free."""
+    number = 1
+    while (earlier := folder.with_name(f"{folder.name}-earlier-{number}")).exists():
+        number += 1
+    return folder.rename(earlier)
+
+
+def refuse_others(folder: Path, there: Iterable[str]) -> None:
+    """Refuse a folder in which something is that no run has written.
+
+    Raises:
+        UserError: naming it.
+    """
+    if others := sorted(name for name in there if name not in OF_A_RUN and not OF_SEEDS.fullmatch(name)):
+        raise UserError(
+            f"`output_dir` {folder}: has to be new, empty, or an earlier run's folder; it holds {', '.join(others)}"
+        )
+
+
 def start_folder(
     folder: Path,
     config: RecipeConfig,
@@ -111,18 +136,12 @@ def start_folder(
         check_output_dir(folder)
         goes_on = resumed is not None and resumed.path.is_relative_to(folder)
         there = {path.name for path in folder.iterdir() if not is_leftover(path)} if folder.is_dir() else set()
-        if there and not goes_on:
-            if others := sorted(there - _OF_A_RUN):
-                raise UserError(
-                    f"`output_dir` {folder}: has to be new, empty, or an earlier run's folder; it holds "
-                    f"{', '.join(others)}"
-                )
-            number = 1
-            while (earlier := folder.with_name(f"{folder.name}-earlier-{number}")).exists():
-                number += 1
+        is_in_the_way = bool(there) and not goes_on
+        if is_in_the_way:
+            refuse_others(folder, there)
         try:
-            if earlier is not None:
-                folder.rename(earlier)
+            if is_in_the_way:
+                earlier = move_aside(folder)
             folder.mkdir(parents=True, exist_ok=True)
             if claim is not None:
                 claim.take(folder)

@@ -32,6 +32,7 @@ FREE = frozenset(
             "log_every",
             "trackers",
             "debug",
+            "num_seeds",
         ),
         *("micro_batch_size", "memory_budget", "max_probe_seconds", "gradient_checkpointing", "balance_ranks"),
         *("full_determinism", "loss_chunk_size", "frozen_dtype", "num_samples", "sample_length"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.config.validation import require
 from hf_accum.device.free_memory import check_free_memory
 from hf_accum.device.live_bytes import sum_bytes, tensors_of
 from hf_accum.distributed.collectives import on_all_ranks
@@ -29,6 +30,9 @@ class StartedRun:
     """
 
     def __init__(self, config: RecipeConfig, workload: Callable[[Any, str], Workload]) -> None:
+        require(
+            config.num_seeds == 1, "num_seeds", config.num_seeds, "1 of a single run: a recipe's `main` makes several"
+        )
         self.stop = StopRequest(config.max_minutes)
         if config.full_determinism:
             use_deterministic_algorithms()

@@ -15,6 +15,7 @@ from hf_accum.data.split import SplitData
 from hf_accum.data.stream import WindowStream
 from hf_accum.device.accelerator import begin_counting, reserved_and_retries
 from hf_accum.distributed.collectives import broadcast_weights, on_all_ranks
+from hf_accum.distributed.launch import end_accelerator
 from hf_accum.files import write_json
 from hf_accum.models.offload import check_offload
 from hf_accum.models.optimizer import build_optimizer, check_optimizer, make_state
@@ -240,7 +241,7 @@ class Training:
             if self._step:
                 self._save()
             self._log.end_early(self._step, early, on_all_ranks(ranks, checkpoints.wait)[0])
-            self.accelerator.end_training()
+            end_accelerator(self.accelerator)
             raise early
         checkpoints.wait(hurry=False)
         exported = on_all_ranks(ranks, checkpoints.export)[0]  # before anything else can fail
@@ -255,7 +256,7 @@ class Training:
         self._log.finish(step, figures, self._windows, exported)
         self._write_tuning(keep_costs(self._tuning, self.capacity, ranks))
         self._contexts.close()
-        self.accelerator.end_training()
+        end_accelerator(self.accelerator)
         return figures
 
     @property

@@ -64,6 +64,7 @@ FLAGS = {
     "Run and checkpoints": """
         output_dir: str = 'runs/latest'
         seed: int = 0
+        num_seeds: int = 1
         full_determinism: bool = False
         log_every: int = 10
         eval_every: int | None = None

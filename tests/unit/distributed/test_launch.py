@@ -11,7 +11,7 @@ from accelerate.utils import DistributedType
 from launching import launch
 
 from hf_accum.distributed import launch as launch_module
-from hf_accum.distributed.launch import start_accelerator
+from hf_accum.distributed.launch import end_accelerator, keeping_processes, start_accelerator
 
 
 @pytest.fixture
@@ -111,3 +111,18 @@ def test_bf16_from_ampere_on_and_on_amd_s_gpus_is_taken(on_card: Any) -> None:
     for capability in ((8, 0), (8, 6), (9, 0), (12, 0)):
         assert on_card(capability).mixed_precision == "bf16"
     assert on_card((7, 5), hip="7.0").mixed_precision == "bf16"
+
+
+def test_trackers_end_with_a_run_and_talk_with_the_last_one(
+    accelerator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(accelerator.state, "destroy_process_group", lambda *_: ended.append("talk"), raising=False)
+    for name in ("of the first run", "of the last run"):
+        accelerator.trackers = [SimpleNamespace(finish=lambda name=name: ended.append(name))]
+        if name == "of the first run":
+            with keeping_processes():
+                end_accelerator(accelerator)
+        else:
+            end_accelerator(accelerator)
+    assert ended == ["of the first run", "of the last run", "talk"]
