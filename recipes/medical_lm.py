@@ -10,7 +10,7 @@ QLoRA a model of some billion parameters fits on a small GPU:
     accelerate launch -m recipes.medical_lm --dataset reports.jsonl --text_column report
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_accum import recipe  # its parts are imported when they are used: help and a wrong flag need no torch
@@ -25,14 +25,17 @@ class MedicalLmConfig(recipe.RecipeConfig):
 
     text_column: str | None = None
     """Column with a plain text, all of it to learn; longer ones than max_length are cut into consecutive parts.
-    Default for a dataset of one's own: text."""
+    Default for a dataset of one's own: text; without one messages or conversations, or instruction, input, output."""
     prompt_column: str | None = None
     """Column with a prompt, which is read and not learned, where there is a response_column."""
     response_column: str | None = None
     """Column with the response to the prompt: the two are a conversation where the tokenizer has a chat template,
     otherwise a text with a line end between them."""
+    input_column: str | None = None
+    """Column with what the prompt is about, read behind it after a blank line; an empty one is left out."""
     messages_column: str | None = None
-    """Column with a conversation, a list of messages with `role` and `content`: the assistant's are learned."""
+    """Column with a conversation, a list of messages with `role` and `content` (or `from` and `value`): the
+    assistant's are learned."""
     loss_chunk_size: int | None = field(default=None, metadata=COUNT_OR_NULL)
     """Tokens whose logits stand in memory at once; null: as many as have 64 MiB of logits in float32."""
     num_samples: int = 3
@@ -45,12 +48,14 @@ class MedicalLmConfig(recipe.RecipeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         ways = ("text_column", "prompt_column", "messages_column")
-        require_not_empty(self, *ways, "response_column")
+        require_not_empty(self, *ways, "response_column", "input_column")
         given = [name for name in ways if getattr(self, name) is not None]
         for name in given[1:]:
             require(False, name, getattr(self, name), f"left out with `{given[0]}`: rows are read in one way")
         both = (self.prompt_column is None) == (self.response_column is None)
         require(both, "response_column", self.response_column, "given with `prompt_column`, and only with it")
+        with_prompt = self.input_column is None or self.prompt_column is not None
+        require(with_prompt, "input_column", self.input_column, "left out without `prompt_column`")
         require_count("num_samples", self.num_samples, "at least 0", least=0)
         require_count("sample_length", self.sample_length)
 
@@ -125,7 +130,18 @@ def open_data(config: MedicalLmConfig, ranks: "recipe.Ranks", tokenizer: Any):
     of_rows = {} if config.text_column else {"prompt_column": "prompt", "response_column": "response"}
     embedded = {"definitions": recipe.Embedded(term_definitions, {"group_column": "family", **of_rows})}
     config, dataset = recipe.with_dataset(config, ranks, embedded)
+    config = with_columns(config, dataset)
     return open_passages(dataset, ranks, config, reader_of(config, tokenizer), group_column=config.group_column)
+
+
+def with_columns(config: MedicalLmConfig, dataset: str) -> MedicalLmConfig:
+    """The flags, with columns that the dataset has by the usual names, where none is named."""
+    from hf_accum.tasks.causal_lm.columns import find_columns
+
+    given = (config.text_column, config.prompt_column, config.messages_column)
+    if any(column is not None for column in given):
+        return config
+    return replace(config, **find_columns(dataset, config))
 
 
 def reader_of(config: MedicalLmConfig, tokenizer: Any):
@@ -136,7 +152,8 @@ def reader_of(config: MedicalLmConfig, tokenizer: Any):
     if config.messages_column is not None:
         return Conversations(tokenizer, config.messages_column, config.max_length)
     if config.prompt_column is not None and config.response_column is not None:
-        return PromptsAndResponses(tokenizer, config.prompt_column, config.response_column, config.max_length)
+        of_prompt = (config.prompt_column, config.response_column, config.max_length, config.input_column)
+        return PromptsAndResponses(tokenizer, *of_prompt)
     return WholeTexts(tokenizer, config.text_column or "text", config.max_length)
 
 

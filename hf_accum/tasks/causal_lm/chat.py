@@ -1,8 +1,11 @@
 """Conversations as the tokenizer's chat template writes them, and where in that text the assistant speaks."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
+from itertools import dropwhile, takewhile
 from typing import TYPE_CHECKING, Any
 
 from hf_accum.errors import UserError, first_line, shown
@@ -14,38 +17,123 @@ Message = Mapping[str, Any]
 Span = tuple[int, int]
 """From a character up to another one."""
 
-ASSISTANT = "assistant"
+ASSISTANT, SYSTEM = "assistant", "system"
 
 DATE = datetime(2024, 7, 26)
 """What templates that write today's date are told that it is (Llama 3's name this day where they know none)."""
 
 
-def written(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> tuple[str, list[Span]]:
-    """A conversation as text, with all special tokens in it, and what of it the assistant says.
+_OPENING = re.compile(r"(<(think(ing)?|thoughts?|reason(ing)?)>|\[THINK(ING)?\])\s*(</\w+>\s*)?$", re.IGNORECASE)
+"""Of what is thought before an answer, at the end of a prompt; of nothing, where it is closed there too."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A conversation as text, with all special tokens in it; what the assistant says; what is to be said of it."""
+
+    text: str
+    spans: list[Span]
+    remarks: tuple[str, ...] = ()
+    """What of it is not learned, or not as the data has it: each holds for one conversation more."""
+
+
+REWRITTEN = (
+    "the chat template writes earlier turns of the assistant in another way once the conversation goes on, as where "
+    "it leaves out what was thought: those are read, and not learned"
+)
+OPENED = (
+    "the prompt of the chat template ends in a tag that opens reasoning, which these turns do not have: they are "
+    "learned without it"
+)
+SPEAKS_FIRST = "the assistant speaks first: that turn answers nothing, and is read, not learned"
+LEFT_OUT = "the assistant speaks first, which the chat template refuses: that turn is left out"
+JOINED = "the chat template takes one message of the system: several at the start are joined, a blank line between"
+
+
+def written(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> Written:
+    """A conversation as the template writes it, and what of it is learned.
 
     A turn of the assistant is what the template adds behind the prompt for it, so that a model which is given that
     prompt goes on with the turn; the token that ends the turn is part of it, a line end behind that is not. Where a
     template writes today's date it is that of `DATE`: the same text on each rank, and on the day that a run goes on.
 
+    Turns that the template writes in another way once the conversation goes on are read, and not learned; the last
+    one always is. Where the template refuses the conversation for how it begins, or leaves out a message of the
+    system, another beginning is tried: messages of the system joined, without the turn that answers nothing.
+
     Raises:
-        UserError: if the template refuses the conversation; if it writes the start of one in another way once it
-            goes on (as some do that leave out what was thought in earlier turns), so that the turns cannot be found.
+        UserError: if the template refuses the conversation, leaves out what the system says, or writes the last turn
+            so that it cannot be told from the prompt.
     """
-    whole = _write(tokenizer, messages, asks=False)
-    spans: list[Span] = []
-    for index, message in enumerate(messages):
-        if message["role"] != ASSISTANT:
+    refused: UserError | None = None
+    for beginning, remarks in _beginnings(messages):
+        try:
+            found = _written(tokenizer, beginning)
+            _check_system(found.text, beginning)
+        except UserError as error:
+            refused = refused or error
             continue
-        before = _write(tokenizer, messages[:index], asks=True)
-        is_last = index + 1 == len(messages)
-        through = whole if is_last else _write(tokenizer, messages[: index + 1], asks=False)
-        if not through.startswith(before) or not whole.startswith(through):
+        return replace(found, remarks=(*remarks, *found.remarks))
+    assert refused is not None
+    raise refused
+
+
+def _beginnings(messages: Sequence[Message]) -> Iterator[tuple[Sequence[Message], tuple[str, ...]]]:
+    """The conversation as it is, then with other beginnings, each with what is to be said of it."""
+    systems = list(takewhile(lambda message: message["role"] == SYSTEM, messages))
+    rest = messages[len(systems) :]
+    answering = list(dropwhile(lambda message: message["role"] == ASSISTANT, rest))
+    joined = [{"role": SYSTEM, "content": "\n\n".join(str(message["content"]) for message in systems)}]
+    yield messages, ()
+    if len(systems) > 1:
+        yield [*joined, *rest], (JOINED,)
+    if len(answering) < len(rest) and any(message["role"] == ASSISTANT for message in answering):
+        yield [*systems, *answering], (LEFT_OUT,)
+        if len(systems) > 1:
+            yield [*joined, *answering], (JOINED, LEFT_OUT)
+
+
+def _check_system(text: str, messages: Sequence[Message]) -> None:
+    for index, message in enumerate(messages, 1):
+        if message["role"] == SYSTEM and message["content"].strip() not in text:
             raise UserError(
-                f"the tokenizer's chat template writes message {index + 1} of {len(messages)} in another way when "
-                "the conversation goes on: what the assistant says cannot be told from the rest"
+                f"the tokenizer's chat template leaves out message {index} of {len(messages)}, of the system"
             )
-        spans.append((len(before), len(_without_line_end(tokenizer, through))))
-    return whole, spans
+
+
+def _written(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> Written:
+    whole = _write(tokenizer, messages, asks=False)
+    turns = [index for index, message in enumerate(messages) if message["role"] == ASSISTANT]
+    if turns and turns[-1] + 1 < len(messages):  # what comes behind the last turn is read by nobody
+        through = _write(tokenizer, messages[: turns[-1] + 1], asks=False)
+        whole = whole if whole.startswith(through) else through
+    spans: list[Span] = []
+    remarks: list[str] = []
+    for index in turns:
+        try:
+            before = _write(tokenizer, messages[:index], asks=True)
+            through = whole if index + 1 == len(messages) else _write(tokenizer, messages[: index + 1], asks=False)
+        except UserError:
+            if any(message["role"] not in (SYSTEM, ASSISTANT) for message in messages[:index]):
+                raise
+            remarks.append(SPEAKS_FIRST)
+            continue
+        unopened = _OPENING.sub("", before)
+        start = next((len(prompt) for prompt in (before, unopened) if through.startswith(prompt)), None)
+        if start is None or not whole.startswith(through):
+            if index == turns[-1]:
+                raise UserError(
+                    f"the tokenizer's chat template writes message {index + 1} of {len(messages)}, of the assistant, "
+                    "in another way than its prompt for it: what the assistant says cannot be told from the rest"
+                )
+            remarks.append(REWRITTEN)
+            continue
+        spans.append((start, len(_without_line_end(tokenizer, through))))
+        if start < len(before):
+            remarks.append(OPENED)
+    if turns and not spans:
+        raise UserError("the assistant speaks first: there is nothing to answer")
+    return Written(whole, spans, tuple(dict.fromkeys(remarks)))
 
 
 def _write(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, asks: bool) -> str:

@@ -1,8 +1,8 @@
 """A dataset as passages: tokens, of which some are predicted from those before them and the others only read."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,7 +25,7 @@ _MOST_NAMED = 5
 _SAME_TEXT = "text of the row"
 # Columns of a row that is a passage, by names that a dataset's own column, by which it is split, will not have.
 _PLACE, _TOKENS, _IS_TARGET, _NUM_TRUNCATED = "place of a row", "tokens of it", "which are targets", "tokens cut off"
-_IS_TEXT = "whether it is a plain text"
+_IS_TEXT, _REMARKS = "whether it is a plain text", "remarks of it"
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Passage:
     num_truncated: int = 0
     is_text: bool = False
     """A plain text, or a part of one: nobody answers in it."""
+    remarks: tuple[str, ...] = ()
+    """What of its row is not learned, or not as the data has it."""
 
 
 class Reader(Protocol):
@@ -129,16 +131,19 @@ class PassageData(SplitData):
 
     max_length: int
     truncated: Truncated = Truncated()
+    remarks: Mapping[str, int] = field(default_factory=dict)
+    """What is not as the data has it, of how many passages."""
 
     @property
     def notes(self) -> list[str]:
-        """Which passages were cut to length."""
+        """Which passages were cut to length, and which are not as the data has them."""
+        remarks = [f"{number:,} examples: {remark}" for remark, number in sorted(self.remarks.items())]
         cut = self.truncated
         if not cut.num_passages:
-            return super().notes
+            return [*super().notes, *remarks]
         places = ", ".join(cut.places) + (", ..." if cut.num_passages > len(cut.places) else "")
         number = f"{cut.num_passages:,} examples are longer than `max_length` {self.max_length} and are cut"
-        return [*super().notes, f"{number}: {cut.num_tokens:,} tokens are lost (of {places})"]
+        return [*super().notes, f"{number}: {cut.num_tokens:,} tokens are lost (of {places})", *remarks]
 
 
 def open_passages(
@@ -159,7 +164,7 @@ def open_passages(
         return [
             group
             | {_TOKENS: p.tokens.tobytes(), _IS_TARGET: p.is_target.tobytes()}
-            | {_NUM_TRUNCATED: p.num_truncated, _IS_TEXT: p.is_text}
+            | {_NUM_TRUNCATED: p.num_truncated, _IS_TEXT: p.is_text, _REMARKS: p.remarks}
             for p in passages
         ]
 
@@ -170,7 +175,7 @@ def open_passages(
     data = PassageData(max_length=config.max_length, **vars(passages))
     if config.num_epochs is None:
         return data
-    found = Counter[str]()
+    found, remarks = Counter[str](), Counter[str]()
     places: list[str] = []
 
     def observe(row: Row) -> Observed:
@@ -178,11 +183,14 @@ def open_passages(
             found.update(passages=1, tokens=number)
             if len(places) < _MOST_NAMED:
                 places.append(f"{row[_PLACE]} ({number:,})")
+        remarks.update(row[_REMARKS])
         return Observed((), (row[_TOKENS], row[_IS_TARGET]), row[_TOKENS])
 
     data = data.surveyed(observe, ranks, config.on_bad_row)
     mine = Truncated(found["passages"], found["tokens"], tuple(places))
-    return replace(data, truncated=reduce(Truncated.__add__, ranks.gather_objects(mine)))
+    of_ranks = ranks.gather_objects((mine, remarks))
+    truncated = reduce(Truncated.__add__, [cut for cut, _ in of_ranks])
+    return replace(data, truncated=truncated, remarks=sum((counts for _, counts in of_ranks), Counter[str]()))
 
 
 def passage_of(row: Row) -> Passage:

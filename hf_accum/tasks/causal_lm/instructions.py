@@ -1,15 +1,16 @@
 """Instructions and conversations as passages: only what the assistant says is predicted."""
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_accum.data.formats.rows import BadRow, Row, check_unicode, value_of
-from hf_accum.errors import UserError, shown
-from hf_accum.tasks.causal_lm.chat import ASSISTANT, Message, Span, written
+from hf_accum.data.formats.rows import BadRow, Row, check_unicode, is_missing
+from hf_accum.errors import UserError
+from hf_accum.tasks.causal_lm.chat import ASSISTANT, SYSTEM, Message, Span, written
 from hf_accum.tasks.causal_lm.data import Passage
+from hf_accum.tasks.causal_lm.messages import messages_of
 from hf_accum.tasks.special_tokens import Frame, frame_of
 from hf_accum.tasks.tokenization import text_of, tokenize_with_places
 
@@ -22,25 +23,33 @@ _NOTHING_AROUND = Frame((), ())
 class PromptsAndResponses:
     """A prompt and its response: as a conversation where the tokenizer has a chat template, otherwise as one text,
     with a line end between them.
+
+    What stands in an `input_column`, if anything does, follows the prompt after a blank line.
     """
 
     most_parts = 1
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", prompt_column: str, response_column: str, max_length: int
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        prompt_column: str,
+        response_column: str,
+        max_length: int,
+        input_column: str | None = None,
     ) -> None:
         _check_tokenizer(tokenizer)
         self._tokenizer = tokenizer
         self._prompt_column = prompt_column
         self._response_column = response_column
+        self._input_column = input_column
         self._max_length = max_length
         self._frame = frame_of(tokenizer)
-        self._end_of_chat = _EndOfChat(tokenizer)
+        self._chats = None if tokenizer.chat_template is None else _Chats(tokenizer, max_length)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Those of prompt and response."""
-        return self._prompt_column, self._response_column
+        """Those of prompt, response and input."""
+        return self._prompt_column, self._response_column, *([self._input_column] if self._input_column else [])
 
     def read(self, row: Row) -> tuple[str, list[Passage]]:
         """Its passage.
@@ -49,18 +58,19 @@ class PromptsAndResponses:
             BadRow: if one of them is missing, or too long to leave a place for any of the response.
         """
         prompt, response = text_of(row, self._prompt_column), text_of(row, self._response_column)
-        if self._tokenizer.chat_template is None:
-            text, frame = f"{prompt}\n{response}", self._frame
-            spans = [(len(prompt) + 1, len(text))]
-        else:
+        about = row.get(self._input_column) if self._input_column else None
+        if self._input_column and not (is_missing(about) or (isinstance(about, str) and not about.strip())):
+            prompt = f"{prompt}\n\n{text_of(row, self._input_column)}"
+        if self._chats is not None:
             turns = ({"role": "user", "content": prompt}, {"role": ASSISTANT, "content": response})
-            text, spans = _written(self._tokenizer, turns, self._prompt_column)
-            frame = self._end_of_chat.of(text, spans)
-        return prompt, [_passage(self._tokenizer, text, spans, frame, self._max_length, self._response_column)]
+            return prompt, [self._chats.passage(turns, self._prompt_column, self._response_column)]
+        text = f"{prompt}\n{response}"
+        how = (self._max_length, self._response_column)
+        return prompt, [_passage(self._tokenizer, text, [(len(prompt) + 1, len(text))], self._frame, *how)]
 
 
 class Conversations:
-    """Lists of messages, each with a `role` and a `content`, as the tokenizer's chat template writes them."""
+    """Lists of messages, see `messages_of`, as the tokenizer's chat template writes them."""
 
     most_parts = 1
 
@@ -71,10 +81,8 @@ class Conversations:
                 f"`messages_column` {messages_column}: needs a tokenizer with a chat template, and that of the model "
                 "has none; give another model, or `prompt_column` and `response_column`"
             )
-        self._tokenizer = tokenizer
         self._messages_column = messages_column
-        self._end_of_chat = _EndOfChat(tokenizer)
-        self._max_length = max_length
+        self._chats = _Chats(tokenizer, max_length)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -82,34 +90,20 @@ class Conversations:
         return (self._messages_column,)
 
     def read(self, row: Row) -> tuple[str, list[Passage]]:
-        """Its passage.
+        """Its passage; equal rows are known by what is asked first.
 
         Raises:
             BadRow: if there are no messages, none of the assistant, or none that leaves it a place.
         """
         column = self._messages_column
-        messages = self._messages(row)
-        first = next((i for i, message in enumerate(messages) if message["role"] == ASSISTANT), None)
-        if first is None:
+        messages = messages_of(row, column)
+        roles = [message["role"] for message in messages]
+        if ASSISTANT not in roles:
             raise BadRow(column, f"no message has the role {ASSISTANT!r}: there is nothing to learn")
-        text, spans = _written(self._tokenizer, messages, column)
-        key = json.dumps([[message["role"], message["content"]] for message in messages[:first]])
-        frame = self._end_of_chat.of(text, spans)
-        return key, [_passage(self._tokenizer, text, spans, frame, self._max_length, column)]
-
-    def _messages(self, row: Row) -> list[dict[str, Any]]:
-        column = self._messages_column
-        values = value_of(row, column)
-        if not isinstance(values, list | tuple) or not values:
-            raise BadRow(column, f"{shown(values)} has to be a list of messages")
-        messages = []
-        for value in values:
-            if not isinstance(value, Mapping) or not isinstance(value.get("role"), str):
-                raise BadRow(column, f"{shown(value)} is no message: it has to have a `role` and a `content`")
-            text_of(value, "content")
-            # A table has each field in each message; one without a value is none.
-            messages.append({str(name): field for name, field in value.items() if field is not None})
-        return messages
+        asked = next((index for index, role in enumerate(roles) if role not in (SYSTEM, ASSISTANT)), 0)
+        answered = roles.index(ASSISTANT, asked) if ASSISTANT in roles[asked:] else len(roles)
+        key = json.dumps([[message["role"], message["content"]] for message in messages[:answered]])
+        return key, [self._chats.passage(messages, column, column)]
 
 
 def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -117,34 +111,42 @@ def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
         raise UserError("the model has to have a fast tokenizer, which tells of which characters its tokens are")
 
 
-def _written(
-    tokenizer: "PreTrainedTokenizerBase", messages: tuple[Message, ...] | list[dict[str, Any]], column: str
-) -> tuple[str, list[Span]]:
-    try:
-        text, spans = written(tokenizer, messages)
-    except ValueError as error:
-        raise BadRow(column, str(error)) from error
-    check_unicode(column, text)  # roles and other fields, of which the template makes what it likes
-    return text, spans
-
-
-class _EndOfChat:
-    """The token that ends a text, where the assistant speaks last and the template ends its turn by no token at all:
-    without it a model would never learn to end.
+class _Chats:
+    """Conversations as passages. Where the assistant speaks last, and the template ends its turn by no token at all,
+    the one that ends a text does: without it a model would never learn to end.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._max_length = max_length
         added = (str(token).strip() for token in tokenizer.added_tokens_decoder.values())
         self._tokens = tuple(token for token in added if token)
         self._end = Frame((), frame_of(tokenizer).after)
 
-    def of(self, text: str, spans: list[Span]) -> Frame:
+    def passage(self, messages: Sequence[Message], column: str, answer_column: str) -> Passage:
+        """That of a conversation; messages name the columns that it is from."""
+        try:
+            chat = written(self._tokenizer, messages)
+        except ValueError as error:
+            raise BadRow(column, str(error)) from error
+        check_unicode(column, chat.text)  # roles and other fields, of which the template makes what it likes
+        frame = self._frame_of(chat.text, chat.spans)
+        how = (frame, self._max_length, answer_column, chat.remarks)
+        return _passage(self._tokenizer, chat.text, chat.spans, *how)
+
+    def _frame_of(self, text: str, spans: list[Span]) -> Frame:
         is_open = bool(spans) and spans[-1][1] == len(text) and not text.rstrip().endswith(self._tokens)
         return self._end if is_open else _NOTHING_AROUND
 
 
 def _passage(
-    tokenizer: "PreTrainedTokenizerBase", text: str, spans: list[Span], frame: Frame, max_length: int, column: str
+    tokenizer: "PreTrainedTokenizerBase",
+    text: str,
+    spans: list[Span],
+    frame: Frame,
+    max_length: int,
+    column: str,
+    remarks: tuple[str, ...] = (),
 ) -> Passage:
     """Of a text of which the spans are predicted, and what stands after it.
 
@@ -168,4 +170,4 @@ def _passage(
         )
     end = kept[-1] + 1  # what comes behind the last answer is read by nobody
     num_truncated = max(0, int(places[-1]) + 1 - max_length)
-    return Passage(frame.around(tokens)[:end], is_target[:end], num_truncated)
+    return Passage(frame.around(tokens)[:end], is_target[:end], num_truncated, remarks=remarks)

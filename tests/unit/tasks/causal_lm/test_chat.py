@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from chats import FORGETS_THOUGHTS, GEMMA, LLAMA3, SMOLLM2, TELLS_THE_DATE, byte_tokenizer
 
-from hf_accum.tasks.causal_lm.chat import DATE, written
+from hf_accum.tasks.causal_lm.chat import DATE, JOINED, LEFT_OUT, OPENED, REWRITTEN, SPEAKS_FIRST, Written, written
 
 TURNS: list[dict[str, Any]] = [
     {"role": "user", "content": "What is ptosis?"},
@@ -18,8 +18,11 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 
 
 def said(template: str, messages: list[dict[str, Any]], eos_token: str = "<|im_end|>") -> list[str]:
-    text, spans = written(byte_tokenizer(template, eos_token), messages)
-    return [text[start:end] for start, end in spans]
+    return learned(written(byte_tokenizer(template, eos_token), messages))
+
+
+def learned(chat: Written) -> list[str]:
+    return [chat.text[start:end] for start, end in chat.spans]
 
 
 @pytest.mark.parametrize(
@@ -33,7 +36,7 @@ def test_turns_of_the_assistant_are_found_with_what_ends_them(template: str, end
 
 
 def test_the_text_is_the_template_s() -> None:
-    text, _ = written(byte_tokenizer(SMOLLM2), TURNS[:2])
+    text = written(byte_tokenizer(SMOLLM2), TURNS[:2]).text
     assert text == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nWhat is ptosis?<|im_end|>\n<|im_start|>assistant\nA drooping eyelid.<|im_end|>\n"
@@ -44,7 +47,8 @@ def test_a_template_that_writes_today_s_date_writes_the_same_on_any_day() -> Non
     """A run goes on behind midnight as before. transformers by itself asks the clock."""
     tokenizer = byte_tokenizer(TELLS_THE_DATE)
     today = str(tokenizer.apply_chat_template(TURNS[:2], tokenize=False))
-    text, ((start, end),) = written(tokenizer, TURNS[:2])
+    chat = written(tokenizer, TURNS[:2])
+    text, ((start, end),) = chat.text, chat.spans
     system = "<|im_start|>system\nToday Date: {}<|im_end|>\n"
     assert text.startswith(system.format("26 Jul 2024"))
     assert today.startswith(system.format(datetime.now().strftime("%d %b %Y")))
@@ -58,25 +62,113 @@ def test_a_template_that_writes_today_s_date_writes_the_same_on_any_day() -> Non
 def test_any_format_of_a_date_is_written_as_the_clock_would(format: str) -> None:
     template = "{{ strftime_now('" + format + "') }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
     for whole in (template, f"\n  {template}"):
-        text, _ = written(byte_tokenizer(whole), TURNS[:1])
+        text = written(byte_tokenizer(whole), TURNS[:1]).text
         assert text == whole.partition("{{")[0] + DATE.strftime(format) + "What is ptosis?"
 
 
 def test_words_that_stand_elsewhere_too_are_not_taken_for_the_answer() -> None:
     same = [{"role": "user", "content": "yes"}, {"role": "assistant", "content": "yes"}]
-    text, ((start, end),) = written(byte_tokenizer(SMOLLM2), same)
+    chat = written(byte_tokenizer(SMOLLM2), same)
+    text, ((start, end),) = chat.text, chat.spans
     assert text[start:end] == "yes<|im_end|>"
     assert text[:start].endswith("<|im_start|>assistant\n")
 
 
-def test_a_template_that_rewrites_what_was_said_is_refused() -> None:
+def test_turns_that_a_template_rewrites_are_read_and_the_last_one_is_learned() -> None:
+    """FORGETS_THOUGHTS writes the tags of what was thought in the last turn only."""
     assert said(FORGETS_THOUGHTS, TURNS[:2]) == ["<think>\n\n</think>\n\nA drooping eyelid.<|im_end|>"]
-    with pytest.raises(ValueError, match="writes message 2 of 4 in another way when the conversation goes on"):
-        said(FORGETS_THOUGHTS, TURNS)
+    chat = written(byte_tokenizer(FORGETS_THOUGHTS), TURNS)
+    assert chat.remarks == (REWRITTEN,)
+    assert learned(chat) == ["<think>\n\n</think>\n\nA small pupil.<|im_end|>"]
+    assert "assistant\nA drooping eyelid.<|im_end|>" in chat.text
+
+
+FORGETS_REASONING = (
+    "{% set last = namespace(user=0) %}{% for m in messages %}{% if m.role == 'user' %}"
+    "{% set last.user = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}[{{ m.role }}]"
+    "{% if m.role == 'assistant' and m.reasoning_content and loop.index0 > last.user %}"
+    "<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+"""Keeps what was thought since the user spoke last."""
+
+
+def test_what_was_thought_is_learned_where_it_is_written() -> None:
+    thinking = [turn | ({"reasoning_content": "Hm."} if turn["role"] == "assistant" else {}) for turn in TURNS]
+    chat = written(byte_tokenizer(FORGETS_REASONING), thinking)
+    assert learned(chat) == ["<think>Hm.</think>A small pupil.<|im_end|>"]
+    assert chat.remarks == (REWRITTEN,)
+    behind = written(byte_tokenizer(FORGETS_REASONING), [*thinking, {"role": "user", "content": "Thanks."}])
+    assert (learned(behind), behind.text) == (learned(chat), chat.text)  # as it is given, and nobody reads the rest
+    asked_back = [*thinking[:3], {"role": "tool", "content": "3 mm"}, thinking[3]]
+    assert learned(written(byte_tokenizer(FORGETS_REASONING), asked_back)) == learned(chat)
+    chain = [*thinking[:3], thinking[1], {"role": "tool", "content": "3 mm"}, thinking[3]]
+    thoughts = ["<think>Hm.</think>A drooping eyelid.<|im_end|>", "<think>Hm.</think>A small pupil.<|im_end|>"]
+    assert learned(written(byte_tokenizer(FORGETS_REASONING), chain)) == thoughts
+    assert said(FORGETS_REASONING, TURNS) == ["A drooping eyelid.<|im_end|>", "A small pupil.<|im_end|>"]
+
+
+@pytest.mark.parametrize("tag", ["<think>\n", "<reasoning>", "[THINK]", "<think>\n\n</think>\n\n"])
+def test_a_prompt_that_opens_reasoning_asks_for_turns_that_have_none(tag: str) -> None:
+    template = (
+        "{% for m in messages %}<{{ m.role }}>\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>\n" + tag.replace("\n", "{{ '\n' }}") + "{% endif %}"
+    )
+    for turns, answers in ((TURNS[:2], 1), (TURNS, 2)):
+        chat = written(byte_tokenizer(template), turns)
+        assert learned(chat) == ["A drooping eyelid.<|im_end|>", "A small pupil.<|im_end|>"][:answers]
+        assert chat.remarks == (OPENED,)
+    thought = {"role": "assistant", "content": f"{tag}A drooping eyelid."}
+    chat = written(byte_tokenizer(template), [TURNS[0], thought])
+    assert learned(chat) == ["A drooping eyelid.<|im_end|>"]
+    assert chat.remarks == ()
+
+
+def test_a_last_turn_that_has_another_prompt_is_refused() -> None:
+    template = "{% for m in messages %}{{ m.content }};{% endfor %}{% if add_generation_prompt %}bot:{% endif %}"
+    with pytest.raises(ValueError, match="writes message 4 of 4, of the assistant, in another way than its prompt"):
+        said(template, TURNS)
+
+
+ALTERNATES = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}"
+    "{% endif %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+ONE_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ messages[0].content }}\n{% endif %}{% for m in messages %}"
+    "{% if m.role != 'system' %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+"""Others are left out, as some templates do."""
+
+
+def test_an_assistant_that_speaks_first_is_read_or_left_out_as_the_template_allows() -> None:
+    greeting = {"role": "assistant", "content": "Hello."}
+    for template, remark in ((ONE_SYSTEM, SPEAKS_FIRST), (ALTERNATES, LEFT_OUT)):
+        chat = written(byte_tokenizer(template), [greeting, *TURNS])
+        assert learned(chat) == ["A drooping eyelid.<|im_end|>", "A small pupil.<|im_end|>"]
+        assert chat.remarks == (remark,)
+        assert ("Hello." in chat.text) == (remark == SPEAKS_FIRST)
+    with pytest.raises(ValueError, match="the assistant speaks first"):
+        said(SMOLLM2, TURNS[1:2])
+
+
+def test_several_messages_of_the_system_are_all_written() -> None:
+    more = {"role": "system", "content": "Be kind."}
+    both = [SYSTEM, more, *TURNS[:2]]
+    chat = written(byte_tokenizer(SMOLLM2), both)
+    assert "system\nBe brief.<|im_end|>\n<|im_start|>system\nBe kind.<|im_end|>" in chat.text
+    assert chat.remarks == ()
+    chat = written(byte_tokenizer(ONE_SYSTEM), both)
+    assert chat.text.startswith("Be brief.\n\nBe kind.\nuser: ")
+    assert chat.remarks == (JOINED,)
+    with pytest.raises(ValueError, match="leaves out message 3 of 4, of the system"):
+        said(ONE_SYSTEM, [*TURNS[:2], more, TURNS[3]])
+    empty = [SYSTEM | {"content": ""}, *TURNS[:2]]
+    assert "system\n<|im_end|>" in written(byte_tokenizer(SMOLLM2), empty).text
 
 
 def test_what_the_template_refuses_is_told() -> None:
     with pytest.raises(ValueError, match=r"chat template refuses it .*System role not supported"):
         said(GEMMA, [SYSTEM, *TURNS])
-    with pytest.raises(ValueError, match="the assistant speaks first"):
-        said(SMOLLM2, TURNS[1:])

@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chats import byte_tokenizer
+from chats import FORGETS_THOUGHTS, byte_tokenizer
 from thread_ranks import run_ranks
 from tiny import WORDS, make_tokenizer
 
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import BadRow
 from hf_accum.distributed.ranks import OneRank, Ranks
+from hf_accum.tasks.causal_lm.chat import REWRITTEN
 from hf_accum.tasks.causal_lm.data import PassageData, Reader, WholeTexts, open_passages, passage_of
-from hf_accum.tasks.causal_lm.instructions import PromptsAndResponses
+from hf_accum.tasks.causal_lm.instructions import Conversations, PromptsAndResponses
 from hf_accum.tasks.special_tokens import frame_of
 
 
@@ -113,3 +114,15 @@ def test_a_group_column_splits(tmp_path: Path, text: str, group: str) -> None:
     data = opened(tmp_path, rows, WholeTexts(make_tokenizer(), text, 12), group_column=group)
     sides = [data.is_held_out(row, False) for _, row in data.source.read(0, 0) if isinstance(row, dict)]
     assert all(len(set(sides[start : start + 4])) == 1 for start in range(0, 40, 4))
+
+
+def test_what_is_not_learned_as_the_data_has_it_is_said_over_ranks(tmp_path: Path) -> None:
+    def chat(number: int) -> dict[str, Any]:
+        turns = [{"from": "human", "value": f"{number}?"}, {"from": "gpt", "value": "yes"}]
+        return {"messages": turns * 2 if number % 3 == 0 else turns}
+
+    reader = Conversations(byte_tokenizer(FORGETS_THOUGHTS), "messages", 999)
+    data = opened(tmp_path, [chat(number) for number in range(20)], reader)
+    assert data.notes == [f"7 examples: {REWRITTEN}"]
+    for of_rank in run_ranks(2, lambda ranks: opened(tmp_path, [], reader, ranks)):
+        assert of_rank.notes == data.notes

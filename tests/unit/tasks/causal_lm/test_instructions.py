@@ -117,8 +117,7 @@ def test_pairs_that_cannot_be_used_are_bad_rows(row: dict[str, Any], message: st
         ("hello", "has to be a list of messages"),
         ([], "has to be a list of messages"),
         (["hello"], "is no message"),
-        ([{"from": "human", "value": "hello"}], "is no message"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "is a list, not a text"),
+        ([{"speaker": "human", "value": "hello"}], "is no message"),
         ([{"role": "user", "content": "hello"}], "no message has the role 'assistant'"),
         ([{"role": "assistant", "content": "hello"}], "the assistant speaks first"),
         ([{"role": "user", "content": "\ud83d"}], "field 'content': not UTF-8"),
@@ -153,3 +152,32 @@ def test_a_template_that_ends_a_turn_by_no_token_gets_the_one_that_ends_a_text()
         assert passage.tokens[passage.is_target].tolist() == by_hand(tokenizer, (said, True))[0] + end
     _, (passage,) = Conversations(tokenizer, "messages", 200).read({"messages": [*turns, turns[0]]})
     assert tokenizer.eos_token_id not in passage.tokens.tolist()
+
+
+def test_what_an_instruction_is_about_follows_it() -> None:
+    """Alpaca's three columns."""
+    rows = [{"instruction": "Say it.", "input": about, "output": "fever"} for about in ("a", "", " ", None)]
+    rows.append({"instruction": "Say it.", "output": "fever"})
+    for template in (SMOLLM2, None):
+        tokenizer = byte_tokenizer(template)
+        three = PromptsAndResponses(tokenizer, "instruction", "output", 999, "input")
+        two = PromptsAndResponses(tokenizer, "instruction", "output", 999)
+        assert three.columns == ("instruction", "output", "input")
+        expected = ["Say it.\n\na"] + 4 * ["Say it."]
+        for row, prompt in zip(rows, expected, strict=True):
+            key, (passage,) = three.read(row)
+            assert key == prompt
+            assert shown(passage) == shown(two.read({"instruction": prompt, "output": "fever"})[1][0])
+    with pytest.raises(BadRow, match="'input': 3 is a int, not a text"):
+        three.read({"instruction": "Say it.", "input": 3, "output": "fever"})
+
+
+def test_rows_are_told_apart_by_what_is_asked_first() -> None:
+    hello = {"role": "assistant", "content": "Hello."}
+    turns = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
+    reader = Conversations(byte_tokenizer(SMOLLM2), "messages", 999)
+    key, (passage,) = reader.read({"messages": [hello, *turns]})
+    assert key == '[["assistant", "Hello."], ["user", "a?"]]'
+    assert len(passage.remarks) == 1
+    assert reader.read({"messages": turns})[0] == '[["user", "a?"]]'
+    assert reader.read({"messages": [*turns, *turns]})[0] == '[["user", "a?"]]'

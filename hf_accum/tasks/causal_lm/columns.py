@@ -1,0 +1,36 @@
+"""How the rows of a dataset are read where no flag names its columns: by the names that such data sets have."""
+
+from collections.abc import Iterable
+
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.data.source import BadRow, open_source
+
+_MESSAGES = ("messages", "conversations", "conversation")
+_PAIRS = (("instruction", "output"), ("prompt", "response"), ("prompt", "completion"))
+_INPUT = "input"
+
+
+def find_columns(dataset: str, config: RecipeConfig) -> dict[str, str]:
+    """The flags of the columns, by the first row's: of a text there are none, since `text` needs no flag.
+
+    Raises:
+        UserError: for a dataset that cannot be opened.
+    """
+    source = open_source(dataset, config.train_split, revision=config.dataset_revision)
+    rows = (row for shard in range(source.num_shards) for _, row in source.read(shard, 0))
+    return columns_among(next((list(map(str, row)) for row in rows if not isinstance(row, BadRow)), []))
+
+
+def columns_among(names: Iterable[str]) -> dict[str, str]:
+    """The same, of a row with these columns: a text, messages, or alpaca's three."""
+    there = set(names)
+    if "text" in there:
+        return {}
+    for column in _MESSAGES:
+        if column in there:
+            return {"messages_column": column}
+    for prompt, response in _PAIRS:
+        if {prompt, response} <= there:
+            of_input = {"input_column": _INPUT} if prompt == "instruction" and _INPUT in there else {}
+            return {"prompt_column": prompt, "response_column": response, **of_input}
+    return {}
