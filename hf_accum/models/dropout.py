@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from hf_accum.errors import UserError
+
 _DROPOUTS = re.compile(r"dropout|pdrop$|drop_rate$|^drop_(mlp|conv_encoder)_rate$")
 _OTHERS = re.compile(
     r"layer_?drop|drop_?path|stochastic_depth|drop_connect"  # leave out layers, or branches of them
@@ -28,7 +30,11 @@ def set_config_dropout(config: Any, probability: float) -> None:
 
     With the probability 0 all that is random in training is turned off: layers that are left out, noise of routers,
     jittered positions, masks of spectra. Each field keeps its type: a list of numbers is one of as many.
+
+    Raises:
+        UserError: for a probability above 0 where the config takes nothing but whole numbers.
     """
+    from huggingface_hub.errors import StrictDataclassFieldValidationError
     from transformers import PreTrainedConfig
 
     for name, value in list(vars(config).items()):
@@ -38,7 +44,13 @@ def set_config_dropout(config: Any, probability: float) -> None:
             if probability == 0:
                 setattr(config, name, None if _NONE_IS_OFF.match(name) else _filled(value, 0.0))
         elif _DROPOUTS.search(name) and not isinstance(value, bool):  # one that is true or false is no probability
-            setattr(config, name, _filled(value, probability))
+            try:
+                setattr(config, name, _filled(value, probability))
+            except StrictDataclassFieldValidationError as error:
+                raise UserError(
+                    f"`dropout` {probability}: has to be left out, or 0: `{name}` of {type(config).__name__} takes "
+                    "whole numbers only"
+                ) from error
 
 
 def random_fields(config: Any) -> list[str]:

@@ -270,7 +270,10 @@ def _check_positions(model: nn.Module, name: str, max_length: int) -> None:
 
 def _check_tokenizer(model: "PreTrainedModel", name: str, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Refuse a tokenizer of another model, as far as can be seen, and have the model know the one's padding."""
-    embeddings = model.get_input_embeddings()
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:  # of characters, by hashes of them, as CANINE's: any token has some
+        embeddings = None
     highest = max(tokenizer.get_vocab().values(), default=0)
     if isinstance(embeddings, nn.Embedding) and highest >= embeddings.num_embeddings:
         raise UserError(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hf_accum.config.lora import LINEAR_AND_CONV, LoraConfig
-from hf_accum.errors import UserError
+from hf_accum.errors import UserError, first_line
 from hf_accum.models.heads import trained_head
 
 if TYPE_CHECKING:
@@ -56,16 +56,35 @@ def add_lora(
         try:
             adapted = get_peft_model(model, peft_config)
         except ValueError as error:
+            if "groups" in str(error):
+                raise UserError(
+                    f"`lora.target_modules` {lora.target_modules}: has to leave out convolutions by groups, as "
+                    f"depthwise ones are, or `lora.rank` to be a multiple of their groups; {LINEAR_AND_CONV} leaves "
+                    f"them out ({first_line(error)})"
+                ) from error
             kinds = (nn.Linear, nn.Conv2d)
             linear = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, kinds)}
             raise UserError(
                 f"`lora.target_modules` {lora.target_modules}: has to match modules of {type(model).__name__}, as "
                 f"{', '.join(sorted(linear))} ({error})"
             ) from error
+    _refuse_dilation(adapted, lora)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
     return adapted
+
+
+def _refuse_dilation(adapted: nn.Module, lora: LoraConfig) -> None:
+    """Adapters of convolutions with dilation: peft makes them without, of which the results have other sizes."""
+    for name, module in adapted.named_modules():
+        if not name.endswith(".base_layer") or not isinstance(module, nn.modules.conv._ConvNd):
+            continue
+        if any(step != 1 for step in module.dilation):
+            raise UserError(
+                f"`lora.target_modules` {lora.target_modules}: has to leave out convolutions with dilation, as "
+                f"{name.removesuffix('.base_layer')}: peft's adapters have none; {LINEAR_AND_CONV} leaves them out"
+            )
 
 
 def linear_and_conv(model: nn.Module, heads: Sequence[str], rank: int) -> list[str]:

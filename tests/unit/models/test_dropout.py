@@ -8,6 +8,7 @@ from tiny import CONFIGS, make_decoder_config, make_inputs
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
+from hf_accum.errors import UserError
 from hf_accum.models.dropout import random_fields, set_config_dropout, set_dropout
 
 SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
@@ -148,3 +149,15 @@ def test_dropouts_of_any_kind_are_set() -> None:
     model = nn.Sequential(nn.Dropout(0.1), nn.Sequential(nn.Dropout1d(0.2), nn.AlphaDropout(0.3)), nn.Linear(2, 2))
     set_dropout(model, 0.4)
     assert [module.p for module in model.modules() if hasattr(module, "p")] == [0.4] * 3
+
+
+def test_fields_that_take_whole_numbers_are_set_to_zero_and_to_nothing_else() -> None:
+    """transformers checks the types of some configs: 0.0 is refused where 0 is meant."""
+    levit: Any = AutoConfig.for_model("levit")
+    mpt: Any = AutoConfig.for_model("mpt")
+    for config in (levit, mpt):
+        set_config_dropout(config, 0.0)
+    for value in (levit.drop_path_rate, mpt.attn_config.attn_pdrop):
+        assert (value, type(value)) == (0, int)
+    with pytest.raises(UserError, match=r"`dropout` 0\.2: has to be left out, or 0: `attn_pdrop` of .* takes whole"):
+        set_config_dropout(mpt, 0.2)

@@ -24,6 +24,9 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
+    CanineConfig,
+    CanineModel,
+    CanineTokenizer,
 )
 from transformers.utils import logging
 
@@ -317,3 +320,13 @@ def test_a_relative_folder_is_found_again_from_anywhere(tmp_path: Path, monkeypa
 def test_a_recipe_without_a_model_of_its_own_says_that_one_has_to_be_given() -> None:
     with pytest.raises(UserError, match=r"^`model` is not given: has to be a folder or an id of the hub"):
         loaded("config", None, lambda: pytest.fail("nothing is there to load"))
+
+
+def test_an_encoder_that_tells_of_no_embeddings_is_loaded(tmp_path: Path) -> None:
+    """CANINE's characters are embedded by several hashes of them."""
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = CanineModel(CanineConfig(**sizes, intermediate_size=16, max_position_embeddings=64, num_hash_buckets=32))
+    model.save_pretrained(tmp_path)
+    tokenizer = CanineTokenizer(model_max_length=64)
+    pretrained = load_model(AutoModelForSequenceClassification, str(tmp_path), tokenizer, max_length=32)
+    assert pretrained.new_modules == ("classifier",)

@@ -1,5 +1,6 @@
 """LoRA: where adapters sit, that the head is trained and saved, and what another program makes of the files."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,17 @@ from peft.tuners.lora import LoraLayer
 from tiny import ARCHITECTURES, HEADS, load_classifier, make_inputs, make_tokenizer, save_base
 from torch import Tensor, nn
 from trained import LABELS, ONE_OF_EACH_KIND, adapt, logits_of, train
-from transformers import AutoModel, ViTConfig, ViTForImageClassification
+from transformers import (
+    AutoModel,
+    MobileNetV2Config,
+    MobileNetV2ForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from hf_accum.config.lora import LoraConfig
-from hf_accum.models.lora import checkpoint_activations, count_parameters, linear_and_conv
+from hf_accum.errors import UserError
+from hf_accum.models.lora import add_lora, checkpoint_activations, count_parameters, linear_and_conv
 from hf_accum.models.quantization import quantization_config, quantize_without_weights
 from hf_accum.models.saving import save_model
 
@@ -241,3 +249,34 @@ def test_an_architecture_without_checkpointing_is_refused(tmp_path: Path) -> Non
 
 def test_an_adapted_model_is_peft_s(tmp_path: Path) -> None:
     assert isinstance(adapt(load_classifier(save_base(tmp_path, "bert"))), PeftModel)
+
+
+def small_mobilenet() -> MobileNetV2ForImageClassification:
+    config = MobileNetV2Config(depth_multiplier=0.25)
+    with torch.device("meta"):
+        return MobileNetV2ForImageClassification(config)
+
+
+@pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups")
+def test_depthwise_convolutions_are_left_out_or_named() -> None:
+    adapted = add_lora(small_mobilenet(), LoraConfig(rank=2, target_modules="all-linear-and-conv"), task_type=None)
+    bases = [m for n, m in adapted.named_modules() if n.endswith(".base_layer") and isinstance(m, nn.Conv2d)]
+    assert {conv.groups for conv in bases} == {1}
+    assert len(bases) > 20
+    with pytest.raises(
+        UserError, match=r"has to leave out convolutions by groups .*; all-linear-and-conv leaves them"
+    ):
+        add_lora(small_mobilenet(), LoraConfig(rank=2, target_modules=["convolution"]), task_type=None)
+
+
+def test_convolutions_with_dilation_are_named() -> None:
+    config = MobileNetV2Config(depth_multiplier=0.25, output_stride=8, finegrained_output=False)
+    with torch.device("meta"):
+        model = MobileNetV2ForImageClassification(config)
+    wide = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.dilation != (1, 1)]
+    assert wide
+    for name, module in model.named_modules():
+        if name in wide:
+            module.groups = 1  # type: ignore[assignment] (what it is refused for is the dilation alone)
+    with pytest.raises(UserError, match=f"has to leave out convolutions with dilation, as .*{re.escape(wide[0])}"):
+        add_lora(model, LoraConfig(rank=2, target_modules=wide[:1]), task_type=None)
