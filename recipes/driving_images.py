@@ -17,6 +17,7 @@ from recipes.embedded.efficientnet import efficientnet_lite0
 
 if TYPE_CHECKING:
     from hf_accum.tasks.vision.data import LabelledImages, MaskedImages
+    from hf_accum.tasks.vision.images import Colours
     from hf_accum.tasks.vision.inputs import ImageInputs
 
 _MOST_PIXELS = 89_478_485  # as Pillow has it
@@ -44,6 +45,10 @@ class DrivingImagesConfig(recipe.RecipeConfig):
     metrics count patches of 16 x 16 pixels where they count tokens of texts."""
     max_image_pixels: int = _MOST_PIXELS
     """Images of more pixels are bad rows: a small file can fill the memory."""
+    pixel_range: int = 65_535
+    """The value that is white in images of 16 bits: 4095 where only 12 of them are used."""
+    background: Literal["black", "white"] = "black"
+    """What is seen where an image is transparent."""
     augment: bool = True
     """Change images at random in each pass, by (seed, pass, image): the flags below say how far."""
     crop_scale: float = 0.9
@@ -80,6 +85,7 @@ class DrivingImagesConfig(recipe.RecipeConfig):
             (32 <= self.resolution <= 16_384, "resolution", "from 32 to 16,384"),
             (self.resolution % 32 == 0, "resolution", "a multiple of 32"),
             (0 < self.max_image_pixels <= _MOST_PIXELS, "max_image_pixels", f"from 1 to {_MOST_PIXELS:,}"),
+            (0 < self.pixel_range <= 65_535, "pixel_range", "from 1 to 65,535"),
             (0 < self.crop_scale <= 1, "crop_scale", "above 0, and at most 1"),
             (0 <= self.color_jitter < 1, "color_jitter", "in [0, 1)"),
             (
@@ -105,7 +111,11 @@ def train(config: DrivingImagesConfig):
     run = recipe.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
     refuse_statistics_of_ranks(run.planned.model, run.ranks.count)
     inputs, processor = load_image_inputs(
-        config.model or efficientnet_lite0(), config.resolution, config.max_image_pixels, config.trust
+        config.model or efficientnet_lite0(),
+        config.resolution,
+        config.max_image_pixels,
+        config.trust,
+        colours_of(config),
     )
     data = open_data(config, run.ranks)  # read once, before any weight: its classes, its size, its bad images
     task, spec = task_of(config, inputs, data), spec_of(config, data.class_names)
@@ -185,11 +195,18 @@ def open_data(config: DrivingImagesConfig, ranks: "recipe.Ranks"):
     names = known_names(config) if config.task == "segmentation" else tuple(config.labels)
     config, dataset = recipe.with_dataset(config, ranks, embedded)
     how: dict[str, Any] = {"image_column": config.image_column, "label_names": names}
-    how["most_pixels"] = config.max_image_pixels
+    how |= {"most_pixels": config.max_image_pixels, "colours": colours_of(config)}
     if config.task == "segmentation":
         of_masks = {"mask_column": config.mask_column, "ignore_index": config.ignore_index}
         return open_masked_images(dataset, ranks, config, **how, **of_masks)
     return open_labelled_images(dataset, ranks, config, **how, label_column=config.label_column)
+
+
+def colours_of(config: DrivingImagesConfig) -> "Colours":
+    """What is seen in images that leave it open."""
+    from hf_accum.tasks.vision.images import Colours
+
+    return Colours(config.pixel_range, config.background)
 
 
 def known_names(config: DrivingImagesConfig) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from hf_accum.errors import UserError
 from hf_accum.tasks.labels import LabelColumn, sorted_names
 from hf_accum.tasks.vision.images import (
     MOST_PIXELS,
+    Colours,
     Picture,
     check_numbers,
     check_size,
@@ -26,6 +27,7 @@ from hf_accum.tasks.vision.images import (
     open_mask,
     picture_of,
 )
+from hf_accum.tasks.vision.looks import Looks, Seen
 
 _SMALL = (32, 32)  # to which a JPEG is decoded where it only has to be seen whether it can be
 _MOST_CLASSES = 256
@@ -67,11 +69,13 @@ class ImageData(SplitData):
     """The dataset. Without a column of groups each image is one."""
 
     pictures: Pictures
+    seen: Seen = field(default_factory=Seen)
 
     @property
     def notes(self) -> list[str]:
         """What was seen when it was opened, and read."""
-        return [*dict.fromkeys([*self.source.notes, *self.eval_source.notes]), *super().notes]
+        of_sources = dict.fromkeys([*self.source.notes, *self.eval_source.notes])
+        return [*of_sources, *super().notes, *self.seen.notes]
 
     def group_of(self, row: Row) -> int:
         """The hash of a row's group."""
@@ -126,6 +130,7 @@ def open_labelled_images(
     label_column: str,
     label_names: tuple[str, ...],
     most_pixels: int = MOST_PIXELS,
+    colours: Colours = Colours(),  # noqa: B008 (frozen)
 ) -> LabelledImages:
     """Open the dataset, and read it once, each image too, unless nothing has to be known of it.
 
@@ -140,17 +145,18 @@ def open_labelled_images(
     if not _needs_pass(config, names):
         return data
     bad: dict[str, str] = {}
+    seen = Looks(colours)
 
     def observe(row: Row) -> Observed:
         keys, picture = labels.keys(row), images.of(row)
-        _noting(bad, picture.key, lambda: open_image(picture, most_pixels, _SMALL))
+        seen.add(_noting(bad, picture.key, lambda: open_image(picture, most_pixels, _SMALL)))
         content = _digest(picture)
         return Observed(keys, (content, keys), content.encode())
 
     data = data.surveyed(observe, ranks, config.on_bad_row, sample_size=0)
     names = names or sorted_names([*data.label_counts, *data.held_out_label_counts], label_column)
     pictures = replace(images, bad=_of_all_ranks(bad, ranks), seen=True)
-    return replace(data, labels=replace(labels, names=names), pictures=pictures)
+    return replace(data, labels=replace(labels, names=names), pictures=pictures, seen=seen.of_all_ranks(ranks))
 
 
 def open_masked_images(
@@ -163,6 +169,7 @@ def open_masked_images(
     label_names: tuple[str, ...],
     ignore_index: int,
     most_pixels: int = MOST_PIXELS,
+    colours: Colours = Colours(),  # noqa: B008 (frozen)
 ) -> MaskedImages:
     """Open the dataset, and read it once, each image and mask too, unless nothing has to be known of it.
 
@@ -175,12 +182,14 @@ def open_masked_images(
     if not _needs_pass(config, label_names):
         return data
     bad: dict[str, str] = {}
+    seen = Looks(colours)
     bad_masks: dict[str, str] = {}
     most = len(label_names) or _MOST_CLASSES
 
     def observe(row: Row) -> Observed:
         picture, mask = images.of(row), masks.of(row)
         image = _noting(bad, picture.key, lambda: open_image(picture, most_pixels))
+        seen.add(image)
         opened = _noting(bad_masks, mask.key, lambda: open_mask(mask, most_pixels))
         _noting(bad_masks, _pair(picture, mask), lambda: check_size(mask, opened.size, image.size))
 
@@ -205,7 +214,7 @@ def open_masked_images(
         raise UserError(
             f"column {mask_column!r}: the masks to train on have no class but {only}, and at least 2 are needed "
             f"(a pixel of `ignore_index` {ignore_index} has none: if it is a class here, store it as a number below "
-            f"{len(label_names) or _MOST_CLASSES - 1})"
+            f"{len(label_names) or _MOST_CLASSES - 1}, as 0 and 1 in the place of 0 and {ignore_index})"
         )
     highest = max(map(int, [*data.label_counts, *data.held_out_label_counts]))
     return replace(
@@ -213,6 +222,7 @@ def open_masked_images(
         names=label_names or tuple(map(str, range(highest + 1))),
         pictures=replace(images, bad=_of_all_ranks(bad, ranks), seen=True),
         masks=replace(masks, bad=_of_all_ranks(bad_masks, ranks), seen=True),
+        seen=seen.of_all_ranks(ranks),
     )
 
 

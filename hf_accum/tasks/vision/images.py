@@ -25,6 +25,9 @@ MOST_PIXELS = 89_478_485
 _BYTES_PER_PIXEL = 8  # four colours of 16 bits, as they are
 _OTHER_BYTES = 16 * 2**20  # of a file: what it tells beside its pixels
 
+HIGHEST = 65_535
+"""Of values of 16 bits."""
+
 Size = tuple[int, int]
 """Width and height in pixels."""
 
@@ -148,8 +151,23 @@ def _opened(picture: Picture, most_pixels: int) -> Iterator[Image.Image]:
         raise BadRow(picture.column, f"{picture.name}cannot be decoded ({first_line(error)})") from error
 
 
-def open_rgb(picture: Picture, most_pixels: int = MOST_PIXELS, near: Size | None = None) -> Image.Image:
-    """An image in three colours, as `open_image` opens it; what is transparent is black.
+@dataclass(frozen=True)
+class Colours:
+    """What images are to be seen as that leave it open: by what is transparent in them, or has 16 bits."""
+
+    white: int = HIGHEST
+    """The value of 16 bits that is white; higher ones are too."""
+    background: str = "black"
+    """What is seen where an image is transparent."""
+
+
+def open_rgb(
+    picture: Picture,
+    most_pixels: int = MOST_PIXELS,
+    near: Size | None = None,
+    colours: Colours = Colours(),
+) -> Image.Image:
+    """An image in three colours, as `open_image` opens it.
 
     Raises:
         BadRow: as `open_image` does.
@@ -157,19 +175,39 @@ def open_rgb(picture: Picture, most_pixels: int = MOST_PIXELS, near: Size | None
     image = open_image(picture, most_pixels, near)
     if image.mode in ("P", "PA", "LA", "RGBA"):
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, colours.background), image)
     elif image.mode.startswith("I"):  # 16 bits
-        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
+        scaled = np.asarray(image).astype(np.float64) / (colours.white / 255)
+        image = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether a decoded image is transparent, in part, at any pixel."""
+    if image.mode not in ("PA", "LA", "RGBA") and not (image.mode == "P" and "transparency" in image.info):
+        return False
+    lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+    return int(lowest) < 255  # type: ignore[arg-type] (of one channel they are numbers)
+
+
+def highest_of_16_bits(image: Image.Image) -> int | None:
+    """The highest value of a decoded image of 16 bits; None of another one."""
+    return int(np.asarray(image).max()) if image.mode.startswith("I") else None
 
 
 def open_mask(picture: Picture, most_pixels: int = MOST_PIXELS) -> Image.Image:
     """A mask: an image of one channel, whose values are numbers of classes.
 
     Raises:
-        BadRow: if it has several, and as `open_image` does.
+        BadRow: if it has several, or a format with losses, and as `open_image` does.
     """
     with _opened(picture, most_pixels) as opened_mask:
+        if opened_mask.format == "JPEG" or opened_mask.info.get("compression") == "jpeg":
+            raise BadRow(
+                picture.column,
+                f"{picture.name}is a mask in JPEG, which changes the numbers of classes: it has to be stored without "
+                "loss, as PNG, from where it was made",
+            )
         opened_mask.load()
         image = ImageOps.exif_transpose(opened_mask)
     if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from hf_accum.models.loading import quiet_transformers
 from hf_accum.models.modes import keeping_modes
 from hf_accum.models.trust import local
 from hf_accum.tasks.vision.augmentation import UNCHANGED, Augmentation
-from hf_accum.tasks.vision.images import MOST_PIXELS, Picture, open_rgb
+from hf_accum.tasks.vision.images import MOST_PIXELS, Colours, Picture, open_rgb
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
@@ -59,6 +59,7 @@ def load_image_inputs(
     resolution: int,
     most_pixels: int = MOST_PIXELS,
     trust: Trust = Trust(),  # noqa: B008 (frozen)
+    colours: Colours = Colours(),  # noqa: B008 (frozen)
 ) -> tuple["ImageInputs", "BaseImageProcessor"]:
     """What a model takes at a size, and an image processor that makes the same, to be saved beside the weights.
 
@@ -67,7 +68,7 @@ def load_image_inputs(
     """
     own = load_image_processor(name, trust)
     try:
-        inputs = ImageInputs.of(own, resolution, most_pixels)
+        inputs = replace(ImageInputs.of(own, resolution, most_pixels), colours=colours)
         return inputs, inputs.processor(own)
     except ValueError as error:
         raise UserError(f"`model` {name}: {error}") from error
@@ -87,6 +88,7 @@ class ImageInputs:
     resample: int = _BILINEAR
     most_pixels: int = MOST_PIXELS
     order: tuple[int, ...] = (0, 1, 2)
+    colours: Colours = field(default_factory=Colours)
 
     @staticmethod
     def of(processor: "BaseImageProcessor", resolution: int, most_pixels: int = MOST_PIXELS) -> "ImageInputs":
@@ -170,7 +172,7 @@ class ImageInputs:
         for index, (picture, augmentation) in enumerate(zip(pictures, augmentations, strict=True)):
             left, top, right, bottom = augmentation.box
             near = (int(self.resolution / (right - left)) + 1, int(self.resolution / (bottom - top)) + 1)
-            image = open_rgb(picture, self.most_pixels, near)
+            image = open_rgb(picture, self.most_pixels, near, self.colours)
             pixels = np.asarray(augmentation.image(image, self.resolution, self.resample))
             np.multiply(pixels.transpose(2, 0, 1)[list(self.order)], self.scale[:, None, None], out=values[index])
             values[index] += self.shift[:, None, None]

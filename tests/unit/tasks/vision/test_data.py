@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from masked_cases import mask_of, masked
+from PIL import Image
 from tiny_vision import CLASSES, SIDE, masked_images, save_vision_model, write_folder
 
 from hf_accum.accumulation.losses import CrossEntropy
@@ -15,6 +17,7 @@ from hf_accum.data.source import good_rows
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.tasks.vision.augmentation import Augmenter
 from hf_accum.tasks.vision.data import open_labelled_images, open_masked_images
+from hf_accum.tasks.vision.images import Colours
 from hf_accum.tasks.vision.inputs import ImageInputs
 from hf_accum.tasks.vision.segmentation import SemanticSegmentation
 
@@ -67,6 +70,25 @@ def test_masks_of_one_class_are_refused_as_where_255_is_meant_as_one(tmp_path: P
     for names in (("background", "road"), ()):
         with pytest.raises(ValueError, match=message):
             masked(tmp_path / str(len(names)), [mask_of(0, upper=255)] * 20, [(32, 32)] * 20, label_names=names)
+
+
+def test_masks_of_0_and_255_are_told_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`ignore_index` 255 has none: .* as 0 and 1 in the place of 0 and 255\)"):
+        masked(tmp_path / "data", [mask_of(0, upper=255)] * 20, [(32, 32)] * 20)
+
+
+def test_images_of_12_bits_are_said(tmp_path: Path) -> None:
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    (tmp_path / "data" / "b").mkdir()
+    for number in range(20):
+        values = np.full((8, 8), 4095 - number, np.uint16)
+        Image.fromarray(values).save(tmp_path / "data" / "ab"[number % 2] / f"{number}.png")
+    how: Any = {"image_column": "image", "label_column": "label", "label_names": ()}
+    config = RecipeConfig(eval_fraction=0.3)
+    data = open_labelled_images(str(tmp_path / "data"), OneRank(), config, **how)
+    assert any(note.startswith("20 images have 16 bits and no value above 4,095") for note in data.notes)
+    data = open_labelled_images(str(tmp_path / "data"), OneRank(), config, **how, colours=Colours(white=4095))
+    assert not any("16 bits" in note for note in data.notes)
 
 
 def test_classes_without_a_pixel_are_said(tmp_path: Path) -> None:

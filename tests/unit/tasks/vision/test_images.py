@@ -14,7 +14,17 @@ from tiny_vision import save_vision_model, stored
 from hf_accum.data.formats.rows import BadRow
 from hf_accum.data.source import open_source
 from hf_accum.tasks.vision.augmentation import UNCHANGED
-from hf_accum.tasks.vision.images import Picture, open_image, open_mask, open_rgb, picture_of, size_of
+from hf_accum.tasks.vision.images import (
+    Colours,
+    Picture,
+    highest_of_16_bits,
+    is_transparent,
+    open_image,
+    open_mask,
+    open_rgb,
+    picture_of,
+    size_of,
+)
 from hf_accum.tasks.vision.inputs import ImageInputs, load_image_processor
 
 
@@ -204,3 +214,46 @@ def test_a_file_of_far_more_bytes_than_pixels_is_a_bad_row_and_not_read(tmp_path
     (row,) = (row for row in rows_of(tmp_path) if row["image"].name == "cat/0.png")
     with pytest.raises(BadRow, match=r"cat/0.png has 1,099,511,627,776 bytes, more than the 16,787,216 that"):
         open_rgb(picture_of(row, "image"), most_pixels=1250)
+
+
+def png(values: Any) -> Picture:
+    return Picture("image", stored(Image.fromarray(values), "PNG"))
+
+
+def test_white_of_16_bits_is_where_it_is_set() -> None:
+    """12 bits in the place of 16: each value by the definition, in floats."""
+    values = np.array([[0, 1000, 2048], [4095, 5000, 65535]], np.uint16)
+    for white in (65_535, 4095):
+        seen = np.asarray(open_rgb(png(values), colours=Colours(white)))
+        expected = np.minimum(np.floor(values.astype(float) * 255 / white + 1e-9), 255).astype(np.uint8)
+        assert np.array_equal(seen, np.stack([expected] * 3, axis=-1))
+    assert highest_of_16_bits(open_image(png(values))) == 65_535
+    assert highest_of_16_bits(open_image(png(values.astype(np.uint8)))) is None
+
+
+def test_what_is_transparent_has_the_ground_that_is_set() -> None:
+    drawn = np.zeros((4, 4, 4), np.uint8)
+    drawn[1, 1] = (0, 0, 0, 255)  # a black point on nothing
+    for background, ground in (("black", 0), ("white", 255)):
+        seen = np.asarray(open_rgb(png(drawn), colours=Colours(background=background)))
+        assert seen[1, 1].tolist() == [0, 0, 0]
+        assert seen[0, 0].tolist() == [ground] * 3
+    assert is_transparent(open_image(png(drawn)))
+    drawn[..., 3] = 255
+    assert not is_transparent(open_image(png(drawn)))
+    assert not is_transparent(open_image(png(drawn[..., :3])))
+    palette = Image.fromarray(drawn[..., 0]).convert("P")
+    for how in ({}, {"transparency": 0}):
+        buffer = io.BytesIO()
+        palette.save(buffer, "PNG", **how)
+        assert is_transparent(open_image(Picture("image", buffer.getvalue()))) == bool(how)
+
+
+def test_masks_with_losses_are_refused() -> None:
+    mask = Image.fromarray(np.eye(16, dtype=np.uint8))
+    buffer = io.BytesIO()
+    mask.save(buffer, "TIFF", compression="jpeg")
+    for content in (stored(mask, "JPEG"), buffer.getvalue()):
+        with pytest.raises(BadRow, match=r"is a mask in JPEG, which changes the numbers of classes: .* as PNG"):
+            open_mask(Picture("mask", content))
+    assert np.array_equal(np.asarray(open_mask(Picture("mask", stored(mask, "PNG")))), np.eye(16))
