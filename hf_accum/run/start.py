@@ -1,12 +1,16 @@
 """A run that has its ranks and its folder, and no data or weights yet."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.validation import require
+from hf_accum.device.cores import check_cores
 from hf_accum.device.free_memory import check_free_memory
 from hf_accum.device.live_bytes import sum_bytes, tensors_of
 from hf_accum.distributed.collectives import on_all_ranks
@@ -52,9 +56,10 @@ class StartedRun:
         self.notes = self._check_memory(config)
 
     def _check_memory(self, config: RecipeConfig) -> list[str]:
-        """What is to be said of the ranks' devices, before the first step."""
+        """What is to be said of the ranks' devices, or of a CPU's cores, before the first step."""
         if self.device.type == "cpu":
-            return []
+            note = check_cores(torch.get_num_threads(), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+            return [] if note is None else [note]
         size, budget = config.micro_batch_size, config.memory_budget
 
         def mine() -> str | None:

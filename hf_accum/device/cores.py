@@ -1,0 +1,57 @@
+"""How many cores a process has for its threads: those it may use, and those that others leave free."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+_OWN_LOAD = 1.0  # of this process, which has been starting
+
+
+def check_cores(num_threads: int, num_processes: int) -> str | None:
+    """What is to be said where so many threads, in each of so many processes here, have fewer cores than they are.
+
+    They wait for each other then: a step can take many times as long.
+    """
+    allowed, free = allowed_cores(), free_cores()
+    needed = num_threads * num_processes
+    if free >= needed:
+        return None
+    of_each = f" in each of {num_processes} processes" if num_processes > 1 else ""
+    why = (
+        f"{allowed:.3g} cores that they may use"
+        if allowed < needed
+        else f"{max(free, 0.0):.1f} cores that are free now"
+    )
+    fewer = max(1, int(free) // num_processes)
+    advice = f"; OMP_NUM_THREADS={fewer} before the command sets fewer" if fewer < num_threads else ""
+    return (
+        f"{num_threads} threads{of_each} have {why}, of {os.cpu_count()}: threads without a core of their own wait "
+        f"for each other, and steps take far longer{advice}"
+    )
+
+
+def allowed_cores(cgroup: Path = _CGROUP) -> float:
+    """Those that this process may use: by its affinity, and by the quota of its container, if it has one."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = float(len(affinity(0)) if affinity is not None else os.cpu_count() or 1)
+    return min(cores, _quota(cgroup) or cores)
+
+
+def free_cores() -> float:
+    """Those of them that nobody used within the last minute; of the whole machine, the load counts."""
+    load = 0.0
+    with suppress(OSError, AttributeError):  # not on Windows
+        load = max(0.0, os.getloadavg()[0] - _OWN_LOAD)
+    return min(allowed_cores(), (os.cpu_count() or 1) - load)
+
+
+def _quota(cgroup: Path) -> float | None:
+    """Cores by the files of cgroup version 2, or 1."""
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = (cgroup / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        of_version_1 = [int((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period")]
+        return None if of_version_1[0] < 0 else of_version_1[0] / of_version_1[1]
+    return None

@@ -1,0 +1,66 @@
+"""The cores of a process, and whether its threads have one each."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hf_accum.device.cores import allowed_cores, check_cores, free_cores
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Of 8 cores, all free."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 0.0, 0.0))
+    monkeypatch.setattr("hf_accum.device.cores._quota", lambda _: None)
+    return monkeypatch
+
+
+def test_threads_with_a_core_each_need_no_word(machine: pytest.MonkeyPatch) -> None:
+    assert check_cores(8, 1) is None
+    assert check_cores(4, 2) is None
+    machine.setattr(os, "getloadavg", lambda: (4.9, 0.0, 0.0))
+    assert check_cores(4, 1) is None  # 3.9 are used by others
+
+
+def test_a_load_of_others_is_said_with_the_way_out(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(os, "getloadavg", lambda: (6.5, 0.0, 0.0))
+    said = check_cores(8, 1)
+    assert said is not None
+    assert said.startswith("8 threads have 2.5 cores that are free now, of 8: ")
+    assert said.endswith("; OMP_NUM_THREADS=2 before the command sets fewer")
+    machine.setattr(os, "getloadavg", lambda: (30.0, 0.0, 0.0))
+    assert "8 threads have 0.0 cores that are free now" in (check_cores(8, 1) or "")
+    assert "OMP_NUM_THREADS=1 " in (check_cores(8, 1) or "")
+    assert "OMP_NUM_THREADS" not in (check_cores(1, 1) or "OMP_NUM_THREADS")
+
+
+def test_fewer_cores_than_threads_are_said(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(os, "sched_getaffinity", lambda _: {0, 3}, raising=False)
+    assert free_cores() == 2
+    assert "8 threads have 2 cores that they may use, of 8:" in (check_cores(8, 1) or "")
+    said = check_cores(2, 2) or ""
+    assert said.startswith("2 threads in each of 2 processes have 2 cores that they may use")
+    assert "OMP_NUM_THREADS=1 " in said
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({}, None),
+    ],
+)
+def test_a_container_s_quota_counts(
+    files: dict[str, str], cores: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert allowed_cores(tmp_path) == (8 if cores is None else cores)
