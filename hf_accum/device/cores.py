@@ -26,8 +26,8 @@ def check_cores(num_threads: int, num_processes: int) -> str | None:
     fewer = max(1, int(free) // num_processes)
     advice = f"; OMP_NUM_THREADS={fewer} before the command sets fewer" if fewer < num_threads else ""
     return (
-        f"{num_threads} threads{of_each} have {why}, of {os.cpu_count()}: threads without a core of their own wait "
-        f"for each other, and steps take far longer{advice}"
+        f"threads that compute{of_each}: {num_threads}, on {why}, of {os.cpu_count()}: those without a core of their "
+        f"own wait for others, and steps take far longer{advice}"
     )
 
 

@@ -194,6 +194,8 @@ class RunState:
     best: HasState
     device: str
     limit_bytes: int
+    owes_evaluation: bool = False
+    """Whether one was due after the last step, and left for when the run goes on."""
 
     def __post_init__(self) -> None:
         """Take the base model's digest."""
@@ -221,6 +223,7 @@ class RunState:
         self.windows.load_state_dict(numbers["windows"], new_order=resumed.starts_pass_anew)
         self.nonfinite.load_state_dict(numbers["nonfinite"])
         self.best.load_state_dict(numbers["best"])
+        self.owes_evaluation = numbers.get("owes_evaluation", False)
         if len(numbers["cutters"]) == self.ranks.count:
             mine = numbers["cutters"][self.ranks.index]
             asked = [numbers["facts"]["settings"].get(name) == self.facts["settings"][name] for name in _CUT_BY]
@@ -238,6 +241,7 @@ class RunState:
             "cutters": self.ranks.gather_objects(mine),
             "nonfinite": self.nonfinite.state_dict(),
             "best": self.best.state_dict(),
+            "owes_evaluation": self.owes_evaluation,
         }
         if checkpoints.is_main:
             checkpoints.save(take_state(self.model, self.optimizer, self.scheduler, self.scaler), numbers)

@@ -1,11 +1,13 @@
 """Ending a run early, on request: by a signal, or when its time is over; all ranks after the same step."""
 
 import ctypes
+import math
 import os
 import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -21,10 +23,10 @@ _PR_SET_PDEATHSIG = 1
 class StopRequest:
     """Whether this process was asked to stop. As a context manager it listens to SIGTERM, SIGINT and SIGUSR1.
 
-    The first signal is only noted: `is_asked` tells the windows' stream, which ends on all ranks with the window that
-    they agree on next, so that the few micro-batches made ahead are still computed. So it is when `max_minutes` have
-    passed since this object was made, and when `accelerate launch` ends before this process, which would otherwise
-    go on unseen.
+    The first signal is answered by a line and noted: `is_asked` tells the windows' stream, which ends on all ranks
+    with the window that they agree on next, so that the few micro-batches made ahead are still computed. So it is
+    when `max_minutes` have passed since this object was made, and when `accelerate launch` ends before this process,
+    which would otherwise go on unseen.
 
     A second signal ends the process at once, as signals do by default. Signals within two seconds of the first one
     are the same request: Ctrl-C reaches a rank from the terminal, and again from torchrun.
@@ -38,10 +40,12 @@ class StopRequest:
         self._asked_by = 0
         """The first signal's number, or one of the numbers below zero."""
         self._asked_at = 0.0
+        self._window_at, self._window_seconds = time.monotonic(), 0.0
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         """Listen."""
+        self._window_at = time.monotonic()
         if threading.current_thread() is not threading.main_thread():
             return self
         for name in _SIGNALS:
@@ -60,6 +64,15 @@ class StopRequest:
             _tell_when_parent_ends(0)
         while self._former:
             signal.signal(*self._former.popitem())
+
+    def window_done(self) -> None:
+        """Take the time of a window, for what is said of how long the next one takes."""
+        now = time.monotonic()
+        self._window_at, self._window_seconds = now, now - self._window_at
+
+    def is_asked_of_any(self, ranks: Ranks) -> bool:
+        """Whether any rank was asked to stop. A collective."""
+        return any(asked for (asked,) in ranks.gather([int(self.is_asked())]))
 
     def is_asked(self) -> bool:
         """Whether to stop; once it is True it stays so. Any thread may ask."""
@@ -84,11 +97,24 @@ class StopRequest:
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self._asked_by <= 0:  # the time limit is no signal
             self._asked_by, self._asked_at = number, time.monotonic()
+            self._answer(number)
         elif time.monotonic() - self._asked_at > _SAME_REQUEST_SECONDS:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+    def _answer(self, number: int) -> None:
+        """A line at once, of rank 0; written past Python's files, in which the signal may have come."""
+        if os.environ.get("RANK", "0") != "0":
+            return
+        about = f", in about {math.ceil(self._window_seconds)} s" if self._window_seconds else ""
+        line = (
+            f"\n{signal.Signals(number).name}: stopping after this window{about}; the run is saved then, and the "
+            "same command goes on from there (a second signal ends it at once, unsaved)\n"
+        )
+        with suppress(OSError):
+            os.write(2, line.encode())
 
     def _on_launcher_ended(self, *_: object) -> None:
         self._asked_by = self._asked_by or _LAUNCHER_ENDED

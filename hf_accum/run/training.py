@@ -187,10 +187,14 @@ class Training:
         """The examples of one optimizer step after the other, until the run is through or told to stop."""
         if self._is_through:
             return
+        if self._state.owes_evaluation:
+            self._state.owes_evaluation = False
+            if self._evaluate_between():
+                self._save()
         for window in self._windows:
             self._learning_rate = self.scheduler.get_last_lr()[0]
             yield window
-            if self._is_through or self.nonfinite.gave_up:
+            if self._is_through or self.nonfinite.gave_up or self._state.owes_evaluation:
                 return
 
     def step_done(self, window: WindowExecution, grad_norm: Tensor | float | None) -> None:
@@ -199,19 +203,28 @@ class Training:
             return  # the run goes on before this window, if it does
         config = self._config
         self._step = window.window.step
+        self._run.stop.window_done()
         allocator = reserved_and_retries(self._run.device)
         self._log.step(window, grad_norm, self._learning_rate, allocator)
         if allocator is not None:
             self._watch(allocator[1])
         is_due = bool(config.save_every) and self._step % config.save_every == 0
         if config.eval_every and self._step % config.eval_every == 0 and self._step < self.num_steps:
-            self._log.flush()  # what comes now is no part of a step
-            figures = self._evaluate()
-            self._log.evaluation(self._step, figures)
-            is_due = self._best.update(self._step, figures) or is_due
+            if self._run.stop.is_asked_of_any(self._run.ranks):
+                self._state.owes_evaluation = True  # the run ends here, and begins with it when it goes on
+                return
+            is_due = self._evaluate_between() or is_due
+            self._run.stop.window_done()
         if is_due and self._step < self.num_steps:
             self._log.flush()
             self._save()
+
+    def _evaluate_between(self) -> bool:
+        """Whether it is the best so far. A collective."""
+        self._log.flush()  # what comes now is no part of a step
+        figures = self._evaluate()
+        self._log.evaluation(self._step, figures)
+        return self._best.update(self._step, figures)
 
     def _watch(self, num_retries: int) -> None:
         """Cut smaller where this rank's allocator had to free and ask again since the last step."""

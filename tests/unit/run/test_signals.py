@@ -107,3 +107,37 @@ def test_all_ranks_hear_what_any_was_asked_by(minutes_by_rank: list[float | None
             return str(stop.agreed(ranks))
 
     assert run_ranks(len(minutes_by_rank), work) == [expected] * len(minutes_by_rank)
+
+
+@pytest.mark.parametrize(("rank", "says"), [(None, True), ("0", True), ("1", False)])
+def test_the_first_signal_is_answered_at_once_by_one_rank(
+    rank: str | None, says: bool, clock: Clock, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    with StopRequest() as stop:
+        clock.seconds += 90.0
+        stop.window_done()
+        clock.seconds += 6.2
+        stop.window_done()
+        os.kill(os.getpid(), signal.SIGINT)
+        said = capfd.readouterr().err
+        assert (
+            "SIGINT: stopping after this window, in about 7 s; the run is saved then, and the same" in said
+        ) == says
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert capfd.readouterr().err == ""
+    with StopRequest():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ("SIGTERM: stopping after this window; the run" in capfd.readouterr().err) == says
+
+
+def test_any_rank_s_request_is_known_to_all() -> None:
+    def ask(ranks: ThreadRanks) -> bool:
+        stop = StopRequest()
+        stop._asked_by = signal.SIGTERM if ranks.index == 1 else 0
+        return stop.is_asked_of_any(ranks)
+
+    assert run_ranks(3, ask) == [True] * 3
+    assert not StopRequest().is_asked_of_any(OneRank())

@@ -11,8 +11,10 @@ import torch
 from hf_accum.accumulation.capacity import Capacity, Peak, WorkingCapacity
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.distributed.ranks import OneRank
 from hf_accum.run import training
 from hf_accum.run.checkpoint import BestCheckpoint
+from hf_accum.run.signals import StopRequest
 from hf_accum.run.training import Training
 
 LINE = Peak(((0.0, 0.0, 0.0, 16.0),), 16)
@@ -30,7 +32,8 @@ class Recorded(Training):
         self.nonfinite: Any = SimpleNamespace(gave_up=None)
         self.scheduler: Any = SimpleNamespace(get_last_lr=lambda: [0.5])
         self.done: list[tuple[str, int]] = []
-        self._run: Any = SimpleNamespace(device=torch.device("cpu"))
+        self._run: Any = SimpleNamespace(device=torch.device("cpu"), ranks=OneRank(), stop=StopRequest())
+        self._state: Any = SimpleNamespace(owes_evaluation=False)
         self.capacity: Any = Cutter(WorkingCapacity(Capacity(64, LINE, 1000.0)))
         self._num_retries, self._said_retries = 0, False
         self._log: Any = SimpleNamespace(
@@ -63,6 +66,20 @@ def test_it_saves_and_evaluates_every_few_steps_and_the_last_one_is_left_to_the_
     run = Recorded(6, save_every=3, eval_every=2)
     assert list(run.train()) == [1, 2, 3, 4, 5, 6]
     assert [done for done in run.done if done[0] != "step"] == [("evaluated", 2), ("saved", 3), ("evaluated", 4)]
+
+
+def test_an_evaluation_that_is_due_when_the_run_is_to_stop_is_left_to_the_run_that_goes_on() -> None:
+    how: dict[str, Any] = {"eval_every": 2, "save_every": None, "best_metric": "accuracy"}
+    run = Recorded(6, accuracy={4: 0.5}, **how)
+    for step in run.train():
+        if step == 3:
+            run._run.stop._asked_by = 2
+    assert [done for done in run.done if done[0] != "step"] == [("evaluated", 2), ("saved", 2)]
+    assert run._step == 4
+    on = Recorded(6, first=4, accuracy={4: 0.5}, **how)
+    on._state = run._state
+    assert list(on.train()) == [5, 6]
+    assert on.done == [("evaluated", 4), ("saved", 4), ("step", 5), ("step", 6)]
 
 
 def test_what_is_better_is_saved_and_patience_ends_the_run() -> None:
