@@ -1,10 +1,11 @@
 """Files that are there whole or not at all."""
 
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ LOCK = ".lock"
 _TRIED = ".hf-accum-"  # a folder made to see whether one can be
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file under another name, flush it, and rename it."""
+def write_atomically(path: Path, text: str | Iterable[str]) -> None:
+    """Write a text file, whole or piece by piece, under another name, flush it, and rename it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines([text] if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -30,6 +31,20 @@ def write_atomically(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, indented; NaN and infinities are refused, as JSON has none."""
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def json_safe(value: Any) -> Any:
+    """A value without NaN and infinities, which JSON does not have: null stands for them."""
+    if isinstance(value, Mapping):
+        return {name: json_safe(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [json_safe(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """Write values atomically, each as JSON on a line of its own, of which one is in memory at a time."""
+    write_atomically(path, (json.dumps(json_safe(value), ensure_ascii=False) + "\n" for value in values))
 
 
 def keep_lines(path: Path, keeps: Callable[[Any], bool], added: Iterable[Any] = ()) -> None:

@@ -6,6 +6,17 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where an example that is judged comes from: the row as it was prepared, and its group.
+
+    The group is a number of 63 bits that the rows of one patient, say, have in common; None: it is one by itself.
+    """
+
+    row: Any
+    group: int | None = None
+
+
+@dataclass(frozen=True)
 class Example:
     """One example, ready for a batch.
 
@@ -20,6 +31,8 @@ class Example:
     features: Mapping[str, Any]
     num_truncated_tokens: int = 0
     parts: "tuple[Example, ...]" = ()
+    origin: Origin | None = None
+    """Of a held-out one, where its task looks at each."""
 
 
 def inputs_of(examples: Iterable[Example]) -> list[Example]:

@@ -1,31 +1,28 @@
 """Evaluation over ranks, each example exactly once, with `evaluate`'s metrics."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from hf_accum.accumulation.batch_parts import to_device
-from hf_accum.accumulation.capacity import WorkingCapacity
-from hf_accum.accumulation.example import Example, inputs_of
+from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.stream import WindowStream
-from hf_accum.device.out_of_memory import Failure, classify, release
 from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
-from hf_accum.errors import OutOfMemory, UserError, first_line
-from hf_accum.models.modes import keeping_modes
+from hf_accum.errors import UserError, first_line
+from hf_accum.evaluation.judge import Predicted, judge
 
 Metrics = dict[str, Any]
-R = TypeVar("R")
 _SHIPPED = Path(__file__).parent / "metrics"
 # Of the shipped metrics and evaluate's own; for any other figure higher is better.
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae", "mape", "smape", "mase", "brier_score"})
+LOWER_IS_BETTER = frozenset(
+    {"loss", "perplexity", "mse", "mae", "mape", "smape", "mase", "brier_score", "expected_calibration_error"}
+)
 
 
 @dataclass(frozen=True)
@@ -87,42 +84,9 @@ def check_best_metric(best_metric: str | None, figures: Mapping[str, Any]) -> No
     Raises:
         UserError: naming those that there are.
     """
-    known = {"loss", *(name for name, value in figures.items() if not isinstance(value, Mapping))}
+    known = {"loss", *(name for name, value in figures.items() if not isinstance(value, Mapping | list))}
     if best_metric is not None and best_metric not in known:
         raise UserError(f"`best_metric` {best_metric}: has to be one of {', '.join(sorted(known))}")
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """Of a batch: the summed loss, a scalar; predictions and references, a row for each example."""
-
-    loss: Tensor
-    predictions: Tensor
-    references: Tensor
-
-
-def run_over(
-    model: nn.Module, stream: WindowStream[Any], forward: Callable[[Sequence[Example], int], R], cutter: Cutter
-) -> tuple[list[R], float]:
-    """`forward(examples, length)` over all of this rank's examples of a stream, and the weight of those of all ranks.
-
-    In eval mode and without gradients; the model is left in the mode it was in. Batches are cut as micro-batches of
-    training are, smaller where one runs out of memory, which changes nothing for the training.
-
-    Raises:
-        UserError: for a bad row.
-        OutOfMemory: if a single example does not fit.
-    """
-    cutter = replace(cutter, capacity=WorkingCapacity(cutter.capacity.tuned))
-    device = next(model.parameters()).device
-    results: list[R] = []
-    weight = 0.0
-    with keeping_modes(model), torch.inference_mode():
-        model.eval()
-        for window in stream:
-            weight += window.num_items
-            results += _in_pieces(inputs_of(window.examples), forward, cutter, device)
-    return results, weight
 
 
 def evaluate_model(
@@ -144,63 +108,12 @@ def evaluate_model(
     Raises:
         UserError, OutOfMemory: as `run_over` does.
     """
-
-    device = next(model.parameters()).device
-
-    def forward(examples: Sequence[Example], length: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        found = predict(model, to_device(collate(examples, length), device))
-        # The CPU first: MPS has no float64.
-        return found.loss.cpu().double(), found.predictions.cpu().numpy(), found.references.cpu().numpy()
-
-    results, weight = run_over(model, stream, forward, cutter)
-    losses = [loss for loss, _, _ in results]
-    predictions = [predicted for _, predicted, _ in results]
-    references = [truth for _, _, truth in results]
-    mine = (
-        float(torch.stack(losses).sum()) if losses else 0.0,
-        np.concatenate(predictions) if predictions else None,
-        np.concatenate(references) if references else None,
-    )
-    everyone = ranks.gather_objects(mine)
+    judged = judge(model, stream, collate, predict, ranks=ranks, cutter=cutter)
 
     def compute() -> Metrics:
-        predicted = np.concatenate([part for _, part, _ in everyone if part is not None])
-        truth = np.concatenate([part for _, _, part in everyone if part is not None])
-        assert len(predicted) == stream.counts.num_examples, "an example was lost or used twice"
-        figures: Metrics = {
-            "num_examples": len(predicted),
-            "loss": sum(loss for loss, _, _ in everyone) / weight,
-        }
+        figures: Metrics = {"num_examples": len(judged.outputs), "loss": judged.loss}
         for metric in metrics:
-            figures |= metric.compute(predicted, truth)
+            figures |= metric.compute(judged.outputs, judged.references)
         return figures
 
     return on_rank_0(ranks, compute)
-
-
-def _in_pieces(
-    examples: Sequence[Example],
-    forward: Callable[[Sequence[Example], int], R],
-    cutter: Cutter,
-    device: torch.device,
-) -> Iterator[R]:
-    """`forward` over all examples in batches that fit."""
-    left = cutter.cut(examples)
-    while left:
-        batch = left[0]
-        length = cutter.padded(batch[0].length)
-        try:
-            yield forward(batch, length)
-        except Exception as error:
-            if classify(error) is not Failure.OUT_OF_MEMORY:
-                raise
-            if len(batch) == 1:
-                raise OutOfMemory(
-                    f"evaluation: a single example of {length} {cutter.lengths.unit} does not fit into memory "
-                    f"({first_line(error)}); a smaller `{cutter.lengths.flag}` needs less"
-                ) from error
-            release(error, device)
-            cutter.capacity.out_of_memory(len(batch), length)
-            left = cutter.cut([example for piece in left for example in piece])
-        else:
-            left = left[1:]

@@ -24,8 +24,8 @@ from hf_accum.device.memory import peak_memory_bytes
 from hf_accum.distributed.collectives import on_all_ranks
 from hf_accum.distributed.ranks import Ranks, float_bits
 from hf_accum.errors import Stopped, first_line
-from hf_accum.files import JsonLines, write_json
-from hf_accum.run.step_metrics import PendingStep, StepMetrics, json_safe, merged
+from hf_accum.files import JsonLines, json_safe, write_json
+from hf_accum.run.step_metrics import PendingStep, StepMetrics, merged
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -1,7 +1,6 @@
 """One line of `metrics.jsonl`: an optimizer step in figures, over all ranks."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.distributed.ranks import bits_float
+from hf_accum.files import json_safe
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,3 @@ def merged(pending: PendingStep, columns: Sequence[Sequence[int]]) -> StepMetric
         reserved_memory_bytes=max(reserved) if has_allocator else None,
         num_alloc_retries=sum(retries) if has_allocator else None,
     )
-
-
-def json_safe(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values without NaN and infinities, which JSON does not have: null stands for them."""
-    return {
-        name: json_safe(value)
-        if isinstance(value, Mapping)
-        else None
-        if isinstance(value, float) and not math.isfinite(value)
-        else value
-        for name, value in values.items()
-    }

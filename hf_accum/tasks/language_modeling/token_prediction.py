@@ -11,7 +11,8 @@ from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
-from hf_accum.evaluation.evaluate import check_best_metric, run_over
+from hf_accum.evaluation.evaluate import check_best_metric
+from hf_accum.evaluation.run_over import run_over
 from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, Targets, output_layer
 
 Batch = tuple[dict[str, Tensor], Targets]

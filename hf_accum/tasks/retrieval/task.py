@@ -19,7 +19,8 @@ from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
-from hf_accum.evaluation.evaluate import check_best_metric, run_over
+from hf_accum.evaluation.evaluate import check_best_metric
+from hf_accum.evaluation.run_over import run_over
 from hf_accum.models.pooling import Pooling
 from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of, text_of, tokenize
 

@@ -1,8 +1,9 @@
 """Classification of texts: rows to examples, examples to a batch, logits to what the metrics need."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,11 @@ from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
-from hf_accum.evaluation.evaluate import Metric, Predicted, check_metrics, evaluate_model
+from hf_accum.evaluation.classification import check_classification
+from hf_accum.evaluation.decisions import Decisions, Fitted
+from hf_accum.evaluation.evaluate import Metric, check_metrics
+from hf_accum.evaluation.judge import Predicted
+from hf_accum.tasks.judging import fit_decisions, judge_classes, judge_numbers
 from hf_accum.tasks.labels import LabelColumn, named_labels
 from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of, text_of, tokenize
 
@@ -38,6 +43,12 @@ class TextClassification:
     max_length: int
     extra_metrics: tuple[str, ...] = ()
     """Of the hub, by name."""
+    tune_thresholds: bool = False
+    """Whether `calibrate` chooses the threshold of each label, and ..."""
+    temperature_scaling: bool = False
+    """... whether it fits a temperature."""
+    fitted: Fitted | None = None
+    """What it found."""
     lengths: Lengths = field(default=TOKENS, init=False)
     num_parts: int = field(default=1, init=False)
 
@@ -75,10 +86,12 @@ class TextClassification:
         return self.objective(model(**inputs).logits, labels)
 
     def predict(self, model: nn.Module, batch: Batch) -> Predicted:
-        """The summed loss, and what the metrics need: see `compact`."""
+        """The summed loss, and the logits: of a regression the numbers."""
         inputs, labels = batch
         logits = model(**inputs).logits
-        return Predicted(self.objective(logits, labels), self.compact(logits), labels)
+        outputs = logits.float()
+        is_number = self.labels.problem == "regression"
+        return Predicted(self.objective(logits, labels), outputs.squeeze(-1) if is_number else outputs, labels)
 
     def dummy_batch(self, model: nn.Module, num_examples: int, length: int, device: torch.device) -> Batch:
         """Texts of nothing, with a label each."""
@@ -88,46 +101,53 @@ class TextClassification:
         labels = torch.zeros((num_examples, *several), dtype=dtype, device=device)
         return made_up_inputs(model, num_examples, length, device), labels
 
-    def compact(self, logits: Tensor) -> Tensor:
-        """Predicted class indices, probabilities of labels, or numbers."""
-        match self.labels.problem:
-            case "single_label_classification":
-                return logits.argmax(-1).int()
-            case "multi_label_classification":
-                return logits.float().sigmoid()
-            case "regression":
-                return logits.float().squeeze(-1)
-
     @property
-    def metrics(self) -> list[Metric]:
-        """The shipped metric of this problem, and the extra ones."""
-        return [self._metric, *(Metric(name, {}) for name in self.extra_metrics)]
+    def decisions(self) -> Decisions:
+        """How logits are read; not those of a regression."""
+        return Decisions(self.labels.names, self.labels.problem == "multi_label_classification", self.fitted)
 
     def check_metrics(self, best_metric: str | None) -> None:
-        """Compute the metrics once, before the training that needs them.
+        """Compute the figures once, before the training that needs them.
 
         Raises:
-            UserError: as the function of the same name does.
+            UserError: if a metric is not to be had or cannot take such predictions, or there is no `best_metric`.
         """
-        num_logits = len(self.labels.names) or 1
-        each_class_once = torch.eye(max(2, num_logits))[:, :num_logits]
-        check_metrics(self.metrics, best_metric, self.compact(each_class_once))
+        if self.labels.problem == "regression":
+            check_metrics(self._metrics, best_metric, torch.tensor([0.0, 1.0]))
+        else:
+            check_classification(self.decisions, self._metrics, best_metric)
+
+    def calibrate(self, model: nn.Module, part: WindowStream[Prepared], *, ranks: Ranks, cutter: Cutter) -> Self:
+        """This, with thresholds and temperature fitted, as they are asked for, on a part that is not trained on."""
+        how = {"temperature": self.temperature_scaling, "thresholds": self.tune_thresholds}
+        return replace(self, fitted=fit_decisions(self, model, part, ranks=ranks, cutter=cutter, **how))
 
     def evaluate(
-        self, model: nn.Module, held_out: WindowStream[Prepared], *, ranks: Ranks, cutter: Cutter
+        self,
+        model: nn.Module,
+        held_out: WindowStream[Prepared],
+        *,
+        ranks: Ranks,
+        cutter: Cutter,
+        folder: Path | None = None,
     ) -> dict[str, Any]:
-        """The loss and the metrics over all examples of a stream."""
-        return evaluate_model(model, held_out, self.collate, self.predict, self.metrics, ranks=ranks, cutter=cutter)
+        """The loss and the figures over all examples of a stream; at the end also intervals, and each in a file."""
+        how = {"ranks": ranks, "cutter": cutter, "folder": folder}
+        if self.labels.problem == "regression":
+            return judge_numbers(self, model, held_out, self._metrics, **how)
+        return judge_classes(self, model, held_out, self._metrics, **how)
+
+    def show(self, example: Example) -> dict[str, Any]:
+        """The text of an example."""
+        assert example.origin is not None
+        text, _ = example.origin.row
+        return {"text": text}
 
     @property
-    def _metric(self) -> Metric:
-        match self.labels.problem:
-            case "single_label_classification":
-                return Metric("single_label", {"label_names": self.labels.names})
-            case "multi_label_classification":
-                return Metric("multi_label", {"label_names": self.labels.names})
-            case "regression":
-                return Metric("regression", {})
+    def _metrics(self) -> list[Metric]:
+        """Beside the figures of a classification: the extra ones, and that of a regression."""
+        shipped = [Metric("regression", {})] if self.labels.problem == "regression" else []
+        return [*shipped, *(Metric(name, {}) for name in self.extra_metrics)]
 
     def _tensor(self, labels: list[Any]) -> Tensor:
         is_index = self.labels.problem == "single_label_classification"

@@ -16,7 +16,8 @@ from hf_accum.data.source import Row
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
-from hf_accum.evaluation.evaluate import check_best_metric, run_over
+from hf_accum.evaluation.evaluate import check_best_metric
+from hf_accum.evaluation.run_over import run_over
 from hf_accum.tasks.token_classification.data import MOST_PARTS, Part, part_of
 from hf_accum.tasks.token_classification.found import FoundPart, FoundText, figures_of, whole_texts
 from hf_accum.tasks.token_classification.tags import OUTSIDE, Tags, labels_of

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,10 @@ from hf_accum.data.formats.rows import BadRow
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
-from hf_accum.evaluation.evaluate import Metric, Predicted, check_metrics, evaluate_model
+from hf_accum.evaluation.classification import check_classification
+from hf_accum.evaluation.decisions import Decisions
+from hf_accum.evaluation.judge import Predicted
+from hf_accum.tasks.judging import judge_classes
 from hf_accum.tasks.vision.augmentation import UNCHANGED, Augmenter
 from hf_accum.tasks.vision.data import LabelledImages
 from hf_accum.tasks.vision.images import Picture
@@ -86,10 +90,10 @@ class ImageClassification:
         return self.objective(model(**inputs).logits, labels)
 
     def predict(self, model: nn.Module, batch: Batch) -> Predicted:
-        """The summed loss, and the predicted classes."""
+        """The summed loss, and the logits."""
         inputs, labels = batch
         logits = model(**inputs).logits
-        return Predicted(self.objective(logits, labels), logits.argmax(-1).int(), labels)
+        return Predicted(self.objective(logits, labels), logits.float(), labels)
 
     def dummy_batch(self, model: nn.Module, num_examples: int, length: int, device: torch.device) -> Batch:
         """Images of nothing, with a class each."""
@@ -97,28 +101,34 @@ class ImageClassification:
         return {"pixel_values": made_up_images(num_examples, length, device)}, labels
 
     def check_metrics(self, best_metric: str | None) -> None:
-        """Compute the metrics once, before the training that needs them.
+        """Compute the figures once, before the training that needs them.
 
         Raises:
-            UserError: as the function of the same name does.
+            UserError: if there is no figure `best_metric`.
         """
-        check_metrics([self._metric], best_metric, torch.arange(len(self._names), dtype=torch.int32))
+        check_classification(self.decisions, best_metric=best_metric)
+
+    @property
+    def decisions(self) -> Decisions:
+        """How logits are read."""
+        assert self.data is not None
+        return Decisions(self.data.class_names, several=False)
 
     def evaluate(
-        self, model: nn.Module, held_out: WindowStream[Any], *, ranks: Ranks, cutter: Cutter
+        self,
+        model: nn.Module,
+        held_out: WindowStream[Any],
+        *,
+        ranks: Ranks,
+        cutter: Cutter,
+        folder: Path | None = None,
     ) -> dict[str, Any]:
-        """The loss and the metrics over all examples of a stream."""
-        how = (self.collate, self.predict, [self._metric])
-        return evaluate_model(model, held_out, *how, ranks=ranks, cutter=cutter)
+        """The loss and the figures over all examples of a stream; at the end also intervals, and each in a file."""
+        return judge_classes(self, model, held_out, ranks=ranks, cutter=cutter, folder=folder)
 
-    @property
-    def _metric(self) -> Metric:
-        return Metric("single_label", {"label_names": self._names})
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        assert self.data is not None
-        return self.data.class_names
+    def show(self, example: Example) -> dict[str, Any]:
+        """The file of an image, or a digest of its bytes."""
+        return {"image": example.features["picture"].key}
 
 
 def pixel_values(inputs: ImageInputs, examples: Sequence[Example]) -> Tensor:

@@ -17,7 +17,9 @@ from hf_accum.data.formats.rows import BadRow
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
-from hf_accum.evaluation.evaluate import Predicted, check_best_metric, run_over
+from hf_accum.evaluation.evaluate import check_best_metric
+from hf_accum.evaluation.judge import Predicted
+from hf_accum.evaluation.run_over import run_over
 from hf_accum.tasks.vision.augmentation import UNCHANGED, Augmentation, Augmenter
 from hf_accum.tasks.vision.classification import Batch, pixel_values
 from hf_accum.tasks.vision.data import MaskedImages

@@ -1,7 +1,7 @@
 """Evaluation over ranks: each example once, the figures those of one plain pass over all of them."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +24,8 @@ from hf_accum.data.source import Source
 from hf_accum.data.stream import Split, WindowStream
 from hf_accum.distributed.ranks import OneRank, RankFailed, Ranks
 from hf_accum.errors import OutOfMemory
-from hf_accum.evaluation.evaluate import Metrics, Predicted, evaluate_model
+from hf_accum.evaluation.evaluate import Metric, Metrics, evaluate_model
+from hf_accum.evaluation.judge import Predicted
 from hf_accum.tasks.labels import LabelColumn, Problem
 from hf_accum.tasks.text_classification.task import TextClassification, build_objective
 
@@ -53,6 +54,23 @@ def make_model(dropout: float = 0.5) -> BertForSequenceClassification:
 
 
 MODEL = make_model()
+
+
+def compact(task: Any) -> Callable[[torch.nn.Module, Any], Predicted]:
+    """Predictions as the shipped metrics have them: class indices, or probabilities of labels."""
+
+    def predict(model: torch.nn.Module, inputs: Any) -> Predicted:
+        found = task.predict(model, inputs)
+        is_several = found.references.ndim == 2
+        small = found.predictions.sigmoid() if is_several else found.predictions.argmax(-1).int()
+        return replace(found, predictions=small)
+
+    return predict
+
+
+def metrics_of(task: TextClassification) -> list[Metric]:
+    name = "multi_label" if task.labels.problem == MULTI else "single_label"
+    return [Metric(name, {"label_names": NAMES})]
 
 
 def make_rows(num_rows: int, problem: Problem, seed: int) -> list[dict[str, Any]]:
@@ -99,8 +117,8 @@ def evaluate_on(
         copy.deepcopy(MODEL) if model is None else model,
         stream,
         task.collate,
-        task.predict,
-        task.metrics,
+        compact(task),
+        metrics_of(task),
         ranks=ranks,
         cutter=Cutter(WorkingCapacity(Capacity(micro_batch_size))),
     )
@@ -133,8 +151,10 @@ def test_losses_are_summed_in_float64_on_the_cpu_alone() -> None:
         found = task.predict(model, inputs)
         return replace(found, loss=found.loss.as_subclass(OnMps))
 
-    on_mps: Any = SimpleNamespace(**{name: getattr(task, name) for name in ("prepare", "encode", "collate")})
-    on_mps.predict, on_mps.metrics = predict, task.metrics
+    on_mps: Any = SimpleNamespace(
+        **{name: getattr(task, name) for name in ("prepare", "encode", "collate", "labels")}
+    )
+    on_mps.predict = predict
     assert evaluate_on(OneRank(), in_shards(rows, [7]), on_mps) == expected
 
 
@@ -170,9 +190,7 @@ def test_figures_are_those_of_all_examples_once(
             float(F.cross_entropy(logits, truth, weight=torch.tensor([0.5, 1.0, 3.0]))), rel=1e-5
         )
         assert figures["accuracy"] == pytest.approx(sk.accuracy_score(truth, predicted))
-        assert figures["macro_f1"] == pytest.approx(
-            sk.f1_score(truth, predicted, average="macro", labels=[0, 1, 2], zero_division=0)
-        )
+        assert figures["macro_f1"] == pytest.approx(sk.f1_score(truth, predicted, average="macro", zero_division=0))
         support = [row["support"] for row in figures["per_class"].values()]
         assert support == torch.bincount(truth, minlength=3).tolist()
 
@@ -241,7 +259,7 @@ def test_a_metric_that_fails_on_the_first_rank_ends_all() -> None:
             model,
             stream,
             task.collate,
-            task.predict,
+            compact(task),
             metrics,
             ranks=ranks,
             cutter=Cutter(WorkingCapacity(Capacity(2))),
@@ -253,8 +271,8 @@ def test_a_metric_that_fails_on_the_first_rank_ends_all() -> None:
     assert "metric 'broken' cannot take this" in str(second)
 
 
-def test_ranks_exchange_predictions_not_logits_or_texts() -> None:
-    """What is handed round for 40 examples is a few hundred bytes."""
+def test_ranks_exchange_predictions_and_numbers_not_texts() -> None:
+    """What is handed round for 40 examples is some kilobytes."""
     sent: list[Any] = []
 
     class Spy(OneRank):
@@ -263,8 +281,15 @@ def test_ranks_exchange_predictions_not_logits_or_texts() -> None:
             return [value]
 
     evaluate_on(Spy(), in_shards(make_rows(40, SINGLE, seed=1), [40]), make_task())
-    arrays = [part for value in sent if isinstance(value, tuple) for part in value if isinstance(part, np.ndarray)]
-    assert [(array.dtype.name, array.shape) for array in arrays] == [("int32", (40,)), ("int64", (40,))]
+    (arrays,) = [columns for value in sent if isinstance(value, tuple) and len(value) == 3 for columns in value[1:2]]
+    assert [(array.dtype.name, array.shape) for array in arrays] == [
+        ("str128", (40,)),  # ids, of four letters
+        ("float64", (40,)),  # weights
+        ("int64", (40,)),  # groups
+        ("float64", (40,)),  # losses, where they are asked for
+        ("int32", (40,)),
+        ("int64", (40,)),
+    ]
 
 
 def evaluate_on_small_device(most: int, capacity: Capacity, rows: list[dict[str, Any]]) -> tuple[Metrics, list[int]]:
@@ -287,8 +312,8 @@ def evaluate_on_small_device(most: int, capacity: Capacity, rows: list[dict[str,
             model,
             stream,
             task.collate,
-            task.predict,
-            task.metrics,
+            compact(task),
+            metrics_of(task),
             ranks=OneRank(),
             cutter=Cutter(WorkingCapacity(capacity)),
         )

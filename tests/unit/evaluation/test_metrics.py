@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,13 @@ def test_four_metrics_are_shipped() -> None:
 @few
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
 def test_single_label_figures(pairs: list[tuple[int, int]]) -> None:
-    """Classes that are never predicted, or never occur, included."""
+    """Classes that are never predicted, or never occur, included; scikit-learn leaves out those that are nowhere."""
     predicted, truth = (np.array(side, dtype=np.int32) for side in zip(*pairs, strict=True))
-    figures = SINGLE.compute(predicted, truth.astype(np.int64))
+    scores = np.random.default_rng(len(pairs)).integers(0, 5, (len(pairs), 4)) / 4
+    figures = replace(SINGLE, arguments={**SINGLE.arguments, "scores": scores}).compute(predicted, truth)
     classes: Any = {"labels": [0, 1, 2, 3], "zero_division": 0}
     assert is_close(figures["accuracy"], sk.accuracy_score(truth, predicted))
-    assert is_close(figures["macro_f1"], sk.f1_score(truth, predicted, average="macro", **classes))
+    assert is_close(figures["macro_f1"], sk.f1_score(truth, predicted, average="macro", zero_division=0))
     assert is_close(figures["micro_f1"], sk.f1_score(truth, predicted, average="micro", **classes))
     assert tuple(figures["per_class"]) == NAMES
     table = {
@@ -50,21 +52,34 @@ def test_single_label_figures(pairs: list[tuple[int, int]]) -> None:
         "recall": sk.recall_score(truth, predicted, average=None, **classes),
         "f1": sk.f1_score(truth, predicted, average=None, **classes),
         "support": np.bincount(truth, minlength=4),
+        "predicted": np.bincount(predicted, minlength=4),
     }
+    ranked: dict[str, list[float]] = {"auroc": [], "average_precision": []}
     for index, name in enumerate(NAMES):
         row = figures["per_class"][name]
-        assert row.keys() == table.keys()
+        assert row.keys() == {*table, *ranked}
+        is_there = index in set(truth) | set(predicted)
         for column, values in table.items():
-            assert is_close(row[column], float(values[index]))
+            is_count = column in ("support", "predicted")
+            assert is_close(row[column], float(values[index]) if is_there or is_count else None)
+        for column, score in (("auroc", sk.roc_auc_score), ("average_precision", sk.average_precision_score)):
+            has_both = 0 < (truth == index).sum() < len(truth)
+            assert is_close(row[column], score(truth == index, scores[:, index]) if has_both else None)
+            ranked[column] += [row[column]] if has_both else []
+    for column, values in ranked.items():
+        assert is_close(figures[f"macro_{column}"], float(np.mean(values)) if values else None)
     json.dumps(figures, allow_nan=False)
 
 
-def test_a_class_that_never_occurs_lowers_macro_f1() -> None:
-    """By hand: two classes perfect, two that are not there count as 0."""
+def test_a_class_that_is_nowhere_is_left_out_of_macro_f1() -> None:
+    """By hand: a test set with two of four classes, all predictions right."""
     same = np.array([0, 1, 1], dtype=np.int32)
     figures = SINGLE.compute(same, same)
-    assert (figures["accuracy"], figures["micro_f1"], figures["macro_f1"]) == (1.0, 1.0, 0.5)
-    assert figures["per_class"]["other"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0.0}
+    assert (figures["accuracy"], figures["micro_f1"], figures["macro_f1"]) == (1.0, 1.0, 1.0)
+    nothing = {"precision": None, "recall": None, "f1": None, "support": 0.0, "predicted": 0.0}
+    assert figures["per_class"]["other"] == nothing
+    wrong = SINGLE.compute(np.array([0, 1, 3], dtype=np.int32), same)
+    assert wrong["macro_f1"] == pytest.approx((1.0 + 2 / 3 + 0.0) / 3)  # what is predicted wrongly counts
 
 
 # Several labels
@@ -86,7 +101,9 @@ def test_multi_label_figures(pairs: list[Any]) -> None:
     chosen, present = scores >= 0.5, truth > 0.5
     figures = MULTI.compute(scores, truth)
     assert is_close(figures["accuracy"], sk.accuracy_score(present, chosen))
-    assert is_close(figures["macro_f1"], sk.f1_score(present, chosen, average="macro", zero_division=0))
+    of_each = sk.f1_score(present, chosen, average=None, zero_division=0)
+    is_there = (present | chosen).any(axis=0)
+    assert is_close(figures["macro_f1"], float(of_each[is_there].mean()) if is_there.any() else None)
     assert is_close(figures["micro_f1"], sk.f1_score(present, chosen, average="micro", zero_division=0))
     aurocs = [
         sk.roc_auc_score(present[:, i], scores[:, i]) if len(set(present[:, i])) == 2 else None for i in range(3)
@@ -94,14 +111,34 @@ def test_multi_label_figures(pairs: list[Any]) -> None:
     known = [auroc for auroc in aurocs if auroc is not None]
     assert is_close(figures["macro_auroc"], float(np.mean(known)) if known else None)
     has_both = 0 < present.sum() < present.size
-    assert is_close(figures["micro_auroc"], sk.roc_auc_score(present.ravel(), scores.ravel()) if has_both else None)
+    pairs_of = present.ravel(), scores.ravel()
+    assert is_close(figures["micro_auroc"], sk.roc_auc_score(*pairs_of) if has_both else None)
+    assert is_close(figures["micro_average_precision"], sk.average_precision_score(*pairs_of) if has_both else None)
+    found = [row["average_precision"] for row in figures["per_class"].values()]
+    expected = [
+        sk.average_precision_score(present[:, i], scores[:, i]) if aurocs[i] is not None else None for i in range(3)
+    ]
+    assert all(map(is_close, found, expected))
+    defined = [value for value in expected if value is not None]
+    assert is_close(figures["macro_average_precision"], float(np.mean(defined)) if defined else None)
     for index, name in enumerate(NAMES[:3]):
         row = figures["per_class"][name]
         assert row["support"] == present[:, index].sum()
         assert is_close(row["auroc"], aurocs[index])
         for column, score in (("precision", sk.precision_score), ("recall", sk.recall_score), ("f1", sk.f1_score)):
-            assert is_close(row[column], score(present[:, index], chosen[:, index], zero_division=0))
+            value = score(present[:, index], chosen[:, index], zero_division=0)
+            assert is_close(row[column], value if is_there[index] else None)
     json.dumps(figures, allow_nan=False)
+
+
+def test_each_label_has_its_threshold() -> None:
+    scores = np.array([[0.3, 0.6, 0.1], [0.2, 0.8, 0.2]])
+    truth = np.array([[1, 0, 1], [0, 1, 0]], dtype=np.float32)
+    metric = replace(MULTI, arguments={**MULTI.arguments, "thresholds": (0.3, 0.7, 0.15)})
+    figures = metric.compute(scores, truth)
+    assert [row["threshold"] for row in figures["per_class"].values()] == [0.3, 0.7, 0.15]
+    assert [row["f1"] for row in figures["per_class"].values()] == [1.0, 1.0, 0.0]  # 0.3 itself is above it
+    assert figures["macro_f1"] == pytest.approx(2 / 3)
 
 
 def test_auroc_is_null_where_a_label_is_always_or_never_there() -> None:

@@ -1,17 +1,21 @@
-"""Exact-match accuracy, macro and micro F1, AUROC and a table by label, for any number of labels per example."""
+"""Exact-match accuracy, F1, AUROC, average precision and a table by label, for any number of labels per example."""
 
 import datasets
 import evaluate
 import numpy as np
-from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc_auc_score
+from sklearn.metrics import accuracy_score, average_precision_score, precision_recall_fscore_support, roc_auc_score
 
-_DESCRIPTION = "Exact-match accuracy, macro and micro F1 at a threshold of 0.5, macro and micro AUROC."
+_DESCRIPTION = (
+    "Exact-match accuracy, macro and micro F1 at thresholds (0.5 where none are given), macro and micro AUROC and "
+    "average precision, and all of them by label."
+)
 
 
 class MultiLabel(evaluate.Metric):
     """Probabilities against zeros and ones, (num_examples, num_labels).
 
-    AUROC is the mean over the labels for which the references hold both values; null where there is none,
+    Labels that occur neither in the references nor in the predictions are null, and left out of macro F1. AUROC and
+    average precision are means over the labels for which the references hold both values; null where there is none,
     or where a probability is not a number.
     """
 
@@ -22,34 +26,48 @@ class MultiLabel(evaluate.Metric):
             inputs_description="predictions: probabilities; references: 0 or 1; one list per example",
             features=datasets.Features(
                 {
-                    "predictions": datasets.Sequence(datasets.Value("float32")),
+                    "predictions": datasets.Sequence(datasets.Value("float64")),
                     "references": datasets.Sequence(datasets.Value("int8")),
                 }
             ),
         )
 
-    def _compute(self, predictions, references, label_names):
-        scores = np.asarray(predictions, dtype=np.float32)
+    def _compute(self, predictions, references, label_names, thresholds=None):
+        scores = np.asarray(predictions, dtype=np.float64)
         truth = np.asarray(references, dtype=np.int8)
-        chosen = (scores >= 0.5).astype(np.int8)
+        limits = np.full(len(label_names), 0.5) if thresholds is None else np.asarray(thresholds)
+        chosen = (scores >= limits).astype(np.int8)
         table = precision_recall_fscore_support(truth, chosen, average=None, zero_division=0)
         micro = precision_recall_fscore_support(truth, chosen, average="micro", zero_division=0)
-
-        def auroc_of(truth, scores):
-            is_defined = 0 < truth.mean() < 1 and np.isfinite(scores).all()
-            return float(roc_auc_score(truth, scores)) if is_defined else None
-
-        aurocs = [auroc_of(truth[:, label], scores[:, label]) for label in range(len(label_names))]
-        known = [auroc for auroc in aurocs if auroc is not None]
         per_class = {}
-        for name, auroc, row in zip(label_names, aurocs, zip(*table, strict=True), strict=True):
-            figures = dict(zip(("precision", "recall", "f1", "support"), map(float, row), strict=True))
-            per_class[name] = {**figures, "auroc": auroc}
+        for index, (name, row) in enumerate(zip(label_names, zip(*table, strict=True), strict=True)):
+            num_predicted = int(chosen[:, index].sum())
+            values = [float(value) if row[3] or num_predicted else None for value in row[:3]]
+            per_class[name] = dict(zip(("precision", "recall", "f1"), values, strict=True))
+            per_class[name] |= {"support": float(row[3]), "predicted": float(num_predicted)}
+            per_class[name] |= _ranked(truth[:, index], scores[:, index])
+            if thresholds is not None:
+                per_class[name]["threshold"] = float(limits[index])
+        of_pairs = _ranked(truth.ravel(), scores.ravel())
         return {
             "accuracy": float(accuracy_score(truth, chosen)),
-            "macro_f1": float(table[2].mean()),
+            "macro_f1": _mean(per_class, "f1"),
             "micro_f1": float(micro[2]),
-            "macro_auroc": float(np.mean(known)) if known else None,
-            "micro_auroc": auroc_of(truth.ravel(), scores.ravel()),
+            **{f"macro_{name}": _mean(per_class, name) for name in of_pairs},
+            **{f"micro_{name}": value for name, value in of_pairs.items()},
             "per_class": per_class,
         }
+
+
+def _ranked(truth, scores):
+    if not 0 < truth.mean() < 1 or not np.isfinite(scores).all():
+        return {"auroc": None, "average_precision": None}
+    return {
+        "auroc": float(roc_auc_score(truth, scores)),
+        "average_precision": float(average_precision_score(truth, scores)),
+    }
+
+
+def _mean(per_class, name):
+    known = [row[name] for row in per_class.values() if row[name] is not None]
+    return float(np.mean(known)) if known else None

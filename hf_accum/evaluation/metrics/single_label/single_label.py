@@ -1,14 +1,23 @@
-"""Accuracy, macro and micro F1, and a table by class, for one label per example."""
+"""Accuracy, macro and micro F1, AUROC, average precision, and a table by class, for one label per example."""
 
 import datasets
 import evaluate
-from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+import numpy as np
+from sklearn.metrics import accuracy_score, average_precision_score, precision_recall_fscore_support, roc_auc_score
 
-_DESCRIPTION = "Accuracy, macro and micro F1, and precision, recall, F1 and support of each class."
+_DESCRIPTION = (
+    "Accuracy, macro and micro F1, and precision, recall, F1, support and predictions of each class; with scores "
+    "also AUROC and average precision of each class against all others, and their means."
+)
 
 
 class SingleLabel(evaluate.Metric):
-    """Class indices against class indices; `label_names` name the classes, also those that do not occur."""
+    """Class indices against class indices; `label_names` name the classes, also those that do not occur.
+
+    Classes that occur neither in the references nor in the predictions are null, and left out of macro F1. With
+    `scores`, (num_examples, num_classes), each class is ranked against all others: null, and left out of the means,
+    where the references hold it always or never, or a score is not a number.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -20,18 +29,38 @@ class SingleLabel(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions, references, label_names):
+    def _compute(self, predictions, references, label_names, scores=None):
+        predicted, truth = np.asarray(predictions), np.asarray(references)
         classes = list(range(len(label_names)))
-        table = precision_recall_fscore_support(references, predictions, labels=classes, zero_division=0)
-        micro = precision_recall_fscore_support(
-            references, predictions, labels=classes, average="micro", zero_division=0
-        )
-        return {
-            "accuracy": float(accuracy_score(references, predictions)),
-            "macro_f1": float(table[2].mean()),
+        table = precision_recall_fscore_support(truth, predicted, labels=classes, zero_division=0)
+        micro = precision_recall_fscore_support(truth, predicted, labels=classes, average="micro", zero_division=0)
+        per_class = {}
+        for index, (name, row) in enumerate(zip(label_names, zip(*table, strict=True), strict=True)):
+            num_predicted, occurs = int((predicted == index).sum()), bool(row[3]) or (predicted == index).any()
+            values = [float(value) if occurs else None for value in row[:3]]
+            per_class[name] = dict(zip(("precision", "recall", "f1"), values, strict=True))
+            per_class[name] |= {"support": float(row[3]), "predicted": float(num_predicted)}
+            if scores is not None:
+                per_class[name] |= _ranked(truth == index, np.asarray(scores)[:, index])
+        figures = {
+            "accuracy": float(accuracy_score(truth, predicted)),
+            "macro_f1": _mean(per_class, "f1"),
             "micro_f1": float(micro[2]),
-            "per_class": {
-                name: dict(zip(("precision", "recall", "f1", "support"), map(float, row), strict=True))
-                for name, row in zip(label_names, zip(*table, strict=True), strict=True)
-            },
         }
+        if scores is not None:
+            figures |= {f"macro_{name}": _mean(per_class, name) for name in ("auroc", "average_precision")}
+        return {**figures, "per_class": per_class}
+
+
+def _ranked(truth, scores):
+    if not 0 < truth.mean() < 1 or not np.isfinite(scores).all():
+        return {"auroc": None, "average_precision": None}
+    return {
+        "auroc": float(roc_auc_score(truth, scores)),
+        "average_precision": float(average_precision_score(truth, scores)),
+    }
+
+
+def _mean(per_class, name):
+    known = [row[name] for row in per_class.values() if row[name] is not None]
+    return float(np.mean(known)) if known else None

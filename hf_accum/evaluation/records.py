@@ -1,0 +1,79 @@
+"""Files of a run that hold each held-out example: `predictions.jsonl`, and `errors.jsonl`, the worst first."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_accum.errors import first_line
+from hf_accum.evaluation.decisions import Decisions
+from hf_accum.evaluation.judge import Judged
+from hf_accum.files import write_json_lines
+
+PREDICTIONS, ERRORS = "predictions.jsonl", "errors.jsonl"
+_DIGITS = 6
+Record = dict[str, Any]
+
+
+def write_records(
+    folder: Path, judged: Judged, place_of: Callable[[str], str], predicted: Callable[[int], Record]
+) -> list[str]:
+    """Write both files, whole or not at all; returns what is to be said of them.
+
+    Args:
+        place_of: what an example is called, of its id: the file and the row.
+        predicted: the label, the prediction and what belongs to it, of the example with this number.
+    """
+    assert judged.losses is not None
+    losses = np.round(judged.losses, _DIGITS).tolist()
+
+    def record(index: int, shown: Mapping[str, Any]) -> Record:
+        return {"id": place_of(judged.ids[index]), **shown, **predicted(index), "loss": losses[index]}
+
+    try:
+        write_json_lines(folder / PREDICTIONS, (record(index, {}) for index in range(len(judged.ids))))
+        write_json_lines(folder / ERRORS, (record(one.index, one.shown) for one in judged.worst))
+    except OSError as error:
+        return [f"{PREDICTIONS} and {ERRORS} could not be written ({first_line(error)})"]
+    which = f"the {len(judged.worst):,} of {len(judged.ids):,} of the greatest loss"
+    if len(judged.worst) == len(judged.ids):
+        which = "all of them, the greatest loss first"
+    return [f"held-out examples: {PREDICTIONS} has all, {ERRORS} {which}"]
+
+
+def place_in(names: Sequence[str], parts_per_row: int = 1) -> Callable[[str], str]:
+    """What examples of a source with these files are called: `notes.jsonl:12`, as messages count rows."""
+
+    def place_of(example_id: str) -> str:
+        shard, number = map(int, example_id.split(":"))
+        return f"{names[shard]}:{number // parts_per_row + 1}"
+
+    return place_of
+
+
+def classified(judged: Judged, decisions: Decisions) -> Callable[[int], Record]:
+    """The label and prediction of an example, each by name, and the probabilities, to six decimal places."""
+    names = decisions.names
+    probabilities = np.round(decisions.probabilities(judged.outputs), _DIGITS)
+    chosen = decisions.chosen(judged.outputs)
+
+    def named(value: Any) -> str | list[str]:
+        if decisions.several:
+            return [name for name, is_there in zip(names, value, strict=True) if is_there]
+        return names[int(value)]
+
+    def of(index: int) -> Record:
+        truth = judged.references[index] > 0.5 if decisions.several else judged.references[index]
+        return {
+            "label": named(truth),
+            "prediction": named(chosen[index]),
+            "probabilities": dict(zip(names, probabilities[index].tolist(), strict=True)),
+        }
+
+    return of
+
+
+def measured(judged: Judged) -> Callable[[int], Record]:
+    """The number of an example, and the predicted one."""
+    return lambda index: {"label": float(judged.references[index]), "prediction": float(judged.outputs[index])}
