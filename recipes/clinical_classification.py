@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from jsonargparse.typing import OpenUnitInterval
+
 from hf_accum import recipe  # its parts are imported when they are used: help and a wrong flag need no torch
-from hf_accum.tasks.flags import ClassWeights, LabelFormat, Pooling, Problem, check_classification
+from hf_accum.config.validation import number
+from hf_accum.tasks.flags import ClassWeights, LabelFormat, Pooling, PositiveWeights, Problem, check_classification
 from recipes.embedded.icd import icd_chapters
 from recipes.embedded.models import minilm
 from recipes.embedded.synopses import clinical_synopses
@@ -47,10 +50,18 @@ class ClinicalClassificationConfig(recipe.RecipeConfig):
     class_weights: ClassWeights = "none"
     """Weight of each class in the loss: balanced is n / (classes * n of the class), sqrt_balanced its square
     root, or a number for each label in order (single_label_classification)."""
-    positive_weights: list[float] = field(default_factory=list)
-    """What the loss of a present label is multiplied by, for each label (multi_label_classification)."""
+    positive_weights: PositiveWeights = field(default_factory=list)
+    """What the loss of a present label is multiplied by, a number for each label, or balanced: texts without it
+    divided by those with it (multi_label_classification)."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over the classes (single_label_classification)."""
+    tune_thresholds: bool = False
+    """For each label the probability from which on it counts as predicted is the one of the best F1 on a part that
+    is not trained on; false: 0.5 (multi_label_classification)."""
+    temperature_scaling: bool = False
+    """Probabilities are made to say how often one is right, by one number that is fitted on that part."""
+    calibration_fraction: float = field(default=0.1, metadata=number((OpenUnitInterval, "between 0 and 1")))
+    """The share of the groups to train on that is kept as that part, where one of the two asks for it."""
     extra_metrics: list[str] | str = field(default_factory=list)
     """Metrics of the hub beside the shipped ones, by name. They are code, and need trust_remote_code."""
 
@@ -59,15 +70,22 @@ class ClinicalClassificationConfig(recipe.RecipeConfig):
         self.split_names("labels", "extra_metrics", *(["label_column"] if "," in (self.label_column or "") else []))
         check_classification(self)
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether a part of the data is kept for that."""
+        return self.tune_thresholds or self.temperature_scaling
+
 
 def train(config: ClinicalClassificationConfig):
     """Train; returns the figures of the held-out part: loss, accuracy and F1, or those of the problem."""
     from hf_accum import accumulate
+    from hf_accum.tasks.text_classification.positive_weights import notes_of_weights
 
     run = recipe.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
     data = open_data(config, run.ranks)  # read once, before any weight: its labels, its size, its bad rows
     tokenizer = recipe.load_tokenizer(config.model or minilm(), config.trust)
-    task = task_of(config, data.labels, tokenizer, data.label_counts)
+    task = task_of(config, data.labels, tokenizer, data.label_counts, data.num_train)
+    run.notes += notes_of_weights(data.labels.names, config.positive_weights, data.label_counts, data.num_train or 0)
     task.check_metrics(config.best_metric)
     spec = spec_of(config, data.labels)
     config = replace(config, labels=data.labels.as_flag, pooling=pooling_of(config))
@@ -88,7 +106,13 @@ def train(config: ClinicalClassificationConfig):
         return training.finish()
 
 
-def task_of(config: ClinicalClassificationConfig, labels: "LabelColumn", tokenizer: Any, counts: Mapping[str, int]):
+def task_of(
+    config: ClinicalClassificationConfig,
+    labels: "LabelColumn",
+    tokenizer: Any,
+    counts: Mapping[str, int],
+    num_examples: int | None,
+):
     """A text and its label, and the loss of the problem. Without a tokenizer: for a plan."""
     from hf_accum.tasks.text_classification.task import TextClassification, build_objective
 
@@ -98,9 +122,14 @@ def task_of(config: ClinicalClassificationConfig, labels: "LabelColumn", tokeniz
         positive_weights=config.positive_weights,
         label_smoothing=config.label_smoothing,
         label_counts=counts,
+        num_examples=num_examples,
     )
     metrics = tuple(config.extra_metrics)
-    return TextClassification(config.text_column, labels, objective, tokenizer, config.max_length, metrics)
+    how: dict[str, Any] = {
+        "tune_thresholds": config.tune_thresholds,
+        "temperature_scaling": config.temperature_scaling,
+    }
+    return TextClassification(config.text_column, labels, objective, tokenizer, config.max_length, metrics, **how)
 
 
 def spec_of(config: ClinicalClassificationConfig, labels: "LabelColumn") -> "recipe.ModelSpec":
@@ -126,7 +155,7 @@ def workload(config: ClinicalClassificationConfig, precision: str = "no") -> "re
 
     names = () if config.problem == "regression" else names_of(config.labels, config.label_column) or ("no", "yes")
     labels = LabelColumn("label", config.problem, names, config.label_separator)
-    task = task_of(config, labels, None, dict.fromkeys(names, 1))
+    task = task_of(config, labels, None, dict.fromkeys(names, 1), 2)
     return recipe.planned(spec_of(config, labels), task, config, precision)
 
 
@@ -153,7 +182,9 @@ def open_data(config: ClinicalClassificationConfig, ranks: "recipe.Ranks"):
         label_names=tuple(config.labels),
         label_separator=config.label_separator,
         label_format=config.label_format,
-        needs_counts=config.class_weights in ("balanced", "sqrt_balanced"),
+        needs_counts="balanced" in (config.class_weights, config.positive_weights)
+        or config.class_weights == "sqrt_balanced",
+        calibration_fraction=config.calibration_fraction if config.calibrates else 0.0,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 class Origin:
     """Where an example that is judged comes from: the row as it was prepared, and its group.
 
-    The group is a number of 63 bits that the rows of one patient, say, have in common; None: it is one by itself.
+    The group is a number of 64 bits that the rows of one patient, say, have in common; None: it is one by itself.
     """
 
     row: Any

@@ -5,7 +5,7 @@ from typing import Literal
 
 from jsonargparse.typing import OpenUnitInterval
 
-from hf_accum.config.validation import COUNT, LENGTH, number, require, require_not_empty
+from hf_accum.config.validation import COUNT, COUNT_OR_NULL, LENGTH, number, require, require_not_empty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class DataFlags:
     group_column: str | None = None
     """Rows with the same value here (a patient, a disease) are never on both sides of the held-out split, and are
     drawn together where figures get an interval; default: the recipe's own."""
+    max_eval_examples: int | None = field(default=None, metadata=COUNT_OR_NULL)
+    """Of the held-out rows a fixed sample of so many, the same at each evaluation; null: all."""
     max_length: int = field(default=512, metadata=LENGTH)
     """Tokens per example; longer ones are truncated, and counted."""
     shuffle_block_size: int = field(default=10_000, metadata=COUNT)

@@ -69,8 +69,11 @@ class SplitData:
     """Of the rows of `source`."""
     split_by: str = ""
     """The dataset's own column by which it is split, for messages."""
+    calibration_fraction: float = 0.0
+    """The share of the other groups that is not trained on either, but kept to calibrate on."""
     num_train: int | None = None
     num_held_out: int | None = None
+    num_calibration: int | None = None
     label_counts: Mapping[str, int] = field(default_factory=dict)
     """Of the rows to train on."""
     held_out_label_counts: Mapping[str, int] = field(default_factory=dict)
@@ -117,6 +120,19 @@ class SplitData:
         """
         return of_eval_source if self.eval_fraction is None else self.group_of(row) in self.held_out
 
+    def is_to_train_on(self, row: Row) -> bool:
+        """Whether a row of `source` is neither held out nor kept to calibrate on."""
+        return not (self.is_held_out(row, of_eval_source=False) or self.is_for_calibration(row, of_eval_source=False))
+
+    def is_for_calibration(self, row: Row, of_eval_source: bool) -> bool:
+        """Whether a row that is not held out is not to train on either: by a hash of its group."""
+        if not self.calibration_fraction or of_eval_source:
+            return False
+        return self._calibrates(self.group_of(row))
+
+    def _calibrates(self, group: int) -> bool:
+        return derive_seed("to calibrate on", group) < self.calibration_fraction * 2**63
+
     def with_rows(self, change: Callable[[Source], Source], group_column: str | None = None) -> Self:
         """This, with the rows of both sources changed, and split by another column of these where one is given."""
         return replace(
@@ -144,7 +160,8 @@ class SplitData:
 
         held_out = self.held_out
         if self.eval_fraction is None:
-            found, of_eval = (look(source, lambda _: 0) for source in (self.source, self.eval_source))
+            found = look(self.source, self.group_of if self.calibration_fraction else lambda _: 0)
+            of_eval = look(self.eval_source, lambda _: 0)
             is_held_out = np.repeat([False, True], [found.num_rows, of_eval.num_rows])
             digest = derive_seed("split", found.digest, of_eval.digest)
             found.add(of_eval, sample_size)
@@ -155,15 +172,26 @@ class SplitData:
             is_held_out = held_out.of(np.asarray(found.groups))
             groups = np.unique(np.asarray(found.groups)[is_held_out]).tolist()
             digest = derive_seed("split", repr(groups), found.digest)
-        num_held_out = int(is_held_out.sum())
-        self._check_sides(found, found.num_rows - num_held_out, num_held_out)
+        to_train_on = ~is_held_out
+        if self.calibration_fraction:
+            groups = np.asarray(found.groups).tolist()
+            to_train_on &= ~np.fromiter(map(self._calibrates, groups), dtype=bool, count=len(groups))
+        num_train, num_held_out = int(to_train_on.sum()), int(is_held_out.sum())
+        self._check_sides(found, num_train, num_held_out)
+        num_calibration = found.num_rows - num_train - num_held_out
+        if self.calibration_fraction and not num_calibration:
+            raise UserError(
+                f"`calibration_fraction` {self.calibration_fraction}: has to be more for so little data, of which no "
+                "row is kept to calibrate on"
+            )
         texts = np.asarray(found.texts)
         return replace(
             self,
             held_out=held_out,
-            num_train=found.num_rows - num_held_out,
+            num_train=num_train,
             num_held_out=num_held_out,
-            label_counts=found.labels_of(~is_held_out),
+            num_calibration=num_calibration,
+            label_counts=found.labels_of(to_train_on),
             held_out_label_counts=found.labels_of(is_held_out),
             bad_rows=found.bad_rows,
             digest=f"{digest:016x}",
@@ -201,7 +229,7 @@ def open_split(
     Raises:
         UserError: for a dataset or column that cannot be used.
     """
-    columns = [*columns, *([] if config.eval_split else [group_column])]
+    columns = [*columns, group_column]
     source = opener(dataset, config.train_split, columns=columns, revision=config.dataset_revision)
     eval_source = source
     if config.eval_split:

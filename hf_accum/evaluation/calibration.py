@@ -71,3 +71,8 @@ def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
     most = math.log(_HIGHEST)
     found: Any = minimize_scalar(loss, bounds=(-most, most), method="bounded", options={"xatol": 1e-6})
     return math.exp(float(found.x))
+
+
+def is_extreme(temperature: float) -> bool:
+    """Whether it is ten times off from 1, as where all logits are alike, or all examples right: it says little then."""
+    return not 0.1 < temperature < 10.0

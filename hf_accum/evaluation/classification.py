@@ -8,7 +8,7 @@ from scipy.sparse import csr_array
 
 from hf_accum.errors import shortened
 from hf_accum.evaluation.bootstrap import LEVEL, NUM_RESAMPLES, Interval, intervals, num_rank_resamples
-from hf_accum.evaluation.calibration import expected_calibration_error, reliability_table
+from hf_accum.evaluation.calibration import expected_calibration_error, is_extreme, reliability_table
 from hf_accum.evaluation.decisions import Decisions
 from hf_accum.evaluation.evaluate import Metric, Metrics, check_best_metric
 from hf_accum.evaluation.judge import Judged
@@ -86,7 +86,8 @@ def _notes_of_fit(decisions: Decisions) -> list[str]:
         return []
     notes = []
     if fitted.temperature is not None:
-        notes.append(f"temperature {fitted.temperature:.3f}, fitted on {fitted.num_examples:,} examples")
+        end = ", so far from 1 that it says little" if is_extreme(fitted.temperature) else ""
+        notes.append(f"temperature {fitted.temperature:.3f}, fitted on {fitted.num_examples:,} examples{end}")
     if fitted.thresholds is not None:
         notes.append(f"thresholds by label, each of the best F1 on {fitted.num_examples:,} examples")
         missing = [n for n, k in zip(decisions.names, fitted.num_positives, strict=True) if not k]

@@ -101,7 +101,10 @@ def judge(
             )
         if show is not None:
             keep_worst(examples, losses)
-        numbers = [np.array([example.weight for example in examples]), np.array([*map(_group_of, examples)])]
+        numbers = [
+            np.array([example.weight for example in examples]),
+            np.array([*map(_group_of, examples)], dtype=np.uint64),
+        ]
         return loss, [np.array([e.id for e in examples]), *numbers, losses, outputs.numpy(), references.numpy()]
 
     results, weight = run_over(model, stream, forward, cutter)

@@ -15,13 +15,14 @@ from hf_accum.config.serialization import write_config
 from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
+from hf_accum.evaluation.records import ERRORS, PREDICTIONS
 from hf_accum.files import LOCK, check_output_dir, is_leftover, keep_lines
 from hf_accum.run.checkpoint import Loaded, remove_half_written, set_aside
 from hf_accum.run.log import TRACKERS_PROJECT
 
 OF_A_RUN = {
     *("config.yaml", "tuning.json", "metrics.jsonl", "evaluation.json", "checkpoints", "adapter", "model"),
-    *("nonfinite.jsonl", "samples.jsonl", TRACKERS_PROJECT),
+    *("nonfinite.jsonl", "samples.jsonl", PREDICTIONS, ERRORS, TRACKERS_PROJECT),
 }
 """What a run writes into its folder."""
 OF_SEEDS = re.compile(r"seed-\d+(-earlier-\d+)?|seeds\.json|\.seed-\d+\.lock")
@@ -149,7 +150,8 @@ def start_folder(
             if resumed is not None and goes_on:
                 last = resumed.step
                 set_aside(folder, last)
-                (folder / "evaluation.json").unlink(missing_ok=True)  # of a run that was through
+                for name in ("evaluation.json", PREDICTIONS, ERRORS):  # of a run that was through
+                    (folder / name).unlink(missing_ok=True)
                 for name in ("metrics.jsonl", "nonfinite.jsonl"):
                     keep_lines(folder / name, lambda line: line["step"] <= last)
             write_config(config, folder)

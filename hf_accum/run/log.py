@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -78,6 +79,7 @@ class RunLog:
         self._started = self._step_started = time.perf_counter()
         self._last_step = 0
         self._num_oom_replays = 0
+        self._trained = [0.0, 0]  # seconds, examples
         self._display: Progress | None = None
 
     def __enter__(self) -> "RunLog":
@@ -145,6 +147,8 @@ class RunLog:
         pending, self._pending = self._pending, []
         loss_sums = [float(p.loss_sum) for p in pending]  # here the device has done all of these steps
         waited = (time.perf_counter() - self._step_started) / len(pending)
+        self._trained[0] += sum(p.step_seconds + waited for p in pending)
+        self._trained[1] += sum(p.execution.window.num_examples for p in pending)
         numbers: list[int] = []
         for p, loss_sum in zip(pending, loss_sums, strict=True):
             numbers += [
@@ -168,6 +172,12 @@ class RunLog:
             self._write(lines)
         # The time that writing takes is nobody's step.
         self._step_started = time.perf_counter()
+
+    @property
+    def seconds_per_example(self) -> float | None:
+        """How long an example took to train on so far, over all ranks; None: there was none."""
+        seconds, number = self._trained
+        return seconds / number if number else None
 
     def _say_replays(self, line: StepMetrics, execution: WindowExecution) -> None:
         if line.num_oom_replays and not self._num_oom_replays:  # the others are counted
@@ -195,6 +205,9 @@ class RunLog:
         if self.ranks.index == 0:
             write_json(self.folder / "evaluation.json", json_safe({"step": step, **figures}))
         self._show_classes(figures.get("per_class", {}))
+        self._say_intervals(figures)
+        for note in figures.get("notes", ()):
+            self.say(f"note: {note}")
         counts = stream.counts
         if counts.num_truncated_examples:
             self.say(
@@ -240,11 +253,24 @@ class RunLog:
     def _show_classes(self, per_class: Mapping[str, Mapping[str, float | None]]) -> None:
         if self.ranks.index == 0 and per_class:
             columns = list(next(iter(per_class.values())))
-            table = Table("class", *columns, title="held-out examples by class", title_justify="left")
+            headers = [name.replace("_", " ") for name in columns]
+            how: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
+            table = Table("class", *headers, title="held-out examples by class", title_justify="left", **how)
             for name, row in per_class.items():
-                cells = ("-" if v is None else f"{v:.0f}" if k == "support" else f"{v:.3f}" for k, v in row.items())
+                cells = (
+                    "-" if v is None else f"{v:.0f}" if k in ("support", "predicted") else f"{v:.3f}"
+                    for k, v in row.items()
+                )
                 table.add_row(Text(name), *cells)  # not as markup: it is the data's
             self.console.print(table)
+
+    def _say_intervals(self, figures: Mapping[str, Any]) -> None:
+        intervals = figures.get("confidence_intervals")
+        if intervals:
+            how = figures["bootstrap"]
+            known = {name: interval for name, interval in intervals.items() if interval is not None}
+            shown = "  ".join(f"{name} {_short(low)} to {_short(high)}" for name, (low, high) in known.items())
+            self.say(f"{how['level']:.0%} intervals, by a bootstrap over {how['num_groups']:,} groups: {shown}")
 
     def _write(self, lines: Sequence[StepMetrics]) -> None:
         self._lines.add(line.as_json() for line in lines)

@@ -65,7 +65,8 @@ def describe_run(
         lines.append(f"steps      {num_steps:,}, over as many passes as they take")
     else:
         held_out = "" if data.num_held_out is None else f", {data.num_held_out:,} held out"
-        lines.insert(0, f"data       {num_train:,} examples to train on{held_out}")
+        calibration = f", {data.num_calibration:,} to calibrate on" if data.num_calibration else ""
+        lines.insert(0, f"data       {num_train:,} examples to train on{held_out}{calibration}")
         rest = num_train % batch
         last = "the windows of a pass come out even"
         if num_train < batch:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.accumulation.nonfinite import NonFiniteCheck
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.pipeline import Pipeline
+from hf_accum.data.source import Row
 from hf_accum.data.split import SplitData
 from hf_accum.data.stream import WindowStream
 from hf_accum.device.accelerator import begin_counting, reserved_and_retries
@@ -23,6 +25,7 @@ from hf_accum.models.saving import Processor
 from hf_accum.models.spec import ModelSpec
 from hf_accum.models.trainable import load_trainable
 from hf_accum.run.checkpoint import BestCheckpoint, Checkpoints
+from hf_accum.run.evaluation import Evaluation
 from hf_accum.run.folder import start_folder
 from hf_accum.run.lengths import notes_of_lengths
 from hf_accum.run.log import RunLog
@@ -36,8 +39,6 @@ from hf_accum.tuner.plan import what_would_fit
 from hf_accum.tuner.run_capacity import cutter_of, find_run_capacity, keep_costs, tuning_json
 from hf_accum.tuner.search import Tuning
 from hf_accum.tuner.workload import workload_of
-
-_EVALUATED_AT_ONCE = 256  # examples of each rank: the window of an evaluation
 
 
 class Training:
@@ -66,7 +67,7 @@ class Training:
         processor: Processor,
         draw: Callable[[Example, int | None], Example] | None = None,
     ) -> None:
-        self._run, self._config, self._data, self._task, self._draw = run, config, data, task, draw
+        self._run, self._config = run, config
         self.accelerator, ranks = run.accelerator, run.ranks
         check_optimizer(config.optimizer, run.device)
         if config.activation_offload:
@@ -86,7 +87,7 @@ class Training:
         )
         self._tuning = self._tunings[ranks.index]
         self.capacity = cutter_of(self._tuning, run.device, learns=not config.full_determinism)
-        windows = self._training_stream()
+        windows = self._training_stream(data, task, draw)
         run.notes += refuse_cut_dependence(
             config, workload, task, windows, draw, self.capacity, ranks, run.device
         )  # before anything is written
@@ -100,13 +101,7 @@ class Training:
         self.model: nn.Module = self.accelerator.prepare_model(trainable.model, evaluation_mode=True)
 
         self._windows = Pipeline(windows, self.capacity, task.collate, run.device, keeps_failure=True)
-        self._held_out = self._stream(
-            held_out=True,
-            effective_batch_size=_EVALUATED_AT_ONCE * ranks.count,
-            shuffle_block_size=1,
-            skip_weightless=False,
-        )
-        self._held_out.first_example()  # there has to be one
+        self._evaluation = Evaluation(run, config, data, task, draw)
 
         self._log = RunLog(
             self.accelerator,
@@ -258,14 +253,14 @@ class Training:
             raise early
         checkpoints.wait(hurry=False)
         exported = on_all_ranks(ranks, checkpoints.export)[0]  # before anything else can fail
-        step, best, figures = self._step, self._best, self._evaluate()
+        step, best, figures = self._step, self._best, self._evaluate(exported)
         self._log.evaluation(step, figures)
         is_best = best.update(step, figures) or best.step is None
         if not is_best and on_all_ranks(ranks, lambda: checkpoints.restore_weights(best.step or 0))[0]:
             self._log.say(f"by {best.metric} the checkpoint of step {best.step} is the best: it is the result")
             broadcast_weights(self.plain_model, self.accelerator)
             on_all_ranks(ranks, checkpoints.export)
-            step, figures = best.step or step, self._evaluate()
+            step, figures = best.step or step, self._evaluate(exported)
         self._log.finish(step, figures, self._windows, exported)
         self._write_tuning(keep_costs(self._tuning, self.capacity, ranks))
         self._contexts.close()
@@ -283,30 +278,31 @@ class Training:
         if self._run.ranks.index == 0:
             write_json(self._run.folder / "tuning.json", tuning_json(tunings))
 
-    def _evaluate(self) -> Mapping[str, Any]:
-        return self._task.evaluate(self.plain_model, self._held_out, ranks=self._run.ranks, cutter=self.capacity)
+    def _evaluate(self, result: Path | None = None) -> Mapping[str, Any]:
+        if expected := self._evaluation.expected(self._log.seconds_per_example):
+            self._log.say(expected)
+        return self._evaluation.figures(self.plain_model, self.capacity, result)
 
-    def _training_stream(self) -> WindowStream[Any]:
+    def _training_stream(
+        self, data: SplitData, task: Task[Any], draw: Callable[[Example, int | None], Example] | None
+    ) -> WindowStream[Any]:
         config = self._config
-        return self._stream(
-            held_out=False,
-            effective_batch_size=config.effective_batch_size,
-            num_epochs=config.num_epochs,
-            shuffle_block_size=config.shuffle_block_size,
-            balance=self.capacity.speed_at_step if config.balance_ranks else None,
-            stopping=self._run.stop.is_asked,
-        )
 
-    def _stream(self, held_out: bool, **how: Any) -> WindowStream[Any]:
-        data, task, config, draw = self._data, self._task, self._config, self._draw
+        def prepare(row: Row) -> Any:
+            return task.prepare(row) if data.is_to_train_on(row) else None
+
         return WindowStream(
-            data.eval_source if held_out else data.source,
-            lambda row: task.prepare(row) if data.is_held_out(row, held_out) == held_out else None,
+            data.source,
+            prepare,
             task.encode,
             ranks=self._run.ranks,
+            effective_batch_size=config.effective_batch_size,
             seed=config.seed,
+            num_epochs=config.num_epochs,
             split=config.stream_split,
+            shuffle_block_size=config.shuffle_block_size,
             on_bad_row=config.on_bad_row,
-            draw=None if draw is None else lambda example, epoch: draw(example, None if held_out else epoch),
-            **how,
+            draw=draw,
+            balance=self.capacity.speed_at_step if config.balance_ranks else None,
+            stopping=self._run.stop.is_asked,
         )

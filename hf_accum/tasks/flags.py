@@ -9,6 +9,7 @@ from hf_accum.tasks.label_codes import codes_of
 Pooling = Literal["cls", "mean", "max"]
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 LabelFormat = Literal["auto", "names", "indices", "multi_hot"]
+PositiveWeights = Literal["balanced"] | list[float]
 ClassWeights = Literal["none", "balanced", "sqrt_balanced"] | list[float]
 
 
@@ -32,6 +33,8 @@ def check_classification(config: Any) -> None:
         (single or config.class_weights == "none", "class_weights", f"none for {problem}"),
         (single or not config.label_smoothing, "label_smoothing", f"0 for {problem}"),
         (multi or not config.positive_weights, "positive_weights", f"empty for {problem}"),
+        (multi or not config.tune_thresholds, "tune_thresholds", f"false for {problem}"),
+        (problem != "regression" or not config.temperature_scaling, "temperature_scaling", f"false for {problem}"),
         (problem != "regression" or not labels, "labels", "empty for regression"),
         (
             multi or isinstance(columns, str | None) or len(columns) == 1,

@@ -1,7 +1,8 @@
 """What a recipe gives: a task, which makes examples of rows, computes with a model, and judges it."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 from torch import nn
 
@@ -42,4 +43,34 @@ class Task(Computation, Protocol[T]):
         self, model: nn.Module, held_out: WindowStream[T], *, ranks: Ranks, cutter: Cutter
     ) -> dict[str, Any]:
         """The figures of a model on all examples of a stream, each used once. A collective."""
+        ...
+
+
+@runtime_checkable
+class Shows(Protocol):
+    """A task that tells of each held-out example; these have an `origin` then."""
+
+    def show(self, example: Example) -> Any:
+        """What shows an example to a person, by name: its text, say."""
+        ...
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        held_out: WindowStream[Any],
+        *,
+        ranks: Ranks,
+        cutter: Cutter,
+        folder: Path | None = None,
+    ) -> dict[str, Any]:
+        """As that of any task; with a folder also intervals, and files there with each example."""
+        ...
+
+
+@runtime_checkable
+class Calibrates(Protocol):
+    """A task that has something to fit on a part of the data that is neither trained on nor held out."""
+
+    def calibrate(self, model: nn.Module, part: WindowStream[Any], *, ranks: Ranks, cutter: Cutter) -> Self:
+        """The task with that fitted, as a model's predictions want it. A collective."""
         ...

@@ -38,6 +38,8 @@ WITHOUT_TEST_FILE = {
     "models/spec": "a frozen dataclass",
     "recipe": "tests/unit/test_init.py",
     "tasks/task": "a protocol",
+    "evaluation/run_over": "tests/unit/evaluation/test_evaluate.py",
+    "evaluation/weighted": "tests/unit/evaluation/test_bootstrap.py",
     "evaluation/metrics/entities/entities": "tests/unit/evaluation/test_metrics.py",
     "evaluation/metrics/multi_label/multi_label": "tests/unit/evaluation/test_metrics.py",
     "evaluation/metrics/regression/regression": "tests/unit/evaluation/test_metrics.py",

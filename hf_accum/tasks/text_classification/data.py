@@ -58,6 +58,7 @@ def open_labelled_texts(
     label_separator: str,
     needs_counts: bool,
     label_format: LabelFormat = "auto",
+    calibration_fraction: float = 0.0,
 ) -> LabelledTexts:
     """Open the dataset and, where labels, their counts or its size are needed and not known, read it once.
 
@@ -68,6 +69,7 @@ def open_labelled_texts(
     """
     columns = [label_column] if isinstance(label_column, str) else list(label_column)
     opened = open_split(dataset, [text_column, *columns], config, group_column=group_column)
+    opened = replace(opened, calibration_fraction=calibration_fraction)
     if len(columns) > 1:
         label_names = label_names or tuple(columns)
         opened = opened.with_rows(lambda source: join_labels(source, columns, label_names))

@@ -20,6 +20,7 @@ from hf_accum.evaluation.evaluate import Metric, check_metrics
 from hf_accum.evaluation.judge import Predicted
 from hf_accum.tasks.judging import fit_decisions, judge_classes, judge_numbers
 from hf_accum.tasks.labels import LabelColumn, named_labels
+from hf_accum.tasks.text_classification.positive_weights import balanced_positive_weights
 from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of, text_of, tokenize
 
 if TYPE_CHECKING:
@@ -166,24 +167,30 @@ def build_objective(
     labels: LabelColumn,
     *,
     class_weights: str | Sequence[float] = "none",
-    positive_weights: Sequence[float] = (),
+    positive_weights: str | Sequence[float] = (),
     label_smoothing: float = 0.0,
     label_counts: Mapping[str, int] | None = None,
+    num_examples: int | None = None,
 ) -> Objective:
     """The loss of a problem.
 
     `class_weights` are numbers in the order of the labels, or balanced: n / (num_classes * n of the class), as
-    scikit-learn weighs classes, or sqrt_balanced: the square root of that. Both need `label_counts`.
+    scikit-learn weighs classes, or sqrt_balanced: the square root of that. `positive_weights` are numbers, or
+    balanced: see `balanced_positive_weights`. These need `label_counts` of the rows to train
+    on, and their number, `num_examples`.
 
     Raises:
-        UserError: if a class that has to be balanced does not occur.
+        UserError: if a class that has to be balanced does not occur, or a label always does.
     """
     match labels.problem:
         case "regression":
             return SquaredError()
         case "multi_label_classification":
-            weights = torch.tensor(positive_weights, dtype=torch.float64) if positive_weights else None
-            return BinaryCrossEntropy(weights)
+            if positive_weights == "balanced":
+                positive_weights = balanced_positive_weights(labels.names, label_counts or {}, num_examples or 0)
+            return BinaryCrossEntropy(
+                torch.tensor(positive_weights, dtype=torch.float64) if positive_weights else None
+            )
         case "single_label_classification":
             if class_weights == "none":
                 return CrossEntropy(None, label_smoothing)

@@ -27,6 +27,7 @@ FLAGS = {
         eval_split: str | None = None
         eval_fraction: float = 0.1
         group_column: str | None = None
+        max_eval_examples: int | None = None
         max_length: int = 512
         shuffle_block_size: int = 10000
         stream_split: 'examples' | 'shards' = 'examples'

@@ -285,7 +285,7 @@ def test_ranks_exchange_predictions_and_numbers_not_texts() -> None:
     assert [(array.dtype.name, array.shape) for array in arrays] == [
         ("str128", (40,)),  # ids, of four letters
         ("float64", (40,)),  # weights
-        ("int64", (40,)),  # groups
+        ("uint64", (40,)),  # groups
         ("float64", (40,)),  # losses, where they are asked for
         ("int32", (40,)),
         ("int64", (40,)),

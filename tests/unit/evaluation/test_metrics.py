@@ -102,7 +102,7 @@ def test_multi_label_figures(pairs: list[Any]) -> None:
     figures = MULTI.compute(scores, truth)
     assert is_close(figures["accuracy"], sk.accuracy_score(present, chosen))
     of_each = sk.f1_score(present, chosen, average=None, zero_division=0)
-    is_there = (present | chosen).any(axis=0)
+    is_there: Any = (present | chosen).any(axis=0)
     assert is_close(figures["macro_f1"], float(of_each[is_there].mean()) if is_there.any() else None)
     assert is_close(figures["micro_f1"], sk.f1_score(present, chosen, average="micro", zero_division=0))
     aurocs = [
