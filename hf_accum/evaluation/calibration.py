@@ -74,5 +74,5 @@ def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
 
 
 def is_extreme(temperature: float) -> bool:
-    """Whether it is ten times off from 1, as where all logits are alike, or all examples right: it says little then."""
+    """Whether it is ten times off from 1, as where logits are all alike or examples all right: it says little."""
     return not 0.1 < temperature < 10.0

@@ -31,6 +31,11 @@ REFUSED: list[Refused] = [
         ({"class_weights": [1.0, value]} | TWO, "class_weights", "finite and above 0")
         for value in (0.0, -1.0, math.inf, math.nan)
     ),
+    ({"tune_thresholds": True}, "tune_thresholds", "false for single_label_classification"),
+    ({"problem": "regression", "tune_thresholds": True}, "tune_thresholds", "false for regression"),
+    ({"problem": "regression", "temperature_scaling": True}, "temperature_scaling", "false for regression"),
+    ({"positive_weights": "balanced"}, "positive_weights", "empty for single_label_classification"),
+    *(({"calibration_fraction": value}, "calibration_fraction", "between 0 and 1") for value in (0.0, 1.0)),
     ({"problem": MULTI, "positive_weights": [1.0]}, "positive_weights", "given together with `labels`"),
     ({"problem": MULTI, "positive_weights": [1.0]} | TWO, "positive_weights", "one for each of the 2 labels"),
     ({"problem": MULTI, "positive_weights": [1.0, 0.0]} | TWO, "positive_weights", "finite and above 0"),
@@ -57,6 +62,8 @@ def test_each_rule_of_the_recipe_names_flag_value_and_itself(refused: Refused) -
         {"class_weights": [0.5, 2.0], "label_smoothing": 0.5, "labels": ["a", "b"]},
         {"class_weights": "balanced"},
         {"problem": MULTI, "positive_weights": [0.5, 2.0], "labels": ["a", "b"]},
+        {"problem": MULTI, "positive_weights": "balanced", "tune_thresholds": True, "temperature_scaling": True},
+        {"temperature_scaling": True, "calibration_fraction": 0.2},
         {"problem": "regression", "eval_fraction": 0.01},
     ],
 )

@@ -39,8 +39,9 @@ class ByLength(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.linspace(-1, 1, num_logits))
 
-    def forward(self, input_ids: Any, attention_mask: Any, **_: Any) -> Any:
-        return SimpleNamespace(logits=(attention_mask.sum(1, keepdim=True) - 5) * self.scale)
+    def forward(self, input_ids: Any, attention_mask: Any = None, **_: Any) -> Any:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return SimpleNamespace(logits=(mask.sum(1, keepdim=True) - 5) * self.scale)
 
 
 @pytest.mark.parametrize("problem", list(COLUMNS))

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -88,28 +89,26 @@ def test_a_bad_row_is_said_to_be_one(row: dict[str, Any], field: str) -> None:
     assert error.value.field == field
 
 
-def test_predictions_are_compact() -> None:
-    logits = torch.tensor([[0.1, 2.0, -1.0], [3.0, 0.0, 2.9]], dtype=torch.bfloat16)
-    classes = make_task(SINGLE).compact(logits)
-    assert classes.dtype == torch.int32
-    assert classes.tolist() == [1, 0]
-    probabilities = make_task(MULTI).compact(logits)
-    assert probabilities.dtype == torch.float32
-    assert torch.equal(probabilities, 1 / (1 + torch.exp(-logits.float())))
-    numbers = make_task("regression").compact(logits[:, :1])
-    assert numbers.dtype == torch.float32
-    assert torch.equal(numbers, logits[:, 0].float())
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_predictions_are_the_logits_in_float32(problem: Problem) -> None:
+    task = make_task(problem)
+    examples = encode(task, VALUES[problem], ["w1", "w2 w3", "w4"])
+    batch = task.collate(examples)
+    logits = torch.randn(3, 1 if problem == "regression" else 3, dtype=torch.bfloat16)
+    model: Any = lambda **_: SimpleNamespace(logits=logits)  # noqa: E731
+    found = task.predict(model, batch)
+    assert found.predictions.dtype == torch.float32
+    assert torch.equal(found.predictions, logits.float().squeeze(-1) if problem == "regression" else logits.float())
+    assert torch.equal(found.references, batch[1])
+    assert float(found.loss) == float(task.summed_loss(model, batch))
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_the_metric_takes_what_compact_and_batch_give(problem: Problem) -> None:
+def test_figures_are_computed_before_the_training(problem: Problem) -> None:
     task = make_task(problem)
-    examples = encode(task, VALUES[problem], ["w1", "w2 w3", "w4"])
-    _, labels = task.collate(examples)
-    logits = torch.randn(3, 1 if problem == "regression" else 3)
-    figures = task.metrics[0].compute(task.compact(logits).numpy(), labels.numpy())
-    per_class = figures.get("per_class", {})
-    assert tuple(per_class) == (() if problem == "regression" else NAMES)
+    task.check_metrics("mae" if problem == "regression" else "macro_auroc")
+    with pytest.raises(ValueError, match="`best_metric` per_class: has to be one of"):
+        task.check_metrics("per_class")
 
 
 def test_the_model_s_config_names_the_labels() -> None:

@@ -83,4 +83,4 @@ def test_loss_and_prediction_are_of_one_forward() -> None:
     assert task().summed_loss(Logits(), batch) == pytest.approx(expected.item())
     predicted = task().predict(Logits(), batch)
     assert float(predicted.loss) == pytest.approx(expected.item())
-    assert predicted.predictions.tolist() == [1, 0]
+    assert predicted.predictions.tolist() == [[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]]
