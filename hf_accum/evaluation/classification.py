@@ -138,7 +138,7 @@ def with_classification_intervals(figures: Metrics, judged: Judged, decisions: D
     found = intervals(judged.groups, counted)
     num_rank = None
     if np.isfinite(scores).all():
-        num_rank = num_rank_resamples(scores.size)
+        num_rank = num_rank_resamples(scores.size * (2 if decisions.several else 1))  # micro sorts them again
         found |= intervals(judged.groups, ranked, num_rank, width=len(classes) if decisions.several else 1)
     return with_intervals(figures, found, judged, num_rank)
 
