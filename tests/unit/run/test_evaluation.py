@@ -14,7 +14,7 @@ from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import Source
-from hf_accum.data.split import SplitData
+from hf_accum.data.split import SplitData, by_hash
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.run.evaluation import Evaluation
 
@@ -59,6 +59,7 @@ def make(tmp_path: Path, fraction: float = 0.3, **flags: Any) -> tuple[Evaluatio
         eval_source=source,
         group_column="patient",
         eval_fraction=0.2,
+        held_out=by_hash(0.2),
         calibration_fraction=fraction,
         num_held_out=1_000,
         num_calibration=500,

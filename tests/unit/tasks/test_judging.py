@@ -23,7 +23,8 @@ from hf_accum.tasks.labels import LabelColumn, Problem
 from hf_accum.tasks.text_classification.task import TextClassification, build_objective
 
 ROWS = [
-    {"text": " ".join(["w1"] * (n % 5 + 1)), "one": n % 3, "several": [n % 2], "number": n / 7} for n in range(24)
+    {"text": " ".join(["w1"] * (n % 5 + 1)), "one": "abc"[n % 3], "several": ["ab"[n % 2]], "number": n / 7}
+    for n in range(24)
 ]
 COLUMNS: dict[Problem, str] = {
     "single_label_classification": "one",
