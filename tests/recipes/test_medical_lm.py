@@ -19,7 +19,7 @@ from tiny import CONFIGS, WORDS, make_decoder_config, save_base
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from hf_accum.config.lora import LoraConfig
-from recipes.medical_lm import MedicalLmConfig, main, workload
+from recipes.medical_lm import MedicalLmConfig, main, with_columns, workload
 
 RECIPE = next(recipe for recipe in RECIPES if recipe.name == "medical_lm")
 
@@ -261,3 +261,11 @@ def test_the_embedded_model_is_one_that_writes_and_has_a_chat_template(
 def test_flags_that_contradict_are_refused(flags: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MedicalLmConfig(**flags)
+
+
+def test_columns_of_the_usual_names_need_no_flag(tmp_path: Path) -> None:
+    data = save_rows(tmp_path / "rows.jsonl", [{"instruction": "a", "input": "", "output": "b"}])
+    found = with_columns(MedicalLmConfig(dataset=data), data)
+    assert (found.prompt_column, found.input_column, found.response_column) == ("instruction", "input", "output")
+    given = MedicalLmConfig(dataset=data, text_column="output")
+    assert with_columns(given, data) == given
