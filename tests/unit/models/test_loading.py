@@ -322,6 +322,7 @@ def test_a_recipe_without_a_model_of_its_own_says_that_one_has_to_be_given() -> 
         loaded("config", None, lambda: pytest.fail("nothing is there to load"))
 
 
+@pytest.mark.slow
 def test_an_encoder_that_tells_of_no_embeddings_is_loaded(tmp_path: Path) -> None:
     """CANINE's characters are embedded by several hashes of them."""
     sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
