@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jsonargparse.typing import OpenUnitInterval
+from jsonargparse.typing import ClosedUnitInterval, OpenUnitInterval
 
 from hf_accum.config.validation import COUNT, COUNT_OR_NULL, LENGTH, number, require, require_not_empty
 
@@ -13,9 +13,14 @@ class DataFlags:
     """Data."""
 
     dataset: str | None = None
-    """Hub id, local folder or file (jsonl, csv, parquet); default: the recipe's embedded one."""
+    """Hub id, local folder or file (jsonl, csv, tsv, parquet, xlsx); default: the recipe's embedded one."""
     dataset_revision: str | None = None
     """Branch, tag or commit of the hub's dataset repository."""
+    dataset_config: str | None = None
+    """Configuration of a dataset that has several."""
+    csv_quoting: Literal["auto", "standard", "backslash", "none"] = "auto"
+    """Quotation marks in csv and tsv: around fields, and doubled (standard) or behind a backslash within them; none:
+    characters like others; auto: found, and fields that swallow rows are an error."""
     train_split: str = "train"
     """Split of the dataset to train on."""
     eval_split: str | None = None
@@ -35,11 +40,15 @@ class DataFlags:
     """Over ranks: each keeps its share of one common order, or reads its own files (for large data)."""
     on_bad_row: Literal["error", "skip"] = "error"
     """A row that cannot be used stops the run, or is left out and counted."""
+    max_skipped_share: float = field(default=0.05, metadata=number((ClosedUnitInterval, "between 0 and 1, as 0.05")))
+    """The most of all rows that are left out so; more of them stop the run."""
 
 
 def check_data(config: DataFlags) -> None:
     """Check how the flags of the data go together."""
-    require_not_empty(config, "dataset", "dataset_revision", "train_split", "eval_split", "group_column")
+    require_not_empty(
+        config, "dataset", "dataset_revision", "dataset_config", "train_split", "eval_split", "group_column"
+    )
     require(
         config.eval_split != config.train_split,
         "eval_split",

@@ -1,7 +1,7 @@
 """The files of a dataset: none outside of it, no code, and the same ones as long as a run reads them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,19 +60,40 @@ def check_folder(dataset: str) -> None:
             raise UserError(_outside(dataset, pattern))
 
 
-def _described_files(folder: Path) -> list[str]:
-    """What a folder's description says of files, if it has any that can be read; datasets tells what is wrong."""
+def has_configs(folder: str) -> bool:
+    """Whether a local folder's description says which files are of which split."""
+    return any(config.get("data_files") or config.get("data_dir") for config in _configs(Path(folder)))
+
+
+def described_features(folder: str) -> Mapping[str, Any]:
+    """The columns of a local folder with their types, where its card describes them."""
+    from datasets.info import DatasetInfosDict
+
+    try:
+        infos = DatasetInfosDict.from_directory(folder)
+    except Exception:  # of a card that is wrong in any way: it is no part of the data
+        return {}
+    return next((info.features or {} for info in infos.values()), {})
+
+
+def _configs(folder: Path) -> list[Any]:
+    """The configurations of a folder's description, if it has any that can be read; datasets tells what is wrong."""
     import yaml
 
-    left: list[Any] = []
+    found: list[Any] = []
     for name in ("README.md", ".huggingface.yaml"):
         try:
             text = (folder / name).read_text(encoding="utf-8")
             described = yaml.safe_load(text.split("---")[1] if name == "README.md" else text)
-            for config in described["configs"]:
-                left += [config.get("data_files"), config.get("data_dir")]
+            found += [config for config in described["configs"] if isinstance(config, dict)]
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
             continue
+    return found
+
+
+def _described_files(folder: Path) -> list[str]:
+    """What a folder's description says of files."""
+    left: list[Any] = [config.get(key) for config in _configs(folder) for key in ("data_files", "data_dir")]
     found: list[str] = []
     seen: set[int] = set()  # YAML may refer to one list from many places, or from within itself
     while left:

@@ -8,21 +8,27 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from hf_accum.data.dataset_files import Stamp, check_folder, check_inside, stamp_of
+from hf_accum.data.dataset_files import check_folder, check_inside, described_features, has_configs, stamp_of
+from hf_accum.data.file_shards import common_folder, open_files
+from hf_accum.data.folder import TRAIN, files_of, left_out_note, unread_files
+from hf_accum.data.formats.csv_form import Quoting
 from hf_accum.data.formats.image_folder import open_image_folder
-from hf_accum.data.formats.rows import BadColumn, BadRow, Row, opened, read_csv, read_json, read_parquet
+from hf_accum.data.formats.row_files import class_names_of, format_of
+from hf_accum.data.formats.rows import BadColumn, BadRow, Row
+from hf_accum.data.formats.saved import SavedRows, open_saved, saved_splits
+from hf_accum.data.read_checks import Read, checked, of_equal_passes
 from hf_accum.data.retries import retried
-from hf_accum.errors import OF_THE_PROGRAM, UserError, first_line
+from hf_accum.data.skipped_rows import SkippedRows
+from hf_accum.errors import UserError, first_line, shortened
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
 T = TypeVar("T")
-Read = Callable[[int, int], Iterator[tuple[int, Row | BadRow]]]
 MOST_REASONS = 20
 OTHER_REASONS = "other reasons"
 
@@ -42,6 +48,10 @@ class Source:
     parts_per_row: int = 1
     notes: tuple[str, ...] = ()
     """What the user should know of it."""
+    splits: tuple[str, ...] = ()
+    """All that the dataset has, as far as they are known."""
+    num_quoted_lines: Callable[[int], int] = lambda shard: 0
+    """Of a shard, once it was read to its end: lines that lie within quoted fields of CSV."""
 
     @property
     def num_shards(self) -> int:
@@ -56,14 +66,15 @@ def good_rows(
     prepare: Callable[[Row], T | None],
     on_bad_row: Literal["error", "skip"],
     bad_rows: Counter[str],
+    skipped: SkippedRows | None = None,
 ) -> Iterator[tuple[int, T]]:
     """The rows of a shard as `prepare` makes them, each with its number; None from it leaves a row out.
 
     Bad rows (unreadable, or `prepare` raises `BadRow`) are counted by their reason in `bad_rows` if
-    `on_bad_row` is "skip".
+    `on_bad_row` is "skip". All rows are counted in `skipped`.
 
     Raises:
-        UserError: for a bad row, naming file, row and field; for a bad column always.
+        UserError: for a bad row, naming file, row and field; for a bad column always; if too many were skipped.
     """
     for number, row in source.read(shard, start):
         try:
@@ -76,13 +87,18 @@ def good_rows(
                 raise UserError(f"{source.names[shard]}, row {row_number}: {bad}") from None
             if on_bad_row == "error":
                 raise UserError(
-                    f"{source.names[shard]}, row {row_number}: {bad}; mend the row or the flags, or leave "
-                    "such rows out by `on_bad_row skip`"
+                    f"{source.names[shard]}, row {row_number}: {bad}; {bad.way_out or 'mend the row or the flags'}, "
+                    "or leave such rows out by `on_bad_row skip`"
                 ) from None
             reason = str(bad)
             # Reasons quote values: of a column of free text each row would have its own, without end.
-            bad_rows[reason if reason in bad_rows or len(bad_rows) < MOST_REASONS else OTHER_REASONS] += 1
+            reason = reason if reason in bad_rows or len(bad_rows) < MOST_REASONS else OTHER_REASONS
+            bad_rows[reason] += 1
+            if skipped is not None:
+                skipped.count(reason)
             continue
+        if skipped is not None:
+            skipped.count(None)
         if prepared is not None:
             yield number, prepared
 
@@ -111,74 +127,143 @@ def in_parts(source: Source, parts_of: Callable[[Row], Sequence[Row]], most: int
                 if number > row_number or index >= first:
                     yield number * most + index, part
 
-    return Source(source.names, read, source.class_names, most)
+    return replace(source, read=read, parts_per_row=most)
 
 
-def open_source(dataset: str, split: str, *, columns: Sequence[str] = (), revision: str | None = None) -> Source:
-    """Open a hub id, a local folder or a local file (jsonl, json, csv, tsv, parquet) for streaming.
+def open_source(
+    dataset: str,
+    split: str,
+    *,
+    columns: Sequence[str] = (),
+    revision: str | None = None,
+    config: str | None = None,
+    quoting: Quoting = "auto",
+) -> Source:
+    """Open a hub id, a local folder or a local file (jsonl, json, csv, tsv, parquet, xlsx) for streaming.
 
-    `columns` are all that is read where the format allows to leave out others. `revision` is one of the hub's
-    repository. Nothing outside of the dataset is read, and no code of it is run. A local file that is changed
-    between two passes, or while it is read, is an error.
+    `columns` are those that are needed; others are read where the format has it so. `revision` is one of the hub's
+    repository, `config` a configuration of the dataset. Nothing outside of the dataset is read, and no code of it is
+    run. A local file that is changed between two passes, or while it is read, is an error. Files of a local folder
+    that are not read are named in the notes.
 
     Raises:
         UserError: if there is no such dataset, split or column, or it names files outside of it.
     """
-    from datasets import load_dataset, load_dataset_builder
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
-    from datasets.packaged_modules.csv.csv import Csv
-    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-    from datasets.packaged_modules.json.json import Json
-    from datasets.packaged_modules.parquet.parquet import Parquet
 
-    path, data_files = dataset, None
-    if os.path.isfile(dataset):
-        path, data_files = _format_of(dataset), glob.escape(dataset)
-    elif not os.path.isdir(dataset) and (dataset.startswith((".", "/", "~")) or dataset.count("/") > 1):
+    is_local = os.path.exists(dataset)
+    if not is_local and (dataset.startswith((".", "/", "~")) or dataset.count("/") > 1):
         raise UserError(f"dataset {dataset!r}: no such file or folder")
-    elif dataset in _PACKAGED_DATASETS_MODULES and not os.path.isdir(dataset):
+    if dataset in _PACKAGED_DATASETS_MODULES and not os.path.isdir(dataset):
         raise UserError(f"dataset {dataset!r}: is the name of a format; give a file, a folder or an id of the hub")
-    if revision is not None and os.path.exists(dataset):
+    if revision is not None and is_local:
         raise UserError(
             f"`dataset_revision` {revision}: has to be left out with a local dataset ({dataset}), which has only "
             "what is in it"
         )
     check_folder(dataset)
+    is_described = os.path.isdir(dataset) and has_configs(dataset)
+    if config is not None and is_local and not is_described:
+        raise UserError(f"`dataset_config` {config}: has to be left out with {dataset}, which describes none")
+    if os.path.isfile(dataset):
+        format_ = format_of(dataset)
+        if format_ is None:
+            raise UserError(
+                f"dataset {dataset!r}: a file has to be .jsonl, .json, .csv, .tsv, .parquet or .xlsx (or such a file "
+                "compressed: .gz, .bz2, .xz, .zst)"
+            )
+        _check_split(dataset, split, (TRAIN,))
+        return replace(_of_rows(dataset, [dataset], columns, quoting), splits=(TRAIN,))
+    if not is_local or is_described:
+        return _of_library(dataset, split, columns, quoting, revision=revision, config=config)
+    if saved := saved_splits(dataset):
+        _check_split(dataset, split, tuple(saved))
+        return replace(_of_saved(open_saved(saved[split], columns)), splits=tuple(saved))
+    return _of_folder(dataset, split, columns, quoting)
+
+
+def _check_split(dataset: str, split: str, splits: Sequence[str]) -> None:
+    if splits and split not in splits:
+        raise UserError(f"dataset {dataset!r} has no split {split!r}: it has {', '.join(splits)}")
+
+
+def _of_folder(dataset: str, split: str, columns: Sequence[str], quoting: Quoting) -> Source:
+    """A local folder that says nothing of its files but their names."""
+    found = files_of(dataset)
+    splits = tuple(found.splits)
+    if found.kind == "others":
+        data_files = {name: [glob.escape(file) for file in files] for name, files in found.splits.items()}
+        is_plain = not os.path.exists(os.path.join(dataset, "README.md"))  # or it describes the columns of its files
+        source = _of_library(dataset, split, columns, quoting, data_files=data_files if is_plain else None)
+        return replace(source, notes=(*source.notes, *found.notes))
+    _check_split(dataset, split, splits)
+    root = os.path.realpath(dataset)
+    files = [os.path.join(root, file) for file in found.splits[split]]
+    above = [os.path.join(root, file) for file in found.above]
+    check_inside(dataset, [*files, *above])
+    class_names = class_names_of(described_features(dataset))
+    if found.kind == "images":
+        images = open_image_folder(dataset, files, above)
+        source = Source(images.names, images.read, class_names, notes=images.notes)
+    else:
+        source = _of_rows(dataset, files, columns, quoting, class_names)
+    opened = {os.path.realpath(file) for file in files}
+    left_out = [file for file in found.left_out if os.path.realpath(os.path.join(root, file)) not in opened]
+    return replace(source, splits=splits, notes=(*source.notes, *found.notes, *left_out_note(left_out)))
+
+
+def _of_library(
+    dataset: str, split: str, columns: Sequence[str], quoting: Quoting, *, config: str | None = None, **where: Any
+) -> Source:
+    """A dataset of which `datasets` finds the files: of the hub, described by a card, or of other formats."""
+    from datasets import load_dataset, load_dataset_builder
+    from datasets.packaged_modules.csv.csv import Csv
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+    from datasets.packaged_modules.json.json import Json
+    from datasets.packaged_modules.parquet.parquet import Parquet
+
+    if config is not None:
+        where["name"] = config
     try:
-        builder = load_dataset_builder(path, data_files=data_files, revision=revision)
+        builder = load_dataset_builder(dataset, **where)
     except Exception as error:
+        if isinstance(error, ValueError) and "config" in str(error).lower():
+            said = shortened(" ".join(str(error).split()), 400)
+            raise UserError(
+                f"dataset {dataset!r}: give one of its configurations by `dataset_config` ({said})"
+            ) from error
         raise UserError(
             f"dataset {dataset!r}: neither a local file or folder with data in it, nor a dataset of the hub that "
             f"can be reached ({first_line(error)})"
         ) from error
-    splits = tuple(str(name) for name in builder.config.data_files or builder.info.splits or ())
-    if splits and split not in splits:
-        raise UserError(f"dataset {dataset!r} has no split {split!r}: it has {', '.join(splits)}")
-    features = builder.info.features or {}
-    class_names = _class_names(features)
-    files = [str(file) for file in (builder.config.data_files or {}).get(split, ())]
-    if data_files is None:
-        check_inside(dataset, files)
+    by_split = builder.config.data_files or {}
+    splits = tuple(str(name) for name in by_split or builder.info.splits or ())
+    _check_split(dataset, split, splits)
+    class_names = class_names_of(builder.info.features or {})
+    files = [str(file) for file in by_split.get(split, ())]
+    check_inside(dataset, files)
+    is_packed = any(PurePosixPath(file).suffix.lower() in (".zip", ".tar", ".tgz") for file in files)
     match builder:  # a folder's or a hub dataset's is a subclass, with a name of its own
-        case Json() if getattr(builder.config, "field", None) is None:
-            return of_files(files, read_json, class_names)
-        case Csv():
-            is_tsv = data_files is not None and _suffix_of(dataset) == ".tsv"
-            separator = "\t" if is_tsv else getattr(builder.config, "sep", None) or ","
-            return of_files(files, lambda f, start: read_csv(f, start, separator), class_names)
-        case Parquet():
-            class_names = _parquet_class_names(dataset, files, columns) | class_names
-            return of_files(files, lambda f, start: read_parquet(f, start, columns), class_names)
+        case Json() if getattr(builder.config, "field", None) is None and not is_packed:
+            source = _of_rows(dataset, files, columns, quoting, class_names, "json")
+        case Csv() if not is_packed:
+            separator = getattr(builder.config, "sep", ",")
+            fixed = None if separator == "," else separator  # which is said by nobody: it may be another
+            source = _of_rows(dataset, files, columns, quoting, class_names, "csv", fixed)
+        case Parquet() if not is_packed:
+            source = _of_rows(dataset, files, columns, quoting, class_names, "parquet")
         case ImageFolder():
             images = open_image_folder(dataset, files)
-            return Source(images.names, images.read, class_names, notes=images.notes)
+            source = Source(images.names, images.read, class_names, notes=images.notes)
         case _:
             try:
-                stream = load_dataset(path, data_files=data_files, revision=revision, split=split, streaming=True)
+                stream = load_dataset(dataset, split=split, streaming=True, **where)
             except Exception as error:
                 raise UserError(f"dataset {dataset!r}: cannot be read ({first_line(error)})") from error
             # Without decoding: rows of media hold paths, which would be opened wherever they lead.
-            return of_dataset(stream.decode(False) if stream.features else stream, class_names, files)
+            source = of_dataset(stream.decode(False) if stream.features else stream, class_names, files)
+    left_out = unread_files(dataset, [str(file) for files in by_split.values() for file in files])
+    return replace(source, splits=splits, notes=(*source.notes, *left_out_note(left_out)))
 
 
 def of_dataset(
@@ -197,23 +282,35 @@ def of_dataset(
 
     names = tuple(f"shard {i}" for i in range(dataset.num_shards))
     stamps = {file: stamp for file in files if (stamp := stamp_of(file))}
-    checked = _checked(names, read, dict.fromkeys(range(len(names)), stamps)) if files else read
-    return Source(names, _of_equal_passes(names, checked), class_names or {})
+    reading = checked(names, read, dict.fromkeys(range(len(names)), stamps)) if files else read
+    return Source(names, of_equal_passes(names, reading), class_names or {})
 
 
-def _suffix_of(file: str) -> str:
-    name = file.removesuffix(".gz").removesuffix(".zst").removesuffix(".bz2").removesuffix(".xz")
-    return PurePosixPath(name).suffix.lower()
+def _of_saved(saved: SavedRows) -> Source:
+    """A folder of `save_to_disk`."""
+    name = os.path.basename(os.path.dirname(saved.files[0])) if saved.files else "rows"
+    stamps = {0: {os.path.basename(file): stamp for file in saved.files if (stamp := stamp_of(file))}}
+    read = checked((name,), lambda _, start: saved.read(start), stamps)
+    return Source((name,), read, class_names_of(saved.features))
 
 
-def _format_of(file: str) -> str:
-    formats = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
-    suffix = _suffix_of(file)
-    if suffix == ".parquet":
-        return "parquet"
-    if suffix not in formats:
-        raise UserError(f"dataset {file!r}: a file has to be .jsonl, .json, .csv, .tsv or .parquet")
-    return formats[suffix]
+def _of_rows(
+    dataset: str,
+    files: Sequence[str],
+    columns: Sequence[str],
+    quoting: Quoting,
+    class_names: Mapping[str, tuple[str, ...]] | None = None,
+    format_: str | None = None,
+    separator: str | None = None,
+) -> Source:
+    """Files of rows; their format is that of their names, where it is not given."""
+    opened = open_files(dataset, files, columns, quoting, class_names or {}, format_, separator)
+    source = of_files(files, opened.read, opened.class_names, notes=opened.notes)
+
+    def num_quoted_lines(shard: int) -> int:
+        return opened.num_quoted_lines(files[shard])
+
+    return replace(source, num_quoted_lines=num_quoted_lines)
 
 
 def of_files(
@@ -228,7 +325,7 @@ def of_files(
 
     A local file has to stay as it is, and so does the one `beside` it, if its rows are read from two.
     """
-    common = os.path.commonpath([str(PurePosixPath(file).parent) for file in files])
+    common = common_folder(files)
     names = tuple(os.path.relpath(file, common) for file in files)
 
     of_shards = ((file, beside(file)) if beside else (file,) for file in files)
@@ -243,78 +340,4 @@ def of_files(
             return retried(names[shard], lambda following: read(file, following), start)
         return read(file, start)
 
-    return Source(names, _checked(names, of_shard, stamps), class_names, notes=notes)
-
-
-def _checked(names: Sequence[str], read: Read, stamps: Mapping[int, Mapping[str, Stamp]]) -> Read:
-    """`read` of files, whose errors name the file and the last good row, and which have to stay as they were."""
-
-    def check(shard: int) -> None:
-        for name, stamp in stamps.get(shard, {}).items():
-            stamp.check(name)
-
-    def checked(shard: int, start: int) -> Iterator[tuple[int, Row | BadRow]]:
-        check(shard)
-        last = start
-        try:
-            for number, row in read(shard, start):
-                last = number + 1
-                yield number, row
-        except OF_THE_PROGRAM:
-            raise
-        except Exception as error:
-            check(shard)  # rather this than what came of it
-            after = f" after row {last}" if last > start else ""
-            raise UserError(f"{names[shard]}: cannot be read{after} ({first_line(error)})") from error
-        check(shard)
-
-    return checked
-
-
-def _of_equal_passes(names: Sequence[str], read: Read) -> Read:
-    """`read`, whose whole passes over a shard have to have equally many rows."""
-    num_rows: dict[int, int] = {}
-
-    def counted(shard: int, start: int) -> Iterator[tuple[int, Row | BadRow]]:
-        end = start
-        for number, row in read(shard, start):
-            end = number + 1
-            yield number, row
-        if (start == 0 or end > start) and num_rows.setdefault(shard, end) != end:
-            raise UserError(
-                f"{names[shard]}: has {end} rows now, and had {num_rows[shard]} before: each pass has to see the "
-                "same dataset"
-            )
-
-    return counted
-
-
-def _class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Of columns of classes, and of lists of them."""
-    items = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
-    return {name: tuple(item.names) for name, item in items.items() if hasattr(item, "names")}
-
-
-def _parquet_class_names(dataset: str, files: Sequence[str], columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """From the first file; of the others, where they are local and it takes no time, it is checked that they open."""
-    import pyarrow.parquet as pq
-    from datasets import Features
-
-    class_names: dict[str, tuple[str, ...]] = {}
-    for index, file in enumerate(files):
-        if index and stamp_of(file) is None:
-            continue
-        try:
-            with opened(file, "rb") as raw:
-                schema = pq.read_schema(raw)
-            found = _class_names(Features.from_arrow_schema(schema)) if index == 0 else class_names
-        except Exception as error:
-            raise UserError(f"dataset {dataset!r}: {file} cannot be read ({first_line(error)})") from error
-        for column in columns:
-            if column not in schema.names:
-                where = f"in {file} " if len(files) > 1 else ""
-                raise UserError(
-                    f"dataset {dataset!r} {where}has no column {column!r}: it has {', '.join(schema.names)}"
-                )
-        class_names = found
-    return class_names
+    return Source(names, checked(names, of_shard, stamps), class_names, notes=notes)

@@ -9,6 +9,7 @@ from typing import Literal, Self
 import numpy as np
 
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.data.skipped_rows import MOST_SKIPPED_SHARE, check_share
 from hf_accum.data.source import BadRow, Row, Source, open_source
 from hf_accum.data.stratification import stratify
 from hf_accum.data.survey import SAMPLE_SIZE, Observed, Survey, hash_of_group, num_of_both, survey
@@ -84,6 +85,9 @@ class SplitData:
     """Held-out examples whose text is also trained on."""
     sample: tuple[Row, ...] = ()
     """Some rows of both sides, the longest among them; all, where there are few."""
+    max_skipped_share: float = MOST_SKIPPED_SHARE
+    notes_of_files: tuple[str, ...] = ()
+    """What the user should know of the files, and of what in them is not read."""
 
     @property
     def notes(self) -> list[str]:
@@ -176,6 +180,7 @@ class SplitData:
         if self.calibration_fraction:
             groups = np.asarray(found.groups).tolist()
             to_train_on &= ~np.fromiter(map(self._calibrates, groups), dtype=bool, count=len(groups))
+        check_share(found.num_rows + found.bad_rows.total(), found.bad_rows, self.max_skipped_share)
         num_train, num_held_out = int(to_train_on.sum()), int(is_held_out.sum())
         self._check_sides(found, num_train, num_held_out)
         num_calibration = found.num_rows - num_train - num_held_out
@@ -197,6 +202,7 @@ class SplitData:
             digest=f"{digest:016x}",
             num_repeated=num_of_both(texts[~is_held_out], texts[is_held_out]) if len(texts) else 0,
             sample=found.sampled,
+            notes_of_files=(*self.notes_of_files, *_quoted_note(found)),
         )
 
     def _check_sides(self, found: Survey, num_train: int, num_held_out: int) -> None:
@@ -215,6 +221,16 @@ class SplitData:
         )
 
 
+def _quoted_note(found: Survey) -> tuple[str, ...]:
+    number = found.num_quoted_lines
+    if not number:
+        return ()
+    are = "1 line of CSV lies" if number == 1 else f"{number:,} lines of CSV lie"
+    return (
+        f"{are} within quoted fields, of texts of several lines: they are no rows (if they are: `csv_quoting none`)",
+    )
+
+
 def open_split(
     dataset: str,
     columns: Sequence[str],
@@ -230,10 +246,12 @@ def open_split(
         UserError: for a dataset or column that cannot be used.
     """
     columns = [*columns, group_column]
-    source = opener(dataset, config.train_split, columns=columns, revision=config.dataset_revision)
-    eval_source = source
-    if config.eval_split:
-        eval_source = opener(dataset, config.eval_split, columns=columns, revision=config.dataset_revision)
+    how = {"config": config.dataset_config, "quoting": config.csv_quoting, "revision": config.dataset_revision}
+    source = opener(dataset, config.train_split, columns=columns, **how)
+    eval_source = opener(dataset, config.eval_split, columns=columns, **how) if config.eval_split else source
+    notes = [*source.notes, *eval_source.notes]
+    if unused := [split for split in sorted(source.splits) if split not in (config.train_split, config.eval_split)]:
+        notes.append(f"splits of the dataset that are not used: {', '.join(unused)} (`eval_split` evaluates on one)")
     fraction = None if config.eval_split else config.eval_fraction
     return SplitData(
         source=source,
@@ -242,6 +260,8 @@ def open_split(
         eval_fraction=fraction,
         held_out=HeldOut() if fraction is None else by_hash(fraction),
         split_by=group_column,
+        max_skipped_share=config.max_skipped_share,
+        notes_of_files=tuple(dict.fromkeys(notes)),
     )
 
 

@@ -40,6 +40,8 @@ class Survey:
     """Of each row the place of its labels among `label_sets`."""
     label_sets: dict[tuple[str, ...], int] = field(default_factory=dict)
     bad_rows: Counter[str] = field(default_factory=Counter)
+    num_quoted_lines: int = 0
+    """Lines of CSV that lie within quoted fields."""
     digest: int = 0
     """Of 64 bits: of the content of all good rows, at their places."""
     sample: list[tuple[int, Row]] = field(default_factory=list)
@@ -76,6 +78,7 @@ class Survey:
         self.groups.extend(other.groups)
         self.texts.extend(other.texts)
         self.bad_rows += other.bad_rows
+        self.num_quoted_lines += other.num_quoted_lines
         self.digest = (self.digest + other.digest) % 2**64
         self.sample = heapq.nsmallest(sample_size, [*self.sample, *other.sample], key=lambda one: one[0])
         self._note_longest(other.longest)
@@ -133,6 +136,7 @@ def survey(
                     elif -digest > sample[0][0]:
                         heapq.heapreplace(sample, one)
                     found._note_longest((len(seen.text or ""), digest, row))
+            found.num_quoted_lines += source.num_quoted_lines(shard)
         found.sample = [(-digest, row) for digest, _, _, row in sample]
         return found
 

@@ -81,7 +81,7 @@ def describe_run(
                 f"note       a pass over the data is only {steps_per_pass} optimizer steps: few to learn from; more "
                 "passes are made by `num_epochs`, more steps in each by a smaller `effective_batch_size`"
             )
-    lines += [f"note       {note}" for note in data.notes]
+    lines += [f"note       {note}" for note in dict.fromkeys([*data.notes_of_files, *data.notes])]
     lines += [f"left out: {number:,} bad rows ({reason})" for reason, number in data.bad_rows.items()]
     of_batches = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if of_batches and has_frozen_statistics(model):

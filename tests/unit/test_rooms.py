@@ -33,6 +33,8 @@ FLOORS = [
 WITHOUT_TEST_FILE = {
     "accumulation/window": "a frozen dataclass: what runs it is tested",
     "config/variants": "a table of names",
+    "data/file_shards": "tests/unit/data/test_source.py",
+    "data/read_checks": "tests/unit/data/test_dataset_files.py",
     "data/loader_feed": "tests/unit/data/test_loader_windows.py",
     "data/windows_of": "tests/unit/data/test_loader_windows.py",
     "models/spec": "a frozen dataclass",

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from hf_accum.data.dataset_files import Stamp, stamp_of
-from hf_accum.data.formats.rows import BadRow, Row, opened, read_csv, read_json, read_parquet
+from hf_accum.data.formats.opening import opened
+from hf_accum.data.formats.row_files import open_rows
+from hf_accum.data.formats.rows import BadRow, Row
 from hf_accum.data.retries import retried
 from hf_accum.errors import OF_THE_PROGRAM, UserError, first_line, shown
 from hf_accum.seeding import derive_seed
 
-_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _FILE_NAME = "file_name"
 _NUM_SHARDS = 16
 
@@ -73,6 +75,14 @@ class ImageFile:
             return file.read()
 
 
+class NoImage(BadRow):
+    """A row of metadata that names a file which is no image of the split: by its path in the dataset."""
+
+    def __init__(self, field: str, reason: str, name: str) -> None:
+        super().__init__(field, reason)
+        self.name = name
+
+
 @dataclass(frozen=True)
 class ImageFolder:
     """The rows of a folder, dealt to shards by a hash of their names: each shard has images of all classes."""
@@ -87,10 +97,11 @@ class ImageFolder:
         yield from enumerate(self.shards[shard][start:], start)
 
 
-def open_image_folder(dataset: str, files: Sequence[str]) -> ImageFolder:
+def open_image_folder(dataset: str, files: Sequence[str], above: Sequence[str] = ()) -> ImageFolder:
     """The rows of the files of a split: columns `image` (an `ImageFile`), and `label` or what the metadata says.
 
-    Files are known by their paths in the dataset: the order is the same wherever it lies.
+    Files are known by their paths in the dataset: the order is the same wherever it lies. Where a split has no
+    metadata of its own, it has those rows of the metadata `above` the splits that name an image of it.
 
     Raises:
         UserError: for archives, for files of metadata that cannot be read, and if there is no image.
@@ -100,11 +111,15 @@ def open_image_folder(dataset: str, files: Sequence[str]) -> ImageFolder:
         raise UserError(f"dataset {dataset!r}: has archives of images ({(archives or files)[0]}): unpack them first")
 
     paths = {_name(dataset, file): file for file in sorted(set(files))}
-    described = [name for name in paths if posixpath.basename(name) in _METADATA]
+    described = [name for name in paths if posixpath.basename(name) in METADATA]
+    of_all_splits = not described
+    if of_all_splits:
+        paths |= {_name(dataset, file): file for file in sorted(above)}
+        described = [name for name in paths if posixpath.basename(name) in METADATA]
     images = {
         name: ImageFile(name, path, stamp_of(path))
         for name, path in paths.items()
-        if posixpath.basename(name) not in _METADATA
+        if posixpath.basename(name) not in METADATA
     }
     if len({posixpath.basename(name) for name in described}) > 1:
         raise UserError(
@@ -113,18 +128,13 @@ def open_image_folder(dataset: str, files: Sequence[str]) -> ImageFolder:
     rows: list[tuple[str, Row | BadRow]] = []
     for name in described:
         try:
-            rows += _described(name, paths[name], images)
+            found = _described(name, paths[name], images)
+            rows += [row for row in found if not (of_all_splits and _is_of_another_split(row[1], dataset))]
         except OF_THE_PROGRAM:
             raise
         except Exception as error:  # files of others can be wrong in any way
             raise UserError(f"dataset {dataset!r}: {name} cannot be read ({first_line(error)})") from error
     if not described:
-        above = next((name for name in _METADATA if os.path.isfile(os.path.join(dataset, name))), None)
-        if above is not None:
-            raise UserError(
-                f"dataset {dataset!r}: its {above} lies above the folders of the splits, and is of none: put one "
-                "beside the images of each"
-            )
         rows += _labelled(images)
     if not rows:
         raise UserError(f"dataset {dataset!r}: has no image")
@@ -135,6 +145,13 @@ def open_image_folder(dataset: str, files: Sequence[str]) -> ImageFolder:
     names = tuple(f"images of {dataset} (part {index + 1} of {len(shards)})" for index in range(len(shards)))
     notes = _notes(images, [row for _, row in rows]) if described else ()
     return ImageFolder(names, tuple(map(tuple, shards)), notes)
+
+
+def _is_of_another_split(row: Row | BadRow, dataset: str) -> bool:
+    """Whether a row is bad only because its image is not of this split, but is there."""
+    return (
+        isinstance(row, NoImage) and not row.name.startswith("..") and os.path.isfile(os.path.join(dataset, row.name))
+    )
 
 
 def _notes(images: Mapping[str, ImageFile], rows: Sequence[Row | BadRow]) -> tuple[str, ...]:
@@ -165,15 +182,15 @@ def _labelled(images: Mapping[str, ImageFile]) -> Iterator[tuple[str, Row | BadR
 
 
 def _described(name: str, path: str, images: Mapping[str, ImageFile]) -> Iterator[tuple[str, Row | BadRow]]:
-    def read(start: int) -> Iterator[tuple[int, Row | BadRow]]:
-        if name.endswith(".parquet"):
-            return read_parquet(path, start, ())
-        return read_json(path, start) if name.endswith(".jsonl") else read_csv(path, start, ",")
-
+    formats = {".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+    read = open_rows(path, formats[PurePosixPath(name).suffix]).read
     for number, row in retried(name, read, 0) if "://" in path else read(0):
         found = row if isinstance(row, BadRow) else _with_files(row, posixpath.dirname(name), images)
-        if isinstance(found, BadRow):
-            found = BadRow(found.field, f"{name}, row {number + 1}: {found.reason}")
+        place = f"{name}, row {number + 1}"
+        if isinstance(found, NoImage):
+            found = NoImage(found.field, f"{place}: {found.reason}", found.name)
+        elif isinstance(found, BadRow):
+            found = BadRow(found.field, f"{place}: {found.reason}", found.way_out)
         yield f"{name}:{number}", found
 
 
@@ -186,7 +203,7 @@ def _with_files(row: Row, folder: str, images: Mapping[str, ImageFile]) -> Row |
             continue
         name = posixpath.normpath(posixpath.join(folder, str(value)))
         if name not in images:
-            return BadRow(column, f"{shown(value)} is no image of this dataset")
+            return NoImage(column, f"{shown(value)} is no image of this dataset", name)
         found["image" if column == _FILE_NAME else column.removesuffix(f"_{_FILE_NAME}")] = images[name]
     if "image" not in found:
         return BadRow(_FILE_NAME, "no such column: it has to name the image")

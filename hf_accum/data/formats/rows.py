@@ -1,27 +1,24 @@
-"""Rows of single files: JSON lines, CSV, Parquet, each row by itself, so that a bad one is bad alone."""
+"""Rows of JSON lines and Parquet, each row by itself, so that a bad one is bad alone."""
 
-import codecs
-import csv
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
-import fsspec
-
+from hf_accum.data.formats.opening import content_of, encoding_by, head_of, opened, text_of_file, wrong_encoding
 from hf_accum.errors import UserError, first_line, shortened
 
 Row = Mapping[str, Any]
 
 
 class BadRow(UserError):
-    """A row that cannot be used: which field, and why."""
+    """A row that cannot be used: which field, and why; and the way out, where it is another than to mend the row."""
 
-    def __init__(self, field: str, reason: str) -> None:
+    def __init__(self, field: str, reason: str, way_out: str = "") -> None:
         super().__init__(f"field {field!r}: {reason}" if field else reason)
         self.field = field
         self.reason = reason
+        self.way_out = way_out
 
 
 class BadColumn(BadRow):
@@ -56,64 +53,47 @@ def check_unicode(column: str, text: str) -> None:
         raise BadRow(column, "not UTF-8 (a lone surrogate)") from None
 
 
-def opened(file: str, mode: str, **how: Any) -> AbstractContextManager[Any]:
-    """A file for reading, local or of a hub."""
-    if "://" not in file:  # a path as it is: fsspec would take a part of some for a protocol
-        return fsspec.filesystem("file").open(file, mode, **how)
-    return fsspec.open(file, mode, **how)  # type: ignore[return-value] (fsspec leaves open which)
-
-
 def read_json(file: str, start: int) -> Iterator[tuple[int, Row | BadRow]]:
     """The rows of a file of JSON lines, or of one JSON array, from a number on."""
-    with opened(file, "rb", compression="infer") as lines:
-        first = lines.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
-        lines.seek(0)
-        if first.startswith(b"["):  # one JSON array: it has to be read whole
-            for number, value in enumerate(json.load(lines)):
-                if number >= start:
-                    yield number, _json_row(value)
-            return
-        for number, line in enumerate(lines):
-            if number < start or not line.strip():
-                continue
-            try:
-                yield number, _json_row(json.loads(line.decode("utf-8-sig" if number == 0 else "utf-8")))
-            except UnicodeDecodeError as error:
-                yield number, BadRow("", f"not UTF-8 (byte {error.start + 1} of the line)")
-            except json.JSONDecodeError as error:
-                yield number, BadRow("", f"not JSON ({error.msg}, column {error.colno})")
-            except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep
-                yield number, BadRow("", f"not JSON that can be read ({first_line(error)})")
+    head = head_of(file)
+    if is_array(head):  # it has to be read whole
+        with content_of(file) as content:
+            values = json.load(content)
+        yield from ((number, _json_row(value)) for number, value in enumerate(values) if number >= start)
+        return
+    for number, line in enumerate(_lines(file, encoding_by(head))):
+        if number < start or not line.strip():
+            continue
+        try:
+            yield number, _json_row(json.loads(line.decode("utf-8-sig" if number == 0 else "utf-8")))
+        except UnicodeDecodeError as error:
+            escaped = line.decode("utf-8", "surrogateescape")
+            reason = f"not UTF-8 (byte {error.start + 1} of the line)"
+            yield number, BadRow("", reason, wrong_encoding(file, escaped))
+        except json.JSONDecodeError as error:
+            yield number, BadRow("", f"not JSON ({error.msg}, column {error.colno})")
+        except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep
+            yield number, BadRow("", f"not JSON that can be read ({first_line(error)})")
+
+
+def is_array(head: bytes) -> bool:
+    """Whether a file of JSON that begins so is one array, not an object in each line."""
+    return head.decode(encoding_by(head), "replace").lstrip().startswith("[")
+
+
+def _lines(file: str, encoding: str) -> Iterator[bytes]:
+    """The lines in UTF-8, whatever they are stored in."""
+    if encoding.startswith("utf-8"):
+        with content_of(file) as content:
+            yield from content
+        return
+    with text_of_file(file, encoding) as text:
+        for line in text:
+            yield line.encode("utf-8", "surrogatepass")
 
 
 def _json_row(value: Any) -> Row | BadRow:
     return value if isinstance(value, dict) else BadRow("", f"a JSON {type(value).__name__}, not an object")
-
-
-def read_csv(file: str, start: int, separator: str) -> Iterator[tuple[int, Row | BadRow]]:
-    """The rows of a CSV file, from a number on, each value a text."""
-    csv.field_size_limit(2**31 - 1)  # clinical notes are longer than the 128 KiB that csv allows
-    # Bytes that are not UTF-8 come through as lone surrogates, so that only their own row is bad.
-    how = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
-    with opened(file, "rt", compression="infer", **how) as lines:
-        header = next(filter(None, csv.reader(lines, delimiter=separator)), [])  # blank lines are no rows
-        if len(set(header)) < len(header):
-            raise UserError(f"two columns have the same name: {', '.join(header)}")
-        reader = csv.DictReader(lines, header, delimiter=separator, restkey="", restval=None)
-        for number, row in enumerate(reader):
-            if number >= start:
-                yield number, _csv_row(row)
-
-
-def _csv_row(row: dict[str, Any]) -> Row | BadRow:
-    if "" in row and isinstance(row[""], list):
-        return BadRow("", f"{len(row[''])} more fields than the header")
-    for field, value in row.items():
-        if value is None:
-            return BadRow(field, "missing: the row has fewer fields than the header")
-        if any("\udc80" <= character <= "\udcff" for character in value):
-            return BadRow(field, "not UTF-8")
-    return row
 
 
 def read_parquet(file: str, start: int, columns: Sequence[str]) -> Iterator[tuple[int, Row | BadRow]]:

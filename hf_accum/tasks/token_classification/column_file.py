@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from itertools import groupby
 
-from hf_accum.data.formats.rows import BadRow, Row, opened
+from hf_accum.data.formats.opening import opened
+from hf_accum.data.formats.rows import BadRow, Row
 from hf_accum.errors import UserError, shown
 from hf_accum.tasks.token_classification.tags import split_tag
 

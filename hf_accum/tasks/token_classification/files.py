@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hf_accum.data.dataset_files import check_inside
 from hf_accum.data.source import Source, of_files, open_source
@@ -30,7 +31,16 @@ class Columns:
     text: str
     entities: str | None
 
-    def open(self, dataset: str, split: str, *, columns: Sequence[str] = (), revision: str | None = None) -> Source:
+    def open(
+        self,
+        dataset: str,
+        split: str,
+        *,
+        columns: Sequence[str] = (),
+        revision: str | None = None,
+        config: str | None = None,
+        **how: Any,
+    ) -> Source:
         """Open a BRAT folder, CoNLL files (one, or a folder of them), or any other dataset, as `open_source` does.
 
         Raises:
@@ -38,7 +48,9 @@ class Columns:
         """
         texts, files = _brat_texts(dataset), _column_files(dataset)
         if not texts and not files:
-            return open_source(dataset, split, columns=columns, revision=revision)
+            return open_source(dataset, split, columns=columns, revision=revision, config=config, **how)
+        if config is not None:
+            raise UserError(f"`dataset_config` {config}: has to be left out with {dataset}, which describes none")
         if revision is not None:
             raise UserError(f"`dataset_revision` {revision}: has to be left out with a local dataset ({dataset})")
         if texts:

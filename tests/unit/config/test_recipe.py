@@ -23,6 +23,8 @@ FLAGS = {
     "Data": """
         dataset: str | None = None
         dataset_revision: str | None = None
+        dataset_config: str | None = None
+        csv_quoting: 'auto' | 'standard' | 'backslash' | 'none' = 'auto'
         train_split: str = 'train'
         eval_split: str | None = None
         eval_fraction: float = 0.1
@@ -32,6 +34,7 @@ FLAGS = {
         shuffle_block_size: int = 10000
         stream_split: 'examples' | 'shards' = 'examples'
         on_bad_row: 'error' | 'skip' = 'error'
+        max_skipped_share: float = 0.05
     """,
     "LoRA": """
         lora: LoraConfig = LoraConfig(rank=16, alpha=32.0, dropout=0.0, target_modules='all-linear')

@@ -138,7 +138,7 @@ def test_a_dataset_of_the_hub_is_of_the_revision_that_was_asked_for(monkeypatch:
     monkeypatch.setattr(datasets, "load_dataset_builder", builder)
     with pytest.raises(ValueError, match="ConnectionError: offline"):
         open_source("me/notes", "train", revision="abc")
-    assert asked == [{"path": "me/notes", "data_files": None, "revision": "abc"}]
+    assert asked == [{"path": "me/notes", "revision": "abc"}]
 
 
 def test_a_local_dataset_has_no_revisions(tmp_path: Path) -> None:

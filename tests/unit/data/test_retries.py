@@ -94,10 +94,10 @@ def test_files_of_a_network_are_read_so_and_local_ones_are_not(slept: list[float
             raise ConnectionError("gone")
         yield 2, {"text": "end"}
 
-    remote = source._of_files(["hf://datasets/me/notes@abc/a.jsonl"], read, {})
+    remote = source.of_files(["hf://datasets/me/notes@abc/a.jsonl"], read, {})
     assert [number for number, _ in remote.read(0, 0)] == [0, 1, 2]
     assert len(slept) == 1
-    local = source._of_files(["/data/a.jsonl"], read, {})
+    local = source.of_files(["/data/a.jsonl"], read, {})
     with pytest.raises(ValueError, match=r"a.jsonl: cannot be read after row 2 .*gone"):
         list(local.read(0, 0))
     assert len(slept) == 1

@@ -187,12 +187,60 @@ def test_images_that_metadata_does_not_name_are_counted(tmp_path: Path) -> None:
     config = RecipeConfig(max_steps=1, num_epochs=None)
     how: Any = {"image_column": "image", "mask_column": "mask", "label_names": ("no", "yes"), "ignore_index": 255}
     opened = open_masked_images(str(tmp_path), OneRank(), config, **how)
-    assert opened.notes == ["left out: 2 images that no good row of metadata names (c.png)"]
+    assert list(opened.notes_of_files) == ["left out: 2 images that no good row of metadata names (c.png)"]
 
 
-def test_metadata_above_the_folders_of_splits_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_metadata_above_the_folders_of_splits_is_that_of_each(tmp_path: Path, form: str) -> None:
+    """A row that names no image at all is bad in each of them."""
+    data = tmp_path / "data"
+    for split in ("train", "test"):
+        write_folder(data / split)
+    (tmp_path / "outside.png").write_bytes(stored(noise()))
+    names = [*(f"{split}/cat/{n}.png" for split in ("train", "test") for n in (0, 2, 4)), "x.png", "../outside.png"]
+    if form == "csv":
+        (data / "metadata.csv").write_text("file_name,label\n" + "".join(f"{name},a\n" for name in names))
+    else:
+        lines = [json.dumps({"file_name": name, "label": "a"}) for name in names]
+        (data / "metadata.jsonl").write_text("\n".join(lines))
+    for split in ("train", "test"):
+        rows = rows_of(data, split)
+        good = [row for row in rows if isinstance(row, dict)]
+        assert sorted(row["image"].name for row in good) == [f"{split}/cat/{n}.png" for n in (0, 2, 4)]
+        assert {row["label"] for row in good} == {"a"}
+        bad = sorted(str(row) for row in rows if isinstance(row, BadRow))
+        assert [text.partition(": ")[2].partition(" is")[0] for text in bad] == [
+            f"metadata.{form}, row 7: 'x.png'",
+            f"metadata.{form}, row 8: '../outside.png'",
+        ]
+        assert open_source(str(data), split).notes == (
+            "left out: 3 images that no good row of metadata names (" + f"{split}/dog/1.png)",
+        )
+
+
+def test_metadata_of_a_split_is_stronger_than_that_above(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write_folder(tmp_path / split)
     (tmp_path / "metadata.csv").write_text("file_name,label\ntrain/cat/0.png,a\n")
-    with pytest.raises(ValueError, match=r"its metadata.csv lies above the folders of the splits"):
-        open_source(str(tmp_path), "train")
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,label\ncat/2.png,b\n")
+    assert [(row["image"].name, row["label"]) for row in rows_of(tmp_path)] == [("train/cat/2.png", "b")]
+
+
+def test_words_in_the_names_of_images_make_no_split(tmp_path: Path) -> None:
+    """60 images in two folders of classes, of which some have names as files of splits have."""
+    for number in range(60):
+        folder = tmp_path / ("cat", "dog")[number % 2]
+        folder.mkdir(exist_ok=True)
+        odd = {
+            0: "train.png",
+            11: "train-3.png",
+            20: "a_train_b.png",
+            31: "test.png",
+            40: "val 1.png",
+            55: "x-dev.png",
+        }
+        (folder / odd.get(number, f"{number}.png")).write_bytes(stored(noise(4, 4)))
+    assert Counter(row["label"] for row in rows_of(tmp_path)) == {"cat": 30, "dog": 30}
+    source = open_source(str(tmp_path), "train")
+    assert source.splits == ("train",)
+    assert source.notes == ()

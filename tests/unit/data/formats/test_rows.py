@@ -234,7 +234,7 @@ def test_bad_csv_rows(tmp_path: Path, kind: str, compressed: bool) -> None:
 
 def test_a_csv_file_without_the_label_column(tmp_path: Path) -> None:
     source = open_source(write(tmp_path, "rows.csv", b",text\n0,a\n1,b\n"), "train")
-    with pytest.raises(ValueError, match=r"rows.csv, row 1: field 'label': no such column; the row has , text;"):
+    with pytest.raises(ValueError, match=r"rows.csv, row 1: field 'label': no such column; the row has text;"):
         prepared(source)
     bad_rows: Counter[str] = Counter()
     assert list(good_rows(source, 0, 0, prepare, "skip", bad_rows)) == []

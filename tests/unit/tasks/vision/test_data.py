@@ -101,7 +101,7 @@ def test_a_damaged_image_of_one_split_leaves_that_of_the_same_name_in_the_other(
     write_folder(data / "train")
     write_folder(data / "validation")
     (data / "validation" / "cat" / "2.png").write_bytes(b"broken")
-    config = RecipeConfig(num_epochs=1, eval_split="validation", on_bad_row="skip")
+    config = RecipeConfig(num_epochs=1, eval_split="validation", on_bad_row="skip", max_skipped_share=0.1)
     how: Any = {"image_column": "image", "label_column": "label", "label_names": ()}
     opened = open_labelled_images(str(data), OneRank(), config, **how)
     assert [reason.partition(" is damaged")[0] for reason in opened.bad_rows] == [
