@@ -12,6 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
+from hf_accum.data.skipped_rows import SkippedRows
 from hf_accum.data.source import Row, Source, good_rows
 from hf_accum.errors import UserError
 from hf_accum.seeding import derive_seed
@@ -80,6 +81,8 @@ class Order(Generic[T]):
     block_size: int
     on_bad_row: Literal["error", "skip"] = "error"
     of_ranks: tuple[int, int] | None = None
+    max_skipped_share: float | None = None
+    """Of the rows of a pass, the most that may be bad; None: any."""
 
     def blocks(self, epoch: int, place: Place = START) -> Iterator[Block[T]]:
         """The blocks of an epoch, from a place in it on; then, if bad rows follow the last one, one without items.
@@ -87,8 +90,9 @@ class Order(Generic[T]):
         Bad rows of the block of the place itself were counted when it was first read, and are not again.
 
         Raises:
-            UserError: for a bad row, unless they are skipped.
+            UserError: for a bad row, unless they are skipped; if too many are.
         """
+        skipped_rows = None if self.max_skipped_share is None else SkippedRows(self.max_skipped_share)
         shards = self._shards(epoch)
         number = place.block
         start = Place(epoch, number, place.shard, place.row)
@@ -109,7 +113,7 @@ class Order(Generic[T]):
         for index in range(place.shard, len(shards)):
             shard = shards[index]
             first_row = place.row if index == place.shard else 0
-            rows = good_rows(self.source, shard, first_row, self.prepare, self.on_bad_row, bad_rows)
+            rows = good_rows(self.source, shard, first_row, self.prepare, self.on_bad_row, bad_rows, skipped_rows)
             for row, prepared in rows:
                 items.append((f"{shard}:{row}", prepared))
                 end = (index, row + 1)
@@ -118,6 +122,8 @@ class Order(Generic[T]):
                     number += 1
                     start, items, skipped = Place(epoch, number, *end), [], 0
                     bad_rows.clear()
+        if skipped_rows is not None and place == START:
+            skipped_rows.check()
         if items or bad_rows:
             yield block()
 

@@ -44,6 +44,8 @@ class WindowStream(Generic[T]):
 
     `draw(example, epoch)` draws what is random in an example (what is masked, say) anew in each pass.
 
+    Where rows are skipped that are bad, and are more than `max_skipped_share` of all, that is an error.
+
     With `balance`, which gives the predicted times of micro-batches on this rank at a step, the examples of a window
     are evened out over the ranks.
 
@@ -72,6 +74,7 @@ class WindowStream(Generic[T]):
         split: Split = "examples",
         shuffle_block_size: int = 10_000,
         on_bad_row: Literal["error", "skip"] = "error",
+        max_skipped_share: float | None = None,
         prefetch_windows: int = 4,
         skip_weightless: bool = True,
         draw: Callable[[Example, int], Example] | None = None,
@@ -109,6 +112,7 @@ class WindowStream(Generic[T]):
             shuffle_block_size,
             on_bad_row,
             of_ranks=(ranks.index, ranks.count) if split == "shards" else None,
+            max_skipped_share=max_skipped_share,
         )
         self._group = ranks.new_group()
         self._is_running = False
