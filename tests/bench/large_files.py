@@ -1,8 +1,8 @@
 """What a large file costs before the first step: a million rows of csv.gz, and a hundredth of them.
 
 Resident memory and seconds of the parts, each in a process of its own: opening the file, the survey (which finds
-labels and number of rows), the stream up to its first window and to its end, and the recipe with `--max_steps 1` and a
-tiny BERT up to its first step.
+labels and number of rows), the stream up to its first window and to its end, and the recipe with `--max_steps 1` and
+a tiny BERT up to its first step.
 
     python tests/bench/large_files.py
 """
@@ -74,7 +74,7 @@ def part(name: str, file: str) -> dict[str, Any]:
 def recipe(file: Path, folder: Path, *flags: str) -> dict[str, Any]:
     """The recipe up to its first step: seconds of the whole process, and its peak."""
     command = [sys.executable, "-m", "recipes.clinical_classification", f"--dataset={file}", *flags]
-    command += [f"--output_dir={folder / 'run'}", "--max_steps=1", "--micro_batch_size=8", "--max_length=64"]
+    command += [f"--output_dir={folder / 'run'}", "--max_steps=1", "--micro_batch_size=8", "--max_length=20"]
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     peak = 0

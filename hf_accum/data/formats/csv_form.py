@@ -8,6 +8,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from hf_accum.data.formats.opening import (
@@ -56,7 +57,7 @@ class CsvForm:
     notes: tuple[str, ...] = ()
     """What the user should know of it."""
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The columns that a row has."""
         return tuple(name for name in self.columns if name is not None)
