@@ -194,7 +194,7 @@ def _of_folder(dataset: str, split: str, columns: Sequence[str], quoting: Quotin
     if found.kind == "others":
         data_files = {name: [glob.escape(file) for file in files] for name, files in found.splits.items()}
         is_plain = not os.path.exists(os.path.join(dataset, "README.md"))  # or it describes the columns of its files
-        source = _of_library(dataset, split, columns, quoting, data_files=data_files if is_plain else None)
+        source = _of_library(dataset, split, columns, quoting, data_files=(data_files or None) if is_plain else None)
         return replace(source, notes=(*source.notes, *found.notes))
     _check_split(dataset, split, splits)
     root = os.path.realpath(dataset)

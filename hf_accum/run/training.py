@@ -302,7 +302,7 @@ class Training:
             split=config.stream_split,
             shuffle_block_size=config.shuffle_block_size,
             on_bad_row=config.on_bad_row,
-            max_skipped_share=config.max_skipped_share if self._data.num_train is None else None,  # else it is known
+            max_skipped_share=config.max_skipped_share if data.num_train is None else None,  # else it is known
             draw=draw,
             balance=self.capacity.speed_at_step if config.balance_ranks else None,
             stopping=self._run.stop.is_asked,

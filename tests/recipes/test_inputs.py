@@ -86,7 +86,7 @@ def test_what_needs_no_data_is_said_before_the_data_is_read(
         ({"dataset": "notes", "dataset_revision": "abc"}, "--dataset_revision abc: has to be left out"),
         ({"dataset": "script"}, "has a loading script, script.py, which is code and is not run"),
         ({"dataset": "outside"}, "names a file outside of it"),
-        ({"text_column": "note"}, "no such column"),
+        ({"text_column": "note"}, "has no column 'note'"),
     ],
 )
 def test_a_dataset_that_cannot_be_used_is_said_before_the_model_is_loaded(

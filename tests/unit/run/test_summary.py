@@ -17,7 +17,13 @@ from hf_accum.tuner.search import Tuning
 def describe(accelerator: Accelerator, config: RecipeConfig | None = None, **changes: Any) -> str:
     model = nn.Sequential(nn.Linear(99, 10, bias=False), nn.Linear(10, 1, bias=False))
     model[0].weight.requires_grad_(False)
-    of_data: dict[str, Any] = {"num_train": 100, "num_held_out": 11, "bad_rows": {}, "notes": []}
+    of_data: dict[str, Any] = {
+        "num_train": 100,
+        "num_held_out": 11,
+        "bad_rows": {},
+        "notes": [],
+        "notes_of_files": (),
+    }
     of_data |= {name: changes.pop(name) for name in of_data if name in changes}
     trainable: Any = SimpleNamespace(
         model=changes.pop("model", model), base=None, new_modules=changes.pop("new_modules", ())
@@ -89,8 +95,9 @@ def test_a_pass_of_a_handful_of_steps_is_said(accelerator: Accelerator, num_trai
 
 
 def test_notes_on_the_data_are_said(accelerator: Accelerator) -> None:
-    said = describe(accelerator, notes=["no row to train on has the label ear, nose"])
-    assert "note       no row to train on has the label ear, nose\n" in said
+    left_out = "left out: 1 file in the folder, codes.doc"
+    said = describe(accelerator, notes=["no row to train on has the label ear, nose"], notes_of_files=(left_out,))
+    assert f"note       {left_out}\nnote       no row to train on has the label ear, nose\n" in said
     assert "note" not in describe(accelerator, num_train=640)
 
 
