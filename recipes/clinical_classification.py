@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import OpenUnitInterval
 
 from hf_accum import recipe  # its parts are imported when they are used: help and a wrong flag need no torch
-from hf_accum.config.validation import number
+from hf_accum.config.validation import COUNT_OR_NULL, number
 from hf_accum.tasks.flags import ClassWeights, LabelFormat, Pooling, PositiveWeights, Problem, check_classification
 from recipes.embedded.icd import icd_chapters
 from recipes.embedded.models import minilm
@@ -53,8 +53,9 @@ class ClinicalClassificationConfig(recipe.RecipeConfig):
     positive_weights: PositiveWeights = field(default_factory=list)
     """What the loss of a present label is multiplied by, a number for each label, or balanced: texts without it
     divided by those with it (multi_label_classification)."""
-    label_smoothing: float = 0.0
-    """Share of the target spread evenly over the classes (single_label_classification)."""
+    label_smoothing: float | None = None
+    """Share of the target spread evenly over the classes (single_label_classification); null: 0, or what belongs to
+    an embedded dataset."""
     tune_thresholds: bool = False
     """For each label the probability from which on it counts as predicted is the one of the best F1 on a part that
     is not trained on; false: 0.5 (multi_label_classification)."""
@@ -62,6 +63,10 @@ class ClinicalClassificationConfig(recipe.RecipeConfig):
     """Probabilities are made to say how often one is right, by one number that is fitted on that part."""
     calibration_fraction: float = field(default=0.1, metadata=number((OpenUnitInterval, "between 0 and 1")))
     """The share of the groups to train on that is kept as that part, where one of the two asks for it."""
+    baselines: bool = False
+    """Tell in the end what simple methods reach on the same split: a bag of words, and the untrained encoder."""
+    num_epochs: int | None = field(default=3, metadata=COUNT_OR_NULL)
+    """Passes over the data; null: as many as max_steps takes."""
     extra_metrics: list[str] | str = field(default_factory=list)
     """Metrics of the hub beside the shipped ones, by name. They are code, and need trust_remote_code."""
 
@@ -79,9 +84,11 @@ class ClinicalClassificationConfig(recipe.RecipeConfig):
 def train(config: ClinicalClassificationConfig):
     """Train; returns the figures of the held-out part: loss, accuracy and F1, or those of the problem."""
     from hf_accum import accumulate
+    from hf_accum.tasks.text_classification.baselines import compare_with_baselines
     from hf_accum.tasks.text_classification.positive_weights import notes_of_weights
 
     run = recipe.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
+    config, _ = recipe.with_dataset(config, run.ranks, embedded(config))
     data = open_data(config, run.ranks)  # read once, before any weight: its labels, its size, its bad rows
     tokenizer = recipe.load_tokenizer(config.model or minilm(), config.trust)
     task = task_of(config, data.labels, tokenizer, data.label_counts, data.num_train)
@@ -103,7 +110,10 @@ def train(config: ClinicalClassificationConfig):
                 scheduler.step()
             optimizer.zero_grad()
             training.step_done(window, grad_norm)
-        return training.finish()
+        figures = training.finish()
+    if config.baselines and run.ranks.index == 0:
+        compare_with_baselines(config, data, task, config.model or minilm(), figures)
+    return figures
 
 
 def task_of(
@@ -120,7 +130,7 @@ def task_of(
         labels,
         class_weights=config.class_weights,
         positive_weights=config.positive_weights,
-        label_smoothing=config.label_smoothing,
+        label_smoothing=config.label_smoothing or 0.0,
         label_counts=counts,
         num_examples=num_examples,
     )
@@ -163,14 +173,7 @@ def open_data(config: ClinicalClassificationConfig, ranks: "recipe.Ranks"):
     """The texts of the flags, or embedded ones: diagnoses and their chapters, or synopses and their inheritance."""
     from hf_accum.tasks.text_classification.data import open_labelled_texts
 
-    of_synopses = "modes" if config.problem == "multi_label_classification" else "inheritance"
-    diagnoses = {"label_column": "chapter", "group_column": "category", "eval_split": "test"}
-    embedded = {
-        "icd": recipe.Embedded(icd_chapters, diagnoses),
-        "icd-d": recipe.Embedded(lambda: icd_chapters("d"), diagnoses),
-        "synopses": recipe.Embedded(clinical_synopses, {"label_column": of_synopses, "group_column": "disease"}),
-    }
-    config, dataset = recipe.with_dataset(config, ranks, embedded)
+    config, dataset = recipe.with_dataset(config, ranks, embedded(config))
     return open_labelled_texts(
         dataset,
         ranks,
@@ -186,6 +189,18 @@ def open_data(config: ClinicalClassificationConfig, ranks: "recipe.Ranks"):
         or config.class_weights == "sqrt_balanced",
         calibration_fraction=config.calibration_fraction if config.calibrates else 0.0,
     )
+
+
+def embedded(config: ClinicalClassificationConfig) -> "dict[str, recipe.Embedded]":
+    """The datasets by name: diagnoses in two splits, each with what it is learned well by, and synopses."""
+    columns = {"label_column": "chapter", "group_column": "category", "eval_split": "test"}
+    diagnoses = columns | {"learning_rate": 2e-3, "label_smoothing": 0.1, "dropout": 0.0}
+    modes = "modes" if config.problem == "multi_label_classification" else "inheritance"
+    return {
+        "icd": recipe.Embedded(icd_chapters, diagnoses),
+        "icd-d": recipe.Embedded(lambda: icd_chapters("d"), diagnoses),
+        "synopses": recipe.Embedded(clinical_synopses, {"label_column": modes, "group_column": "disease"}),
+    }
 
 
 main = recipe.command(ClinicalClassificationConfig, train, __doc__)

@@ -10,7 +10,7 @@ from hf_accum.config.validation import COUNT, COUNT_OR_NULL, number, require
 _FINITE = (PositiveFloat, "a finite number above 0")
 # Beyond these nothing is learned: weights become infinite, or the gradient zero.
 _AT_MOST = (restricted_number_type(None, float, ("<=", 100.0)), "at most 100")
-_LEARNING_RATE = number(_FINITE, _AT_MOST)
+_LEARNING_RATE = 3e-4
 _LEARNING_RATE_OR_NULL = number(_FINITE, _AT_MOST, other=(None,))
 _DECAY = number((restricted_number_type(None, float, [(">", 0.0), ("<=", 1.0)]), "in (0, 1]"), other=(None,))
 _MAX_GRAD_NORM = number(_FINITE, (restricted_number_type(None, float, (">=", 1e-12)), "at least 1e-12"))
@@ -29,8 +29,8 @@ class OptimizationFlags:
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """8bit: its state in 2 bytes for each trained weight in the place of 8, by bitsandbytes; paged: on the host where
     a CUDA device has no room for it."""
-    learning_rate: float = field(default=3e-4, metadata=_LEARNING_RATE)
-    """The highest learning rate of the schedule."""
+    learning_rate: float | None = field(default=None, metadata=_LEARNING_RATE_OR_NULL)
+    """The highest learning rate of the schedule; null: 3e-4, or what belongs to an embedded dataset."""
     learning_rate_head: float | None = field(default=None, metadata=_LEARNING_RATE_OR_NULL)
     """That of the head; null: learning_rate."""
     layerwise_lr_decay: float | None = field(default=None, metadata=_DECAY)
@@ -53,6 +53,11 @@ class OptimizationFlags:
     max_nonfinite_skips: int = field(default=10, metadata=COUNT)
     """How many windows on_nonfinite skip may leave out before the run stops all the same."""
 
+    @property
+    def peak_learning_rate(self) -> float:
+        """The highest learning rate, whether it is given or not."""
+        return _LEARNING_RATE if self.learning_rate is None else self.learning_rate
+
 
 def check_optimization(config: OptimizationFlags) -> None:
     """Check how the flags of the optimization go together."""
@@ -64,8 +69,8 @@ def check_optimization(config: OptimizationFlags) -> None:
     )
     # A step multiplies a weight by 1 - learning_rate * weight_decay.
     require(
-        config.weight_decay * config.learning_rate < 1,
+        config.weight_decay * config.peak_learning_rate < 1,
         "weight_decay",
         config.weight_decay,
-        f"below 1 / learning_rate ({1 / config.learning_rate:g}): every step would turn the weights around",
+        f"below 1 / learning_rate ({1 / config.peak_learning_rate:g}): every step would turn the weights around",
     )

@@ -17,7 +17,8 @@ PREFIX = "embedded:"
 class Embedded:
     """A dataset that `make` makes where it is not there yet, returning its folder.
 
-    `flags` are what the flags of that name are with it, where they are not given: its columns, its split.
+    `flags` are what the flags of that name are with it, where they are not given: its columns, its split, what it
+    is learned well by.
     """
 
     make: Callable[[], str]
@@ -43,4 +44,4 @@ def with_dataset(config: C, ranks: Ranks, embedded: Mapping[str, Embedded]) -> t
     chosen = embedded[name]
     flags = {flag: value for flag, value in chosen.flags.items() if getattr(config, flag) is None}
     folder = on_all_ranks(ranks, chosen.make)[ranks.index]
-    return replace(config, **flags, dataset=folder), folder
+    return replace(config, **flags, dataset=dataset), folder

@@ -38,13 +38,13 @@ def build_optimizer(model: nn.Module, flags: OptimizationFlags) -> Optimizer:
         for (rate, decays), members in ordered
     ]
     if flags.optimizer == "adamw":
-        return AdamW(parameters, lr=flags.learning_rate, fused=True)
+        return AdamW(parameters, lr=flags.peak_learning_rate, fused=True)
     if find_spec("bitsandbytes") is None:
         raise UserError(f"`optimizer` {flags.optimizer}: needs bitsandbytes: pip install bitsandbytes")
     from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
 
     kind: Any = AdamW8bit if flags.optimizer == "adamw_8bit" else PagedAdamW8bit
-    return kind(parameters, lr=flags.learning_rate)
+    return kind(parameters, lr=flags.peak_learning_rate)
 
 
 def make_state(optimizer: Optimizer) -> None:
@@ -92,7 +92,7 @@ def learning_rates(model: nn.Module, flags: OptimizationFlags) -> dict[str, floa
     """
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if flags.learning_rate_head is None and flags.layerwise_lr_decay is None:
-        return dict.fromkeys(trained, flags.learning_rate)
+        return dict.fromkeys(trained, flags.peak_learning_rate)
     parts = Parts.of(model)
     if flags.learning_rate_head is not None and not any(map(parts.is_head, trained)):
         raise UserError(
@@ -108,7 +108,7 @@ def learning_rates(model: nn.Module, flags: OptimizationFlags) -> dict[str, floa
         if parts.is_head(name) and flags.learning_rate_head is not None:
             rates[name] = flags.learning_rate_head
         else:
-            rates[name] = flags.learning_rate * decay ** parts.layers_above(name)
+            rates[name] = flags.peak_learning_rate * decay ** parts.layers_above(name)
     return rates
 
 

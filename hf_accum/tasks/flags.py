@@ -26,7 +26,7 @@ def check_classification(config: Any) -> None:
     require(bool(config.label_separator), "label_separator", repr(config.label_separator), "not empty")
     code = bool(config.extra_metrics) and not config.trust_remote_code
     for holds, flag, rule in (
-        (0 <= config.label_smoothing < 1, "label_smoothing", "in [0, 1)"),
+        (0 <= (config.label_smoothing or 0) < 1, "label_smoothing", "in [0, 1)"),
         (len(set(labels)) == len(labels), "labels", "all different"),
         (not code, "extra_metrics", "left out without `trust_remote_code`: metrics of the hub are code"),
         (len(labels) != 1, "labels", "at least 2 names"),
@@ -36,6 +36,7 @@ def check_classification(config: Any) -> None:
         (multi or not config.tune_thresholds, "tune_thresholds", f"false for {problem}"),
         (problem != "regression" or not config.temperature_scaling, "temperature_scaling", f"false for {problem}"),
         (problem != "regression" or not labels, "labels", "empty for regression"),
+        (problem != "regression" or not config.baselines, "baselines", "false for regression"),
         (
             multi or isinstance(columns, str | None) or len(columns) == 1,
             "label_column",

@@ -14,7 +14,7 @@ from hf_accum.data.source import BadRow, Row, Source, good_rows
 from hf_accum.tasks.labels import LabelColumn
 from hf_accum.tasks.tokenization import text_of
 
-LABELS = LabelColumn("label", "single_label_classification", ("no", "yes"))
+LABELS = LabelColumn("label", "single_label_classification", ("no", "yes"), codes=("0", "1"))
 
 
 def prepare(row: Row) -> tuple[str, Any]:

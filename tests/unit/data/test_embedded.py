@@ -25,7 +25,7 @@ EMBEDDED = {
 
 def test_the_first_is_the_default_with_its_flags() -> None:
     config, folder = with_dataset(Config(), ALONE, EMBEDDED)
-    assert folder == config.dataset == "folder-1"
+    assert (folder, config.dataset) == ("folder-1", "embedded:first")
     assert (config.label_column, config.group_column, config.eval_split) == ("chapter", "category", "test")
 
 

@@ -20,6 +20,7 @@ def describe(accelerator: Accelerator, config: RecipeConfig | None = None, **cha
     of_data: dict[str, Any] = {
         "num_train": 100,
         "num_held_out": 11,
+        "num_calibration": None,
         "bad_rows": {},
         "notes": [],
         "notes_of_files": (),

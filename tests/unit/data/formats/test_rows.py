@@ -166,7 +166,7 @@ BAD_OBJECTS: dict[str, tuple[Any, str, str]] = {  # the row, its bad field, a pa
     "blank text": (GOOD | {"text": " \n\t\u00a0"}, "text", "empty text"),
     "a number as text": (GOOD | {"text": 7}, "text", "7 is a int, not a text"),
     "half a surrogate pair": (GOOD | {"text": "a\ud83d"}, "text", "not UTF-8"),
-    "unknown label": (GOOD | {"label": "maybe"}, "label", "'maybe' is out of range: it is none of no, yes"),
+    "unknown label": (GOOD | {"label": "maybe"}, "label", "'maybe' is out of range: it is none of 0=no, 1=yes"),
     "label number too high": (GOOD | {"label": 2}, "label", "'2' is out of range"),
     "label number below 0": (GOOD | {"label": -1}, "label", "'-1' is out of range"),
     "broken label number": (GOOD | {"label": 0.5}, "label", "0.5 is neither the name nor the number"),
