@@ -44,6 +44,7 @@ def part(name: str, file: str) -> dict[str, Any]:
     from hf_accum.data.source import open_source
     from hf_accum.data.split import open_split
     from hf_accum.data.stream import WindowStream
+    from hf_accum.data.survey import Observed
     from hf_accum.distributed.ranks import OneRank
 
     open_source(file, "train")  # so that imports are not measured
@@ -53,7 +54,9 @@ def part(name: str, file: str) -> dict[str, Any]:
         open_source(file, "train", columns=("text", "label"))
     elif name == "survey":
         data = open_split(file, ["text", "label"], RecipeConfig(), group_column="text")
-        data.surveyed(lambda row: ((row["label"],), (row["text"], row["label"])), OneRank(), "error")
+        data.surveyed(
+            lambda row: Observed((row["label"],), (row["text"], row["label"]), row["text"]), OneRank(), "error"
+        )
     else:
         stream = WindowStream(
             open_source(file, "train"),

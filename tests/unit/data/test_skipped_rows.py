@@ -11,6 +11,7 @@ from row_files import GOOD, as_jsonl, write
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import BadRow, Row, Source
 from hf_accum.data.split import SplitData, open_split
+from hf_accum.data.survey import Observed
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.tasks.tokenization import text_of
 
@@ -20,7 +21,7 @@ def opened(folder: Path, num_rows: int, num_bad: int, **flags: Any) -> SplitData
     file = write(folder, "rows.jsonl", as_jsonl(rows))
     config = RecipeConfig(on_bad_row="skip", **flags)
     data = open_split(file, ["text", "label"], config, group_column="patient")
-    return data.surveyed(lambda row: ((), text_of(row, "text")), OneRank(), "skip")
+    return data.surveyed(lambda row: Observed((), text_of(row, "text")), OneRank(), "skip")
 
 
 @pytest.mark.parametrize(("num_bad", "share"), [(2, 0.05), (0, 0.0), (20, 0.5), (4, 0.1)])

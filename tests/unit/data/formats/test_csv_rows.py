@@ -13,6 +13,7 @@ from row_files import as_csv, check_bad_row, prepare, read_all, write
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import good_rows, open_source
 from hf_accum.data.split import open_split
+from hf_accum.data.survey import Observed
 from hf_accum.distributed.ranks import OneRank
 
 
@@ -102,7 +103,7 @@ def test_the_number_of_lines_within_fields_is_said(tmp_path: Path) -> None:
     rows = [["text", "label"], *([f"note {i}" + "\nmore" * (i % 3), ("yes", "no")[i % 2]] for i in range(60))]
     file = write(tmp_path, "rows.csv", as_csv(rows))
     data = open_split(file, ["text", "label"], RecipeConfig(), group_column="text")
-    data = data.surveyed(lambda row: ((row["label"],), row["text"]), OneRank(), "error")
+    data = data.surveyed(lambda row: Observed((row["label"],), row["text"]), OneRank(), "error")
     (note,) = data.notes_of_files
     assert note.startswith("60 lines of CSV lie within quoted fields")
 
