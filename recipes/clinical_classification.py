@@ -16,7 +16,16 @@ from jsonargparse.typing import OpenUnitInterval
 
 from hf_accum import recipe  # its parts are imported when they are used: help and a wrong flag need no torch
 from hf_accum.config.validation import COUNT_OR_NULL, number
-from hf_accum.tasks.flags import ClassWeights, LabelFormat, Pooling, PositiveWeights, Problem, check_classification
+from hf_accum.tasks.flags import (
+    ClassWeights,
+    LabelFormat,
+    Pooling,
+    PositiveWeights,
+    Problem,
+    check_classification,
+    check_text_columns,
+)
+from hf_accum.tasks.text_template import OnMissingText, TextTemplate
 from recipes.embedded.icd import icd_chapters
 from recipes.embedded.models import minilm
 from recipes.embedded.synopses import clinical_synopses
@@ -31,6 +40,12 @@ class ClinicalClassificationConfig(recipe.RecipeConfig):
 
     text_column: str = "text"
     """Column with the text."""
+    text_pair_column: str | None = None
+    """Column with a second text, which is read together with the first: a premise and its hypothesis, say."""
+    text_template: str | None = None
+    """A text of several columns, in the place of text_column: 'Age {age}: {note}', each column's name in braces."""
+    on_missing_text: OnMissingText = "error"
+    """A row without a value for the template is a bad row, or has nothing there (empty)."""
     label_column: str | list[str] | None = None
     """Column with the label; default: label, or that of the embedded dataset. Several, with commas between: one with
     0 or 1 for each label (multi_label_classification)."""
@@ -74,6 +89,17 @@ class ClinicalClassificationConfig(recipe.RecipeConfig):
         super().__post_init__()
         self.split_names("labels", "extra_metrics", *(["label_column"] if "," in (self.label_column or "") else []))
         check_classification(self)
+        check_text_columns(self)
+
+    @property
+    def template(self) -> TextTemplate | None:
+        """By which a row's text is written."""
+        return None if self.text_template is None else TextTemplate(self.text_template, self.on_missing_text)
+
+    @property
+    def read_column(self) -> str:
+        """Where a row's text stands in the end: what a template writes has a column of that name."""
+        return self.text_template or self.text_column
 
     @property
     def calibrates(self) -> bool:
@@ -85,12 +111,15 @@ def train(config: ClinicalClassificationConfig):
     """Train; returns the figures of the held-out part: loss, accuracy and F1, or those of the problem."""
     from hf_accum import accumulate
     from hf_accum.tasks.text_classification.baselines import compare_with_baselines
+    from hf_accum.tasks.text_classification.pairs import read_pairs
     from hf_accum.tasks.text_classification.positive_weights import notes_of_weights
 
     run = recipe.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
     config, _ = recipe.with_dataset(config, run.ranks, embedded(config))
     data = open_data(config, run.ranks)  # read once, before any weight: its labels, its size, its bad rows
     tokenizer = recipe.load_tokenizer(config.model or minilm(), config.trust)
+    if config.text_pair_column is not None:
+        read_pairs(tokenizer, run.planned.model, config.max_length)
     task = task_of(config, data.labels, tokenizer, data.label_counts, data.num_train)
     run.notes += notes_of_weights(data.labels.names, config.positive_weights, data.label_counts, data.num_train or 0)
     task.check_metrics(config.best_metric)
@@ -138,8 +167,9 @@ def task_of(
     how: dict[str, Any] = {
         "tune_thresholds": config.tune_thresholds,
         "temperature_scaling": config.temperature_scaling,
+        "pair_column": config.text_pair_column,
     }
-    return TextClassification(config.text_column, labels, objective, tokenizer, config.max_length, metrics, **how)
+    return TextClassification(config.read_column, labels, objective, tokenizer, config.max_length, metrics, **how)
 
 
 def spec_of(config: ClinicalClassificationConfig, labels: "LabelColumn") -> "recipe.ModelSpec":
@@ -178,9 +208,11 @@ def open_data(config: ClinicalClassificationConfig, ranks: "recipe.Ranks"):
         dataset,
         ranks,
         config,
-        text_column=config.text_column,
+        text_column=config.read_column,
         label_column=config.label_column or "label",
-        group_column=config.group_column or config.text_column,
+        group_column=config.group_column or config.read_column,
+        pair_column=config.text_pair_column,
+        template=config.template,
         problem=config.problem,
         label_names=tuple(config.labels),
         label_separator=config.label_separator,

@@ -88,7 +88,10 @@ def _rows(config: Any, draw: random.Random) -> tuple[list[dict[str, Any]], dict[
             label = draw.gauss(0, 1)
         elif config.problem == "multi_label_classification":
             label = config.label_separator.join(name for name in names if draw.random() < 0.5)
-        return {config.text_column: text(), changes["label_column"]: label}
+        template = config.template
+        columns = [config.text_column] if template is None else template.columns
+        columns = [*columns, *filter(None, [config.text_pair_column])]
+        return {column: text() for column in columns} | {changes["label_column"]: label}
 
     def said() -> dict[str, Any]:
         talk = [{"role": role, "content": text()} for role in ("user", "assistant")]

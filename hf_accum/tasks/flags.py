@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from hf_accum.config.validation import require, require_not_empty
 from hf_accum.tasks.label_codes import codes_of
+from hf_accum.tasks.text_template import TextTemplate
 
 Pooling = Literal["cls", "mean", "max"]
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -68,3 +69,28 @@ def check_classification(config: Any) -> None:
             require(bool(labels), flag, weights, "given together with `labels`, which says their order")
             require(len(weights) == len(labels), flag, weights, f"one for each of the {len(labels)} labels")
             require(all(w > 0 and math.isfinite(w) for w in weights), flag, weights, "finite and above 0")
+
+
+def check_text_columns(config: Any) -> None:
+    """Check the flags that say which text of a row is read: one, a pair, or a template of several.
+
+    Raises:
+        UserError: naming the flag, its value and the rule.
+    """
+    require_not_empty(config, "text_pair_column", "text_template")
+    if config.text_template is not None:
+        TextTemplate(config.text_template)
+    for holds, flag, rule in (
+        (config.text_pair_column != config.read_column, "text_pair_column", "another column than the first text's"),
+        (
+            config.text_template is None or config.text_column == type(config).text_column,
+            "text_column",
+            "left out with `text_template`, which names the columns",
+        ),
+        (
+            config.text_template is not None or config.on_missing_text == "error",
+            "on_missing_text",
+            "error without `text_template`: a row's only text has to be there",
+        ),
+    ):
+        require(holds, flag, getattr(config, flag), rule)

@@ -51,6 +51,21 @@ def tokenize(
     return [(np.array(encoded["input_ids"][row], dtype=np.int32), num_cut) for encoded, row, num_cut in found]
 
 
+def tokenize_pairs(
+    tokenizer: "PreTrainedTokenizerBase", pairs: Sequence[tuple[str, str]], max_length: int
+) -> list[tuple[dict[str, np.ndarray], int]]:
+    """`input_ids` of each pair of texts, and how many tokens are cut off to have at most `max_length` of them.
+
+    With `token_type_ids`, where the tokenizer gives them. What is cut off are the last tokens of the longer text,
+    then of both in turn.
+    """
+    found = []
+    for encoded, row, num_cut in _encoded(tokenizer, list(pairs), max_length, truncation="longest_first"):
+        names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
+        found.append(({name: np.array(encoded[name][row], dtype=np.int32) for name in names}, num_cut))
+    return found
+
+
 def tokenize_with_places(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[np.ndarray, np.ndarray]:
     """Token ids of a text, without the special ones around it, and at which character each starts."""
     with _ONE_AT_A_TIME:
@@ -84,7 +99,11 @@ def tokenize_words(
 
 
 def _encoded(
-    tokenizer: "PreTrainedTokenizerBase", texts: list[Any], max_length: int | None, **how: Any
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: list[Any],
+    max_length: int | None,
+    truncation: bool | str = True,
+    **how: Any,
 ) -> list[tuple["BatchEncoding", int, int]]:
     """Where the tokens of each text are, at most `max_length` of them: in what, its row; and how many are cut off."""
     with _ONE_AT_A_TIME:
@@ -94,7 +113,7 @@ def _encoded(
         long = [row for row, size in enumerate(sizes) if max_length is not None and size > max_length]
         if long:
             again = [texts[row] for row in long]
-            cut = tokenizer(again, truncation=True, max_length=max_length, verbose=False, **how)
+            cut = tokenizer(again, truncation=truncation, max_length=max_length, verbose=False, **how)
             for row, index in enumerate(long):
                 found[index] = (cut, row, sizes[index] - len(cut["input_ids"][row]))
     return found
@@ -110,8 +129,8 @@ def padding_of(tokenizer: "PreTrainedTokenizerBase | None") -> int:
 def pad(examples: Sequence[Example], pad_token_id: int, length: int | None = None) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask` of examples, (num_examples, length), padded on the right.
 
-    `length` is that of the longest if it is not given. Without padding there is no mask: attention is quicker then,
-    and needs less memory.
+    With `token_type_ids`, where the examples have them; of padding they are 0. `length` is that of the longest if it
+    is not given. Without padding there is no mask: attention is quicker then, and needs less memory.
     """
     length = length or max(example.length for example in examples)
     input_ids = np.full((len(examples), length), pad_token_id)
@@ -120,6 +139,11 @@ def pad(examples: Sequence[Example], pad_token_id: int, length: int | None = Non
         input_ids[row, : example.length] = example.features["input_ids"]
         attention_mask[row, : example.length] = 1
     inputs = {"input_ids": torch.from_numpy(input_ids)}
+    if "token_type_ids" in examples[0].features:
+        token_types = np.zeros_like(input_ids)
+        for row, example in enumerate(examples):
+            token_types[row, : example.length] = example.features["token_type_ids"]
+        inputs["token_type_ids"] = torch.from_numpy(token_types)
     return inputs if attention_mask.all() else inputs | {"attention_mask": torch.from_numpy(attention_mask)}
 
 

@@ -1,4 +1,4 @@
-"""Tagging and masked texts as their recipes train them: the gradient of the window, from texts to micro-batches.
+"""Pairs, tags and masked texts as their recipes train them: the gradient of the window, from texts to micro-batches.
 
 The oracle reads the texts one by one, without padding, and adds up torch's own losses of what counts.
 """
@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import CONFIGS, WORDS, make_tokenizer
-from transformers import AutoModelForMaskedLM, AutoModelForTokenClassification
+from tiny import CONFIGS, WORDS, make_pair_tokenizer, make_tokenizer
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 from window_cases import assert_window_has_gradient_of
 
 from hf_accum.accumulation.losses import IGNORE, CrossEntropy
+from hf_accum.tasks.labels import LabelColumn
 from hf_accum.tasks.language_modeling.chunked_loss import (
     ChunkedCrossEntropy,
     stop_before_output_layer,
@@ -24,6 +25,8 @@ from hf_accum.tasks.language_modeling.chunked_loss import (
 )
 from hf_accum.tasks.masked_lm.task import MaskedTexts
 from hf_accum.tasks.special_tokens import Frame
+from hf_accum.tasks.text_classification.pairs import read_pairs
+from hf_accum.tasks.text_classification.task import TextClassification, build_objective
 from hf_accum.tasks.token_classification.data import Part
 from hf_accum.tasks.token_classification.tags import labels_of
 from hf_accum.tasks.token_classification.task import EntityTagging
@@ -115,4 +118,25 @@ def test_hidden_tokens(accelerator: Accelerator, lengths: list[int], micro_batch
             logits = model(input_ids=ids[None]).logits[0, places]
             losses.append(F.cross_entropy(logits, right, reduction="sum"))
     mean = torch.stack(losses).sum() / sum(example.weight for example in examples)
+    assert_window_has_gradient_of(mean, accelerator, model, task, examples, micro_batch_size)
+
+
+@any_cut
+@cut
+def test_pairs_of_texts(accelerator: Accelerator, lengths: list[int], micro_batch_size: int, seed: int) -> None:
+    """The oracle takes all pairs in one batch as the tokenizer itself makes it, with its token types."""
+    draw = random.Random(seed)
+    torch.manual_seed(0)
+    model: Any = AutoModelForSequenceClassification.from_config(CONFIGS["bert"]).double().eval()
+    tokenizer, column = make_pair_tokenizer(), LabelColumn("label", "single_label_classification", ("no", "yes"))
+    read_pairs(tokenizer, model, 14)
+    task = TextClassification("a", column, build_objective(column), tokenizer, 14, pair_column="b")
+    firsts = [" ".join(draw.choices(WORDS, k=length)) for length in lengths]
+    seconds = [" ".join(draw.choices(WORDS, k=draw.randint(1, 5))) for _ in lengths]
+    labels = [draw.randrange(2) for _ in lengths]
+    rows = [{"a": a, "b": b, "label": label} for a, b, label in zip(firsts, seconds, labels, strict=True)]
+    examples = task.encode([(f"0:{index}", task.prepare(row)) for index, row in enumerate(rows)])
+    whole = tokenizer(firsts, seconds, padding=True, truncation="longest_first", max_length=14, return_tensors="pt")
+    assert int(whole["token_type_ids"].max()) == 1
+    mean = F.cross_entropy(model(**whole).logits, torch.tensor(labels))
     assert_window_has_gradient_of(mean, accelerator, model, task, examples, micro_batch_size)

@@ -77,14 +77,16 @@ HEADS = {
 
 
 def make_tokenizer(words: Sequence[str] = WORDS, *, mask_token: bool = False) -> PreTrainedTokenizerBase:
-    """One token a word, [CLS] before and [SEP] after; in the place of the last word a token for what is masked."""
+    """One token a word, [CLS] before and [SEP] after (each text of a pair); in the place of the last word a token
+    for what is masked.
+    """
     if mask_token:
         words = (*words[:-1], "[MASK]")
     vocabulary = {word: index for index, word in enumerate((*_SPECIAL, *words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     cast(Any, tokenizer).pre_tokenizer = pre_tokenizers.Whitespace()
     cast(Any, tokenizer).post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -94,6 +96,13 @@ def make_tokenizer(words: Sequence[str] = WORDS, *, mask_token: bool = False) ->
         sep_token="[SEP]",
         **({"mask_token": "[MASK]"} if mask_token else {}),
     )
+
+
+def make_pair_tokenizer() -> PreTrainedTokenizerBase:
+    """The same, with token types, as BERT's has them."""
+    tokenizer = make_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    return tokenizer
 
 
 def save_base(

@@ -1,7 +1,7 @@
 """A dataset of texts with labels: opened, and read once for what has to be known before training."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from hf_accum.config.recipe import RecipeConfig
@@ -13,7 +13,8 @@ from hf_accum.errors import UserError, shortened
 from hf_accum.tasks.label_codes import codes_of
 from hf_accum.tasks.label_columns import join_labels, joined_name
 from hf_accum.tasks.labels import LabelColumn, LabelFormat, Problem, sorted_names
-from hf_accum.tasks.tokenization import text_of
+from hf_accum.tasks.text_classification.pairs import texts_of
+from hf_accum.tasks.text_template import TextTemplate, with_texts
 
 _MOST_KEPT = 20  # labels with spaces
 
@@ -25,6 +26,8 @@ class LabelledTexts(SplitData):
     labels: LabelColumn
     with_spaces: Counter[str] = field(default_factory=Counter)
     """Labels that are read without the spaces around them: some of them as they stand, and how often."""
+    num_empty: Mapping[str, int] = field(default_factory=dict)
+    """Of columns of the template: the rows that have nothing there."""
 
     @property
     def notes(self) -> list[str]:
@@ -42,6 +45,8 @@ class LabelledTexts(SplitData):
         if self.with_spaces:
             some = shortened(", ".join(map(repr, sorted(self.with_spaces))), 200)
             notes.append(f"{self.with_spaces.total():,} labels have spaces around them, and are read without: {some}")
+        for column, number in self.num_empty.items():
+            notes.append(f"{number:,} rows have nothing in the column {column!r}: the template is left empty there")
         return notes
 
 
@@ -59,16 +64,26 @@ def open_labelled_texts(
     needs_counts: bool,
     label_format: LabelFormat = "auto",
     calibration_fraction: float = 0.0,
+    pair_column: str | None = None,
+    template: TextTemplate | None = None,
 ) -> LabelledTexts:
     """Open the dataset and, where labels, their counts or its size are needed and not known, read it once.
 
-    `label_names` may have codes (1=immediate). Several label columns are one for each label.
+    `label_names` may have codes (1=immediate). Several label columns are one for each label. A second text stands in
+    `pair_column`. What a `template` makes of a row stands in the column of its name: that is `text_column` then.
 
     Raises:
         UserError: for a dataset, column or row that cannot be used.
     """
     columns = [label_column] if isinstance(label_column, str) else list(label_column)
-    opened = open_split(dataset, [text_column, *columns], config, group_column=group_column)
+    text_columns = [text_column] if template is None else list(template.columns)
+    needed = [*text_columns, *([] if pair_column is None else [pair_column]), *columns]
+    if template is None:
+        opened = open_split(dataset, needed, config, group_column=group_column)
+    else:
+        own_group = text_columns[0] if group_column == text_column else group_column
+        opened = open_split(dataset, needed, config, group_column=own_group)
+        opened = opened.with_rows(lambda source: with_texts(source, template), group_column)
     opened = replace(opened, calibration_fraction=calibration_fraction)
     if len(columns) > 1:
         label_names = label_names or tuple(columns)
@@ -89,16 +104,22 @@ def open_labelled_texts(
     needs_names = problem != "regression" and not labels.names
     if config.num_epochs is None and not needs_names and not needs_counts:
         return data
-    with_spaces = Counter[str]()
+    with_spaces, empty = Counter[str](), Counter[str]()
 
     def observe(row: Row) -> Observed:
-        text, keys = text_of(row, text_column), labels.keys(row)
+        text, keys = texts_of(row, text_column, pair_column), labels.keys(row)
+        empty.update(() if template is None else template.empty_in(row))
         for label in labels.with_spaces(row) if keys else ():
             with_spaces[label if label in with_spaces or len(with_spaces) < _MOST_KEPT else "..."] += 1
-        return Observed(keys, (text, labels.encode(row) if problem == "regression" else keys), text)
+        content = text, labels.encode(row) if problem == "regression" else keys
+        return Observed(keys, content, text if isinstance(text, str) else "\n".join(text))
 
     data = data.surveyed(observe, ranks, config.on_bad_row)
     if needs_names:
         names = sorted_names([*data.label_counts, *data.held_out_label_counts], labels.column)
         data = replace(data, labels=replace(labels, names=names))
-    return replace(data, with_spaces=sum(ranks.gather_objects(with_spaces), start=Counter()))
+    return replace(
+        data,
+        with_spaces=sum(ranks.gather_objects(with_spaces), start=Counter()),
+        num_empty=sum(ranks.gather_objects(empty), start=Counter()),
+    )

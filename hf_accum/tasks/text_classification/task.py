@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,14 +21,15 @@ from hf_accum.evaluation.evaluate import Metric, check_metrics
 from hf_accum.evaluation.judge import Predicted
 from hf_accum.tasks.judging import fit_decisions, judge_classes, judge_numbers
 from hf_accum.tasks.labels import LabelColumn, named_labels
+from hf_accum.tasks.text_classification.pairs import Texts, texts_of, with_token_types
 from hf_accum.tasks.text_classification.positive_weights import balanced_positive_weights
-from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of, text_of, tokenize
+from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of, tokenize, tokenize_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Prepared = tuple[str, int | float | list[float]]
-"""What is kept of a row: its text, and its label as `LabelColumn.encode` gives it."""
+Prepared = tuple[Texts, int | float | list[float]]
+"""What is kept of a row: its text or pair of texts, and its label as `LabelColumn.encode` gives it."""
 Batch = tuple[Mapping[str, Tensor], Tensor]
 """The model's inputs, and the labels."""
 
@@ -50,31 +52,38 @@ class TextClassification:
     """... whether it fits a temperature."""
     fitted: Fitted | None = None
     """What it found."""
+    pair_column: str | None = None
+    """Column with a second text, which is read together with the first."""
     lengths: Lengths = field(default=TOKENS, init=False)
     num_parts: int = field(default=1, init=False)
 
     def prepare(self, row: Mapping[str, Any]) -> Prepared:
-        """A row's text and label.
+        """A row's text (or pair of texts) and label.
 
         Raises:
             BadRow: if either is missing or cannot be used.
         """
-        return text_of(row, self.text_column), self.labels.encode(row)
+        return texts_of(row, self.text_column, self.pair_column), self.labels.encode(row)
 
     def encode(self, rows: Sequence[tuple[str, Prepared]]) -> list[Example]:
-        """Tokenise (id, (text, label)) rows."""
-        assert self.tokenizer is not None
-        tokens = tokenize(self.tokenizer, [text for _, (text, _) in rows], self.max_length)
+        """Tokenise (id, (text or pair, label)) rows."""
+        tokens = self._tokenize([text for _, (text, _) in rows])
         return [
             Example(
                 id=example_id,
-                length=len(ids),
+                length=len(inputs["input_ids"]),
                 weight=self.objective.weight(self._tensor([label])),
-                features={"input_ids": ids, "label": label},
+                features={**inputs, "label": label},
                 num_truncated_tokens=num_truncated,
             )
-            for (example_id, (_, label)), (ids, num_truncated) in zip(rows, tokens, strict=True)
+            for (example_id, (_, label)), (inputs, num_truncated) in zip(rows, tokens, strict=True)
         ]
+
+    def _tokenize(self, texts: Sequence[Any]) -> list[tuple[dict[str, np.ndarray], int]]:
+        assert self.tokenizer is not None
+        if self.pair_column is not None:
+            return tokenize_pairs(self.tokenizer, texts, self.max_length)
+        return [({"input_ids": ids}, cut) for ids, cut in tokenize(self.tokenizer, texts, self.max_length)]
 
     def collate(self, examples: Sequence[Example], length: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """The model's inputs, (num_examples, length) each, and the labels, on the CPU; as `pad` does."""
@@ -100,7 +109,10 @@ class TextClassification:
         several = (len(self.labels.names),) if self.labels.problem == "multi_label_classification" else ()
         dtype = torch.long if is_index else torch.float32
         labels = torch.zeros((num_examples, *several), dtype=dtype, device=device)
-        return made_up_inputs(model, num_examples, length, device), labels
+        inputs = made_up_inputs(model, num_examples, length, device)
+        if self.pair_column is not None:
+            inputs = with_token_types(inputs, self.tokenizer, model)
+        return inputs, labels
 
     @property
     def decisions(self) -> Decisions:
@@ -139,10 +151,10 @@ class TextClassification:
         return judge_classes(self, model, held_out, self._metrics, **how)
 
     def show(self, example: Example) -> dict[str, Any]:
-        """The text of an example."""
+        """The text of an example, or both of a pair."""
         assert example.origin is not None
         text, _ = example.origin.row
-        return {"text": text}
+        return {"text": text} if isinstance(text, str) else dict(zip(("text", "text_pair"), text, strict=True))
 
     @property
     def _metrics(self) -> list[Metric]:

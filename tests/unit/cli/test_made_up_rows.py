@@ -21,6 +21,11 @@ from hf_accum.errors import UserError
             {"problem": "regression", "group_column": "patient"},
             {"text", "label", "patient"},
         ),
+        (
+            "clinical_classification",
+            {"text_template": "{age}: {note}", "text_pair_column": "question"},
+            {"age", "note", "question", "label"},
+        ),
         ("clinical_ner", {"tags_column": "ner"}, {"tokens", "ner"}),
         ("medical_mlm", {}, {"text"}),
         ("medical_lm", {}, {"text"}),

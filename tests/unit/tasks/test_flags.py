@@ -7,6 +7,7 @@ import pytest
 
 from hf_accum.errors import UserError
 from hf_accum.tasks.flags import check_classification
+from recipes.clinical_classification import ClinicalClassificationConfig
 
 
 def config(**values: Any) -> Any:
@@ -86,3 +87,31 @@ def test_what_goes_together_is_taken(values: dict[str, Any]) -> None:
 def test_what_contradicts_is_refused_by_flag_value_and_rule(values: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         check_classification(config(**values))
+
+
+@pytest.mark.parametrize(
+    ("values", "column"),
+    [
+        ({"text_column": "premise", "text_pair_column": "hypothesis"}, "premise"),
+        ({"text_template": "{age}: {note}"}, "{age}: {note}"),
+        ({"text_template": "{note}", "on_missing_text": "empty", "text_pair_column": "question"}, "{note}"),
+    ],
+)
+def test_a_text_is_read_alone_with_another_or_by_a_template(values: dict[str, Any], column: str) -> None:
+    assert ClinicalClassificationConfig(**values).read_column == column
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"text_pair_column": ""}, "`text_pair_column` '': has to be left out, or not empty"),
+        ({"text_pair_column": "text"}, "`text_pair_column` text: has to be another column"),
+        ({"text_template": "note"}, "`text_template` 'note': has to have a column's name in braces"),
+        ({"text_template": "{a} {b"}, r"`text_template` '\{a\} \{b': .* at character 5 stands alone"),
+        ({"text_template": "{a}", "text_column": "note"}, "`text_column` note: has to be left out with `text_temp"),
+        ({"on_missing_text": "empty"}, "`on_missing_text` empty: has to be error without `text_template`"),
+    ],
+)
+def test_texts_that_contradict_each_other(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        ClinicalClassificationConfig(**values)

@@ -4,16 +4,16 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import WORDS, make_tokenizer
+from tiny import WORDS, make_pair_tokenizer, make_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from hf_accum.accumulation.example import Example
 from hf_accum.data.source import BadRow
-from hf_accum.tasks.tokenization import pad, text_of, tokenize
+from hf_accum.tasks.tokenization import pad, text_of, tokenize, tokenize_pairs
 
-TOKENIZER = make_tokenizer()
+TOKENIZER, OF_PAIRS = make_tokenizer(), make_pair_tokenizer()
 texts = st.lists(st.sampled_from((*WORDS, "unheard-of", ",")), min_size=1, max_size=12).map(" ".join)
 
 
@@ -52,6 +52,23 @@ def test_truncation_is_the_tokenizer_s_own_and_counted(batch: list[str], max_len
         assert ids.tolist() == TOKENIZER(text, truncation=True, max_length=max_length)["input_ids"]
         assert num_truncated == max(0, len(whole) - max_length)
         assert len(ids) + num_truncated == len(whole)
+
+
+@settings(max_examples=40)
+@given(batch=st.lists(st.tuples(texts, texts), min_size=1, max_size=6), max_length=st.integers(5, 26))
+def test_pairs_are_the_tokenizer_s_own(batch: list[tuple[str, str]], max_length: int) -> None:
+    found = tokenize_pairs(OF_PAIRS, batch, max_length)
+    how: dict[str, Any] = {"truncation": "longest_first", "max_length": max_length}
+    for (one, other), (inputs, num_truncated) in zip(batch, found, strict=True):
+        expected = OF_PAIRS(one, other, **how)
+        assert {name: ids.tolist() for name, ids in inputs.items()} == {
+            name: expected[name] for name in ("input_ids", "token_type_ids")
+        }
+        assert len(inputs["input_ids"]) + num_truncated == len(OF_PAIRS(one, other)["input_ids"])
+    examples = [Example(str(i), len(inputs["input_ids"]), 1.0, inputs) for i, (inputs, _) in enumerate(found)]
+    expected = OF_PAIRS(*map(list, zip(*batch, strict=True)), **how, padding=True, return_tensors="pt")
+    for name, tensor in pad(examples, 0).items():
+        assert torch.equal(tensor, expected[name])
 
 
 def test_truncation_keeps_the_token_that_ends_a_text() -> None:
