@@ -38,6 +38,10 @@ class Stopped(RuntimeError):
     """A run that was asked to end early has; the message says by what."""
 
 
+class Previewed(RuntimeError):
+    """A run that was only to show its first rows has shown them."""
+
+
 class NotFinite(RuntimeError):
     """The loss or the gradient of a window is not finite; the message says where to look."""
 
@@ -63,6 +67,11 @@ def first_line(error: BaseException) -> str:
     while len(lines) > 1 and (lines[0].endswith(":") or not lines[0]):  # what it says comes after that
         lines[:2] = [" ".join(lines[:2]).strip()]
     return shortened(lines[0], _LONGEST)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """A text without characters that a terminal would obey, but for those to `keep`: it may quote the data."""
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
 def shortened(text: str, longest: int = 80) -> str:

@@ -15,7 +15,7 @@ from hf_accum.config.flags import as_flags, flag_names
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.validation import without_secrets
 from hf_accum.device.malloc import prepare_for_limits
-from hf_accum.errors import NotFinite, OutOfMemory, RankFailed, Stopped, UserError, first_line
+from hf_accum.errors import NotFinite, OutOfMemory, Previewed, RankFailed, Stopped, UserError, first_line, printable
 
 MISTAKE = 2
 """A process's status after a user's mistake."""
@@ -38,15 +38,8 @@ def tell(error: Exception, *, debug: bool = False, output_dir: str | None = None
         where = _keep(told, output_dir)
         kept = f"; its traceback is in {where}, and --debug shows it" if where else "; --debug shows its traceback"
         message += f" (nothing that is checked for: a fault of the program, a library or the machine{kept})"
-    print(f"error: {_printable(without_secrets(message))}", file=sys.stderr)
+    print(f"error: {printable(without_secrets(message), keep=chr(10))}", file=sys.stderr)
     return status
-
-
-def _printable(message: str) -> str:
-    """A message without characters that a terminal would obey: it may quote the data."""
-    return "".join(
-        character if character.isprintable() or character == "\n" else ascii(character)[1:-1] for character in message
-    )
 
 
 def _message(error: Exception) -> tuple[int, str]:
@@ -125,11 +118,13 @@ def run(work: Callable[[], object], config: RecipeConfig | None = None, *, debug
     """Run a recipe's work; an error ends the process with one message: status 2 after a user's mistake, else 1.
 
     So it does on the ranks where the mistake did not show. With `debug`, or the config's, its traceback is shown. A
-    run that was asked to stop ends with `EXIT_STOPPED`.
+    run that was asked to stop ends with `EXIT_STOPPED`; one that was only to show its rows ends well.
     """
     prepare_for_limits()
     try:
         work()
+    except Previewed:
+        return
     except Stopped:
         raise SystemExit(EXIT_STOPPED) from None  # the log has said why
     except Exception as error:

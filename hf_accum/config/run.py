@@ -16,6 +16,9 @@ from hf_accum.config.validation import (
 class RunFlags:
     """Run and checkpoints."""
 
+    preview: bool = False
+    """Show three rows as the model will see them (tokens, labels, what is cut), and end: nothing is trained or
+    written."""
     output_dir: str = "runs/latest"
     """The run's folder: config.yaml, metrics.jsonl, evaluation.json, checkpoints/, adapter/ or model/."""
     seed: int = 0

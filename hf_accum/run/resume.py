@@ -24,6 +24,7 @@ FREE = frozenset(
     {
         *(
             "output_dir",
+            "preview",
             "resume",
             "allow_changes",
             "allow_cut_dependence",

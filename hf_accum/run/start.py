@@ -16,7 +16,7 @@ from hf_accum.device.live_bytes import sum_bytes, tensors_of
 from hf_accum.distributed.collectives import on_all_ranks
 from hf_accum.distributed.launch import start_accelerator
 from hf_accum.distributed.ranks import ranks_of
-from hf_accum.run.folder import claim_folder
+from hf_accum.run.folder import FolderClaim, claim_folder
 from hf_accum.run.signals import StopRequest
 from hf_accum.seeding import use_deterministic_algorithms
 from hf_accum.tuner.workload import Workload
@@ -47,13 +47,14 @@ class StartedRun:
         self.precision = self.accelerator.mixed_precision
         self.device = self.accelerator.device
         self.ranks = ranks_of(self.accelerator, config.rank_timeout_minutes)
-        self.claim = claim_folder(self.folder, self.ranks)
+        # A preview writes nothing: another run may be at work in the folder, or fill the card.
+        self.claim = FolderClaim() if config.preview else claim_folder(self.folder, self.ranks)
         self._workload = workload
         self._known: dict[str, Any] = {}
         planned: list[Workload] = []
         on_all_ranks(self.ranks, lambda: planned.append(workload(config, self.precision)))
         self.planned = planned[0]
-        self.notes = self._check_memory(config)
+        self.notes = [] if config.preview else self._check_memory(config)
 
     def _check_memory(self, config: RecipeConfig) -> list[str]:
         """What is to be said of the ranks' devices, or of a CPU's cores, before the first step."""

@@ -29,6 +29,7 @@ from hf_accum.run.evaluation import Evaluation
 from hf_accum.run.folder import start_folder
 from hf_accum.run.lengths import notes_of_lengths
 from hf_accum.run.log import RunLog
+from hf_accum.run.preview import show_preview
 from hf_accum.run.resume import RunState, facts_of_run, find_resume
 from hf_accum.run.schedule import build_scheduler, count_steps
 from hf_accum.run.start import StartedRun
@@ -52,6 +53,7 @@ class Training:
     draws what is random in an example, in a pass over the data; None: in a held-out one.
 
     Raises:
+        Previewed: if that is all that was asked for.
         UserError: if the model does not load, or the checkpoint, the held-out data or the folder cannot be used.
         OutOfMemory: if nothing fits.
     """
@@ -69,6 +71,8 @@ class Training:
     ) -> None:
         self._run, self._config = run, config
         self.accelerator, ranks = run.accelerator, run.ranks
+        if config.preview:
+            show_preview(run, config, data, task, draw)
         check_optimizer(config.optimizer, run.device)
         if config.activation_offload:
             check_offload(run.device)

@@ -26,6 +26,7 @@ from hf_accum.tasks.language_modeling.chunked_loss import (
     with_output_layer,
 )
 from hf_accum.tasks.language_modeling.token_prediction import Batch, TokenPrediction, evaluate_tokens
+from hf_accum.tasks.preview import Line, runs_of
 from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of
 
 if TYPE_CHECKING:
@@ -90,6 +91,13 @@ class CausalTexts(TokenPrediction):
             length, weight = len(passage.tokens), float(len(places))
             examples.append(Example(example_id, length, weight, features, passage.num_truncated))
         return examples
+
+    def preview(self, example: Example) -> list[Line]:
+        """The tokens in turn: those that are only read, and those that are learned."""
+        ids = example.features["input_ids"]
+        kinds = np.full(len(ids), "read", dtype=object)
+        kinds[example.features["places"]] = "learned"
+        return list(runs_of(self.tokenizer, ids, kinds))
 
     def collate(self, examples: Sequence[Example], length: int | None = None) -> Batch:
         """The model's inputs, (num_examples, length) each, and the tokens to predict, on the CPU; as `pad` does.

@@ -21,6 +21,7 @@ from hf_accum.seeding import derive_seed
 from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, Targets, made_up_targets, output_layer
 from hf_accum.tasks.language_modeling.token_prediction import Batch, TokenPrediction, evaluate_tokens
 from hf_accum.tasks.masked_lm.data import tokens_of
+from hf_accum.tasks.preview import Line, decoded, hidden_tokens
 from hf_accum.tasks.special_tokens import Frame
 from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of
 
@@ -90,6 +91,11 @@ class MaskedTexts(TokenPrediction):
         return replace(
             example, weight=float(len(places)), features={"input_ids": ids, "places": places, "tokens": tokens}
         )
+
+    def preview(self, example: Example) -> list[Line]:
+        """The tokens as the model sees them, and those that it has to guess."""
+        ids, places, right = (example.features[name] for name in ("input_ids", "places", "tokens"))
+        return [("text", decoded(self.tokenizer, ids)), hidden_tokens(self.tokenizer, ids[places], right)]
 
     def collate(self, examples: Sequence[Example], length: int | None = None) -> Batch:
         """The model's inputs, (num_examples, length) each, and what is hidden in them, on the CPU; as `pad` does."""

@@ -22,6 +22,7 @@ from hf_accum.distributed.ranks import Ranks
 from hf_accum.evaluation.evaluate import check_best_metric
 from hf_accum.evaluation.run_over import run_over
 from hf_accum.models.pooling import Pooling
+from hf_accum.tasks.preview import Line, decoded
 from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of, text_of, tokenize
 
 if TYPE_CHECKING:
@@ -92,6 +93,11 @@ class TextRetrieval:
             length = sum(part.length for part in parts)
             examples.append(Example(example_id, length, 1.0, {}, query[1] + of_document[1], parts))
         return examples
+
+    def preview(self, example: Example) -> list[Line]:
+        """Both texts as the model sees them."""
+        texts = [decoded(self.tokenizer, part.features["input_ids"]) for part in example.parts]
+        return list(zip(("query", "document"), texts, strict=True))
 
     def collate(self, examples: Sequence[Example], length: int | None = None) -> dict[str, Tensor]:
         """The model's inputs, (num_texts, length) each, on the CPU; as `pad` does."""

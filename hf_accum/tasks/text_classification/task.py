@@ -21,6 +21,7 @@ from hf_accum.evaluation.evaluate import Metric, check_metrics
 from hf_accum.evaluation.judge import Predicted
 from hf_accum.tasks.judging import fit_decisions, judge_classes, judge_numbers
 from hf_accum.tasks.labels import LabelColumn, named_labels
+from hf_accum.tasks.preview import Line, decoded, runs_of
 from hf_accum.tasks.text_classification.pairs import Texts, texts_of, with_token_types
 from hf_accum.tasks.text_classification.positive_weights import balanced_positive_weights
 from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of, tokenize, tokenize_pairs
@@ -78,6 +79,25 @@ class TextClassification:
             )
             for (example_id, (_, label)), (inputs, num_truncated) in zip(rows, tokens, strict=True)
         ]
+
+    def preview(self, example: Example) -> list[Line]:
+        """The tokens as the model sees them, and the label by name."""
+        ids, types = example.features["input_ids"], example.features.get("token_type_ids")
+        if types is None:
+            lines = [("text" if self.pair_column is None else "texts", decoded(self.tokenizer, ids))]
+        else:
+            lines = runs_of(self.tokenizer, ids, np.char.add("type ", types.astype(str)))
+        return [*lines, ("label", self._label_by_name(example.features["label"]))]
+
+    def _label_by_name(self, label: Any) -> str:
+        match self.labels.problem:
+            case "single_label_classification":
+                return self.labels.names[label]
+            case "multi_label_classification":
+                present = [name for name, is_there in zip(self.labels.names, label, strict=True) if is_there]
+                return ", ".join(present) or "(none)"
+            case "regression":
+                return f"{label:g}"
 
     def _tokenize(self, texts: Sequence[Any]) -> list[tuple[dict[str, np.ndarray], int]]:
         assert self.tokenizer is not None

@@ -18,6 +18,7 @@ from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.evaluation.evaluate import check_best_metric
 from hf_accum.evaluation.run_over import run_over
+from hf_accum.tasks.preview import Line, decoded, words_with_tags
 from hf_accum.tasks.token_classification.data import MOST_PARTS, Part, part_of
 from hf_accum.tasks.token_classification.found import FoundPart, FoundText, figures_of, whole_texts
 from hf_accum.tasks.token_classification.tags import OUTSIDE, Tags, labels_of
@@ -75,6 +76,12 @@ class EntityTagging:
             features = {"input_ids": ids, "labels": labels, "part": part, "counted": counted}
             examples.append(Example(example_id, len(ids), weight, features, num_truncated))
         return examples
+
+    def preview(self, example: Example) -> list[Line]:
+        """The tokens as the model sees them, and the words with their tags."""
+        part: Part = example.features["part"]
+        words = words_with_tags(part.words, list(zip(*part.layers, strict=True)), part.first, part.last, OUTSIDE)
+        return [("text", decoded(self.tokenizer, example.features["input_ids"])), *words]
 
     def collate(self, examples: Sequence[Example], length: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """The model's inputs and the labels, (num_examples, length) each, on the CPU; as `pad` does.

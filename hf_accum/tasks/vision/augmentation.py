@@ -20,6 +20,14 @@ class Augmentation:
     contrast: float = 1.0
     colour: float = 1.0
 
+    def __str__(self) -> str:
+        left, top, right, bottom = (f"{share:.0%}" for share in self.box)
+        changes = [] if self.box == UNCHANGED.box else [f"the part from ({left}, {top}) to ({right}, {bottom})"]
+        changes += ["mirrored"] if self.mirrored else []
+        factors = (("brightness", self.brightness), ("contrast", self.contrast), ("colour", self.colour))
+        changes += [f"{name} x {factor:.2f}" for name, factor in factors if factor != 1.0]
+        return ", ".join(changes) or "not"
+
     def image(self, image: Image.Image, resolution: int, resample: int) -> Image.Image:
         """The part as a square of so many pixels a side, with its light and colours."""
         image = self._square(image, resolution, resample)

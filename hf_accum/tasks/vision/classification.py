@@ -19,9 +19,10 @@ from hf_accum.evaluation.classification import check_classification
 from hf_accum.evaluation.decisions import Decisions
 from hf_accum.evaluation.judge import Predicted
 from hf_accum.tasks.judging import judge_classes
+from hf_accum.tasks.preview import Line
 from hf_accum.tasks.vision.augmentation import UNCHANGED, Augmenter
 from hf_accum.tasks.vision.data import LabelledImages
-from hf_accum.tasks.vision.images import Picture
+from hf_accum.tasks.vision.images import Picture, size_of
 from hf_accum.tasks.vision.inputs import PATCHES, ImageInputs, made_up_images, num_patches
 
 Batch = tuple[Mapping[str, Tensor], Tensor]
@@ -74,6 +75,11 @@ class ImageClassification:
             return example
         augmentation = self.augmenter.draw(epoch, example.id)
         return replace(example, features={**example.features, "augmentation": augmentation})
+
+    def preview(self, example: Example) -> list[Line]:
+        """The image's size and how it is changed, and its class by name."""
+        assert self.data is not None
+        return [*preview_of_image(self.inputs, example), ("label", self.data.class_names[example.features["label"]])]
 
     def collate(self, examples: Sequence[Example], length: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """The model's inputs, (num_examples, 3, resolution, resolution), and the classes, on the CPU.
@@ -129,6 +135,18 @@ class ImageClassification:
     def show(self, example: Example) -> dict[str, Any]:
         """The file of an image, or a digest of its bytes."""
         return {"image": example.features["picture"].key}
+
+
+def preview_of_image(inputs: ImageInputs, example: Example) -> list[Line]:
+    """An image's size, as stored and as the model sees it, and how it is augmented.
+
+    Raises:
+        BadRow: if it cannot be used.
+    """
+    picture, side = example.features["picture"], inputs.resolution
+    width, height = size_of(picture, inputs.most_pixels)
+    size = f"{picture.name}of {width:,} x {height:,} pixels, scaled to {side:,} x {side:,}"
+    return [("image", size), ("augmented", str(example.features["augmentation"]))]
 
 
 def pixel_values(inputs: ImageInputs, examples: Sequence[Example]) -> Tensor:

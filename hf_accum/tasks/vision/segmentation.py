@@ -20,8 +20,9 @@ from hf_accum.errors import UserError
 from hf_accum.evaluation.evaluate import check_best_metric
 from hf_accum.evaluation.judge import Predicted
 from hf_accum.evaluation.run_over import run_over
+from hf_accum.tasks.preview import Line
 from hf_accum.tasks.vision.augmentation import UNCHANGED, Augmentation, Augmenter
-from hf_accum.tasks.vision.classification import Batch, pixel_values
+from hf_accum.tasks.vision.classification import Batch, pixel_values, preview_of_image
 from hf_accum.tasks.vision.data import MaskedImages
 from hf_accum.tasks.vision.images import Picture, check_numbers, check_size, open_mask, size_of
 from hf_accum.tasks.vision.inputs import PATCHES, ImageInputs, made_up_images, num_patches
@@ -78,6 +79,15 @@ class SemanticSegmentation:
             self._check_size(example, self.data)
         weight = self.objective.weight(self._labels(example, changed, self.data))
         return replace(example, weight=weight, features={**example.features, "augmentation": changed})
+
+    def preview(self, example: Example) -> list[Line]:
+        """The image's size and how it is changed, and the classes of its pixels by name."""
+        assert self.data is not None
+        labels = self._labels(example, example.features["augmentation"], self.data)
+        shares = [(float((labels == i).float().mean()), name) for i, name in enumerate(self.data.class_names)]
+        shares.append((float((labels == IGNORE).float().mean()), "of no class"))
+        told = ", ".join(f"{name} {share:.1%}" for share, name in shares if share)
+        return [*preview_of_image(self.inputs, example), ("mask", told)]
 
     def collate(self, examples: Sequence[Example], length: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """The model's inputs, (num_examples, 3, resolution, resolution), and the classes of pixels, on the CPU.

@@ -66,6 +66,7 @@ FLAGS = {
         balance_ranks: bool | 'auto' = 'auto'
     """,
     "Run and checkpoints": """
+        preview: bool = False
         output_dir: str = 'runs/latest'
         seed: int = 0
         num_seeds: int = 1

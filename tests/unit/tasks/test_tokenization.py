@@ -66,7 +66,8 @@ def test_pairs_are_the_tokenizer_s_own(batch: list[tuple[str, str]], max_length:
         }
         assert len(inputs["input_ids"]) + num_truncated == len(OF_PAIRS(one, other)["input_ids"])
     examples = [Example(str(i), len(inputs["input_ids"]), 1.0, inputs) for i, (inputs, _) in enumerate(found)]
-    expected = OF_PAIRS(*map(list, zip(*batch, strict=True)), **how, padding=True, return_tensors="pt")
+    firsts, seconds = [one for one, _ in batch], [other for _, other in batch]
+    expected = OF_PAIRS(firsts, seconds, **how, padding=True, return_tensors="pt")
     for name, tensor in pad(examples, 0).items():
         assert torch.equal(tensor, expected[name])
 

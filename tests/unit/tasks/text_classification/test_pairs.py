@@ -127,6 +127,6 @@ def test_texts_of_a_template_are_split_by_and_empty_ones_are_counted(tmp_path: P
     assert all(len(found) == 1 for found in sides.values())
     assert len(set.union(*sides.values())) == 2
     assert data.num_empty == {"age": 20}
-    assert data.notes == ["20 rows have nothing in the column 'age': the template is left empty there"]
+    assert "20 rows have nothing in the column 'age': the template is left empty there" in data.notes
     how["group_column"] = "note"
     assert set(sides_of(opened(tmp_path, rows, template=template, **how))) == {f"w{i}" for i in range(20)}
