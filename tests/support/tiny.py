@@ -102,6 +102,7 @@ def make_pair_tokenizer() -> PreTrainedTokenizerBase:
     """The same, with token types, as BERT's has them."""
     tokenizer = make_tokenizer()
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # which are saved
     return tokenizer
 
 

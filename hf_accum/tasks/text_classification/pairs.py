@@ -51,6 +51,7 @@ def read_pairs(tokenizer: "PreTrainedTokenizerBase", model: nn.Module, max_lengt
         )
     if not reads_token_types(model):
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != _TYPES]
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # what is saved beside the result
 
 
 def with_token_types(inputs: dict[str, Any], tokenizer: "PreTrainedTokenizerBase | None", model: nn.Module) -> Any:

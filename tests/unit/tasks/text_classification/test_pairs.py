@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import BadRow
 from hf_accum.distributed.ranks import OneRank
+from hf_accum.models.tokenizers import load_tokenizer
 from hf_accum.tasks.labels import LabelColumn
 from hf_accum.tasks.text_classification.data import LabelledTexts, open_labelled_texts
 from hf_accum.tasks.text_classification.pairs import read_pairs, reads_token_types, texts_of
@@ -64,6 +65,16 @@ def test_token_types_are_there_where_the_model_has_them(
         assert {name: tensor.shape for name, tensor in made_up.items()} == {n: t.shape for n, t in inputs.items()}
         assert task.summed_loss(model, (made_up, labels)).isfinite()
     assert task.summed_loss(model, (inputs, labels)).isfinite()
+
+
+@pytest.mark.parametrize(("architecture", "given"), [("bert", True), ("distilbert", False)])
+def test_what_is_saved_gives_the_model_what_it_takes(tmp_path: Path, architecture: str, given: bool) -> None:
+    tokenizer, model = make_pair_tokenizer(), make_model(architecture)
+    read_pairs(tokenizer, model, 16)
+    tokenizer.save_pretrained(str(tmp_path))
+    inputs: Any = load_tokenizer(str(tmp_path))("w1", "w2", return_tensors="pt")
+    assert ("token_type_ids" in inputs) == given
+    assert model(**inputs).logits.shape == (1, 2)
 
 
 def test_a_tokenizer_with_nothing_between_two_texts_is_refused() -> None:
