@@ -134,7 +134,9 @@ def test_pairs_of_texts(accelerator: Accelerator, lengths: list[int], micro_batc
     firsts = [" ".join(draw.choices(WORDS, k=length)) for length in lengths]
     seconds = [" ".join(draw.choices(WORDS, k=draw.randint(1, 5))) for _ in lengths]
     labels = [draw.randrange(2) for _ in lengths]
-    rows = [{"a": a, "b": b, "label": label} for a, b, label in zip(firsts, seconds, labels, strict=True)]
+    rows = [
+        {"a": a, "b": b, "label": column.names[label]} for a, b, label in zip(firsts, seconds, labels, strict=True)
+    ]
     examples = task.encode([(f"0:{index}", task.prepare(row)) for index, row in enumerate(rows)])
     whole = tokenizer(firsts, seconds, padding=True, truncation="longest_first", max_length=14, return_tensors="pt")
     assert int(whole["token_type_ids"].max()) == 1

@@ -35,7 +35,7 @@ def opened(folder: Path, files: list[list[dict[str, Any]]]) -> SplitData:
 
 
 def rows(*texts: str) -> list[dict[str, Any]]:
-    return [{"text": text, "label": number % 2, "group": text} for number, text in enumerate(texts)]
+    return [{"text": text, "label": ("no", "yes")[number % 2], "group": text} for number, text in enumerate(texts)]
 
 
 def show(data: SplitData, task: Any, config: RecipeConfig | None = None, draw: Any = None, ranks: Any = None) -> None:

@@ -53,7 +53,7 @@ def test_token_types_are_there_where_the_model_has_them(
     assert reads_token_types(model) == expected
     read_pairs(tokenizer, model, 16)
     task = make_task(tokenizer)
-    rows = [{"a": "w1 w2", "b": "w3", "label": 0}, {"a": "w1", "b": "w2", "label": 1}]
+    rows = [{"a": "w1 w2", "b": "w3", "label": "no"}, {"a": "w1", "b": "w2", "label": "yes"}]
     inputs, labels = task.collate(task.encode([(f"0:{i}", task.prepare(row)) for i, row in enumerate(rows)]))
     for of in (task, make_task(None)):
         made_up, _ = of.dummy_batch(model, 2, 6, torch.device("cpu"))
