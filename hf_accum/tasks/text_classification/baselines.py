@@ -45,7 +45,7 @@ def compare_with_baselines(
 
 
 def sample_of(data: SplitData, task: TextClassification, held_out: bool) -> LabelledSample:
-    """All rows of one side of the split; bad ones are left out, as they were said in the training."""
+    """All rows of one side of the split, pairs of texts as one; bad ones are left out, as they were said in the training."""
     source = data.eval_source if held_out else data.source
     texts, targets, groups = [], [], []
 
@@ -55,7 +55,7 @@ def sample_of(data: SplitData, task: TextClassification, held_out: bool) -> Labe
 
     for shard in range(source.num_shards):
         for _, ((text, target), group) in good_rows(source, shard, 0, row_of, "skip", Counter()):
-            texts.append(text)
+            texts.append(text if isinstance(text, str) else " ".join(text))
             targets.append(target)
             groups.append(group)
     return LabelledSample(texts, np.array(targets, dtype=np.int64), groups)
