@@ -22,7 +22,8 @@ class Example:
 
     `length` is in tokens (of an image in patches), `weight` that of its items, `features` what its batch is made of.
     `num_truncated_tokens` were cut off to keep to the longest length allowed. Of a pair of texts, each of which goes
-    through the model by itself, the texts are the `parts`, and its `length` is the sum of theirs.
+    through the model by itself, the texts are the `parts`, and its `length` is the sum of theirs; so are the windows
+    of a long text.
     """
 
     id: str
@@ -44,13 +45,14 @@ def inputs_of(examples: Iterable[Example]) -> list[Example]:
 class Lengths:
     """What the length of an example is counted in, which flag limits it, and whether examples differ in it.
 
-    The flag's values are multiples of `flag_step`.
+    The flag's values are multiples of `flag_step`. `cut_by` is the flag by which longer examples lose their end.
     """
 
     unit: str = "tokens"
     flag: str = "max_length"
     vary: bool = True
     flag_step: int = 1
+    cut_by: str = "max_length"
 
     def of(self, length: int) -> str:
         """For messages, behind what has the length: " of 7 tokens"; nothing where a loop of one's own has none."""

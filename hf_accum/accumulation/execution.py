@@ -8,10 +8,10 @@ So each micro-batch's summed loss is multiplied by
 
 import operator
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -139,6 +139,20 @@ class MicroBatch:
             raise UserError(f"{which} ran {self.num_backwards} backwards: its gradient is in there twice; {way_out}")
 
 
+class Rehearsal(Protocol):
+    """Runs some micro-batches of a window without a graph first, which the loop does not see, and no other rank."""
+
+    def needs(self, piece: Piece) -> bool:
+        """Whether a micro-batch of these is to be run so."""
+        ...
+
+    def run(self, micro_batch: MicroBatch) -> None:
+        """Run one, through `accumulate`."""
+
+    def batch(self, micro_batch: MicroBatch) -> Any:
+        """The batch with which a micro-batch comes to the loop, when all have run that are to."""
+
+
 @dataclass(eq=False)
 class WindowExecution:
     """One run of a window: its attempts, the cut and the padding of the last one, its losses, its replays.
@@ -159,6 +173,7 @@ class WindowExecution:
     """Into the pieces of a forward each."""
     cutters: dict[int, Cutter] = field(default_factory=dict, repr=False)
     """By the most examples of a forward that they were made of: what one learns is for the windows after it, too."""
+    rehearsal: Rehearsal | None = field(default=None, repr=False)
     seconds_waited: float = 0.0
     """For data."""
     num_micro_batches: int = field(default=0, init=False)
@@ -221,7 +236,10 @@ class WindowExecution:
             while True:
                 failed = None
                 for micro_batch in self._attempt(cutter, retry_ambiguous, no_grad_pass):
-                    yield micro_batch
+                    if self.rehearsal is not None and micro_batch.is_no_grad_pass:
+                        self.rehearsal.run(micro_batch)
+                    else:
+                        yield micro_batch
                     if not micro_batch.is_through and micro_batch.out_of_memory is None:
                         raise UserError(
                             f"{micro_batch.which} was not run to the end of `accumulate` before the next was asked "
@@ -279,24 +297,30 @@ class WindowExecution:
         self._losses.clear()
         self.shares.clear()
         self.statistics_before = []
-        passes: list[tuple[bool, Iterable[Any]]] = [(False, batches)]
-        if no_grad_pass is not None:
-            passes = [(True, kept := list(batches)), (False, kept)]
-        for is_no_grad_pass, made in passes:
-            for index, (piece, length, batch) in enumerate(zip(pieces, lengths, made, strict=True)):
-                yield MicroBatch(
+        runs_first = self.rehearsal.needs if self.rehearsal is not None else lambda piece: no_grad_pass is not None
+        first = [index for index, piece in enumerate(pieces) if runs_first(piece)]
+        passes: list[tuple[bool, Sequence[int], Iterable[Any]]] = [(False, range(len(pieces)), batches)]
+        if first:
+            kept = list(batches)
+            passes = [(True, first, [kept[index] for index in first]), (False, range(len(pieces)), kept)]
+        for is_no_grad_pass, indices, made in passes:
+            for number, (index, batch) in enumerate(zip(indices, made, strict=True)):
+                micro_batch = MicroBatch(
                     self,
-                    piece,
-                    index,
-                    count=len(pieces),
+                    pieces[index],
+                    number,
+                    count=len(indices),
                     scale=len(pieces) / window.num_items if has_any else 0.0,
                     seed=derive_seed(window.seed, "micro-batch", window.rank, index),
-                    length=length,
+                    length=lengths[index],
                     batch=batch,
                     retry_ambiguous=retry_ambiguous,
                     is_no_grad_pass=is_no_grad_pass,
                     tell=None if no_grad_pass is None else partial(_tell, no_grad_pass),
                 )
+                if self.rehearsal is not None and not is_no_grad_pass:
+                    micro_batch.batch = self.rehearsal.batch(micro_batch)
+                yield micro_batch
 
     def note(self, loss: Tensor) -> None:
         """Take note of a micro-batch's summed loss, without waiting for the device."""
