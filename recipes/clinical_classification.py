@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import OpenUnitInterval
 
 from hf_accum import recipe  # its parts are imported when they are used: help and a wrong flag need no torch
+from hf_accum.config.long_texts import LongTextFlags, check_long_texts, windows_of
 from hf_accum.config.validation import COUNT_OR_NULL, number
 from hf_accum.tasks.flags import (
     ClassWeights,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClinicalClassificationConfig(recipe.RecipeConfig):
+class ClinicalClassificationConfig(LongTextFlags, recipe.RecipeConfig):
     """What a text is, its label, and how a class weighs."""
 
     text_column: str = "text"
@@ -90,6 +91,7 @@ class ClinicalClassificationConfig(recipe.RecipeConfig):
         self.split_names("labels", "extra_metrics", *(["label_column"] if "," in (self.label_column or "") else []))
         check_classification(self)
         check_text_columns(self)
+        check_long_texts(self)
 
     @property
     def template(self) -> TextTemplate | None:
@@ -154,6 +156,7 @@ def task_of(
 ):
     """A text and its label, and the loss of the problem. Without a tokenizer: for a plan."""
     from hf_accum.tasks.text_classification.task import TextClassification, build_objective
+    from hf_accum.tasks.text_classification.windows import LongTextClassification
 
     objective = build_objective(
         labels,
@@ -163,13 +166,16 @@ def task_of(
         label_counts=counts,
         num_examples=num_examples,
     )
-    metrics = tuple(config.extra_metrics)
+    metrics, windows = tuple(config.extra_metrics), windows_of(config)
     how: dict[str, Any] = {
         "tune_thresholds": config.tune_thresholds,
         "temperature_scaling": config.temperature_scaling,
         "pair_column": config.text_pair_column,
     }
-    return TextClassification(config.read_column, labels, objective, tokenizer, config.max_length, metrics, **how)
+    kind = TextClassification
+    if windows is not None:  # of long texts, which `training` runs ahead of the loop, without a graph
+        kind, how["windows"] = LongTextClassification, windows
+    return kind(config.read_column, labels, objective, tokenizer, config.max_length, metrics, **how)
 
 
 def spec_of(config: ClinicalClassificationConfig, labels: "LabelColumn") -> "recipe.ModelSpec":
@@ -177,7 +183,7 @@ def spec_of(config: ClinicalClassificationConfig, labels: "LabelColumn") -> "rec
     from hf_accum.models.pooled_classifier import classifier_of
     from hf_accum.tasks.text_classification.task import model_config
 
-    kind = classifier_of(pooling_of(config))
+    kind = classifier_of(pooling_of(config), windows_of(config))
     return recipe.ModelSpec(kind, config.model or minilm(), "SEQ_CLS", model_config(labels))
 
 

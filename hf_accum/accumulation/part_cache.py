@@ -9,7 +9,7 @@ nothing to say to each other.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,13 @@ from hf_accum.accumulation.accumulate import accumulate
 from hf_accum.accumulation.example import Example, inputs_of
 from hf_accum.accumulation.execution import MicroBatch
 from hf_accum.accumulation.window_cut import Piece
+from hf_accum.config.long_texts import WindowPooling
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-PartPooling = Literal["mean", "max", "attention"]
 
-
-def pool_parts(outputs: Tensor, counts: Sequence[int], pooling: PartPooling) -> Tensor:
+def pool_parts(outputs: Tensor, counts: Sequence[int], pooling: WindowPooling) -> Tensor:
     """The pooled outputs of examples, (num_examples, width), in float32 at least.
 
     `outputs` are those of their parts, (num_parts, width), one example after the other, which have `counts` of them.

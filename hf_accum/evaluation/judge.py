@@ -67,6 +67,7 @@ def judge(
     cutter: Cutter,
     objective: Objective | None = None,
     show: Callable[[Example], Mapping[str, Any]] | None = None,
+    whole: Callable[[Sequence[Example], Mapping[str, Tensor]], Predicted] | None = None,
 ) -> Judged:
     """Predict all examples of a stream, each once, on whatever rank. A collective: all ranks get the whole.
 
@@ -75,6 +76,7 @@ def judge(
         predict: gives its summed loss, and outputs and references with a row for each example.
         objective: where given, the loss of each example is computed by it from its outputs.
         show: what is kept of the examples of the greatest losses (`NUM_WORST` of them); needs an objective.
+        whole: where given, `predict` is of parts, and this makes of their outputs, by id, what examples get.
 
     Raises:
         UserError, OutOfMemory: as `run_over` does.
@@ -90,8 +92,17 @@ def judge(
             elif (loss, example.id) > worst[0][:2]:
                 heapq.heapreplace(worst, (loss, example.id, show(example)))
 
-    def forward(examples: Sequence[Example], length: int) -> tuple[float, list[np.ndarray]]:
+    def forward(examples: Sequence[Example], length: int) -> Any:
         found = predict(model, to_device(collate(examples, length), device))
+        if whole is None:
+            return columns_of(examples, found)
+        return dict(zip([part.id for part in examples], found.predictions.cpu(), strict=True))
+
+    def join(examples: Sequence[Example], outputs: list[dict[str, Tensor]]) -> Any:
+        assert whole is not None
+        return columns_of(examples, whole(examples, {part: row for rows in outputs for part, row in rows.items()}))
+
+    def columns_of(examples: Sequence[Example], found: Predicted) -> tuple[float, list[np.ndarray]]:
         # The CPU first: MPS has no float64.
         loss, outputs, references = float(found.loss.cpu().double()), found.predictions.cpu(), found.references.cpu()
         losses = np.zeros(len(examples))
@@ -107,7 +118,7 @@ def judge(
         ]
         return loss, [np.array([e.id for e in examples]), *numbers, losses, outputs.numpy(), references.numpy()]
 
-    results, weight = run_over(model, stream, forward, cutter)
+    results, weight = run_over(model, stream, forward, cutter, None if whole is None else join)
     mine = [np.concatenate(columns) for columns in zip(*(columns for _, columns in results), strict=True)]
     everyone = ranks.gather_objects((sum(loss for loss, _ in results), mine, worst))
     parts = [columns for _, columns, _ in everyone if columns]

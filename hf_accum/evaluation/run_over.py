@@ -19,9 +19,16 @@ R = TypeVar("R")
 
 
 def run_over(
-    model: nn.Module, stream: WindowStream[Any], forward: Callable[[Sequence[Example], int], R], cutter: Cutter
+    model: nn.Module,
+    stream: WindowStream[Any],
+    forward: Callable[[Sequence[Example], int], R],
+    cutter: Cutter,
+    join: Callable[[Sequence[Example], list[R]], R] | None = None,
 ) -> tuple[list[R], float]:
     """`forward(examples, length)` over all of this rank's examples of a stream, and the weight of those of all ranks.
+
+    Of examples with parts it is their parts. `join(examples, results)` makes one result of those of all parts of some
+    examples.
 
     In eval mode and without gradients; the model is left in the mode it was in. Batches are cut as micro-batches of
     training are, smaller where one runs out of memory, which changes nothing for the training.
@@ -38,7 +45,11 @@ def run_over(
         model.eval()
         for window in stream:
             weight += window.num_items
-            results += _in_pieces(inputs_of(window.examples), forward, cutter, device)
+            of_pieces = _in_pieces(inputs_of(window.examples), forward, cutter, device)
+            if join is None:
+                results += of_pieces
+            elif window.examples:
+                results.append(join(window.examples, list(of_pieces)))
     return results, weight
 
 

@@ -1,7 +1,8 @@
 """A classifier of texts on the pooled states of any encoder: their mean, or their largest values."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from hf_accum.config.long_texts import TextWindows
 from hf_accum.errors import UserError
 
 StatePooling = Literal["mean", "max"]
@@ -36,7 +38,8 @@ class PooledClassifier(PreTrainedModel):
     """An encoder of transformers, `base_model`, and a linear `classifier` on its pooled last states.
 
     `config` is that of the encoder, with `num_labels` classes and `text_pooling`, mean or max. The pooled vector is
-    normalised (a layer norm without weights), so that one learning rate suits encoders of any scale.
+    normalised (a layer norm without weights), so that one learning rate suits encoders of any scale. Where
+    `text_windows` (the values of `TextWindows`, or None) are pooled by attention, each has a score behind its logits.
 
     Raises:
         UserError: if the model is no encoder (or decoder) alone.
@@ -57,7 +60,8 @@ class PooledClassifier(PreTrainedModel):
         self.base_model_prefix = encoder.base_model_prefix or "encoder"
         setattr(self, self.base_model_prefix, encoder)
         self.supports_gradient_checkpointing = encoder.supports_gradient_checkpointing
-        self.classifier = nn.Linear(values.hidden_size, values.num_labels)
+        num_scores = int(_have_scores(getattr(config, "text_windows", None)))
+        self.classifier = nn.Linear(values.hidden_size, values.num_labels + num_scores)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -66,7 +70,7 @@ class PooledClassifier(PreTrainedModel):
     def forward(
         self, *, attention_mask: Tensor | None = None, labels: Tensor | None = None, **inputs: Any
     ) -> SequenceClassifierOutput:
-        """Logits (num_texts, num_labels); with `labels` also the loss that transformers' classifiers give."""
+        """Logits (num_texts, num_labels), and the scores; with `labels` also transformers' loss of the logits."""
         given = {name: value for name, value in inputs.items() if value is not None}
         states = self.base_model(attention_mask=attention_mask, **given).last_hidden_state
         vectors = pool_states(states, attention_mask, cast(Any, self.config).text_pooling)
@@ -74,7 +78,8 @@ class PooledClassifier(PreTrainedModel):
         logits = self.classifier(vectors.to(self.classifier.weight.dtype))
         if labels is None:
             return SequenceClassifierOutput(logits=logits)
-        loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        of_labels = logits[:, : cast(Any, self.config).num_labels]
+        loss = self.loss_function(labels=labels, pooled_logits=of_labels, config=self.config)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
@@ -83,6 +88,7 @@ class AutoPooledClassifier:
     """Makes a `PooledClassifier` of any encoder, as transformers' Auto classes make their models."""
 
     pooling: StatePooling
+    windows: TextWindows | None = None
 
     def from_config(self, config: PreTrainedConfig, **how: Any) -> PooledClassifier:
         """Without pretrained weights; `how` is that of `AutoModel.from_config`."""
@@ -101,7 +107,10 @@ class AutoPooledClassifier:
         encoder, info = AutoModel.from_pretrained(name, config=config, output_loading_info=True, **how)
         model = PooledClassifier(config, encoder)
         new = {f"{model.base_model_prefix}.{key}" for key in info["missing_keys"]}
-        if saved_pooling(Path(name)) == self.pooling:  # its labels are looked at as those of any trained head
+        saved = _saved(Path(name))
+        has_scores = _have_scores(saved.get("windows"))
+        if saved.get("pooling") == self.pooling and has_scores == _have_scores(self._windows):
+            # Its labels are looked at as those of any trained head.
             mismatched = _load_classifier(model.classifier, Path(name) / CLASSIFIER_WEIGHTS)
             info = {**info, "mismatched_keys": [*info["mismatched_keys"], *mismatched]}
         else:
@@ -110,14 +119,26 @@ class AutoPooledClassifier:
         return (model, {**info, "missing_keys": new}) if tells else model
 
     def _pooled(self, config: PreTrainedConfig) -> PreTrainedConfig:
-        cast(Any, config).text_pooling = self.pooling
+        cast(Any, config).text_pooling, cast(Any, config).text_windows = self.pooling, self._windows
         return config
+
+    @property
+    def _windows(self) -> dict[str, Any] | None:
+        return None if self.windows is None else asdict(self.windows)
 
 
 def saved_pooling(folder: Path) -> str | None:
     """The pooling of a trained classifier in a folder; None: there is none."""
+    return _saved(folder).get("pooling")
+
+
+def _have_scores(windows: Mapping[str, Any] | None) -> bool:
+    return windows is not None and windows["pooling"] == "attention"
+
+
+def _saved(folder: Path) -> dict[str, Any]:
     file = folder / CLASSIFIER
-    return json.loads(file.read_text(encoding="utf-8"))["pooling"] if file.is_file() else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _load_classifier(classifier: nn.Linear, file: Path) -> list[tuple[str, Any, Any]]:
@@ -129,6 +150,17 @@ def _load_classifier(classifier: nn.Linear, file: Path) -> list[tuple[str, Any, 
     return mismatched
 
 
-def classifier_of(pooling: Literal["cls", "mean", "max"]) -> Any:
-    """What makes a classifier of a model: for `cls` transformers' Auto class, with the head of that kind of model."""
-    return AutoModelForSequenceClassification if pooling == "cls" else AutoPooledClassifier(pooling)
+def classifier_of(pooling: Literal["cls", "mean", "max"], windows: TextWindows | None = None) -> Any:
+    """What makes a classifier of a model: for `cls` transformers' Auto class, with the head of that kind of model.
+
+    Raises:
+        UserError: if that is to score windows, too.
+    """
+    if pooling != "cls":
+        return AutoPooledClassifier(pooling, windows)
+    if windows is not None and windows.pooling == "attention":
+        raise UserError(
+            "`window_pooling` attention: has to go with `pooling` mean or max: the head that a model's own kind has "
+            "(cls) gives windows no score"
+        )
+    return AutoModelForSequenceClassification

@@ -64,6 +64,7 @@ class RunLog:
         first_step: int = 0,
         *,
         unit: str = "tokens",
+        cut_by: str = "max_length",
         console: Console | None = None,
     ) -> None:
         self.accelerator = accelerator
@@ -73,6 +74,7 @@ class RunLog:
         self.first_step = first_step
         self.log_every = log_every
         self.unit = unit
+        self.cut_by = cut_by
         self.console = console or Console(soft_wrap=True)
         self._lines = JsonLines(folder / "metrics.jsonl", self.say)
         self._pending: list[PendingStep] = []
@@ -212,7 +214,7 @@ class RunLog:
         if counts.num_truncated_examples:
             self.say(
                 f"truncated: {counts.num_truncated_examples:,} of {counts.num_examples:,} examples, by "
-                f"{counts.num_truncated_tokens:,} tokens in all (`max_length`)"
+                f"{counts.num_truncated_tokens:,} tokens in all (`{self.cut_by}`)"
             )
         if self._num_oom_replays > 1:
             self.say(f"replayed: {self._num_oom_replays:,} times a window started anew because memory ran out")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.accumulation.nonfinite import NonFiniteCheck
+from hf_accum.accumulation.part_cache import PartCache
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.pipeline import Pipeline
 from hf_accum.data.source import Row
@@ -35,7 +36,7 @@ from hf_accum.run.schedule import build_scheduler, count_steps
 from hf_accum.run.start import StartedRun
 from hf_accum.run.start_check import refuse_cut_dependence
 from hf_accum.run.summary import describe_run
-from hf_accum.tasks.task import Task
+from hf_accum.tasks.task import PoolsParts, Task
 from hf_accum.tuner.plan import what_would_fit
 from hf_accum.tuner.run_capacity import cutter_of, find_run_capacity, keep_costs, tuning_json
 from hf_accum.tuner.search import Tuning
@@ -69,7 +70,7 @@ class Training:
         processor: Processor,
         draw: Callable[[Example, int | None], Example] | None = None,
     ) -> None:
-        self._run, self._config = run, config
+        self._run, self._config, self._task = run, config, task
         self.accelerator, ranks = run.accelerator, run.ranks
         if config.preview:
             show_preview(run, config, data, task, draw)
@@ -115,6 +116,7 @@ class Training:
             config.log_every,
             self.resumed.step,
             unit=task.lengths.unit,
+            cut_by=task.lengths.cut_by,
         )
         self.nonfinite = NonFiniteCheck(
             ranks,
@@ -184,6 +186,7 @@ class Training:
     @property
     def windows(self) -> Iterator[WindowExecution]:
         """The examples of one optimizer step after the other, until the run is through or told to stop."""
+        task = self._task
         if self._is_through:
             return
         if self._state.owes_evaluation:
@@ -192,6 +195,9 @@ class Training:
                 self._save()
         for window in self._windows:
             self._learning_rate = self.scheduler.get_last_lr()[0]
+            if isinstance(task, PoolsParts):
+                examples = window.window.examples
+                window.rehearsal = PartCache(self.accelerator, self.model, examples, task.outputs, task.pooled_loss)
             yield window
             if self._is_through or self.nonfinite.gave_up or self._state.owes_evaluation:
                 return

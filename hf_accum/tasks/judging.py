@@ -21,6 +21,7 @@ from hf_accum.evaluation.decisions import Decisions, Fitted
 from hf_accum.evaluation.evaluate import Metric, Metrics
 from hf_accum.evaluation.judge import Judged, Predicted, judge
 from hf_accum.evaluation.records import classified, measured, place_in, write_records
+from hf_accum.tasks.task import PoolsParts
 
 
 class Judges(Protocol):
@@ -117,14 +118,15 @@ def fit_decisions(
     thresholds: bool,
 ) -> Fitted | None:
     """What of the decisions is to be fitted, on a part of the data that nothing else is done with. A collective."""
-    judged = judge(model, part, task.collate, task.predict, ranks=ranks, cutter=cutter)
+    judged = _judge(task, model, part, ranks, cutter, is_last=False)
     return on_rank_0(ranks, lambda: task.decisions.fit(judged, temperature=temperature, thresholds=thresholds).fitted)
 
 
 def _judge(
     task: Judges, model: nn.Module, stream: WindowStream[Any], ranks: Ranks, cutter: Cutter, *, is_last: bool
 ) -> Judged:
-    each = {"objective": task.objective, "show": task.show} if is_last else {}
+    each: dict[str, Any] = {"objective": task.objective, "show": task.show} if is_last else {}
+    each["whole"] = task.whole if isinstance(task, PoolsParts) else None
     return judge(model, stream, task.collate, task.predict, ranks=ranks, cutter=cutter, **each)
 
 

@@ -1,16 +1,17 @@
 """What a recipe gives: a task, which makes examples of rows, computes with a model, and judges it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.source import Row
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
+from hf_accum.evaluation.judge import Predicted
 from hf_accum.tuner.workload import Computation
 
 T = TypeVar("T")
@@ -73,4 +74,21 @@ class Calibrates(Protocol):
 
     def calibrate(self, model: nn.Module, part: WindowStream[Any], *, ranks: Ranks, cutter: Cutter) -> Self:
         """The task with that fitted, as a model's predictions want it. A collective."""
+        ...
+
+
+@runtime_checkable
+class PoolsParts(Protocol):
+    """A task whose examples may have parts that go through the model by themselves, and are pooled to one output."""
+
+    def outputs(self, model: nn.Module, batch: Any) -> Tensor:
+        """Those of the parts in a batch, (num_parts, width)."""
+        ...
+
+    def pooled_loss(self, examples: Sequence[Example], outputs: Tensor) -> Tensor:
+        """The loss of whole examples, summed, by the outputs of all their parts, one example after the other."""
+        ...
+
+    def whole(self, examples: Sequence[Example], parts: Mapping[str, Tensor]) -> Predicted:
+        """What is predicted for examples, by the outputs of their parts, by id."""
         ...

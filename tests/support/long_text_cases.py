@@ -16,13 +16,14 @@ from hf_accum import accumulate
 from hf_accum.accumulation.example import Example, inputs_of
 from hf_accum.accumulation.execution import MicroBatch, WindowExecution
 from hf_accum.accumulation.losses import CrossEntropy
-from hf_accum.accumulation.part_cache import LinearLoss, PartCache, PartPooling, pool_parts
+from hf_accum.accumulation.part_cache import LinearLoss, PartCache, pool_parts
+from hf_accum.config.long_texts import WindowPooling
 
 OBJECTIVE = CrossEntropy(CLASS_WEIGHTS)
-POOLINGS: tuple[PartPooling, ...] = ("mean", "max", "attention")
+POOLINGS: tuple[WindowPooling, ...] = ("mean", "max", "attention")
 
 
-def make_classifier(pooling: PartPooling, dropout: float = 0.0) -> nn.Module:
+def make_classifier(pooling: WindowPooling, dropout: float = 0.0) -> nn.Module:
     """In train mode; for attention with a score behind the logits."""
     torch.manual_seed(0)
     config = tiny_bert(dropout, num_labels=NUM_CLASSES + (pooling == "attention"), initializer_range=0.3)
@@ -46,7 +47,7 @@ def make_long_texts(counts: Sequence[int], seed: int = 0) -> list[Example]:
     return examples
 
 
-def unsplit(model: nn.Module, texts: Sequence[Example], pooling: PartPooling) -> tuple[dict[str, Tensor], float]:
+def unsplit(model: nn.Module, texts: Sequence[Example], pooling: WindowPooling) -> tuple[dict[str, Tensor], float]:
     """The oracle: a forward of all windows at once, each text pooled by itself, torch's weighted mean, autograd."""
     outputs = model(**batch(inputs_of(texts))[0]).logits
     pooled = []
@@ -72,7 +73,7 @@ def run_window(
     texts: Sequence[Example],
     whole: Sequence[Example],
     size: int,
-    pooling: PartPooling,
+    pooling: WindowPooling,
     rank: int = 0,
     failing: Failing | None = None,
 ) -> tuple[WindowExecution, list[MicroBatch]]:

@@ -118,7 +118,10 @@ class TextClassification:
     def predict(self, model: nn.Module, batch: Batch) -> Predicted:
         """The summed loss, and the logits: of a regression the numbers."""
         inputs, labels = batch
-        logits = model(**inputs).logits
+        return self.judged(model(**inputs).logits, labels)
+
+    def judged(self, logits: Tensor, labels: Tensor) -> Predicted:
+        """The same of logits, (num_texts, num_labels)."""
         outputs = logits.float()
         is_number = self.labels.problem == "regression"
         return Predicted(self.objective(logits, labels), outputs.squeeze(-1) if is_number else outputs, labels)

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from long_text_cases import POOLINGS, make_classifier, make_long_texts, run_window, unsplit
 from window_cases import largest_relative_difference
 
-from hf_accum.accumulation.part_cache import LinearLoss, PartPooling, pool_parts
+from hf_accum.accumulation.part_cache import LinearLoss, pool_parts
+from hf_accum.config.long_texts import WindowPooling
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_every_cut_in_any_order_gives_the_gradient_of_one_graph(
-    accelerator: Accelerator, pooling: PartPooling
+    accelerator: Accelerator, pooling: WindowPooling
 ) -> None:
     model = make_classifier(pooling)
     for counts in ([3, 1, 2, 1, 5], [11]):
@@ -32,7 +33,7 @@ def test_every_cut_in_any_order_gives_the_gradient_of_one_graph(
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_the_gradients_of_ranks_add_up(accelerator: Accelerator, pooling: PartPooling) -> None:
+def test_the_gradients_of_ranks_add_up(accelerator: Accelerator, pooling: WindowPooling) -> None:
     """Each rank has its own cut, its own no-grad pass or none, or no texts at all."""
     model, texts = make_classifier(pooling), make_long_texts([1, 4, 1, 2])
     reference, _ = unsplit(model, texts, pooling)

@@ -12,6 +12,8 @@ from pooled import load_pooled
 from tiny import make_tokenizer, save_base
 from trained import LORA, adapt, logits_of, train
 
+from hf_accum.accumulation.part_cache import pool_parts
+from hf_accum.config.long_texts import TextWindows
 from hf_accum.config.lora import LoraConfig
 from hf_accum.config.trust import Trust
 from hf_accum.models.pooled_classifier import StatePooling, saved_pooling
@@ -56,7 +58,7 @@ found = {}
 for folder in sys.argv[1:]:
     os.chdir(folder)
     (code,) = re.findall(r"```python\\n(.*?)```", open("README.md").read(), re.S)
-    exec(code, names := {})
+    exec(code.replace('"a text"', '"w1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w11"'), names := {})
     found[folder] = names["logits"].tolist()
     os.chdir("..")
 assert not any(name.startswith("hf_accum") for name in sys.modules)
@@ -65,7 +67,8 @@ print(json.dumps(found))
 
 
 def test_another_program_predicts_the_same_by_the_readme(tmp_path: Path) -> None:
-    expected, batch = {}, make_tokenizer()(["a text", "another one"], padding=True, return_tensors="pt")
+    texts = ["w1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w11", "another one"]
+    expected, batch = {}, make_tokenizer()(texts, padding=True, return_tensors="pt")
     for architecture, pooling, rank in CASES:
         model = trained_model(tmp_path / "bases" / architecture, architecture, pooling, rank)
         save_model(model, make_tokenizer(), tmp_path / architecture)
@@ -73,6 +76,17 @@ def test_another_program_predicts_the_same_by_the_readme(tmp_path: Path) -> None
         with torch.no_grad():
             inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
             expected[architecture] = model(**inputs).logits
+    cut = torch.tensor([[2, 5, 6, 7, 8, 3], [2, 8, 9, 10, 11, 3]])  # w1 is 5; the third window is one too many
+    for how in ("mean", "max", "attention"):
+        windows = TextWindows(max_length=6, overlap=1, most=2, pooling=how)
+        model = adapt(load_pooled(save_base(tmp_path / "bases" / "bert", "bert"), "mean", windows), LORA)
+        train(model)
+        save_model(model, make_tokenizer(), tmp_path / how)
+        load_weights(model, tmp_path / how)
+        model.eval()
+        with torch.no_grad():
+            outputs = [model(input_ids=ids).logits for ids in (cut, torch.tensor([[2, 1, 1, 3]]))]
+        expected[how] = torch.cat([pool_parts(of_text, [len(of_text)], how) for of_text in outputs])
     command = [sys.executable, "-c", RUN_EACH, *expected]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
