@@ -8,13 +8,14 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from hf_accum.accumulation.example import Example, inputs_of
 from hf_accum.accumulation.losses import IGNORE
+from hf_accum.accumulation.part_cache import LinearLoss
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.stream import WindowStream
 from hf_accum.errors import UserError
@@ -27,11 +28,13 @@ from hf_accum.run import training
 from hf_accum.tasks.causal_lm.task import CausalTexts
 from hf_accum.tasks.language_modeling.chunked_loss import Targets
 from hf_accum.tasks.retrieval.task import TextRetrieval
+from hf_accum.tasks.task import PoolsParts
 
 NUM_EXAMPLES = 8
 LONGEST = 24
 """Tokens of an example that is chosen, if there are such."""
 _MAX_LENGTH = 64
+_WINDOW, _WINDOW_OVERLAP = 10, 2
 _RESOLUTION = 128
 _LOOKED_AT = 128  # examples, of which those are chosen
 
@@ -119,6 +122,11 @@ def check_recipe(module: ModuleType, config: RecipeConfig, name: str) -> Report:
             notes.append(
                 "in-batch negatives: checked is the product with the gradient by the vectors, which is trained on"
             )
+        elif len(texts) > len(examples) and isinstance(task, PoolsParts):
+            collate = _with_linear_losses(task, model, examples)
+            notes.append(
+                "long texts in windows: checked is the linear loss by the windows' outputs, which is trained on"
+            )
         else:
             labels = _labelled(task, collate(texts, max(example.length for example in texts)))
         rows = CollatedRows(texts, collate, vary=vary, most_length=task.max_length)
@@ -139,8 +147,11 @@ def _shortened(config: RecipeConfig, output_dir: Path) -> RecipeConfig:
     config = replace(config, output_dir=str(output_dir), quantization="none", trackers=[])
     if hasattr(config, "resolution"):
         return replace(config, resolution=min(_RESOLUTION, config.resolution))  # type: ignore[attr-defined]
+    shorter: dict[str, Any] = {"max_length": min(_MAX_LENGTH, config.max_length)}
+    if getattr(config, "long_texts", "truncate") == "windows":  # so that short texts have several
+        shorter = {"max_length": min(_WINDOW, config.max_length), "window_overlap": _WINDOW_OVERLAP}
     with suppress(UserError):  # where other flags go with it
-        return replace(config, max_length=min(_MAX_LENGTH, config.max_length))
+        return replace(config, **shorter)
     return config
 
 
@@ -170,7 +181,8 @@ def _chosen(handed: Handed) -> list[Example]:
     if not task.lengths.vary:
         return found[:4]
     in_order = sorted(found, key=lambda example: example.length)
-    short = [example for example in in_order if example.length <= LONGEST] or in_order
+    longest = 3 * LONGEST if isinstance(task, PoolsParts) else LONGEST  # of a text's windows together
+    short = [example for example in in_order if example.length <= longest] or in_order
     if len(short) < NUM_EXAMPLES:
         return in_order[:NUM_EXAMPLES]
     return [short[place * (len(short) - 1) // (NUM_EXAMPLES - 1)] for place in range(NUM_EXAMPLES)]
@@ -191,6 +203,25 @@ def _with_gradients(task: TextRetrieval, model: nn.Module, pairs: Sequence[Examp
         return task.collate(chosen, length), torch.stack([by_text[text.id] for text in chosen])
 
     return collate
+
+
+def _with_linear_losses(task: PoolsParts, model: nn.Module, examples: Sequence[Example]) -> Any:
+    """Collates windows with the gradient of the loss of their texts by each, as the recipe's cache has it."""
+    in_float64 = copy.deepcopy(model).double().eval()
+    windows = inputs_of(examples)
+    collate = cast(Any, task).collate
+    with torch.no_grad():
+        outputs = task.outputs(in_float64, collate(windows))
+    loss = task.pooled_loss(examples, outputs.requires_grad_())
+    (gradient,) = torch.autograd.grad(loss, [outputs])
+    by_window = dict(zip([window.id for window in windows], gradient, strict=True))
+    of_each = loss.detach() / len(windows)
+
+    def of_chosen(chosen: Sequence[Example], length: int) -> tuple[dict[str, Tensor], LinearLoss]:
+        gradients = torch.stack([by_window[window.id] for window in chosen])
+        return collate(chosen, length)[0], LinearLoss(of_each * len(chosen), gradients)
+
+    return of_chosen
 
 
 def _labelled(task: Any, batch: Any) -> Mapping[str, Tensor] | None:

@@ -1,5 +1,6 @@
 """A recipe's own model, task and data, checked."""
 
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 from every_recipe import RECIPES, Recipe
 from recipe_configs import config_class_of
+from tiny import WORDS, save_base
 
 from hf_accum import recipe
 from hf_accum.cli.main import main
@@ -39,6 +41,21 @@ def test_every_recipe_has_no_fault(
     assert "fault:" not in output
     assert "single examples" in output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_windows_of_long_texts_are_checked_by_the_loss_that_they_are_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": " ".join(WORDS[: 5 + 3 * index]), "label": "ab"[index % 2]} for index in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = save_base(tmp_path / "base", "bert")
+    flags = [f"--model={model}", f"--dataset={tmp_path / 'rows.jsonl'}", f"--output_dir={tmp_path / 'run'}"]
+    flags += ["--max_length=16", "--long_texts=windows", "--window_overlap=4", "--dropout=0"]
+    main(["check", "clinical_classification", *flags])
+    output = capsys.readouterr().out
+    assert "fault:" not in output
+    assert "linear loss by the windows' outputs" in output
 
 
 def test_the_package_is_as_it_was_and_a_recipe_without_training_is_refused(tmp_path: Path) -> None:
