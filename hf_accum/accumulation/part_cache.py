@@ -8,21 +8,18 @@ nothing to say to each other.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from hf_accum.accumulation.accumulate import accumulate
 from hf_accum.accumulation.example import Example, inputs_of
 from hf_accum.accumulation.execution import MicroBatch
 from hf_accum.accumulation.window_cut import Piece
 from hf_accum.config.long_texts import WindowPooling
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 def pool_parts(outputs: Tensor, counts: Sequence[int], pooling: WindowPooling) -> Tensor:
@@ -63,7 +60,7 @@ class LinearLoss:
 class PartCache:
     """The outputs of a window's examples of several parts, and the gradient of their losses by each, on this rank.
 
-    The `rehearsal` of a window's execution. `outputs(model, batch)` are those of a micro-batch, (num_inputs, width);
+    The `rehearsal` of a window's execution. `accumulating(micro_batch)` is `accumulate` of the run; `outputs(model, batch)` are those of a micro-batch, (num_inputs, width);
     `loss(examples, outputs)` the loss of whole examples, summed, from those of all their parts, one after the other.
     Micro-batches without a part of several run once, on the batch that was collated; the others twice, at last on
     the batch's inputs and a `LinearLoss`. An example of one part that is in there with others is a case of that, too.
@@ -71,13 +68,13 @@ class PartCache:
 
     def __init__(
         self,
-        accelerator: "Accelerator",
+        accumulating: Callable[[MicroBatch], AbstractContextManager[None]],
         model: nn.Module,
         examples: Sequence[Example],
         outputs: Callable[[nn.Module, Any], Tensor],
         loss: Callable[[Sequence[Example], Tensor], Tensor],
     ) -> None:
-        self._accelerator, self._model, self._examples = accelerator, model, examples
+        self._accumulating, self._model, self._examples = accumulating, model, examples
         self._outputs, self._loss = outputs, loss
         self._several = {part.id for example in examples if len(example.parts) > 1 for part in example.parts}
         self._kept: list[tuple[Piece, Tensor]] = []
@@ -94,7 +91,7 @@ class PartCache:
 
         Memory that runs out is told to the micro-batch, as `accumulate` does.
         """
-        with accumulate(self._accelerator, self._model, micro_batch):
+        with self._accumulating(micro_batch):
             if micro_batch.index == 0:  # also where the window starts anew
                 self._kept, self._gradient = [], None
             self._kept.append((micro_batch.examples, self._outputs(self._model, micro_batch.batch).detach()))

@@ -7,13 +7,14 @@ import numpy as np
 from hf_accum.accumulation.example import inputs_of
 from hf_accum.data.formats.rows import BadRow
 from hf_accum.data.split import SplitData
-from hf_accum.tasks.task import Task
+from hf_accum.tasks.task import PoolsParts, Task
 
 
 def notes_of_lengths(data: SplitData, task: Task[Any], max_length: int) -> list[str]:
     """The lengths of examples in tokens, and how many are cut; of the sample of rows that the pass over them kept.
 
-    Of a sample the longest is the one with most characters. None where no rows were kept, or all have one length.
+    Of a sample the longest is the one with most characters. Texts in windows are told as a whole. None where no rows
+    were kept, or all have one length.
     """
     if not task.lengths.vary or not data.sample:
         return []
@@ -25,7 +26,8 @@ def notes_of_lengths(data: SplitData, task: Task[Any], max_length: int) -> list[
             continue
         if one is not None:
             prepared.append((f"sample:{number}", one))
-    examples = inputs_of(task.encode(prepared))
+    encoded = task.encode(prepared)
+    examples = encoded if isinstance(task, PoolsParts) else inputs_of(encoded)
     lengths = np.array([example.length + example.num_truncated_tokens for example in examples])
     if not len(lengths):
         return []
@@ -37,6 +39,13 @@ def notes_of_lengths(data: SplitData, task: Task[Any], max_length: int) -> list[
     cut = "none is cut"
     if num_cut:
         many = f"{num_cut:,} are" if is_all else f"about {num_cut / len(lengths):.1%} are"
-        cut = f"{many} longer than `max_length` {max_length} and lose their end"
+        most = (
+            f"`max_length` {max_length}" if task.lengths.cut_by == "max_length" else f"`{task.lengths.cut_by}` allow"
+        )
+        cut = f"{many} longer than {most} and lose their end"
+    num_parts = [len(example.parts) for example in examples if len(example.parts) > 1]
+    if num_parts:
+        share = f"{len(num_parts):,}" if is_all else f"about {len(num_parts) / len(lengths):.1%}"
+        cut += f"; {share} have several windows, the longest {max(num_parts):,} (what these share counts twice)"
     parts = f"5 % at most {low:,}, half at most {middle:,}, 95 % at most {high:,}, the longest {lengths.max():,}"
     return [f"lengths in {task.lengths.unit}: {parts}; {cut}{of}"]

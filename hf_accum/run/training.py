@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from hf_accum.accumulation.accumulate import accumulate
 from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.accumulation.nonfinite import NonFiniteCheck
@@ -196,8 +198,8 @@ class Training:
         for window in self._windows:
             self._learning_rate = self.scheduler.get_last_lr()[0]
             if isinstance(task, PoolsParts):
-                examples = window.window.examples
-                window.rehearsal = PartCache(self.accelerator, self.model, examples, task.outputs, task.pooled_loss)
+                examples, accumulating = window.window.examples, partial(accumulate, self.accelerator, self.model)
+                window.rehearsal = PartCache(accumulating, self.model, examples, task.outputs, task.pooled_loss)
             yield window
             if self._is_through or self.nonfinite.gave_up or self._state.owes_evaluation:
                 return

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +92,7 @@ def run_window(
 
     window = make_window(texts, whole[0], rank=rank, whole=whole)
     window.collate = lambda piece, length: batch(piece)
-    window.rehearsal = PartCache(accelerator, model, texts, outputs_of, loss_of)
+    window.rehearsal = PartCache(partial(accumulate, accelerator, model), model, texts, outputs_of, loss_of)
     seen = []
     for micro_batch in window.micro_batches(size):
         seen.append(micro_batch)

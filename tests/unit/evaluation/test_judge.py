@@ -1,6 +1,7 @@
 """Each example once, in the order of the files, on any number of ranks; the worst ones are those of a plain sort."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from thread_ranks import run_ranks
 from torch import nn
 
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
-from hf_accum.accumulation.example import Example, Origin
+from hf_accum.accumulation.example import Example, Origin, inputs_of
 from hf_accum.accumulation.losses import SquaredError
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.source import Source
@@ -76,3 +77,45 @@ def test_all_ranks_have_all_examples_once(sizes: list[int], num_ranks: int, spli
         assert found.loss == pytest.approx(losses.mean())
         assert [losses[one.index] for one in found.worst] == sorted(losses, reverse=True)[:most]
         assert all(one.shown == {"x": one.index} for one in found.worst)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_examples_are_judged_by_the_outputs_of_all_their_parts(num_ranks: int) -> None:
+    """An example of the number x has x % 3 + 1 parts of the numbers x, x + 1, ...: what is predicted is their sum."""
+
+    def in_parts(rows: Sequence[tuple[str, Any]]) -> list[Example]:
+        return [replace(one, parts=parts_of(one) if one.features["x"] % 3 else ()) for one in encode(rows)]
+
+    def parts_of(one: Example) -> tuple[Example, ...]:
+        x = one.features["x"]
+        return tuple(Example(f"{one.id}:{n}", 1 + n, 1.0, {"x": x + n}) for n in range(x % 3 + 1))
+
+    def whole(examples: Sequence[Example], parts: Mapping[str, torch.Tensor]) -> Predicted:
+        sums = torch.stack([sum(parts[part.id] for part in inputs_of([one])) for one in examples])  # type: ignore[arg-type]
+        return Predicted(sums.sum(), sums, torch.zeros_like(sums))
+
+    def on(ranks: Ranks) -> Judged:
+        stream = WindowStream(
+            source_of([7, 4]), lambda row: row, in_parts, ranks=ranks, effective_batch_size=4, seed=0
+        )
+        return judge(
+            nn.Linear(1, 1),
+            stream,
+            lambda examples, _: torch.tensor([float(example.features["x"]) for example in examples]),
+            lambda model, batch: Predicted(batch.sum(), batch, batch),
+            ranks=ranks,
+            cutter=Cutter(WorkingCapacity(Capacity(2))),
+            objective=SquaredError(),
+            show=lambda example: {"parts": len(example.parts)},
+            whole=whole,
+        )
+
+    expected = [float(sum(x + n for n in range(x % 3 + 1))) for x in range(11)]
+    for found in run_ranks(num_ranks, on):
+        assert found.outputs.tolist() == expected
+        assert found.loss == pytest.approx(sum(expected) / 11)
+        assert found.losses is not None
+        assert found.losses.tolist() == [value**2 for value in expected]
+        assert [worst.shown["parts"] for worst in found.worst] == [
+            [0, 2, 3][worst.index % 3] for worst in found.worst
+        ]
