@@ -60,8 +60,10 @@ class LinearLoss:
 class PartCache:
     """The outputs of a window's examples of several parts, and the gradient of their losses by each, on this rank.
 
-    The `rehearsal` of a window's execution. `accumulating(micro_batch)` is `accumulate` of the run; `outputs(model, batch)` are those of a micro-batch, (num_inputs, width);
-    `loss(examples, outputs)` the loss of whole examples, summed, from those of all their parts, one after the other.
+    The `rehearsal` of a window's execution. `accumulating(micro_batch)` is `accumulate` as the run calls it;
+    `outputs(model, batch)` are those of a micro-batch, (num_inputs, width); `loss(examples, outputs)` is the loss of
+    whole examples, summed, from those of all their parts, one after the other.
+
     Micro-batches without a part of several run once, on the batch that was collated; the others twice, at last on
     the batch's inputs and a `LinearLoss`. An example of one part that is in there with others is a case of that, too.
     """

@@ -129,7 +129,7 @@ def check_recipe(module: ModuleType, config: RecipeConfig, name: str) -> Report:
             )
         else:
             labels = _labelled(task, collate(texts, max(example.length for example in texts)))
-        rows = CollatedRows(texts, collate, vary=vary, most_length=task.max_length)
+        rows = CollatedRows(texts, collate, vary=vary, most_length=handed.task.max_length)
         return check_rows(
             model,
             of_piece(summed_loss),

@@ -47,7 +47,7 @@ def save_model(folder: Path) -> None:
 
     tokenizer = make_tokenizer(_WORDS)
     torch.manual_seed(0)
-    how = {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 512}
+    how: dict[str, Any] = {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 512}
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, pad_token_id=0, **how)
     BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(str(folder))

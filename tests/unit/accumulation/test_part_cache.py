@@ -117,9 +117,9 @@ def test_memory_that_runs_out_in_either_pass_leaves_the_gradient_as_it_is(accele
 def test_what_is_pooled_is_no_other_example_s_and_in_no_order(counts: list[int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     outputs = torch.randn(sum(counts), 4, generator=generator, dtype=torch.float64)
+    of_each = outputs.split(counts)
     for pooling in POOLINGS:
         pooled = pool_parts(outputs, counts, pooling)
-        of_each = outputs.split(counts)
         alone = [pool_parts(rows.flip(0), [len(rows)], pooling)[0] for rows in of_each]
         torch.testing.assert_close(pooled, torch.stack(alone), rtol=1e-12, atol=1e-12)
         first = of_each[0][:1]
