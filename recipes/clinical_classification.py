@@ -12,21 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse.typing import OpenUnitInterval
-
 from hf_accum import recipe  # its parts are imported when they are used: help and a wrong flag need no torch
 from hf_accum.config.long_texts import LongTextFlags, check_long_texts, windows_of
-from hf_accum.config.validation import COUNT_OR_NULL, number
-from hf_accum.tasks.flags import (
-    ClassWeights,
-    LabelFormat,
-    Pooling,
-    PositiveWeights,
-    Problem,
-    check_classification,
-    check_text_columns,
-)
-from hf_accum.tasks.text_template import OnMissingText, TextTemplate
+from hf_accum.config.validation import COUNT_OR_NULL, require
+from hf_accum.tasks.classification_flags import LabelFlags, TextFlags
+from hf_accum.tasks.flags import Pooling, check_classification, check_text_columns
 from recipes.embedded.icd import icd_chapters
 from recipes.embedded.models import minilm
 from recipes.embedded.synopses import clinical_synopses
@@ -36,55 +26,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClinicalClassificationConfig(LongTextFlags, recipe.RecipeConfig):
-    """What a text is, its label, and how a class weighs."""
+class ClinicalClassificationConfig(LabelFlags, LongTextFlags, TextFlags, recipe.RecipeConfig):
+    """What a text is, and what the classifier sees of it."""
 
-    text_column: str = "text"
-    """Column with the text."""
-    text_pair_column: str | None = None
-    """Column with a second text, which is read together with the first: a premise and its hypothesis, say."""
-    text_template: str | None = None
-    """A text of several columns, in the place of text_column: 'Age {age}: {note}', each column's name in braces."""
-    on_missing_text: OnMissingText = "error"
-    """A row without a value for the template is a bad row, or has nothing there (empty)."""
     label_column: str | list[str] | None = None
     """Column with the label; default: label, or that of the embedded dataset. Several, with commas between: one with
     0 or 1 for each label (multi_label_classification)."""
     pooling: Pooling | None = None
     """What of the last states the classifier sees: their mean, their largest values (max), or what the model's own
     head takes, as the first token's (cls); default: mean if the model was made so (for sentences), else cls."""
-    problem: Problem = "single_label_classification"
-    """One class for each text, any number of labels, or a number."""
-    labels: list[str] | str = field(default_factory=list)
-    """Names of the labels, in order (a list, or with commas between); default: those in the data, sorted. Where the
-    data has numbers for them, with these: 1=immediate,2=urgent."""
-    label_format: LabelFormat = "auto"
-    """What numbers in the label column mean: names, indices from 0 on, or a 0 or 1 for each label; auto: as they can
-    be read in one way only."""
-    label_separator: str = "|"
-    """Between the labels of one text, where they are one string (multi_label_classification)."""
-    class_weights: ClassWeights = "none"
-    """Weight of each class in the loss: balanced is n / (classes * n of the class), sqrt_balanced its square
-    root, or a number for each label in order (single_label_classification)."""
-    positive_weights: PositiveWeights = field(default_factory=list)
-    """What the loss of a present label is multiplied by, a number for each label, or balanced: texts without it
-    divided by those with it (multi_label_classification)."""
-    label_smoothing: float | None = None
-    """Share of the target spread evenly over the classes (single_label_classification); null: 0, or what belongs to
-    an embedded dataset."""
-    tune_thresholds: bool = False
-    """For each label the probability from which on it counts as predicted is the one of the best F1 on a part that
-    is not trained on; false: 0.5 (multi_label_classification)."""
-    temperature_scaling: bool = False
-    """Probabilities are made to say how often one is right, by one number that is fitted on that part."""
-    calibration_fraction: float = field(default=0.1, metadata=number((OpenUnitInterval, "between 0 and 1")))
-    """The share of the groups to train on that is kept as that part, where one of the two asks for it."""
     baselines: bool = False
     """Tell in the end what simple methods reach on the same split: a bag of words, and the untrained encoder."""
     num_epochs: int | None = field(default=3, metadata=COUNT_OR_NULL)
     """Passes over the data; null: as many as max_steps takes."""
-    extra_metrics: list[str] | str = field(default_factory=list)
-    """Metrics of the hub beside the shipped ones, by name. They are code, and need trust_remote_code."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,21 +46,8 @@ class ClinicalClassificationConfig(LongTextFlags, recipe.RecipeConfig):
         check_classification(self)
         check_text_columns(self)
         check_long_texts(self)
-
-    @property
-    def template(self) -> TextTemplate | None:
-        """By which a row's text is written."""
-        return None if self.text_template is None else TextTemplate(self.text_template, self.on_missing_text)
-
-    @property
-    def read_column(self) -> str:
-        """Where a row's text stands in the end: what a template writes has a column of that name."""
-        return self.text_template or self.text_column
-
-    @property
-    def calibrates(self) -> bool:
-        """Whether a part of the data is kept for that."""
-        return self.tune_thresholds or self.temperature_scaling
+        one_text = self.text_pair_column is None or self.long_texts == "truncate"
+        require(one_text, "long_texts", self.long_texts, "truncate with `text_pair_column`: a pair is read at once")
 
 
 def train(config: ClinicalClassificationConfig):

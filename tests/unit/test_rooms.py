@@ -39,6 +39,7 @@ WITHOUT_TEST_FILE = {
     "data/windows_of": "tests/unit/data/test_loader_windows.py",
     "models/spec": "a frozen dataclass",
     "recipe": "tests/unit/test_init.py",
+    "tasks/classification_flags": "tests/recipes/test_clinical_classification_flags.py",
     "tasks/task": "a protocol",
     "evaluation/run_over": "tests/unit/evaluation/test_evaluate.py",
     "evaluation/weighted": "tests/unit/evaluation/test_bootstrap.py",

@@ -45,7 +45,7 @@ def compare_with_baselines(
 
 
 def sample_of(data: SplitData, task: TextClassification, held_out: bool) -> LabelledSample:
-    """All rows of one side of the split, pairs of texts as one; bad ones are left out, as they were said in the training."""
+    """All rows of one side of the split, pairs of texts as one; bad ones are left out: the training told of them."""
     source = data.eval_source if held_out else data.source
     texts, targets, groups = [], [], []
 
