@@ -5,7 +5,10 @@ from typing import Literal
 
 from jsonargparse.typing import ClosedUnitInterval, OpenUnitInterval
 
+from hf_accum.config.datasets import parts_of
 from hf_accum.config.validation import COUNT, COUNT_OR_NULL, LENGTH, number, require, require_not_empty
+
+MixUntil = Literal["all_exhausted", "first_exhausted"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +16,10 @@ class DataFlags:
     """Data."""
 
     dataset: str | None = None
-    """Hub id, local folder or file (jsonl, csv, tsv, parquet, xlsx); default: the recipe's embedded one."""
+    """Hub id, local folder or file (jsonl, csv, tsv, parquet, xlsx); default: the recipe's embedded one.
+    Several with commas between are mixed, by weights (A:0.7,B:0.3) or by their sizes."""
+    mix_until: MixUntil = "all_exhausted"
+    """Of datasets with weights: a pass ends when each was seen once, or as soon as one was."""
     dataset_revision: str | None = None
     """Branch, tag or commit of the hub's dataset repository."""
     dataset_config: str | None = None
@@ -48,6 +54,13 @@ def check_data(config: DataFlags) -> None:
     """Check how the flags of the data go together."""
     require_not_empty(
         config, "dataset", "dataset_revision", "dataset_config", "train_split", "eval_split", "group_column"
+    )
+    parts = parts_of(config.dataset or "")
+    require(
+        config.stream_split == "examples" or parts[0].weight is None,
+        "stream_split",
+        config.stream_split,
+        "examples where datasets have weights: which rank has which files would change their shares in a window",
     )
     require(
         config.eval_split != config.train_split,

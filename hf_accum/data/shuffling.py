@@ -6,7 +6,7 @@ of the block were used: to go on from there reads no more than that one block ag
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -22,17 +22,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Place:
-    """After `taken` examples of a block, which begins at a row of a shard (of the epoch's order of shards)."""
+    """After `taken` examples of a block, which begins at a row of a shard (of the epoch's order of shards).
+
+    In several datasets that are mixed: the places in each of them (`parts`), which know how many examples were
+    `drawn` of theirs.
+    """
 
     epoch: int = 0
     block: int = 0
     shard: int = 0
     row: int = 0
     taken: int = 0
+    drawn: int = 0
+    parts: tuple["Place", ...] = ()
 
-    def as_json(self) -> dict[str, int]:
+    def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
-        return asdict(self)
+        return asdict(self) | {"parts": [part.as_json() for part in self.parts]}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> "Place":
@@ -41,8 +47,9 @@ class Place:
         Raises:
             TypeError, ValueError: if the value is no such thing.
         """
-        place = Place(**value)
-        if not all(isinstance(number, int) and number >= 0 for number in place.as_json().values()):
+        numbers = {name: number for name, number in value.items() if name != "parts"}
+        place = Place(**numbers, parts=tuple(Place.from_json(part) for part in value.get("parts", ())))
+        if not all(isinstance(number, int) and number >= 0 for number in numbers.values()):
             raise ValueError(f"{value}: no place in a dataset")
         return place
 
@@ -61,6 +68,11 @@ class Block(Generic[T]):
     items: Sequence[tuple[str, T]]
     bad_rows: Counter[str]
     skipped: int = 0
+
+    @property
+    def epoch(self) -> int:
+        """The pass over the data that it is of."""
+        return self.start.epoch
 
     def after(self, taken: int) -> Place:
         """The place after so many of its examples."""
@@ -83,6 +95,14 @@ class Order(Generic[T]):
     of_ranks: tuple[int, int] | None = None
     max_skipped_share: float | None = None
     """Of the rows of a pass, the most that may be bad; None: any."""
+    shards: range | None = None
+    """Of the source's shards those that are read; None: all."""
+
+    def passes(self, epochs: Iterable[int], place: Place) -> Iterator[tuple[int, Place, Iterator[Block[T]]]]:
+        """Of each of these epochs its number, the place where its reading begins, and its blocks from there on."""
+        for epoch in epochs:
+            first = place if epoch == place.epoch else START
+            yield epoch, first, self.blocks(epoch, first)
 
     def blocks(self, epoch: int, place: Place = START) -> Iterator[Block[T]]:
         """The blocks of an epoch, from a place in it on; then, if bad rows follow the last one, one without items.
@@ -132,9 +152,9 @@ class Order(Generic[T]):
         return 0 if self.of_ranks is None else self.of_ranks[0]
 
     def _shards(self, epoch: int) -> list[int]:
-        shards = list(range(self.source.num_shards))
+        shards = list(range(self.source.num_shards) if self.shards is None else self.shards)
         if self.block_size > 1:
-            shards = self._permutation(len(shards), "shards", epoch)
+            shards = [shards[i] for i in self._permutation(len(shards), "shards", epoch)]
         if self.of_ranks is None:
             return shards
         index, count = self.of_ranks

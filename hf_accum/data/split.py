@@ -8,7 +8,10 @@ from typing import Literal, Self
 
 import numpy as np
 
+from hf_accum.config.datasets import Datasets, parts_of
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.data.mixture import Mixture, joined, part_of
+from hf_accum.data.same_columns import check_alike
 from hf_accum.data.skipped_rows import MOST_SKIPPED_SHARE, check_share
 from hf_accum.data.source import BadRow, Row, Source, open_source
 from hf_accum.data.stratification import stratify
@@ -80,7 +83,9 @@ class SplitData:
     held_out_label_counts: Mapping[str, int] = field(default_factory=dict)
     bad_rows: Mapping[str, int] = field(default_factory=dict)
     digest: str | None = None
-    """Of the content of all rows, and of what of them is held out."""
+    """Of the content of all rows, of what of them is held out, and of how datasets are mixed."""
+    mixture: Mixture | None = None
+    """Of several datasets, which the sources join."""
     num_repeated: int = 0
     """Held-out examples whose text is also trained on."""
     sample: tuple[Row, ...] = ()
@@ -93,6 +98,12 @@ class SplitData:
     def notes(self) -> list[str]:
         """What the user should know of it before the training."""
         return notes_of_split(self)
+
+    def num_in_passes(self, num_epochs: int | None) -> int | Iterable[int] | None:
+        """How many examples each pass has, or of a mixture each of so many passes; None: they were not counted."""
+        if self.mixture is None or self.num_train is None or num_epochs is None:
+            return self.num_train
+        return self.mixture.pass_sizes(num_epochs)
 
     def notes_of_missing(self, what: str, names: Iterable[str], keys: Iterable[str] | None = None) -> list[str]:
         """Which of the names no row to train on has, as far as labels were counted, by their keys (the names too)."""
@@ -153,29 +164,37 @@ class SplitData:
         on_bad_row: Literal["error", "skip"],
         sample_size: int = SAMPLE_SIZE,
     ) -> Self:
-        """This, with what one pass over all of it finds, and split by that. A collective.
+        """This, with what one pass over all of it finds, and split by that; each dataset of a mixture by itself, but
+        that a group that is held out of one is of the others too. A collective.
 
         Raises:
             UserError: for the first bad row, unless they are skipped; if a side of the split has no usable row.
         """
 
-        def look(source: Source, group_of: Callable[[Row], int]) -> Survey:
-            return survey(source, observe, group_of, ranks, on_bad_row, sample_size)
+        mixture = self.mixture
+
+        def look(source: Source, shards: Sequence[range] | None, group_of: Callable[[Row], int]) -> list[Survey]:
+            parts = [source] if shards is None else [part_of(source, of_part) for of_part in shards]
+            return [survey(part, observe, group_of, ranks, on_bad_row, sample_size) for part in parts]
 
         held_out = self.held_out
         if self.eval_fraction is None:
-            found = look(self.source, self.group_of if self.calibration_fraction else lambda _: 0)
-            of_eval = look(self.eval_source, lambda _: 0)
-            is_held_out = np.repeat([False, True], [found.num_rows, of_eval.num_rows])
-            digest = derive_seed("split", found.digest, of_eval.digest)
-            found.add(of_eval, sample_size)
+            group_of = self.group_of if self.calibration_fraction else lambda _: 0
+            of_train = look(self.source, mixture and mixture.shards, group_of)
+            sizes = [one.num_rows for one in of_train]
+            of_eval = look(self.eval_source, mixture and mixture.eval_shards, lambda _: 0)
+            is_held_out = np.repeat([False, True], [sum(sizes), sum(one.num_rows for one in of_eval)])
+            digest = derive_seed("split", *(one.digest for one in (*of_train, *of_eval)))
+            found = _together([*of_train, *of_eval], sample_size)
         else:
-            found = look(self.source, self.group_of)
-            if found.num_rows:
-                held_out = by_rows(found, self.eval_fraction)
+            of_train = look(self.source, mixture and mixture.shards, self.group_of)
+            sizes = [one.num_rows for one in of_train]
+            held_out = _held_out_of(of_train, self.eval_fraction) or held_out
+            digests = [one.digest for one in of_train]
+            found = _together(of_train, sample_size)
             is_held_out = held_out.of(np.asarray(found.groups))
             groups = np.unique(np.asarray(found.groups)[is_held_out]).tolist()
-            digest = derive_seed("split", repr(groups), found.digest)
+            digest = derive_seed("split", repr(groups), *digests)
         to_train_on = ~is_held_out
         if self.calibration_fraction:
             groups = np.asarray(found.groups).tolist()
@@ -189,10 +208,15 @@ class SplitData:
                 f"`calibration_fraction` {self.calibration_fraction}: has to be more for so little data, of which no "
                 "row is kept to calibrate on"
             )
+        if mixture is not None:
+            ends = np.cumsum(sizes)
+            mixture = mixture.with_sizes([int(part.sum()) for part in np.split(to_train_on[: ends[-1]], ends[:-1])])
+            digest = derive_seed(digest, str(mixture.weights))
         texts = np.asarray(found.texts)
         return replace(
             self,
             held_out=held_out,
+            mixture=mixture,
             num_train=num_train,
             num_held_out=num_held_out,
             num_calibration=num_calibration,
@@ -221,6 +245,22 @@ class SplitData:
         )
 
 
+def _held_out_of(found: Sequence[Survey], fraction: float) -> HeldOut | None:
+    """What is held out of each dataset by its own rows; None: there are no rows."""
+    of_each = [(one, by_rows(one, fraction)) for one in found if one.num_rows]
+    if len(found) == 1:
+        return of_each[0][1] if of_each else None
+    groups = [np.asarray(one.groups)[held_out.of(np.asarray(one.groups))] for one, held_out in of_each]
+    return HeldOut(groups=frozenset(np.unique(np.concatenate(groups)).tolist())) if groups else None
+
+
+def _together(found: Sequence[Survey], sample_size: int) -> Survey:
+    first, *others = found
+    for other in others:
+        first.add(other, sample_size)
+    return first
+
+
 def _quoted_note(found: Survey) -> tuple[str, ...]:
     number = found.num_quoted_lines
     if not number:
@@ -232,23 +272,33 @@ def _quoted_note(found: Survey) -> tuple[str, ...]:
 
 
 def open_split(
-    dataset: str,
+    dataset: Datasets,
     columns: Sequence[str],
     config: RecipeConfig,
     *,
     group_column: str,
     opener: Callable[..., Source] = open_source,
 ) -> SplitData:
-    """Open a dataset, of which these columns are needed, and split it as the flags say. `opener` is one that opens
-    more formats than `open_source`, as it does.
+    """Open a dataset, of which these columns are needed, and split it as the flags say; or several, joined. `opener`
+    is one that opens more formats than `open_source`, as it does.
 
     Raises:
-        UserError: for a dataset or column that cannot be used.
+        UserError: for a dataset or column that cannot be used, and for datasets that do not go together.
     """
-    columns = [*columns, group_column]
+    parts = parts_of(dataset)
     how = {"config": config.dataset_config, "quoting": config.csv_quoting, "revision": config.dataset_revision}
-    source = opener(dataset, config.train_split, columns=columns, **how)
-    eval_source = opener(dataset, config.eval_split, columns=columns, **how) if config.eval_split else source
+
+    def opened(split: str) -> list[Source]:
+        return [opener(part.location, split, columns=[*columns, group_column], **how) for part in parts]
+
+    sources = opened(config.train_split)
+    eval_sources = opened(config.eval_split) if config.eval_split else sources
+    source, eval_source, mixture = sources[0], eval_sources[0], None
+    if len(parts) > 1:
+        check_alike(parts, sources, columns, None if config.eval_split else group_column)
+        mixture = Mixture.of(parts, sources, eval_sources, config.mix_until)
+        source = joined(mixture.names, sources)
+        eval_source = joined(mixture.names, eval_sources) if config.eval_split else source
     notes = [*source.notes, *eval_source.notes]
     if unused := [split for split in sorted(source.splits) if split not in (config.train_split, config.eval_split)]:
         notes.append(f"splits of the dataset that are not used: {', '.join(unused)} (`eval_split` evaluates on one)")
@@ -256,6 +306,7 @@ def open_split(
     return SplitData(
         source=source,
         eval_source=eval_source,
+        mixture=mixture,
         group_column=group_column,
         eval_fraction=fraction,
         held_out=HeldOut() if fraction is None else by_hash(fraction),

@@ -18,6 +18,8 @@ from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.load_balancing import balanced
 from hf_accum.accumulation.time_model import Speed
 from hf_accum.accumulation.window import Window
+from hf_accum.data.mixed_order import in_mixture
+from hf_accum.data.mixture import Mixture
 from hf_accum.data.prefetch import prefetched
 from hf_accum.data.reading import EMPTY, PieceOfData, Reader
 from hf_accum.data.shuffling import START, Order, Place
@@ -52,6 +54,9 @@ class WindowStream(Generic[T]):
     It may be iterated in a thread of its own: making a stream, which all ranks do in the same order, gives it a way
     to talk of its own. Ranks that leave the iteration all leave it at the same step.
 
+    Of a `mixture` of datasets (`source` is all of them, joined) a window has the shares that it says. `shards`: of
+    the source those that are read, all by default.
+
     `stopping` is asked before each window is agreed on, whether this rank wants to end (and stays True then): the
     first window for which any rank does is the last one, on all of them. A `Pipeline` is ahead of the device: what it
     has made by then is still used.
@@ -80,6 +85,8 @@ class WindowStream(Generic[T]):
         draw: Callable[[Example, int], Example] | None = None,
         balance: Callable[[int], Speed] | None = None,
         stopping: Callable[[], bool] | None = None,
+        mixture: Mixture | None = None,
+        shards: range | None = None,
     ) -> None:
         if effective_batch_size < 1:
             raise UserError(f"effective batch size {effective_batch_size}: has to be at least 1")
@@ -105,7 +112,8 @@ class WindowStream(Generic[T]):
         """Of all windows so far."""
         self.failure: Exception | None = None
         """What ended it before its time: data that cannot be read, on whichever rank."""
-        self._order = Order(
+        self.shards = shards
+        order = Order(
             source,
             prepare,
             seed,
@@ -113,7 +121,9 @@ class WindowStream(Generic[T]):
             on_bad_row,
             of_ranks=(ranks.index, ranks.count) if split == "shards" else None,
             max_skipped_share=max_skipped_share,
+            shards=shards,
         )
+        self._order = in_mixture(order, mixture)
         self._group = ranks.new_group()
         self._is_running = False
 
@@ -276,11 +286,18 @@ class WindowStream(Generic[T]):
         Raises:
             UserError: if there is none.
         """
-        in_file_order = Order(self.source, self.prepare, self.seed, 1, self.on_bad_row)
-        items = list(islice((item for block in in_file_order.blocks(0) for item in block.items), number))
+        items = self._first_items(number)
         if items:
             return self.encode(items)
         raise UserError(EMPTY)
+
+    def has_examples(self) -> bool:
+        """Whether there is any."""
+        return bool(self._first_items(1))
+
+    def _first_items(self, number: int) -> list[tuple[str, T]]:
+        in_file_order = Order(self.source, self.prepare, self.seed, 1, self.on_bad_row, shards=self.shards)
+        return list(islice((item for block in in_file_order.blocks(0) for item in block.items), number))
 
     def _agree(
         self,

@@ -12,6 +12,7 @@ from hf_accum.accumulation.example import Example, Origin
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.eval_sample import sample_rows
+from hf_accum.data.mixture import Mixture
 from hf_accum.data.source import Row, Source
 from hf_accum.data.split import SplitData
 from hf_accum.data.stream import WindowStream
@@ -59,6 +60,7 @@ class Evaluation:
                     f"evaluations are on {self._num_examples:,} of {number:,} held-out rows, always the same ones "
                     "(`max_eval_examples`)"
                 )
+        self._source = source
         self._held_out = self._stream(source, self._is_held_out)
         self._held_out.first_example()  # there has to be one
         self._calibration = None
@@ -94,12 +96,24 @@ class Evaluation:
         if result is not None and isinstance(self._task, Shows):
             how["folder"] = self._run.folder
         figures = self._task.evaluate(model, self._held_out, **how)
+        if result is not None and self._data.mixture is not None:
+            figures = {**figures, "datasets": self._of_each(self._data.mixture, model, cutter)}
         self._seconds = time.perf_counter() - started
         if self._calibration is None or result is None:
             return figures
         fitted = {name: value for name, value in figures["calibration"].items() if name != "reliability"}
         on_rank_0(self._run.ranks, lambda: write_json(result / CALIBRATION, fitted))
         return {**figures, "notes": [*figures["notes"], f"to predict with: {result.name}/{CALIBRATION}"]}
+
+    def _of_each(self, mixture: Mixture, model: nn.Module, cutter: Cutter) -> dict[str, Mapping[str, Any]]:
+        """The figures of the held-out part of each dataset, by its name. A collective."""
+        found: dict[str, Mapping[str, Any]] = {}
+        for name, shards in zip(mixture.names, mixture.eval_shards, strict=True):
+            stream = self._stream(self._source, self._is_held_out, shards)
+            found[name] = {"num_examples": 0}
+            if stream.has_examples():
+                found[name] = self._task.evaluate(model, stream, ranks=self._run.ranks, cutter=cutter)
+        return found
 
     def _is_held_out(self, row: Row) -> bool:
         return self._data.is_held_out(row, of_eval_source=True)
@@ -125,7 +139,9 @@ class Evaluation:
         examples = self._task.encode([(name, origin.row) for name, origin in rows])
         return [replace(example, origin=origin) for example, (_, origin) in zip(examples, rows, strict=True)]
 
-    def _stream(self, source: Source, is_wanted: Callable[[Row], bool]) -> WindowStream[Any]:
+    def _stream(
+        self, source: Source, is_wanted: Callable[[Row], bool], shards: range | None = None
+    ) -> WindowStream[Any]:
         config, draw, ranks = self._config, self._draw, self._run.ranks
         return WindowStream(
             source,
@@ -139,4 +155,5 @@ class Evaluation:
             on_bad_row=config.on_bad_row,
             skip_weightless=False,
             draw=None if draw is None else lambda example, epoch: draw(example, None),
+            shards=shards,
         )

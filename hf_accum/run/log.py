@@ -190,10 +190,10 @@ class RunLog:
     def evaluation(self, step: int, figures: Mapping[str, Any]) -> None:
         """Show an evaluation, and hand it to the trackers."""
         self.flush()
-        single = {name: value for name, value in figures.items() if isinstance(value, int | float)}
-        shown = "  ".join(f"{name} {_short(value)}" for name, value in single.items())
-        self.say(f"evaluation after step {step}: {shown}")
-        self._track({f"eval/{name}": value for name, value in single.items()}, step)
+        self.say(f"evaluation after step {step}: {_shown(figures)}")
+        for name, of_one in figures.get("datasets", {}).items():
+            self.say(f"of {name}: {_shown(of_one)}")
+        self._track({f"eval/{name}": value for name, value in _single(figures).items()}, step)
         self._step_started = time.perf_counter()
 
     def say(self, text: str) -> None:
@@ -302,6 +302,15 @@ class RunLog:
         minutes, seconds = divmod(round(seconds), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def _shown(figures: Mapping[str, Any]) -> str:
+    """The single figures of an evaluation in a line."""
+    return "  ".join(f"{name} {_short(value)}" for name, value in _single(figures).items())
+
+
+def _single(figures: Mapping[str, Any]) -> dict[str, int | float]:
+    return {name: value for name, value in figures.items() if isinstance(value, int | float)}
 
 
 def _short(value: float) -> str:

@@ -47,7 +47,7 @@ _CUT_BY = ("micro_batch_size", "memory_budget", "max_probe_seconds", "gradient_c
 _OF_THE_DATA = ("num_train", "data_digest")
 _ORDER = {
     *("seed", "shuffle_block_size", "stream_split", "num_processes", "dataset", "dataset_revision", "train_split"),
-    *("eval_split", "eval_fraction", "group_column", "calibration_fraction", *_OF_THE_DATA),
+    *("eval_split", "eval_fraction", "group_column", "calibration_fraction", "mix_until", *_OF_THE_DATA),
     *("tune_thresholds", "temperature_scaling", "dataset_config", "csv_quoting"),
 }
 _AS_MUCH = 0.95  # of the memory there was

@@ -67,13 +67,14 @@ def describe_run(
         held_out = "" if data.num_held_out is None else f", {data.num_held_out:,} held out"
         calibration = f", {data.num_calibration:,} to calibrate on" if data.num_calibration else ""
         lines.insert(0, f"data       {num_train:,} examples to train on{held_out}{calibration}")
-        rest = num_train % batch
+        num_in_pass = num_train if data.mixture is None else next(data.mixture.pass_sizes(1))
+        rest = num_in_pass % batch
         last = "the windows of a pass come out even"
-        if num_train < batch:
+        if num_in_pass < batch:
             last = "a pass has fewer examples than one window: it is one window, used with its true weight"
         elif rest:
             last = f"the last window of a pass has {rest} examples and is used with its true weight"
-        steps_per_pass = -(-num_train // batch)
+        steps_per_pass = -(-num_in_pass // batch)
         passes = num_steps / steps_per_pass
         lines.append(f"steps      {num_steps:,}, about {passes:.2f} passes over the data; {last}")
         if steps_per_pass < _FEW_STEPS:
@@ -81,6 +82,8 @@ def describe_run(
                 f"note       a pass over the data is only {steps_per_pass} optimizer steps: few to learn from; more "
                 "passes are made by `num_epochs`, more steps in each by a smaller `effective_batch_size`"
             )
+    if data.mixture is not None:
+        lines += data.mixture.lines(num_steps, batch)
     lines += [f"note       {note}" for note in dict.fromkeys([*data.notes_of_files, *data.notes])]
     lines += [f"left out: {number:,} bad rows ({reason})" for reason, number in data.bad_rows.items()]
     of_batches = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

@@ -100,7 +100,8 @@ class Training:
         )  # before anything is written
         run.notes += notes_of_lengths(data, task, config.max_length)
 
-        self.num_steps = count_steps(data.num_train, config.effective_batch_size, config.num_epochs, config.max_steps)
+        num_in_passes = data.num_in_passes(config.num_epochs)
+        self.num_steps = count_steps(num_in_passes, config.effective_batch_size, config.num_epochs, config.max_steps)
         self.plain_model = trainable.model
         optimizer = build_optimizer(trainable.model, config)
         self.scheduler = build_scheduler(optimizer, config, self.num_steps)
@@ -318,4 +319,5 @@ class Training:
             draw=draw,
             balance=self.capacity.speed_at_step if config.balance_ranks else None,
             stopping=self._run.stop.is_asked,
+            mixture=data.mixture,
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from hf_accum.config.datasets import Datasets, parts_of
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import BadRow, open_source
 
@@ -10,13 +11,14 @@ _PAIRS = (("instruction", "output"), ("prompt", "response"), ("prompt", "complet
 _INPUT = "input"
 
 
-def find_columns(dataset: str, config: RecipeConfig) -> dict[str, str]:
-    """The flags of the columns, by the first row's: of a text there are none, since `text` needs no flag.
+def find_columns(dataset: Datasets, config: RecipeConfig) -> dict[str, str]:
+    """The flags of the columns, by the first row's: of a text there are none, since `text` needs no flag. Of several
+    datasets the first one tells.
 
     Raises:
         UserError: for a dataset that cannot be opened.
     """
-    source = open_source(dataset, config.train_split, revision=config.dataset_revision)
+    source = open_source(parts_of(dataset)[0].location, config.train_split, revision=config.dataset_revision)
     rows = (row for shard in range(source.num_shards) for _, row in source.read(shard, 0))
     return columns_among(next((list(map(str, row)) for row in rows if not isinstance(row, BadRow)), []))
 

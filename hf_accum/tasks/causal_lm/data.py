@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from hf_accum.config.datasets import Datasets
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import BadRow, Row, Source, in_parts
 from hf_accum.data.split import SplitData, open_split
@@ -147,7 +148,7 @@ class PassageData(SplitData):
 
 
 def open_passages(
-    dataset: str, ranks: Ranks, config: RecipeConfig, reader: Reader, *, group_column: str | None
+    dataset: Datasets, ranks: Ranks, config: RecipeConfig, reader: Reader, *, group_column: str | None
 ) -> PassageData:
     """Open the dataset and, where its size is needed, read it once.
 

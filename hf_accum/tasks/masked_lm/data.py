@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_accum.config.datasets import Datasets
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import BadRow, Row, in_parts
 from hf_accum.data.split import SplitData, open_split
@@ -27,7 +28,7 @@ def tokens_of(row: Row) -> np.ndarray:
 
 
 def open_plain_texts(
-    dataset: str,
+    dataset: Datasets,
     ranks: Ranks,
     config: RecipeConfig,
     tokenizer: "PreTrainedTokenizerBase",

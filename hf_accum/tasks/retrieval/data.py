@@ -1,5 +1,6 @@
 """A dataset of pairs of texts: opened, and read once where its size is needed."""
 
+from hf_accum.config.datasets import Datasets
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import Row
 from hf_accum.data.split import SplitData, open_split
@@ -9,7 +10,7 @@ from hf_accum.tasks.tokenization import text_of
 
 
 def open_text_pairs(
-    dataset: str, ranks: Ranks, config: RecipeConfig, columns: tuple[str, str], *, group_column: str
+    dataset: Datasets, ranks: Ranks, config: RecipeConfig, columns: tuple[str, str], *, group_column: str
 ) -> SplitData:
     """Open the dataset, whose rows have a text in each of two columns.
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from hf_accum.config.datasets import Datasets
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.source import Row
 from hf_accum.data.split import SplitData, open_split
@@ -51,7 +52,7 @@ class LabelledTexts(SplitData):
 
 
 def open_labelled_texts(
-    dataset: str,
+    dataset: Datasets,
     ranks: Ranks,
     config: RecipeConfig,
     *,

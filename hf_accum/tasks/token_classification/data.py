@@ -8,6 +8,7 @@ from itertools import chain, islice
 from operator import add
 from typing import TYPE_CHECKING, Literal
 
+from hf_accum.config.datasets import Datasets, parts_of
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.formats.rows import BadRow
 from hf_accum.data.source import Row, Source, in_parts
@@ -174,7 +175,7 @@ def part_of(row: Row) -> Part:
 
 
 def open_tagged_texts(
-    dataset: str,
+    dataset: Datasets,
     ranks: Ranks,
     config: RecipeConfig,
     tokenizer: "PreTrainedTokenizerBase",
@@ -246,10 +247,11 @@ def open_tagged_texts(
 
 
 def _reader_for(
-    dataset: str, config: RecipeConfig, columns: Columns, types: tuple[str, ...]
+    dataset: Datasets, config: RecipeConfig, columns: Columns, types: tuple[str, ...]
 ) -> TagColumns | SpanColumns:
     """How the dataset's rows tell of entities, by the first of them."""
-    source = columns.open(dataset, config.train_split, revision=config.dataset_revision)
+    first = parts_of(dataset)[0]  # the others have the same columns
+    source = columns.open(first.location, config.train_split, revision=config.dataset_revision)
     rows = (row for shard in range(source.num_shards) for _, row in source.read(shard, 0))
     good = [row for row in islice(rows, _NUM_LOOKED_AT) if not isinstance(row, BadRow)]
     of_words = TagColumns(columns.words, columns.tags, types=types)
@@ -262,7 +264,7 @@ def _reader_for(
     if good and not any(columns.words in row or columns.tags in row for row in good):
         has = shortened(", ".join(map(str, good[0])), 300) or "none"
         raise UserError(
-            f"dataset {dataset!r}: its rows have the columns {has}: there have to be one of words and one of tags "
+            f"dataset {first.name!r}: its rows have the columns {has}: there have to be one of words and one of tags "
             f"(`words_column` {columns.words}, `tags_column` {columns.tags}), or one of texts and one of entities "
             f"(`text_column` {columns.text}, `entities_column` {columns.entities or ', '.join(SPAN_COLUMNS)})"
         )

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from hf_accum.config.datasets import Datasets
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.formats.image_folder import ImageFile
 from hf_accum.data.formats.rows import BadRow, Row
@@ -122,7 +123,7 @@ class MaskedImages(ImageData):
 
 
 def open_labelled_images(
-    dataset: str,
+    dataset: Datasets,
     ranks: Ranks,
     config: RecipeConfig,
     *,
@@ -160,7 +161,7 @@ def open_labelled_images(
 
 
 def open_masked_images(
-    dataset: str,
+    dataset: Datasets,
     ranks: Ranks,
     config: RecipeConfig,
     *,
@@ -227,11 +228,12 @@ def open_masked_images(
 
 
 def _opened(
-    dataset: str, config: RecipeConfig, image_column: str, columns: list[str], most_pixels: int
+    dataset: Datasets, config: RecipeConfig, image_column: str, columns: list[str], most_pixels: int
 ) -> tuple[SplitData, Pictures]:
     group_column = config.group_column or image_column
     opened = open_split(dataset, [image_column, *columns], config, group_column=group_column)
-    root = Path(dataset) if os.path.isdir(dataset) else Path(dataset).parent if os.path.isfile(dataset) else None
+    place = dataset if isinstance(dataset, str) else ""  # of several datasets images are in the rows, or folders
+    root = Path(place) if os.path.isdir(place) else Path(place).parent if os.path.isfile(place) else None
     return opened, Pictures(image_column, root, most_pixels)
 
 

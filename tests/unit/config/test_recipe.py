@@ -22,6 +22,7 @@ FLAGS = {
     """,
     "Data": """
         dataset: str | None = None
+        mix_until: 'all_exhausted' | 'first_exhausted' = 'all_exhausted'
         dataset_revision: str | None = None
         dataset_config: str | None = None
         csv_quoting: 'auto' | 'standard' | 'backslash' | 'none' = 'auto'

@@ -70,6 +70,58 @@ def test_a_split_of_its_own_is_held_out_whole(tmp_path: Path) -> None:
     )
 
 
+def test_several_datasets_are_each_split_by_the_same_rule_and_counted_by_themselves(tmp_path: Path) -> None:
+    save(tmp_path / "a.jsonl", [text for text in TEXTS if text[0] in "pqrst"])
+    save(tmp_path / "b.jsonl", [text for text in TEXTS if text[0] in "tuvw"])
+
+    def mixed(weights: tuple[str, str], **flags: Any) -> SplitData:
+        both = ",".join(f"{tmp_path}/{name}.jsonl{weight}" for name, weight in zip("ab", weights, strict=True))
+        data = open_split(both, ["text", "label"], RecipeConfig(**flags), group_column="patient")
+        return data.surveyed(observe, OneRank(), "error")
+
+    data = mixed((":0.7", ":0.3"), eval_fraction=0.4)
+    alone = [opened(tmp_path / f"{name}.jsonl", eval_fraction=0.4) for name in "ab"]
+    sides = [sides_of(one.surveyed(observe, OneRank(), "error")) for one in alone]
+    held_out = sides[0][True] | sides[1][True]
+    assert all(side[True] for side in sides)
+    of_each = [{text[0] for text in TEXTS if text[0] in wards} for wards in ("pqrst", "tuvw")]
+    assert data.mixture is not None
+    assert data.mixture.sizes == tuple(4 * len(groups - held_out) for groups in of_each)
+    assert data.num_train == sum(data.mixture.sizes or ())
+    assert data.num_held_out == 4 * sum(len(groups & held_out) for groups in of_each)
+    for shard, groups in enumerate(of_each):
+        rows = [row for _, row in data.source.read(shard, 0) if isinstance(row, dict)]
+        kept = {row["patient"] for row in rows if data.is_to_train_on(row)}
+        assert kept == groups - held_out  # also the patient of both datasets is on one side
+    assert data.source.names == (f"{tmp_path}/a.jsonl", f"{tmp_path}/b.jsonl")
+    digests = {mixed(weights).digest for weights in ((":0.7", ":0.3"), (":7", ":3"), (":0.5", ":0.5"), ("", ""))}
+    assert len(digests) == 4  # a run does not go on with other shares unasked
+
+
+def test_passes_over_a_mixture_have_their_own_sizes(tmp_path: Path) -> None:
+    save(tmp_path / "a.jsonl", TEXTS)
+    save(tmp_path / "b.jsonl", TEXTS[:12])
+    both = f"{tmp_path}/a.jsonl:0.5,{tmp_path}/b.jsonl:0.5"
+    unread = open_split(both, ["text", "label"], RecipeConfig(), group_column="patient")
+    assert unread.num_in_passes(3) is None
+    data = unread.surveyed(observe, OneRank(), "error")
+    assert data.mixture is not None
+    in_passes = data.num_in_passes(3)
+    assert not isinstance(in_passes, int | None)
+    assert list(in_passes) == list(data.mixture.pass_sizes(3))
+    assert data.num_in_passes(None) == data.num_train
+
+
+def test_a_dataset_of_a_mixture_of_which_all_is_held_out_is_named(tmp_path: Path) -> None:
+    save(tmp_path / "a.jsonl", TEXTS)
+    held_out = sides_of(opened(tmp_path / "a.jsonl", eval_fraction=0.4).surveyed(observe, OneRank(), "error"))[True]
+    save(tmp_path / "b.jsonl", [text for text in TEXTS if text[0] in held_out])
+    both = f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl"
+    data = open_split(both, ["text", "label"], RecipeConfig(eval_fraction=0.4), group_column="patient")
+    with pytest.raises(UserError, match=r"dataset '.*b.jsonl' has no usable example to train on"):
+        data.surveyed(observe, OneRank(), "error")
+
+
 def test_a_side_without_rows_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "rows.jsonl", ["p0 a"])
     with pytest.raises(UserError, match=r"the dataset has (1|0) usable examples to train on and (0|1) held out"):

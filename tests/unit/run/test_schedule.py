@@ -30,3 +30,8 @@ def test_steps_are_the_windows_that_there_are(
 @pytest.mark.parametrize("num_epochs", [None, 3])
 def test_steps_of_a_dataset_of_unknown_size(num_epochs: int | None) -> None:
     assert count_steps(None, 32, num_epochs, 17) == 17
+
+
+@pytest.mark.parametrize(("max_steps", "steps"), [(None, 2 + 3 + 1), (4, 4), (1, 1), (9, 6)])
+def test_steps_of_passes_of_different_sizes(max_steps: int | None, steps: int) -> None:
+    assert count_steps([8, 9, 1], 4, 3, max_steps) == steps
