@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,8 @@ class LongTextClassification(TextClassification):
         assert self.tokenizer is not None
         frame = Frame.of(self.tokenizer)
         size = self.max_length - frame.size
-        texts = tokenize(self.tokenizer, [text for _, (text, _) in rows], None, special=False)
+        whole = [cast(str, text) for _, (text, _) in rows]  # pairs are not read in windows
+        texts = tokenize(self.tokenizer, whole, None, special=False)
         examples = []
         for (example_id, (_, label)), (tokens, _) in zip(rows, texts, strict=True):
             starts = self.windows.starts(len(tokens), frame.size)

@@ -25,7 +25,6 @@ def describe(accelerator: Accelerator, config: RecipeConfig | None = None, **cha
         "notes": [],
         "notes_of_files": (),
         "mixture": None,
-        "num_calibration": None,
     }
     of_data |= {name: changes.pop(name) for name in of_data if name in changes}
     trainable: Any = SimpleNamespace(
