@@ -125,10 +125,10 @@ def _first_rows(config: RecipeConfig, data: SplitData, task: Task[Any], bad_rows
 
 
 def _length_of(example: Example, task: Task[Any]) -> str:
-    unit, flag = task.lengths.unit, task.lengths.flag
-    told = f"{example.length:,} {unit}"
+    told, cut_by = f"{example.length:,} {task.lengths.unit}", task.lengths.cut_by
     if example.num_truncated_tokens:
-        told += f"; cut off, and not seen: {example.num_truncated_tokens:,} (`{flag}` {task.max_length:,})"
+        most = f"`{cut_by}` {task.max_length:,}" if cut_by == "max_length" else f"`{cut_by}`"
+        told += f"; cut off, and not seen: {example.num_truncated_tokens:,} ({most})"
     return f"{told}; weight {example.weight:g}"
 
 

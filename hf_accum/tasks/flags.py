@@ -81,6 +81,11 @@ def check_text_columns(config: Any) -> None:
     if config.text_template is not None:
         TextTemplate(config.text_template)
     for holds, flag, rule in (
+        (
+            config.text_pair_column is None or config.long_texts == "truncate",
+            "text_pair_column",
+            "left out with `long_texts windows`, which cut one text",
+        ),
         (config.text_pair_column != config.read_column, "text_pair_column", "another column than the first text's"),
         (
             config.text_template is None or config.text_column == type(config).text_column,

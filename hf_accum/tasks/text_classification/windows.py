@@ -12,9 +12,12 @@ from hf_accum.accumulation.part_cache import LinearLoss, pool_parts
 from hf_accum.config.long_texts import TextWindows
 from hf_accum.errors import UserError
 from hf_accum.evaluation.judge import Predicted
+from hf_accum.tasks.preview import Line, decoded
 from hf_accum.tasks.special_tokens import Frame
 from hf_accum.tasks.text_classification.task import Prepared, TextClassification
 from hf_accum.tasks.tokenization import tokenize
+
+_MOST_SHOWN = 3  # windows of a text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,7 @@ class LongTextClassification(TextClassification):
     """What the tuner tries at most, a text; micro-batches of more windows would hardly be faster."""
 
     def __post_init__(self) -> None:
+        assert self.pair_column is None  # the flags refuse it
         if self.tokenizer is not None:
             num_special = Frame.of(self.tokenizer).size
             if self.windows.overlap >= self.max_length - num_special:
@@ -59,6 +63,17 @@ class LongTextClassification(TextClassification):
             whole = Example(example_id, sum(map(len, ids)), weight, {"label": label}, num_cut, parts)
             examples.append(whole if len(ids) > 1 else replace(whole, features=next(iter(parts)).features, parts=()))
         return examples
+
+    def preview(self, example: Example) -> list[Line]:
+        """The tokens of the first windows as the model sees them, and the label by name."""
+        windows = inputs_of([example])
+        lines = [
+            (f"window {number}", decoded(self.tokenizer, window.features["input_ids"]))
+            for number, window in enumerate(windows[:_MOST_SHOWN], start=1)
+        ]
+        if len(windows) > _MOST_SHOWN:
+            lines.append(("windows", f"{len(windows) - _MOST_SHOWN:,} more are not shown"))
+        return [*lines, ("label", self._label_by_name(example.features["label"]))]
 
     def outputs(self, model: nn.Module, batch: tuple[Mapping[str, Tensor], Any]) -> Tensor:
         """The logits of windows, (num_windows, num_labels), for attention with a score at the end of each row."""

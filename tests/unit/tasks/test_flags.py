@@ -23,6 +23,7 @@ def config(**values: Any) -> Any:
         "trust_remote_code": False,
         "class_weights": "none",
         "positive_weights": [],
+        "tune_thresholds": False,
     }
     return SimpleNamespace(**plain | values)
 
@@ -106,6 +107,7 @@ def test_a_text_is_read_alone_with_another_or_by_a_template(values: dict[str, An
     [
         ({"text_pair_column": ""}, "`text_pair_column` '': has to be left out, or not empty"),
         ({"text_pair_column": "text"}, "`text_pair_column` text: has to be another column"),
+        ({"text_pair_column": "b", "long_texts": "windows"}, "`text_pair_column` b: has to be left out with `long_t"),
         ({"text_template": "note"}, "`text_template` 'note': has to have a column's name in braces"),
         ({"text_template": "{a} {b"}, r"`text_template` '\{a\} \{b': .* at character 5 stands alone"),
         ({"text_template": "{a}", "text_column": "note"}, "`text_column` note: has to be left out with `text_temp"),

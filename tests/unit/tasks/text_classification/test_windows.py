@@ -53,6 +53,15 @@ def test_windows_are_those_of_the_tokenizer_s_own_stride(
     assert example.num_truncated_tokens == 0
 
 
+def test_the_first_windows_are_shown_as_the_model_sees_them() -> None:
+    task = make_task(max_length=4, overlap=0)
+    for number, told in ((2, []), (5, []), (9, [("windows", "2 more are not shown")])):
+        (example,) = encode(task, [words(number)])
+        expected = [TOKENIZER.decode(part.features["input_ids"]) for part in inputs_of([example])]
+        lines = task.preview(example)
+        assert lines == [*((f"window {n}", text) for n, text in enumerate(expected[:3], 1)), *told, ("label", "a")]
+
+
 def test_a_short_text_is_the_example_that_it_is_without_windows() -> None:
     plain = TextClassification("text", LABELS, build_objective(LABELS, class_weights=[1.0, 2.0, 4.0]), TOKENIZER, 8)
     (mine,), (expected,) = encode(make_task(), [words(6)]), encode(plain, [words(6)])
