@@ -11,21 +11,8 @@ from recipes.clinical_classification import ClinicalClassificationConfig
 
 
 def config(**values: Any) -> Any:
-    plain = {
-        "problem": "single_label_classification",
-        "labels": [],
-        "text_column": "text",
-        "label_column": "label",
-        "label_separator": ",",
-        "label_format": "auto",
-        "label_smoothing": 0.0,
-        "extra_metrics": [],
-        "trust_remote_code": False,
-        "class_weights": "none",
-        "positive_weights": [],
-        "tune_thresholds": False,
-    }
-    return SimpleNamespace(**plain | values)
+    """The recipe's own, with values that it would refuse."""
+    return SimpleNamespace(**vars(ClinicalClassificationConfig()) | values)
 
 
 MULTI = "multi_label_classification"
