@@ -134,7 +134,7 @@ def open_data(config: MedicalLmConfig, ranks: "recipe.Ranks", tokenizer: Any):
     return open_passages(dataset, ranks, config, reader_of(config, tokenizer), group_column=config.group_column)
 
 
-def with_columns(config: MedicalLmConfig, dataset: str) -> MedicalLmConfig:
+def with_columns(config: MedicalLmConfig, dataset: Any) -> MedicalLmConfig:
     """The flags, with columns that the dataset has by the usual names, where none is named."""
     from hf_accum.tasks.causal_lm.columns import find_columns
 
