@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_accum import recipe  # its parts are imported when they are used: help and a wrong flag need no torch
 from hf_accum.config.long_texts import LongTextFlags, check_long_texts, windows_of
-from hf_accum.config.validation import COUNT_OR_NULL, require
+from hf_accum.config.validation import COUNT_OR_NULL
 from hf_accum.tasks.classification_flags import LabelFlags, TextFlags
 from hf_accum.tasks.flags import Pooling, check_classification, check_text_columns
 from recipes.embedded.icd import icd_chapters
@@ -46,8 +46,6 @@ class ClinicalClassificationConfig(LabelFlags, LongTextFlags, TextFlags, recipe.
         check_classification(self)
         check_text_columns(self)
         check_long_texts(self)
-        one_text = self.text_pair_column is None or self.long_texts == "truncate"
-        require(one_text, "long_texts", self.long_texts, "truncate with `text_pair_column`: a pair is read at once")
 
 
 def train(config: ClinicalClassificationConfig):
@@ -58,7 +56,7 @@ def train(config: ClinicalClassificationConfig):
     from hf_accum.tasks.text_classification.positive_weights import notes_of_weights
 
     run = recipe.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
-    config, _ = recipe.with_dataset(config, run.ranks, embedded(config))
+    config, _ = recipe.with_dataset(config, run.ranks, embedded(config))  # and what belongs to it
     data = open_data(config, run.ranks)  # read once, before any weight: its labels, its size, its bad rows
     tokenizer = recipe.load_tokenizer(config.model or minilm(), config.trust)
     if config.text_pair_column is not None:
