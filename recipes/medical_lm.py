@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_accum import recipe  # its parts are imported when they are used: help and a wrong flag need no torch
+from hf_accum.config.datasets import Datasets
 from hf_accum.config.validation import COUNT_OR_NULL, require, require_count, require_not_empty
 from recipes.embedded.definitions import term_definitions
 from recipes.embedded.models import smollm2
@@ -134,7 +135,7 @@ def open_data(config: MedicalLmConfig, ranks: "recipe.Ranks", tokenizer: Any):
     return open_passages(dataset, ranks, config, reader_of(config, tokenizer), group_column=config.group_column)
 
 
-def with_columns(config: MedicalLmConfig, dataset: Any) -> MedicalLmConfig:
+def with_columns(config: MedicalLmConfig, dataset: Datasets) -> MedicalLmConfig:
     """The flags, with columns that the dataset has by the usual names, where none is named."""
     from hf_accum.tasks.causal_lm.columns import find_columns
 
