@@ -32,6 +32,7 @@ def test_a_run_on_two_datasets_that_was_killed_goes_on_the_same(
         "labels": "eye,heart,muscle",
         "eval_fraction": 0.2,
         "effective_batch_size": 16,
+        "num_epochs": 1,
         "save_every": 3,
         "dropout": 0,
     }
