@@ -40,7 +40,7 @@ class ClinicalNerConfig(recipe.RecipeConfig):
     has more context."""
     max_length: int = 256
     """Tokens in one forward; longer texts are cut into parts."""
-    learning_rate: float = 1e-3
+    learning_rate: float | None = 1e-3
     """The highest learning rate of the schedule."""
 
     def __post_init__(self) -> None:

@@ -68,7 +68,7 @@ class DrivingImagesConfig(recipe.RecipeConfig):
     """Images per optimizer step, all ranks together."""
     shuffle_block_size: int = 1_000
     """Images that are shuffled, and held in memory as they are stored, together; 1: in file order."""
-    learning_rate: float = 5e-4
+    learning_rate: float | None = 5e-4
     """The highest learning rate of the schedule, for a head that reads large features; adapters go faster, by
     lora.alpha."""
     lora: LoraConfig = field(default_factory=lambda: LoraConfig(alpha=256.0, target_modules="all-linear-and-conv"))

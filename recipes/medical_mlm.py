@@ -29,7 +29,7 @@ class MedicalMlmConfig(recipe.RecipeConfig):
     """Tokens whose logits stand in memory at once; null: as many as have 64 MiB of logits in float32."""
     max_length: int = 512
     """Tokens in one forward; longer texts are cut into consecutive parts."""
-    learning_rate: float = 1e-4
+    learning_rate: float | None = 1e-4
     """The highest learning rate of the schedule."""
     lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=0))
 

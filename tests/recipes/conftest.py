@@ -77,6 +77,7 @@ def recipe(
             "output_dir": folder,
             "max_length": 64,
             "micro_batch_size": 8,
+            "num_epochs": 1,
         } | named
         main([*flags, *(f"--{name}={value}" for name, value in defaults.items())])
         return Path(str(defaults["output_dir"]))

@@ -49,8 +49,10 @@ def test_a_run_leaves_what_the_contract_says(recipe: Recipe) -> None:
     assert sorted(p.name for p in folder.iterdir()) == [
         "adapter",
         "config.yaml",
+        "errors.jsonl",
         "evaluation.json",
         "metrics.jsonl",
+        "predictions.jsonl",
         "tuning.json",
     ]
     metrics = metrics_of(folder)
@@ -218,8 +220,8 @@ def test_an_earlier_run_is_moved_aside(recipe: Recipe, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"text_column": "note"}, "row 1: field 'note': no such column; the row has text, label, patient"),
-        ({"label_column": "diagnosis"}, "field 'diagnosis': no such column"),
+        ({"text_column": "note"}, "has no column 'note': it has text, label, patient"),
+        ({"label_column": "diagnosis"}, "has no column 'diagnosis': it has text, label, patient"),
         ({"train_split": "training"}, "has no split 'training': it has train"),
         ({"labels": "[eye,heart]"}, "label 'muscle' is out of range: it is none of eye, heart"),
         ({"problem": "regression"}, "row 1: field 'label': 'heart' is not a number"),
@@ -237,7 +239,7 @@ def test_an_earlier_run_is_moved_aside(recipe: Recipe, tmp_path: Path) -> None:
             "metric 'no_such_metric': neither shipped",
         ),
         ({"eval_split": "train"}, "--eval_split train: has to be another one than --train_split"),
-        ({"group_column": "ward"}, "field 'ward': no group"),
+        ({"group_column": "ward"}, "has no column 'ward': it has text, label, patient"),
         ({"lora.target_modules": "[no_such_layer]"}, "--lora.target_modules ['no_such_layer']: has to match"),
     ],
 )

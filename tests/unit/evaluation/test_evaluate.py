@@ -37,7 +37,7 @@ MULTI: Problem = "multi_label_classification"
 
 
 def make_task(problem: Problem = SINGLE, **how: Any) -> TextClassification:
-    labels = LabelColumn("label", problem, NAMES)
+    labels = LabelColumn("label", problem, NAMES, codes=tuple(map(str, range(len(NAMES)))))
     return TextClassification("text", labels, build_objective(labels, **how), TOKENIZER, 12)
 
 

@@ -29,6 +29,7 @@ class Recorded(Training):
         self.num_steps, self._step, self._accuracy = num_steps, first, accuracy or {}
         self._config = RecipeConfig(**flags)
         self._best = BestCheckpoint(self._config.best_metric)
+        self._task: Any = None
         self.nonfinite: Any = SimpleNamespace(gave_up=None)
         self.scheduler: Any = SimpleNamespace(get_last_lr=lambda: [0.5])
         self.done: list[tuple[str, int]] = []

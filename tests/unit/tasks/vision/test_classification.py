@@ -43,7 +43,7 @@ def row(label: object, image: bytes | None = None) -> dict[str, Any]:
 
 def test_a_row_is_an_example_of_its_class_in_patches() -> None:
     made = task()
-    examples = made.encode([("0:0", made.prepare(row("red"))), ("0:1", made.prepare(row(0)))])
+    examples = made.encode([("0:0", made.prepare(row("red"))), ("0:1", made.prepare(row("blue")))])
     assert [(e.id, e.features["label"], e.weight) for e in examples] == [("0:0", 2, 1.0), ("0:1", 0, 1.0)]
     assert {e.length for e in examples} == {made.max_length}
     with pytest.raises(BadRow, match="purple"):
