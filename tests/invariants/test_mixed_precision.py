@@ -161,7 +161,7 @@ def plain_run(seeds: Sequence[int]) -> tuple[list[Tensor], list[float]]:
 def assert_alike(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> None:
     for a, b in zip(found, expected, strict=True):
         largest = float(b.abs().max())
-        # A gradient that is zero by mathematics (of a key's bias: a softmax does not see it) is what is left of others
+        # A gradient that is zero by mathematics (of a key's bias: a softmax does not see it) is what others leave
         # that cancel, clipped to MAX_NORM: their rounding in float32 stays, how much of it differs by processor.
         zero = 16 * torch.finfo(torch.float32).eps * MAX_NORM if largest < 1e-12 else 0.0
         assert torch.allclose(a.double(), b.double(), rtol=tolerance, atol=max(zero, tolerance * max(1e-3, largest)))
