@@ -16,7 +16,7 @@ import argparse
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -128,7 +128,7 @@ def hand_loop(data: RecipeData, config: ClinicalClassificationConfig, *, use_bf1
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+    optimizer = torch.optim.AdamW(groups, lr=config.peak_learning_rate)
     num_steps = count_steps(len(train), config.effective_batch_size, config.num_epochs, config.max_steps)
     num_warmup_steps = round(config.warmup_ratio * num_steps)
     scheduler = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps, num_steps)
@@ -143,7 +143,7 @@ def hand_loop(data: RecipeData, config: ClinicalClassificationConfig, *, use_bf1
         for micro_batch in _pieces(window, MICRO_BATCH_SIZE):
             labels = torch.tensor([text.label for text in micro_batch])
             loss = F.cross_entropy(
-                forward(micro_batch), labels, weights, reduction="sum", label_smoothing=config.label_smoothing
+                forward(micro_batch), labels, weights, reduction="sum", label_smoothing=config.label_smoothing or 0.0
             )
             (loss / window_weight).backward()
             loss_total += loss.item() / window_weight
@@ -226,6 +226,7 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="autocast of the hand-written loop")
     arguments, of_recipe = parser.parse_known_args()
     config = parse(ClinicalClassificationConfig, __doc__ or "", of_recipe)
+    config = replace(config, dataset=config.dataset or "embedded:synopses")
     run(lambda: measure(config, arguments))
 
 
