@@ -147,7 +147,8 @@ def _shortened(config: RecipeConfig, output_dir: Path) -> RecipeConfig:
     config = replace(config, output_dir=str(output_dir), quantization="none", trackers=[])
     if hasattr(config, "resolution"):
         return replace(config, resolution=min(_RESOLUTION, config.resolution))  # type: ignore[attr-defined]
-    shorter: dict[str, Any] = {"max_length": min(_MAX_LENGTH, config.max_length)}
+    # Some rows may have no place in so few tokens, as an answer behind a long prompt: others are looked at.
+    shorter: dict[str, Any] = {"max_length": min(_MAX_LENGTH, config.max_length), "on_bad_row": "skip"}
     if getattr(config, "long_texts", "truncate") == "windows":  # so that short texts have several
         shorter = {"max_length": min(_WINDOW, config.max_length), "window_overlap": _WINDOW_OVERLAP}
     with suppress(UserError):  # where other flags go with it
