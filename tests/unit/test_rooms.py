@@ -41,6 +41,7 @@ WITHOUT_TEST_FILE = {
     "recipe": "tests/unit/test_init.py",
     "tasks/classification_flags": "tests/recipes/test_clinical_classification_flags.py",
     "tasks/task": "a protocol",
+    "evaluation/by_class": "tests/unit/evaluation/test_metrics.py",
     "evaluation/run_over": "tests/unit/evaluation/test_evaluate.py",
     "evaluation/weighted": "tests/unit/evaluation/test_bootstrap.py",
     "evaluation/metrics/entities/entities": "tests/unit/evaluation/test_metrics.py",

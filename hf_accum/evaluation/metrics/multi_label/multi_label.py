@@ -3,7 +3,9 @@
 import datasets
 import evaluate
 import numpy as np
-from sklearn.metrics import accuracy_score, average_precision_score, precision_recall_fscore_support, roc_auc_score
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+from hf_accum.evaluation.by_class import mean_of_classes, ranked
 
 _DESCRIPTION = (
     "Exact-match accuracy, macro and micro F1 at thresholds (0.5 where none are given), macro and micro AUROC and "
@@ -45,29 +47,15 @@ class MultiLabel(evaluate.Metric):
             values = [float(value) if row[3] or num_predicted else None for value in row[:3]]
             per_class[name] = dict(zip(("precision", "recall", "f1"), values, strict=True))
             per_class[name] |= {"support": float(row[3]), "predicted": float(num_predicted)}
-            per_class[name] |= _ranked(truth[:, index], scores[:, index])
+            per_class[name] |= ranked(truth[:, index], scores[:, index])
             if thresholds is not None:
                 per_class[name]["threshold"] = float(limits[index])
-        of_pairs = _ranked(truth.ravel(), scores.ravel())
+        of_pairs = ranked(truth.ravel(), scores.ravel())
         return {
             "accuracy": float(accuracy_score(truth, chosen)),
-            "macro_f1": _mean(per_class, "f1"),
+            "macro_f1": mean_of_classes(per_class, "f1"),
             "micro_f1": float(micro[2]),
-            **{f"macro_{name}": _mean(per_class, name) for name in of_pairs},
+            **{f"macro_{name}": mean_of_classes(per_class, name) for name in of_pairs},
             **{f"micro_{name}": value for name, value in of_pairs.items()},
             "per_class": per_class,
         }
-
-
-def _ranked(truth, scores):
-    if not 0 < truth.mean() < 1 or not np.isfinite(scores).all():
-        return {"auroc": None, "average_precision": None}
-    return {
-        "auroc": float(roc_auc_score(truth, scores)),
-        "average_precision": float(average_precision_score(truth, scores)),
-    }
-
-
-def _mean(per_class, name):
-    known = [row[name] for row in per_class.values() if row[name] is not None]
-    return float(np.mean(known)) if known else None
