@@ -64,8 +64,8 @@ def train(config: ClinicalClassificationConfig):
     task = task_of(config, data.labels, tokenizer, data.label_counts, data.num_train)
     run.notes += notes_of_weights(data.labels.names, config.positive_weights, data.label_counts, data.num_train or 0)
     task.check_metrics(config.best_metric)
-    spec = spec_of(config, data.labels)
     config = replace(config, labels=data.labels.as_flag, pooling=pooling_of(config))
+    spec = spec_of(config, data.labels)
     with recipe.Training(run=run, config=config, data=data, task=task, spec=spec, processor=tokenizer) as training:
         accelerator, model, capacity = training.accelerator, training.model, training.capacity
         optimizer, scheduler, nonfinite = training.optimizer, training.scheduler, training.nonfinite

@@ -48,10 +48,10 @@ class LongTextClassification(TextClassification):
         assert self.tokenizer is not None
         frame = Frame.of(self.tokenizer)
         size = self.max_length - frame.size
-        whole = [cast(str, text) for _, (text, _) in rows]  # pairs are not read in windows
-        texts = tokenize(self.tokenizer, whole, None, special=False)
+        texts = [cast(str, text) for _, (text, _) in rows]  # pairs are not read in windows
+        found = tokenize(self.tokenizer, texts, None, special=False)
         examples = []
-        for (example_id, (_, label)), (tokens, _) in zip(rows, texts, strict=True):
+        for (example_id, (_, label)), (tokens, _) in zip(rows, found, strict=True):
             starts = self.windows.starts(len(tokens), frame.size)
             ids = [frame.around(tokens[start : start + size]) for start in starts]
             weight = self.objective.weight(self._tensor([label]))
