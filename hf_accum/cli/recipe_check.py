@@ -150,7 +150,7 @@ def _shortened(config: RecipeConfig, output_dir: Path) -> RecipeConfig:
     # Some rows may have no place in so few tokens, as an answer behind a long prompt: others are looked at.
     shorter: dict[str, Any] = {"max_length": min(_MAX_LENGTH, config.max_length), "on_bad_row": "skip"}
     if getattr(config, "long_texts", "truncate") == "windows":  # so that short texts have several
-        shorter = {"max_length": min(_WINDOW, config.max_length), "window_overlap": _WINDOW_OVERLAP}
+        shorter |= {"max_length": min(_WINDOW, config.max_length), "window_overlap": _WINDOW_OVERLAP}
     with suppress(UserError):  # where other flags go with it
         return replace(config, **shorter)
     return config
@@ -161,7 +161,7 @@ def _chosen(handed: Handed) -> list[Example]:
     config, data, task, draw = handed.config, handed.data, handed.task, handed.draw
     stream = WindowStream(
         data.source,
-        lambda row: None if data.is_held_out(row, False) else task.prepare(row),
+        lambda row: task.prepare(row) if data.is_to_train_on(row) else None,
         task.encode,
         ranks=handed.run.ranks,
         effective_batch_size=NUM_EXAMPLES,

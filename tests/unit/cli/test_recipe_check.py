@@ -12,10 +12,11 @@ from tiny import WORDS, save_base
 
 from hf_accum import recipe
 from hf_accum.cli.main import main
-from hf_accum.cli.recipe_check import handed_over
+from hf_accum.cli.recipe_check import _shortened, handed_over
 from hf_accum.cli.recipes import find_recipe
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.errors import UserError
+from recipes.clinical_classification import ClinicalClassificationConfig
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -56,6 +57,14 @@ def test_windows_of_long_texts_are_checked_by_the_loss_that_they_are_trained_on(
     output = capsys.readouterr().out
     assert "fault:" not in output
     assert "linear loss by the windows' outputs" in output
+
+
+@pytest.mark.parametrize("long_texts", ["truncate", "windows"])
+def test_rows_without_a_place_in_the_length_of_a_check_are_passed_over(long_texts: Any, tmp_path: Path) -> None:
+    config = ClinicalClassificationConfig(long_texts=long_texts, max_length=512)
+    shorter = _shortened(config, tmp_path)
+    assert shorter.max_length < config.max_length
+    assert (config.on_bad_row, shorter.on_bad_row) == ("error", "skip")
 
 
 def test_the_package_is_as_it_was_and_a_recipe_without_training_is_refused(tmp_path: Path) -> None:
