@@ -39,6 +39,11 @@ def check_classification(config: Any) -> None:
         (problem != "regression" or not labels, "labels", "empty for regression"),
         (problem != "regression" or not config.baselines, "baselines", "false for regression"),
         (
+            config.max_eval_examples is None or not config.baselines,
+            "baselines",
+            "false with `max_eval_examples`: they are compared on all held-out examples",
+        ),
+        (
             multi or isinstance(columns, str | None) or len(columns) == 1,
             "label_column",
             f"one column for {problem} (one with a comma in its name as a list of one); several are for many labels",

@@ -34,6 +34,8 @@ REFUSED: list[Refused] = [
     ({"tune_thresholds": True}, "tune_thresholds", "false for single_label_classification"),
     ({"problem": "regression", "tune_thresholds": True}, "tune_thresholds", "false for regression"),
     ({"problem": "regression", "temperature_scaling": True}, "temperature_scaling", "false for regression"),
+    ({"problem": "regression", "baselines": True}, "baselines", "false for regression"),
+    ({"max_eval_examples": 5, "baselines": True}, "baselines", "false with `max_eval_examples`"),
     ({"positive_weights": "balanced"}, "positive_weights", "empty for single_label_classification"),
     *(({"calibration_fraction": value}, "calibration_fraction", "between 0 and 1") for value in (0.0, 1.0)),
     ({"problem": MULTI, "positive_weights": [1.0]}, "positive_weights", "given together with `labels`"),
