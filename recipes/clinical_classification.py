@@ -81,9 +81,9 @@ def train(config: ClinicalClassificationConfig):
             optimizer.zero_grad()
             training.step_done(window, grad_norm)
         figures = training.finish()
-    if config.baselines and run.ranks.index == 0:
-        compare_with_baselines(config, data, task, config.model or minilm(), figures)
-    return figures
+        if config.baselines and run.ranks.index == 0:
+            compare_with_baselines(config, data, task, config.model or minilm(), figures)
+        return figures
 
 
 def task_of(

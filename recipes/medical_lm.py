@@ -90,8 +90,8 @@ def train(config: MedicalLmConfig):
             optimizer.zero_grad()
             training.step_done(window, grad_norm)
         figures = training.finish()
-    samples.show(training.plain_model, "after")
-    return figures
+        samples.show(training.plain_model, "after")
+        return figures
 
 
 def task_of(config: MedicalLmConfig, tokenizer: Any, precision: str):

@@ -4,7 +4,7 @@ import atexit
 import os
 import re
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,7 +33,7 @@ _PATIENCE_SECONDS = 10.0  # with a run that is about to end
 
 
 class FolderClaim:
-    """A run's folder for this process alone, as long as this object lives; where it is not there yet, once it is.
+    """A run's folder for this process alone, until it is released; where it is not there yet, once it is.
 
     Two runs that write into one folder would spoil each other's results: say, a run that was taken for dead, and the
     one that goes on in its place. What a killed process has is free at once.
@@ -41,6 +41,7 @@ class FolderClaim:
 
     def __init__(self) -> None:
         self._is_taken = False
+        self._let_go: Callable[[], object] | None = None
 
     def take(self, folder: Path) -> None:
         """Claim the folder, if it is there and not claimed by this yet. One process runs one training at a time.
@@ -61,7 +62,13 @@ class FolderClaim:
         except OSError:
             return  # a file system without locks
         self._is_taken = True
-        atexit.register(weakref.finalize(self, _let_go, lock))  # before filelock's own, which leaves the file
+        self._let_go = weakref.finalize(self, _let_go, lock)  # of a run that failed, too
+        atexit.register(self._let_go)  # before filelock's own, which leaves the file
+
+    def release(self) -> None:
+        """Leave the folder to others."""
+        if self._let_go is not None:
+            self._let_go()
 
 
 def _lock_file(folder: Path) -> Path:

@@ -183,8 +183,9 @@ class Training:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Stop the display, and listen to signals no more."""
+        """Stop the display, listen to signals no more, and leave the folder to others."""
         self._contexts.__exit__(*error)
+        self._run.claim.release()
 
     @property
     def windows(self) -> Iterator[WindowExecution]:

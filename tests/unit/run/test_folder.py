@@ -90,6 +90,7 @@ def test_what_a_killed_process_left_is_no_obstacle(tmp_path: Path, name: str) ->
     assert [path.name for path in folder.iterdir()] == ["config.yaml"]
 
 
+@pytest.mark.slow
 def test_a_folder_is_one_run_s_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_accum.run.folder._PATIENCE_SECONDS", 0.2)
     folder = tmp_path / "mine"
@@ -175,3 +176,11 @@ sys.stdin.read()
         assert process.stdout.readline() == "begun\n", process.stderr.read()
         yield process
         process.stdin.close()
+
+
+def test_a_folder_that_is_released_is_free_while_the_claim_lives(tmp_path: Path) -> None:
+    claim = claim_folder(tmp_path, OneRank())
+    assert (lock := tmp_path.with_name(f".{tmp_path.name}.lock")).exists()
+    for _ in range(2):
+        claim.release()
+        assert not lock.exists()
