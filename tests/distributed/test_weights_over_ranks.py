@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
 from launching import launch
 
 SCRIPT = Path(__file__).with_name("weights_over_ranks.py")
 
 
+@pytest.mark.slow
 def test_trained_weights_and_buffers_are_those_of_rank_0_and_frozen_ones_are_left_alone() -> None:
     done = launch(str(SCRIPT), num_processes=2)
     assert done.returncode == 0, done.stderr[-3000:]

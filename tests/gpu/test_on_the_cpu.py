@@ -54,6 +54,7 @@ def test_a_table_has_each_name_once() -> None:
     assert next(markdown([{"a": 1}, {"b": 2, "a": 3}])) == "| a | b |"
 
 
+@pytest.mark.slow
 def test_what_is_predicted_for_a_card(tmp_path: Path) -> None:
     sizes = [(3, 16), (1, 32)]
     flags = {"rank": 2, "max_length": 32}
@@ -122,6 +123,7 @@ def test_brute_force() -> None:
     assert most_that_fit(lambda number: True, 40) == 50
 
 
+@pytest.mark.slow
 def test_long_runs_and_their_peak(tmp_path: Path) -> None:
     job = make_job(tmp_path, "tiny BERT", CPU, "bf16", 32, 60)
     tuning = tune(job.work, open_memory(CPU, "350KiB"), CPU, most=8)

@@ -183,6 +183,7 @@ def test_a_transformer_goes_the_same_way_and_a_head_of_other_classes_only_when_a
     assert adapter["modules_to_save"] == ["classifier"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_said_before_the_training(
     tmp_path: Path, accelerator: object, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -221,6 +221,7 @@ def test_a_label_that_no_row_has_is_said(recipe: Recipe, capsys: pytest.CaptureF
     assert "no row to train on has the label ear\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_longer_texts_than_the_model_has_positions_for_are_cut_and_counted(
     recipe: Recipe, capsys: pytest.CaptureFixture[str], notes: Path, tmp_path: Path
 ) -> None:

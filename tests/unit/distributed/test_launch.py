@@ -37,6 +37,7 @@ def test_fp16_on_a_cpu_is_refused(clean_environment: pytest.MonkeyPatch, acceler
         start_accelerator()
 
 
+@pytest.mark.slow
 def test_a_launch_that_starts_fewer_processes_than_asked_for_is_refused() -> None:
     """`accelerate launch --cpu --num_processes 2` starts one process, silently."""
     done = launch("--cpu", "--num_processes", "2", "-m", "recipes.clinical_classification", "--max_steps", "1")

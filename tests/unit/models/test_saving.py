@@ -59,6 +59,7 @@ def test_weights_are_restored_and_loaded_by_peft(tmp_path: Path, architecture: s
     assert not torch.equal(logits_of(adapted), saved)
 
 
+@pytest.mark.slow
 def test_a_program_without_this_package_predicts_the_same(tmp_path: Path) -> None:
     expected = {}
     for architecture in ONE_OF_EACH_KIND:

@@ -200,6 +200,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_everything_of_a_model_is_of_the_revision_that_was_asked_for(model: Path, tmp_path: Path) -> None:
     """In a cache of the hub with two commits of one model, as a download leaves it; main is the second."""
     from safetensors.torch import save_file

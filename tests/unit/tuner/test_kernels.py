@@ -373,6 +373,7 @@ def test_nothing_is_changed_afterwards() -> None:
     assert F.dropout(torch.ones(3, requires_grad=True), 0.1).grad_fn.name() != "NativeDropoutBackward0"  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_traces_in_several_threads_are_the_same() -> None:
     def trace(number: int) -> list[int]:
         capability = AMPERE if number % 2 else None

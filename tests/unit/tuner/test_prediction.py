@@ -25,7 +25,7 @@ CASES = [
     Case("bert", lora=True),
     Case("bert", checkpointing=True, precision="bf16"),
 ]
-IN_SLOW = [case for case in CASES if case.architecture in ("distilbert", "gpt2") and case.lora]
+IN_SLOW = [case for case in CASES if case.architecture in ("distilbert", "gpt2", "llama") and case.lora]
 
 
 def of_each(cases: list[Case]) -> pytest.MarkDecorator:

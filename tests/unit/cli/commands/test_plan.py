@@ -186,6 +186,7 @@ def test_cards_are_planned_and_written_for_programs(
     assert of["one_example"]["reserved_bytes"] > of["one_example"]["needed_bytes"]
 
 
+@pytest.mark.slow
 def test_beside_an_older_card_a_newer_one_keeps_its_workspaces(model: str, tmp_path: Path) -> None:
     reserved = []
     for cards in ("RTX 3060 12GB", "RTX 3060 12GB,RTX 5060"):
@@ -195,6 +196,7 @@ def test_beside_an_older_card_a_newer_one_keeps_its_workspaces(model: str, tmp_p
     assert reserved[1] - reserved[0] == workspace_bytes((12, 0)) - workspace_bytes((8, 6))
 
 
+@pytest.mark.slow
 def test_real_lengths_are_replayed_over_their_windows(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -496,6 +498,7 @@ def test_a_recipe_of_one_s_own_that_fails_to_import_keeps_its_error(
     assert said.splitlines()[-1] == "error: ModuleNotFoundError: No module named 'not_there_at_all'"
 
 
+@pytest.mark.slow
 def test_nothing_is_cut_off_in_a_narrow_terminal(
     model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

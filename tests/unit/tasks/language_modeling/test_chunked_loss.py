@@ -138,6 +138,7 @@ def test_no_target_is_no_loss() -> None:
     assert not hidden.grad.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("auto_class", "name"), [MODELS[0], MODELS[6]], ids=["bert", "llama"])
 def test_a_smaller_chunk_is_predicted_to_need_less(auto_class: Any, name: str) -> None:
     model = auto_class.from_config(CONFIGS[name])
