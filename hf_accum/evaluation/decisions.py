@@ -86,5 +86,19 @@ class Decisions:
         positives = self._named(self.fitted.num_positives)
         return {**by_name, "num_examples": self.fitted.num_examples, "num_positives": positives}
 
+    def fitted_of(self, values: Mapping[str, Any]) -> Fitted:
+        """What `as_json` wrote, read back.
+
+        Raises:
+            KeyError: if a label has no threshold or number there.
+        """
+        thresholds = values.get("thresholds")
+        return Fitted(
+            values.get("temperature"),
+            None if thresholds is None else tuple(thresholds[name] for name in self.names),
+            values["num_examples"],
+            tuple(values["num_positives"][name] for name in self.names),
+        )
+
     def _named(self, values: tuple[Any, ...]) -> Mapping[str, Any]:
         return dict(zip(self.names, values, strict=True))

@@ -21,7 +21,16 @@ from hf_accum.run.checkpoint import Loaded, remove_half_written, set_aside
 from hf_accum.run.log import TRACKERS_PROJECT
 
 OF_A_RUN = {
-    *("config.yaml", "tuning.json", "metrics.jsonl", "evaluation.json", "checkpoints", "adapter", "model"),
+    *(
+        "config.yaml",
+        "run.json",
+        "tuning.json",
+        "metrics.jsonl",
+        "evaluation.json",
+        "checkpoints",
+        "adapter",
+        "model",
+    ),
     *("nonfinite.jsonl", "samples.jsonl", PREDICTIONS, ERRORS, TRACKERS_PROJECT),
 }
 """What a run writes into its folder."""

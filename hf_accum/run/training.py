@@ -29,6 +29,7 @@ from hf_accum.models.spec import ModelSpec
 from hf_accum.models.trainable import load_trainable
 from hf_accum.run.checkpoint import BestCheckpoint, Checkpoints
 from hf_accum.run.evaluation import Evaluation
+from hf_accum.run.facts import write_facts
 from hf_accum.run.folder import start_folder
 from hf_accum.run.lengths import notes_of_lengths
 from hf_accum.run.log import RunLog
@@ -155,6 +156,7 @@ class Training:
 
         earlier = start_folder(run.folder, config, ranks, self.resumed.loaded, run.claim)
         self._write_tuning(self._tunings)
+        write_facts(run, config, data, trainable.model, self.num_steps)
         self._checkpoints = Checkpoints(
             run.folder, trainable.model, processor, ranks, config.keep_checkpoints, self._log.say
         )

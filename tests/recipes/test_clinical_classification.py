@@ -53,6 +53,7 @@ def test_a_run_leaves_what_the_contract_says(recipe: Recipe) -> None:
         "evaluation.json",
         "metrics.jsonl",
         "predictions.jsonl",
+        "run.json",
         "tuning.json",
     ]
     metrics = metrics_of(folder)

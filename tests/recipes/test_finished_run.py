@@ -1,0 +1,78 @@
+"""A run that is through, loaded again: it predicts what its own evaluation did."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hf_accum.cli.finished_run import open_run
+from hf_accum.errors import UserError
+
+Recipe = Callable[..., Path]
+
+
+def probabilities_of(folder: Path) -> tuple[Any, Any]:
+    """Of the held-out examples as the run wrote them, and by the run loaded again from its folder."""
+    run = open_run(str(folder))
+    model = run.load(torch.device("cpu"))
+    errors = [json.loads(line) for line in (folder / "errors.jsonl").read_text().splitlines()]
+    names = run.task.decisions.names
+    dummy = [0.0] * len(names) if run.task.decisions.several else 0
+    examples = run.task.encode([(str(place), (row["text"], dummy)) for place, row in enumerate(errors)])
+    length = max(example.length for example in examples)
+    with torch.inference_mode():
+        logits = run.task.predict(model, run.task.collate(examples, length)).predictions
+    written = [[row["probabilities"][name] for name in names] for row in errors]
+    return written, run.task.decisions.probabilities(logits.numpy()).tolist()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"pooling": "mean", "temperature_scaling": True},
+        {"lora.rank": 0},
+        {"problem": "multi_label_classification", "tune_thresholds": True},
+    ],
+    ids=["adapter", "pooled, with a temperature", "whole model", "several labels"],
+)
+def test_a_run_loaded_again_predicts_the_same(recipe: Recipe, how: dict[str, Any]) -> None:
+    folder = recipe(max_steps=3, effective_batch_size=16, learning_rate=0.01, **how)
+    written, again = probabilities_of(folder)
+    assert len(written) > 5
+    for one, other in zip(written, again, strict=True):
+        assert one == pytest.approx(other, abs=2e-6)  # six digits are written
+    if how.get("tune_thresholds"):
+        thresholds = json.loads((folder / "adapter" / "calibration.json").read_text())["thresholds"]
+        assert list(open_run(str(folder)).task.decisions.thresholds) == list(thresholds.values())
+
+
+def test_what_a_run_was_is_written_down(recipe: Recipe) -> None:
+    folder = recipe(max_steps=1)
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["recipe"] == "recipes.clinical_classification"
+    assert facts["num_train"] + facts["num_held_out"] == 150
+    assert facts["num_steps"] == 1
+    assert 0 < facts["num_trained_parameters"] < facts["num_parameters"]
+    assert facts["versions"]["torch"] == torch.__version__
+
+
+def test_what_is_no_run_or_not_through_or_damaged_is_said(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has to be the folder of a run"):
+        open_run(str(tmp_path / "nowhere"))
+    folder = recipe(max_steps=1)
+    weights = folder / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        open_run(str(folder)).load(torch.device("cpu"))
+    with pytest.raises(UserError, match="no recipe of that name"):
+        open_run(str(folder), "other")
+    (folder / "evaluation.json").unlink()
+    with pytest.raises(UserError, match="has to be a run that is through"):
+        open_run(str(folder))
+    (folder / "run.json").unlink()
+    with pytest.raises(UserError, match="does not say by which recipe"):
+        open_run(str(folder))
