@@ -89,7 +89,7 @@ def task_of(config: ClinicalNerConfig, labels: tuple[str, ...], tokenizer: Any):
     from hf_accum.tasks.token_classification.task import EntityTagging
 
     types = tuple(config.types) if config.nested == "each_label" else ()
-    return EntityTagging(labels, CrossEntropy(), tokenizer, config.max_length, types)
+    return EntityTagging(labels, CrossEntropy(), tokenizer, config.max_length, types, config.overlap)
 
 
 def spec_of(config: ClinicalNerConfig, labels: tuple[str, ...]) -> "recipe.ModelSpec":

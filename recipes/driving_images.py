@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hf_accum import recipe  # its parts are imported when they are used: help and a wrong flag need no torch
 from hf_accum.config.lora import LoraConfig
 from hf_accum.config.validation import require, require_not_empty
-from recipes.embedded.efficientnet import efficientnet_lite0
+from recipes.embedded.efficientnet import ORIGIN, efficientnet_lite0
 
 if TYPE_CHECKING:
     from hf_accum.tasks.vision.data import LabelledImages, MaskedImages
@@ -168,6 +168,7 @@ def spec_of(config: DrivingImagesConfig, names: tuple[str, ...]) -> "recipe.Mode
         None,
         named_labels(names),
         replace_head=config.ignore_mismatched_sizes,
+        origin="" if config.model else ORIGIN,
         prepare=freeze_statistics if config.batch_norm == "frozen" else None,
     )
 

@@ -17,7 +17,7 @@ from hf_accum import recipe  # its parts are imported when they are used: help a
 from hf_accum.config.datasets import Datasets
 from hf_accum.config.validation import COUNT_OR_NULL, require, require_count, require_not_empty
 from recipes.embedded.definitions import term_definitions
-from recipes.embedded.models import smollm2
+from recipes.embedded.models import ORIGIN_OF_SMOLLM2, smollm2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,7 @@ def train(config: MedicalLmConfig):
 
     run = recipe.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
     tokenizer = recipe.load_tokenizer(config.model or smollm2(), config.trust)
+    config, _ = resolved(config, run.ranks)  # which columns are read is said beside the result
     task, spec = task_of(config, tokenizer, run.precision), spec_of(config)
     task.check_metrics(config.best_metric)
     data = open_data(config, run.ranks, tokenizer)  # read once, before any weight: its size, its bad rows
@@ -116,6 +117,7 @@ def spec_of(config: MedicalLmConfig) -> "recipe.ModelSpec":
         stop_before_output_layer(model)
 
     how: dict[str, Any] = {"has_to_be": "a causal language model", "prepare": prepare}
+    how |= {"origin": "" if config.model else ORIGIN_OF_SMOLLM2}
     return recipe.ModelSpec(AutoModelForCausalLM, name, "CAUSAL_LM", **how)
 
 
@@ -128,11 +130,16 @@ def open_data(config: MedicalLmConfig, ranks: "recipe.Ranks", tokenizer: Any):
     """The rows of the flags, or the embedded definitions, cut or truncated to `max_length`."""
     from hf_accum.tasks.causal_lm.data import open_passages
 
+    config, dataset = resolved(config, ranks)
+    return open_passages(dataset, ranks, config, reader_of(config, tokenizer), group_column=config.group_column)
+
+
+def resolved(config: MedicalLmConfig, ranks: "recipe.Ranks") -> tuple[MedicalLmConfig, Datasets]:
+    """The flags with the columns that rows have, and where the data is."""
     of_rows = {} if config.text_column else {"prompt_column": "prompt", "response_column": "response"}
     embedded = {"definitions": recipe.Embedded(term_definitions, {"group_column": "family", **of_rows})}
     config, dataset = recipe.with_dataset(config, ranks, embedded)
-    config = with_columns(config, dataset)
-    return open_passages(dataset, ranks, config, reader_of(config, tokenizer), group_column=config.group_column)
+    return with_columns(config, dataset), dataset
 
 
 def with_columns(config: MedicalLmConfig, dataset: Datasets) -> MedicalLmConfig:

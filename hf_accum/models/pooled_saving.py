@@ -52,7 +52,6 @@ def write_pooled(
     if windows is not None:
         said["windows"] = windows
     (folder / CLASSIFIER).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_readme(values.text_pooling, is_adapter, windows), encoding="utf-8")
 
 
 def load_pooled(model: nn.Module, base: PooledClassifier, folder: Path) -> None:
@@ -81,59 +80,3 @@ def _parts_of(
         parts.append({n.removeprefix(start): t.contiguous() for n, t in state.items() if n.startswith(start)})
     assert sum(map(len, parts)) == len(state), "a weight of neither encoder nor classifier"
     return parts[0], parts[1]
-
-
-_OF_WINDOWS = {
-    "mean": "logits.mean(0)",
-    "max": "logits.amax(0)",
-    "attention": "logits[:, -1].softmax(0) @ logits[:, :-1]",  # the last one is the score of a window
-}
-
-
-def _readme(pooling: str, is_adapter: bool, windows: Mapping[str, Any] | None) -> str:
-    kind, of = ("AutoPeftModelForFeatureExtraction", "peft") if is_adapter else ("AutoModel", "transformers")
-    pooled = (
-        "(states * mask).sum(1) / mask.sum(1)"
-        if pooling == "mean"
-        else "states.masked_fill(mask == 0, -torch.inf).amax(1)"
-    )
-    cut, text, texts = "truncation=True", "texts", 'logits = logits_of(["a text", "another one"])'
-    whole, about = "logits", ""
-    if windows is not None:
-        cut += f", max_length={windows['max_length']}, stride={windows['overlap']}, return_overflowing_tokens=True"
-        text, texts = "text", 'logits = torch.stack([logits_of(text) for text in ["a text", "another one"]])'
-        whole = _OF_WINDOWS[windows["pooling"]]
-        about = f" A text is cut into\noverlapping windows, whose logits are pooled ({windows['pooling']})."
-    most = "" if windows is None else f"[:{windows['most']}]"
-    return f"""# A classifier of texts
-
-An encoder{", adapted" if is_adapter else ""}, and a linear classifier on the {pooling} of its last states
-(`{CLASSIFIER_WEIGHTS}`, its labels in `{CLASSIFIER}`).{about} Run this in the folder that holds this file:
-
-```python
-import json
-
-import torch
-from {of} import {kind}
-from safetensors.torch import load_file
-from transformers import AutoTokenizer
-
-encoder, tokenizer = {kind}.from_pretrained(".").eval(), AutoTokenizer.from_pretrained(".")
-head, labels = load_file("{CLASSIFIER_WEIGHTS}"), json.load(open("{CLASSIFIER}"))["id2label"]
-
-
-@torch.no_grad()
-def logits_of({text}):
-    batch = tokenizer({text}, padding=True, {cut}, return_tensors="pt")
-    batch = {{name: batch[name]{most} for name in ("input_ids", "attention_mask")}}
-    states, mask = encoder(**batch).last_hidden_state, batch["attention_mask"][..., None]
-    vectors = {pooled}
-    vectors = torch.nn.functional.layer_norm(vectors, vectors.shape[-1:])
-    logits = vectors @ head["weight"].T + head["bias"]
-    return {whole}
-
-
-{texts}
-print([labels[str(index)] for index in logits.argmax(-1).tolist()])
-```
-"""

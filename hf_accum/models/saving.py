@@ -1,15 +1,19 @@
 """Weights of an adapter or a model: saved, and loaded back."""
 
+import copy
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
 from hf_accum.files import fill_folder_atomically
+from hf_accum.models.base import as_json, base_of, declare
 from hf_accum.models.loading import quiet_transformers
 from hf_accum.models.pooled_saving import load_pooled, pooled_classifier_in, write_pooled
+from hf_accum.models.usage import Usage, write_usage
 
 
 class Processor(Protocol):
@@ -23,12 +27,12 @@ class Processor(Protocol):
 _SETS = ("target_modules", "modules_to_save", "exclude_modules")
 
 
-def save_model(model: nn.Module, processor: Processor, folder: Path) -> None:
+def save_model(model: nn.Module, processor: Processor, folder: Path, usage: Usage | None = None) -> None:
     """Save an adapter (with the head), or a whole model, and what makes its inputs: the folder is there whole or not.
 
-    `model` is the one that transformers or peft made, not a wrapper of it.
+    `model` is the one that transformers or peft made, not a wrapper of it. `usage` goes into the folder too.
     """
-    fill_folder_atomically(folder, lambda partial: write_model(model, processor, partial))
+    fill_folder_atomically(folder, lambda partial: write_model(model, processor, partial, usage=usage))
 
 
 def write_model(
@@ -36,8 +40,14 @@ def write_model(
     processor: Processor,
     folder: Path,
     weights: Mapping[str, Tensor] | None = None,
+    *,
+    usage: Usage | None = None,
 ) -> None:
-    """Write an adapter or a model into a folder; `weights`, as `weights_of` gave them, instead of those of now."""
+    """Write an adapter or a model into a folder; `weights`, as `weights_of` gave them, instead of those of now.
+
+    No file says where on this machine the base is. An adapter with a head has the model's config beside it, as
+    `config.json`: peft keeps none, and the labels' names, in the head's order, are there.
+    """
     from peft import PeftModel
 
     how: dict[str, Any] = {} if weights is None else {"state_dict": dict(weights)}
@@ -50,8 +60,29 @@ def write_model(
         else:
             model.save_pretrained(str(folder), **how)  # type: ignore[operator]
         processor.save_pretrained(str(folder))
+    base = base_of(model, str((usage.base or {}).get("origin", "")) if usage else "")
     if isinstance(model, PeftModel):
+        (folder / "README.md").unlink(missing_ok=True)  # peft's template, which is empty
         _put_in_order(folder / "adapter_config.json")
+        if base is not None:
+            declare(folder / "adapter_config.json", base)
+        if pooled is not None or model.active_peft_config.modules_to_save:  # type: ignore[union-attr]
+            _write_config(model, folder)
+    if usage is not None:
+        if pooled is not None:
+            usage = replace(usage, pooling=cast(Any, pooled.config).text_pooling)
+        write_usage(replace(usage, base=as_json(base)), folder)
+
+
+def _write_config(model: nn.Module, folder: Path) -> None:
+    """The config of the model that an adapter is put on, which holds the labels.
+
+    The base is loaded as it is stored, also where it was trained on in 4 bits.
+    """
+    config = copy.deepcopy(cast(Any, model).get_base_model().config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.to_json_file(str(folder / "config.json"))
 
 
 def _put_in_order(config: Path) -> None:

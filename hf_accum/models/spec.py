@@ -15,7 +15,8 @@ class ModelSpec:
     `task_type` is peft's (SEQ_CLS, say), or MASKED_LM, which peft does not know; None for models of images.
     `config_values` (labels, say) are set in the model's config. With `replace_head` a head for other labels is new.
     A model that `has_to_be` something (a causal language model, say) needs pretrained weights for all of it.
-    `prepare` is run on the model that transformers made, once its adapters are on it.
+    `origin` says how others get a model that is in no package and not of the hub. `prepare` is run on the model that
+    transformers made, once its adapters are on it.
     """
 
     auto_class: Any
@@ -24,4 +25,5 @@ class ModelSpec:
     config_values: Mapping[str, Any] = field(default_factory=dict)
     replace_head: bool = False
     has_to_be: str = ""
+    origin: str = ""
     prepare: "Callable[[PreTrainedModel], object] | None" = None

@@ -17,6 +17,8 @@ from hf_accum.errors import UserError, first_line
 from hf_accum.evaluation.evaluate import LOWER_IS_BETTER
 from hf_accum.files import LOCK, fill_folder_atomically, is_leftover
 from hf_accum.models.saving import Processor, load_weights, save_model, weights_folder, weights_of, write_model
+from hf_accum.models.usage import Usage
+from hf_accum.run.card import write_card
 from hf_accum.run.manifest import Damaged, check_manifest, write_manifest
 from hf_accum.run.training_state import TrainingState
 
@@ -110,10 +112,12 @@ class Checkpoints:
         ranks: Ranks,
         keep: int,
         say: Callable[[str], None],
+        usage: Usage | None = None,
     ) -> None:
         self.folder = folder
         self.model = model
         self.processor = processor
+        self.usage = usage
         self.is_main = ranks.index == 0
         self.keep = keep
         self.say = say
@@ -175,7 +179,8 @@ class Checkpoints:
         path = self.folder / weights_folder(self.model)
         for pause in (*_SECONDS_BETWEEN_TRIES, None) if self.is_main else ():
             try:
-                save_model(self.model, self.processor, path)
+                save_model(self.model, self.processor, path, self.usage)
+                write_card(self.folder)
                 break
             except Exception as error:
                 if pause is None:
@@ -186,6 +191,14 @@ class Checkpoints:
                 self.say(f"{path.name} could not be saved ({first_line(error)}): tried again in {pause:.0f} s")
                 time.sleep(pause)
         return path
+
+    def write_card(self) -> None:
+        """Write the result's card anew, with the figures that are known by now; on rank 0."""
+        if self.is_main:
+            try:
+                write_card(self.folder)
+            except OSError as error:
+                self.say(f"the card of the result could not be written ({first_line(error)}): it has no figures")
 
     def _write_with_patience(self, path: Path, write: Callable[[Path], None], best_step: int | None) -> None:
         for pause in (*_SECONDS_BETWEEN_TRIES, None):
@@ -213,7 +226,7 @@ class Checkpoints:
 
         of_weights = folder / weights_folder(self.model)
         of_weights.mkdir()
-        write_model(self.model, self.processor, of_weights, weights)
+        write_model(self.model, self.processor, of_weights, weights, usage=self.usage)
         save_file(dict(state.tensors), folder / _TENSORS)
         text = json.dumps({"format": _FORMAT, **numbers, "training": state.numbers}, indent=1)
         (folder / _STATE).write_text(text + "\n", encoding="utf-8")

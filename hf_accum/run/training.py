@@ -39,6 +39,7 @@ from hf_accum.run.schedule import build_scheduler, count_steps
 from hf_accum.run.start import StartedRun
 from hf_accum.run.start_check import refuse_cut_dependence
 from hf_accum.run.summary import describe_run
+from hf_accum.run.usage import usage_of
 from hf_accum.tasks.task import PoolsParts, Task
 from hf_accum.tuner.plan import what_would_fit
 from hf_accum.tuner.run_capacity import cutter_of, find_run_capacity, keep_costs, tuning_json
@@ -158,7 +159,13 @@ class Training:
         self._write_tuning(self._tunings)
         write_facts(run, config, data, trainable.model, self.num_steps)
         self._checkpoints = Checkpoints(
-            run.folder, trainable.model, processor, ranks, config.keep_checkpoints, self._log.say
+            run.folder,
+            trainable.model,
+            processor,
+            ranks,
+            config.keep_checkpoints,
+            self._log.say,
+            usage_of(config, task, spec),
         )
         self._description = describe_run(
             config,
@@ -278,6 +285,7 @@ class Training:
             on_all_ranks(ranks, checkpoints.export)
             step, figures = best.step or step, self._evaluate(exported)
         self._log.finish(step, figures, self._windows, exported)
+        checkpoints.write_card()
         self._write_tuning(keep_costs(self._tuning, self.capacity, ranks))
         self._contexts.close()
         end_accelerator(self.accelerator)

@@ -12,6 +12,7 @@ from hf_accum.data.source import Row
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.evaluation.judge import Predicted
+from hf_accum.models.usage import Usage
 from hf_accum.tuner.workload import Computation
 
 T = TypeVar("T")
@@ -65,6 +66,15 @@ class Shows(Protocol):
         folder: Path | None = None,
     ) -> dict[str, Any]:
         """As that of any task; with a folder also intervals, and files there with each example."""
+        ...
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """A task that says how its model is used by others, who have its weights and nothing of this project."""
+
+    def usage(self) -> Usage:
+        """As far as the task knows."""
         ...
 
 

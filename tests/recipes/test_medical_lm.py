@@ -13,7 +13,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from chats import SMOLLM2, byte_tokenizer
 from every_recipe import RECIPES
-from peft import AutoPeftModelForCausalLM
+from plain_peft import load_adapter
 from run_files import metrics_of
 from tiny import CONFIGS, WORDS, make_decoder_config, save_base
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
@@ -88,7 +88,7 @@ def test_a_quantised_model_learns_conversations_end_to_end(
     assert [line["when"] for line in lines] == ["before", "before", "after", "after"]
     assert lines[0]["prompt"].endswith("<|im_start|>assistant\n")
     assert lines[0]["reference"] == lines[2]["reference"]
-    adapted = AutoPeftModelForCausalLM.from_pretrained(str(folder / "adapter"))
+    adapted = load_adapter(AutoModelForCausalLM, folder / "adapter", model)
     assert not any("lm_head" in name for name, p in adapted.named_parameters() if p.requires_grad)
 
 

@@ -24,14 +24,14 @@ CLASSES = ("eye", "heart", "muscle")
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe, its row in the test data, the class by which peft alone loads its adapter."""
+    """A recipe, its row in the test data, the class of transformers that loads its base."""
 
     name: str
     make_row: Callable[[random.Random], dict[str, Any]] | None
     """None: of a recipe of images."""
     task: type
     """What its examples are."""
-    peft_class: str
+    loaded_by: str
     num_labels: int | None
     flags: dict[str, Any]
     architecture: str = "bert"
@@ -102,28 +102,26 @@ _IMAGES = Recipe(
     "driving_images",
     None,
     ImageClassification,
-    "AutoPeftModel",
+    "AutoModelForImageClassification",
     3,
     {"task": "classification"},
     has_checkpointing=False,
 )
 RECIPES = (
-    Recipe(
-        "clinical_classification", classified, TextClassification, "AutoPeftModelForSequenceClassification", 3, {}
-    ),
-    Recipe("medical_mlm", classified, MaskedTexts, "AutoPeftModel", None, {"mlm_probability": 0.3}),
+    Recipe("clinical_classification", classified, TextClassification, "AutoModelForSequenceClassification", 3, {}),
+    Recipe("medical_mlm", classified, MaskedTexts, "AutoModelForMaskedLM", None, {"mlm_probability": 0.3}),
     Recipe(
         "medical_lm",
         answered,
         CausalTexts,
-        "AutoPeftModelForCausalLM",
+        "AutoModelForCausalLM",
         None,
         {"prompt_column": "question", "response_column": "answer", "num_samples": 1},
         "llama",
         AutoModelForCausalLM,
     ),
-    Recipe("clinical_ner", tagged, EntityTagging, "AutoPeftModelForTokenClassification", 3, {"overlap": 4}),
-    Recipe("term_retrieval", paired, TextRetrieval, "AutoPeftModelForFeatureExtraction", None, {}),
+    Recipe("clinical_ner", tagged, EntityTagging, "AutoModelForTokenClassification", 3, {"overlap": 4}),
+    Recipe("term_retrieval", paired, TextRetrieval, "AutoModel", None, {}),
     _IMAGES,
     replace(_IMAGES, task=SemanticSegmentation, num_labels=4, flags={"task": "segmentation"}, is_second_task=True),
 )

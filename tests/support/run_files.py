@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AutoPeftModelForSequenceClassification
-from transformers import AutoTokenizer
+import yaml
+from plain_peft import load_adapter
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
@@ -18,7 +19,9 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
 def logits_of(folder: Path, texts: Sequence[str], num_labels: int, max_length: int = 64) -> torch.Tensor:
     """Logits of the run's adapter, loaded by peft alone."""
     adapter = str(folder / "adapter")
-    model = AutoPeftModelForSequenceClassification.from_pretrained(adapter, num_labels=num_labels).eval()
+    base = yaml.safe_load((folder / "config.yaml").read_text())["model"]
+    model = load_adapter(AutoModelForSequenceClassification, adapter, base)
+    assert model.config.num_labels == num_labels
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     inputs = tokenizer(list(texts), padding=True, truncation=True, max_length=max_length, return_tensors="pt")
     inputs.pop("token_type_ids", None)

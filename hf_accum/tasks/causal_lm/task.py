@@ -15,6 +15,7 @@ from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
 from hf_accum.models.modes import not_training
+from hf_accum.models.usage import Usage
 from hf_accum.tasks.causal_lm.data import Passage, passage_of
 from hf_accum.tasks.language_modeling.chunked_loss import (
     TOLERANCE,
@@ -27,6 +28,7 @@ from hf_accum.tasks.language_modeling.chunked_loss import (
 )
 from hf_accum.tasks.language_modeling.token_prediction import Batch, TokenPrediction, evaluate_tokens
 from hf_accum.tasks.preview import Line, runs_of
+from hf_accum.tasks.special_tokens import frame_of
 from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of
 
 if TYPE_CHECKING:
@@ -77,6 +79,12 @@ class CausalTexts(TokenPrediction):
     lengths: Lengths = field(default=TOKENS, init=False)
     num_parts: int = field(default=1, init=False)
     accuracy: ClassVar[str] = "next_token_accuracy"
+
+    def usage(self) -> Usage:
+        """How the model is used."""
+        before = () if self.tokenizer is None else frame_of(self.tokenizer).before
+        kind = "AutoModelForCausalLM"
+        return Usage(task="text-generation", auto_class=kind, max_length=self.max_length, first_tokens=before)
 
     def prepare(self, row: Row) -> Passage:
         """The passage of a row."""

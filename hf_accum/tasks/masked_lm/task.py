@@ -17,6 +17,7 @@ from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
 from hf_accum.models.tokenizers import load_tokenizer
+from hf_accum.models.usage import Usage
 from hf_accum.seeding import derive_seed
 from hf_accum.tasks.language_modeling.chunked_loss import ChunkedCrossEntropy, Targets, made_up_targets, output_layer
 from hf_accum.tasks.language_modeling.token_prediction import Batch, TokenPrediction, evaluate_tokens
@@ -59,6 +60,10 @@ class MaskedTexts(TokenPrediction):
     lengths: Lengths = field(default=TOKENS, init=False)
     num_parts: int = field(default=1, init=False)
     accuracy: ClassVar[str] = "masked_accuracy"
+
+    def usage(self) -> Usage:
+        """How the model is used."""
+        return Usage(task="fill-mask", auto_class="AutoModelForMaskedLM", max_length=self.max_length)
 
     def prepare(self, row: Row) -> np.ndarray:
         """The tokens of a part of a text."""

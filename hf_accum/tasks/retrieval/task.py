@@ -22,6 +22,7 @@ from hf_accum.distributed.ranks import Ranks
 from hf_accum.evaluation.evaluate import check_best_metric
 from hf_accum.evaluation.run_over import run_over
 from hf_accum.models.pooling import Pooling
+from hf_accum.models.usage import Usage
 from hf_accum.tasks.preview import Line, decoded
 from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of, text_of, tokenize
 
@@ -64,6 +65,11 @@ class TextRetrieval:
     lengths: Lengths = field(default=TOKENS, init=False)
     num_parts: int = field(default=2, init=False)
     """The two texts of a pair."""
+
+    def usage(self) -> Usage:
+        """How the model is used."""
+        how = {"max_length": self.max_length, "pooling": self.pooling}
+        return Usage(task="sentence-similarity", auto_class="AutoModel", **how)
 
     def prepare(self, row: Mapping[str, Any]) -> Pair:
         """A row's two texts.

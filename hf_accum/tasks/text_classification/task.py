@@ -19,6 +19,7 @@ from hf_accum.evaluation.classification import check_classification
 from hf_accum.evaluation.decisions import Decisions, Fitted
 from hf_accum.evaluation.evaluate import Metric, check_metrics
 from hf_accum.evaluation.judge import Predicted
+from hf_accum.models.usage import Usage
 from hf_accum.tasks.judging import fit_decisions, judge_classes, judge_numbers
 from hf_accum.tasks.labels import LabelColumn, named_labels
 from hf_accum.tasks.preview import Line, decoded, runs_of
@@ -57,6 +58,18 @@ class TextClassification:
     """Column with a second text, which is read together with the first."""
     lengths: Lengths = field(default=TOKENS, init=False)
     num_parts: int = field(default=1, init=False)
+
+    def usage(self) -> Usage:
+        """How the model is used."""
+        return Usage(
+            task="text-classification",
+            auto_class="AutoModelForSequenceClassification",
+            problem=self.labels.problem,
+            label_codes=dict(zip(self.labels.codes, self.labels.names, strict=False)),
+            max_length=self.max_length,
+            is_pair=self.pair_column is not None,
+            is_calibrated=self.tune_thresholds or self.temperature_scaling,
+        )
 
     def prepare(self, row: Mapping[str, Any]) -> Prepared:
         """A row's text (or pair of texts) and label.

@@ -1,7 +1,7 @@
 """Long texts as overlapping windows, each of which goes through the model; their logits are pooled to the text's."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -12,6 +12,7 @@ from hf_accum.accumulation.part_cache import LinearLoss, pool_parts
 from hf_accum.config.long_texts import TextWindows
 from hf_accum.errors import UserError
 from hf_accum.evaluation.judge import Predicted
+from hf_accum.models.usage import Usage
 from hf_accum.tasks.preview import Line, decoded
 from hf_accum.tasks.special_tokens import Frame
 from hf_accum.tasks.text_classification.task import Prepared, TextClassification
@@ -42,6 +43,10 @@ class LongTextClassification(TextClassification):
                     f"`window_overlap` {self.windows.overlap}: has to be below {self.max_length - num_special}: a "
                     f"window has {self.max_length} tokens (`max_length`), {num_special} of them special ones"
                 )
+
+    def usage(self) -> Usage:
+        """How the model is used: on windows."""
+        return replace(super().usage(), windows=asdict(self.windows))
 
     def encode(self, rows: Sequence[tuple[str, Prepared]]) -> list[Example]:
         """Tokenise (id, (text, label)) rows. A text that needs one window is an example without parts."""

@@ -18,6 +18,7 @@ from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.evaluation.evaluate import check_best_metric
 from hf_accum.evaluation.run_over import run_over
+from hf_accum.models.usage import Usage
 from hf_accum.tasks.preview import Line, decoded, words_with_tags
 from hf_accum.tasks.token_classification.data import MOST_PARTS, Part, part_of
 from hf_accum.tasks.token_classification.found import FoundPart, FoundText, figures_of, whole_texts
@@ -46,6 +47,8 @@ class EntityTagging:
     """None: for a plan, which has no texts."""
     max_length: int
     types: Tags = ()
+    overlap: int = 0
+    """Tokens that the parts of a longer text share."""
     lengths: Lengths = field(default=TOKENS, init=False)
     num_parts: int = field(default=1, init=False)
 
@@ -53,6 +56,16 @@ class EntityTagging:
     def _layers(self) -> tuple[Tags, ...]:
         """The labels of each layer by name."""
         return tuple(labels_of((name,), in_layers=True) for name in self.types) or (self.labels,)
+
+    def usage(self) -> Usage:
+        """How the model is used."""
+        return Usage(
+            task="token-classification",
+            auto_class="AutoModelForTokenClassification",
+            max_length=self.max_length,
+            overlap=self.overlap,
+            layers=self.types,
+        )
 
     def prepare(self, row: Row) -> Part:
         """The part of a text that a row is."""

@@ -18,6 +18,7 @@ from hf_accum.errors import UserError
 from hf_accum.evaluation.classification import check_classification
 from hf_accum.evaluation.decisions import Decisions
 from hf_accum.evaluation.judge import Predicted
+from hf_accum.models.usage import Usage
 from hf_accum.tasks.judging import judge_classes
 from hf_accum.tasks.preview import Line
 from hf_accum.tasks.vision.augmentation import UNCHANGED, Augmenter
@@ -45,6 +46,10 @@ class ImageClassification:
     def max_length(self) -> int:
         """The length of each image, in patches."""
         return num_patches(self.inputs.resolution)
+
+    def usage(self) -> Usage:
+        """How the model is used; its image processor scales images."""
+        return Usage(task="image-classification", auto_class="AutoModelForImageClassification")
 
     def prepare(self, row: Mapping[str, Any]) -> tuple[Picture, int]:
         """A row's image, not decoded, and its class.

@@ -20,6 +20,7 @@ from hf_accum.errors import UserError
 from hf_accum.evaluation.evaluate import check_best_metric
 from hf_accum.evaluation.judge import Predicted
 from hf_accum.evaluation.run_over import run_over
+from hf_accum.models.usage import Usage
 from hf_accum.tasks.preview import Line
 from hf_accum.tasks.vision.augmentation import UNCHANGED, Augmentation, Augmenter
 from hf_accum.tasks.vision.classification import Batch, pixel_values, preview_of_image
@@ -47,6 +48,10 @@ class SemanticSegmentation:
     def max_length(self) -> int:
         """The length of each image, in patches."""
         return num_patches(self.inputs.resolution)
+
+    def usage(self) -> Usage:
+        """How the model is used; its image processor scales images."""
+        return Usage(task="image-segmentation", auto_class="SemanticSegmenter")
 
     def prepare(self, row: Mapping[str, Any]) -> tuple[Picture, Picture]:
         """A row's image and its mask, neither decoded.

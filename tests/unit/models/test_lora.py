@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import AutoPeftModelForSequenceClassification, PeftModel
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from plain_peft import load_adapter
 from tiny import ARCHITECTURES, HEADS, load_classifier, make_inputs, make_tokenizer, save_base
 from torch import Tensor, nn
 from trained import LABELS, ONE_OF_EACH_KIND, adapt, logits_of, train
 from transformers import (
     AutoModel,
+    AutoModelForSequenceClassification,
     MobileNetV2Config,
     MobileNetV2ForImageClassification,
     ViTConfig,
@@ -89,7 +91,7 @@ def test_a_head_that_was_trained_before_is_trained_on_and_saved(tmp_path: Path, 
     assert sorted(trained_whole) == sorted(of_head)
     train(adapted)
     save_model(adapted, make_tokenizer(), tmp_path / "adapter")
-    again = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=3)
+    again = load_adapter(AutoModelForSequenceClassification, tmp_path / "adapter", tmp_path / "trained")
     torch.testing.assert_close(logits_of(again), logits_of(adapted))
 
 

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,8 @@ from hf_accum.models.pooled_classifier import StatePooling, saved_pooling
 from hf_accum.models.pooled_saving import pooled_classifier_in
 from hf_accum.models.pooling import classifier_pooling
 from hf_accum.models.saving import load_weights, save_model, weights_of, write_model
+from hf_accum.models.usage import Usage
+from hf_accum.models.usage_lines import usage_section
 
 CASES: list[tuple[str, StatePooling, int]] = [("bert", "mean", 2), ("llama", "max", 2), ("distilbert", "mean", 0)]
 WHOLE = LoraConfig(rank=0)
@@ -56,6 +60,7 @@ RUN_EACH = """
 import json, os, re, sys
 found = {}
 for folder in sys.argv[1:]:
+    os.environ["BASE"] = os.path.abspath(f"bases/{folder if os.path.isdir(f'bases/{folder}') else 'bert'}")
     os.chdir(folder)
     (code,) = re.findall(r"```python\\n(.*?)```", open("README.md").read(), re.S)
     exec(code.replace('"a text"', '"w1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w11"'), names := {})
@@ -66,12 +71,25 @@ print(json.dumps(found))
 """
 
 
+def save(model: Any, folder: Path, windows: TextWindows | None = None) -> None:
+    """With the lines that use it."""
+    usage = Usage(
+        task="text-classification",
+        auto_class="AutoModelForSequenceClassification",
+        problem="single_label_classification",
+        max_length=20 if windows is None else windows.max_length,
+        windows=None if windows is None else asdict(windows),
+    )
+    save_model(model, make_tokenizer(), folder, usage)
+    (folder / "README.md").write_text(usage_section(folder))
+
+
 def test_another_program_predicts_the_same_by_the_readme(tmp_path: Path) -> None:
     texts = ["w1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w11", "another one"]
     expected, batch = {}, make_tokenizer()(texts, padding=True, return_tensors="pt")
     for architecture, pooling, rank in CASES:
         model = trained_model(tmp_path / "bases" / architecture, architecture, pooling, rank)
-        save_model(model, make_tokenizer(), tmp_path / architecture)
+        save(model, tmp_path / architecture)
         model.eval()
         with torch.no_grad():
             inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
@@ -81,7 +99,7 @@ def test_another_program_predicts_the_same_by_the_readme(tmp_path: Path) -> None
         windows = TextWindows(max_length=6, overlap=1, most=2, pooling=how)
         model = adapt(load_pooled(save_base(tmp_path / "bases" / "bert", "bert"), "mean", windows), LORA)
         train(model)
-        save_model(model, make_tokenizer(), tmp_path / how)
+        save(model, tmp_path / how, windows)
         load_weights(model, tmp_path / how)
         model.eval()
         with torch.no_grad():
@@ -93,7 +111,7 @@ def test_another_program_predicts_the_same_by_the_readme(tmp_path: Path) -> None
     *names, logits = done.stdout.splitlines()
     for architecture, found in json.loads(logits).items():
         torch.testing.assert_close(torch.tensor(found), expected[architecture], rtol=1e-5, atol=1e-6)
-    assert names == [str(["abc"[index] for index in of.argmax(-1).tolist()]) for of in expected.values()]
+    assert [line[0] for line in names] == ["abc"[int(row.argmax())] for of in expected.values() for row in of]
 
 
 def test_peft_does_not_take_it_for_a_classifier_of_the_first_token(tmp_path: Path) -> None:

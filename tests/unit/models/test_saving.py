@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForSequenceClassification
+from plain_peft import load_adapter
 from tiny import ARCHITECTURES, load_classifier, make_inputs, make_tokenizer, save_base
 from trained import ONE_OF_EACH_KIND, adapt, logits_of, train
 from transformers import AutoModelForSequenceClassification
@@ -46,7 +46,7 @@ def test_weights_are_restored_and_loaded_by_peft(tmp_path: Path, architecture: s
     assert (saved - untrained).abs().max() > 0.01
     save_model(adapted, make_tokenizer(), tmp_path / "adapter")
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
-    again = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=3)
+    again = load_adapter(AutoModelForSequenceClassification, tmp_path / "adapter", tmp_path / "base")
     assert torch.equal(logits_of(again), saved)
 
     train(adapted)
@@ -71,12 +71,14 @@ def test_a_program_without_this_package_predicts_the_same(tmp_path: Path) -> Non
     code = """
 import json, sys
 import torch
-from peft import AutoPeftModelForSequenceClassification
-from transformers import AutoTokenizer
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 inputs = torch.load("inputs.pt")
 logits = {}
 for folder in sys.argv[1:]:
-    model = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=3).eval()
+    config = AutoConfig.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(f"bases/{folder}", config=config)
+    model = PeftModel.from_pretrained(model, folder).eval()
     with torch.no_grad():
         logits[folder] = model(**inputs).logits.tolist()
     assert AutoTokenizer.from_pretrained(folder)("w1 w2")["input_ids"] == [2, 5, 6, 3]

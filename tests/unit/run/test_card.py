@@ -1,0 +1,113 @@
+"""The card of a run: metadata that huggingface_hub reads back, facts of the run's files, no row of the data."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, metadata_load
+
+from hf_accum.models.usage import Usage, write_usage
+from hf_accum.run.card import card_of, write_card
+
+RUN = {
+    "recipe": "recipes.clinical_classification",
+    "dataset": "embedded:icd",
+    "num_train": 6650,
+    "num_held_out": 1483,
+    "num_trained_parameters": 683925,
+    "num_parameters": 23405226,
+    "num_ranks": 2,
+    "device": "NVIDIA T4",
+    "precision": "bf16",
+    "num_steps": 3,
+    "versions": {"torch": "2.13.0", "peft": "0.21.2"},
+    "notes": ["label 'a text of a patient' is rare"],
+}
+FIGURES = {
+    "step": 3,
+    "num_examples": 60,
+    "loss": 2.5,
+    "accuracy": 0.75,
+    "macro_f1": None,
+    "confidence_intervals": {"accuracy": [0.5, 0.875], "loss": None},
+    "bootstrap": {"level": 0.95, "num_groups": 17, "num_resamples": 1000},
+    "notes": ["never predicted: a text of a patient"],
+}
+CONFIG = {"effective_batch_size": 32, "group_column": "patient", "eval_fraction": 0.1, "quantization": "nf4"}
+CONFIG |= {"lora": {"rank": 16, "alpha": 32.0, "target_modules": "all-linear"}}
+
+
+def make_run(folder: Path, config: dict[str, Any] | None = None, base: dict[str, Any] | None = None) -> Path:
+    adapter = folder / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "config.json").write_text(json.dumps({"id2label": {"0": "1", "1": "2"}}))
+    how: dict[str, Any] = {"problem": "single_label_classification", "label_codes": {"7": "2"}}
+    usage = Usage(task="text-classification", auto_class="AutoModelForSequenceClassification", base=base, **how)
+    write_usage(usage, adapter)
+    (folder / "run.json").write_text(json.dumps(RUN))
+    (folder / "evaluation.json").write_text(json.dumps(FIGURES))
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG | (config or {})))
+    return folder
+
+
+def test_the_metadata_are_read_back_by_the_hubs_own_classes(tmp_path: Path) -> None:
+    run = make_run(tmp_path, base={"hub_id": "some/model", "revision": "abc"})
+    write_card(run)
+    data = ModelCard.load(run / "adapter" / "README.md").data.to_dict()
+    assert data == metadata_load(run / "adapter" / "README.md")
+    assert (data["library_name"], data["pipeline_tag"], data["base_model"]) == (
+        "peft",
+        "text-classification",
+        "some/model",
+    )
+    assert "datasets" not in data  # what is embedded is none of the hub
+    (entry,) = data["model-index"]
+    (result,) = entry["results"]
+    assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"loss": 2.5, "accuracy": 0.75}
+
+
+def test_the_facts_are_told_and_no_note_that_may_quote_the_data(tmp_path: Path) -> None:
+    card = card_of(make_run(tmp_path))
+    for fact in (
+        "32 examples per optimizer step",
+        "rank 16, alpha 32",
+        "6,650",
+        "1,483",
+        "rows with the same `patient`",
+        "nf4",
+        "2 x NVIDIA T4, precision bf16",
+        "torch 2.13.0",
+        "| accuracy | 0.75 | 0.5 to 0.875 |",
+        "17 groups",
+        "not a medical device",
+        "other hospitals",
+        "0: `1`",
+        "`7` in the data is `2`",
+    ):
+        assert fact in card, fact
+    assert "a text of a patient" not in card
+
+
+@pytest.mark.parametrize(
+    ("dataset", "ids"),
+    [("stanfordnlp/imdb", ["stanfordnlp/imdb"]), ("notes.jsonl", None), ("/data/ward7/notes", None)],
+)
+def test_of_datasets_only_those_of_the_hub_are_named(tmp_path: Path, dataset: str, ids: list[str] | None) -> None:
+    run = make_run(tmp_path)
+    (run / "run.json").write_text(json.dumps(RUN | {"dataset": dataset}))
+    card = card_of(run)
+    assert ModelCard(card).data.to_dict().get("datasets") == ids
+    assert (dataset in card) == (ids is not None)
+
+
+def test_it_does_without_what_is_missing(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for name in ("run.json", "evaluation.json", "config.yaml", "adapter/usage.json", "adapter/config.json"):
+        (run / name).unlink()
+        card = card_of(run)
+        assert ModelCard(card).data.to_dict()["library_name"] == "peft"
+        assert "not a medical device" in card
+    assert "Not measured yet" in card
