@@ -1,9 +1,9 @@
-"""The commands: `hf-accum check`, `hf-accum plan`."""
+"""The commands: `hf-accum check`, `hf-accum plan`, `hf-accum publish`."""
 
 import argparse
 from typing import NoReturn
 
-from hf_accum.cli.commands import check, plan
+from hf_accum.cli.commands import check, plan, publish
 from hf_accum.cli.exit import run
 
 
@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     check.add_to(commands)
     plan.add_to(commands)
+    publish.add_to(commands)
     parsed, flags = parser.parse_known_args(arguments)
     debug = "--debug" in flags or "--debug=true" in flags  # also for what fails before the recipe reads its flags
     run(lambda: parsed.work(parsed, flags), debug=debug)

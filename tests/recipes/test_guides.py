@@ -112,6 +112,14 @@ def check_check(arguments: list[str], path: Path, folder: Path, capsys: pytest.C
         assert arguments[arguments.index("--head") + 1] in HEADS
 
 
+def check_own_flags(command: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """All options are the command's own."""
+    with pytest.raises(SystemExit):
+        hf_accum([command, "--help"])
+    own = set(re.findall(r"--\w+", capsys.readouterr().out))
+    assert {word for word in arguments if word.startswith("--")} <= own, arguments
+
+
 def check(words: list[str], path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A command of a document is one that there is."""
     match words:
@@ -125,6 +133,8 @@ def check(words: list[str], path: Path, folder: Path, capsys: pytest.CaptureFixt
             check_plan(arguments, path, folder, capsys)
         case ["hf-accum", "check", *arguments]:
             check_check(arguments, path, folder, capsys)
+        case ["hf-accum", "publish", *arguments]:
+            check_own_flags("publish", arguments, capsys)
         case ["python" | "bash", script, *_]:
             assert (ROOT / script).is_file(), script
         case [program, *_] if program in ON_THE_WAY:
