@@ -17,9 +17,10 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def logits_of(folder: Path, texts: Sequence[str], num_labels: int, max_length: int = 64) -> torch.Tensor:
-    """Logits of the run's adapter, loaded by peft alone."""
+    """Logits of the adapter of a run, or of a checkpoint of it, loaded by peft alone."""
     adapter = str(folder / "adapter")
-    base = yaml.safe_load((folder / "config.yaml").read_text())["model"]
+    config = next(path for path in (folder, *folder.parents) if (path / "config.yaml").exists()) / "config.yaml"
+    base = yaml.safe_load(config.read_text())["model"]
     model = load_adapter(AutoModelForSequenceClassification, adapter, base)
     assert model.config.num_labels == num_labels
     tokenizer = AutoTokenizer.from_pretrained(adapter)
