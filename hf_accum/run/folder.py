@@ -32,6 +32,9 @@ OF_A_RUN = {
         "model",
     ),
     *("nonfinite.jsonl", "samples.jsonl", PREDICTIONS, ERRORS, TRACKERS_PROJECT),
+    *("config.yaml", "tuning.json", "metrics.jsonl", "evaluation.json", "checkpoints", "adapter", "model"),
+    *("nonfinite.jsonl", "resumes.jsonl", "samples.jsonl", PREDICTIONS, ERRORS, TRACKERS_PROJECT),
+    "report.html",
 }
 """What a run writes into its folder."""
 OF_SEEDS = re.compile(r"seed-\d+(-earlier-\d+)?|seeds\.json|\.seed-\d+\.lock")
@@ -170,6 +173,7 @@ def start_folder(
                     (folder / name).unlink(missing_ok=True)
                 for name in ("metrics.jsonl", "nonfinite.jsonl"):
                     keep_lines(folder / name, lambda line: line["step"] <= last)
+                keep_lines(folder / "resumes.jsonl", lambda _: True, [{"step": last}])
             write_config(config, folder)
         except OSError as error:
             raise UserError(f"`output_dir` {folder}: has to be a folder to write in ({error})") from error

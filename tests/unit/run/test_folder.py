@@ -17,6 +17,7 @@ from hf_accum.config.serialization import as_dict
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.errors import RankFailed
 from hf_accum.files import check_output_dir
+from hf_accum.run.checkpoint import Loaded
 from hf_accum.run.folder import claim_folder, start_folder
 
 CONFIG = RecipeConfig(seed=7)
@@ -47,6 +48,18 @@ def test_earlier_runs_are_moved_aside_whole(tmp_path: Path) -> None:
         assert files(tmp_path / name) == ["checkpoints/step-1/weights", "config.yaml"]
         assert (tmp_path / name / "checkpoints" / "step-1" / "weights").read_text() == str(run)
         assert yaml.safe_load((tmp_path / name / "config.yaml").read_text())["seed"] == run
+
+
+def test_each_resume_is_written_down_and_a_report_is_no_obstacle(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    start_folder(folder, CONFIG, OneRank())
+    (folder / "report.html").write_text("to look at")
+    for step in (30, 10):  # the second one goes on behind the first one's checkpoint
+        resumed = Loaded(folder / "checkpoints" / f"step-{step:08}", {"step": step}, {})
+        assert start_folder(folder, CONFIG, OneRank(), resumed) is None
+    assert (folder / "resumes.jsonl").read_text() == '{"step": 30}\n{"step": 10}\n'
+    assert start_folder(folder, CONFIG, OneRank()) == tmp_path / "mine-earlier-1"
+    assert files(folder) == ["config.yaml"]
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", ".git", "metrics.jsonl"])
