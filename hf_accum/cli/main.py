@@ -1,9 +1,11 @@
 """The commands: `hf-accum check`, `hf-accum plan`, `hf-accum publish`."""
+"""The commands: `hf-accum check`, `hf-accum plan`, `hf-accum report`."""
 
 import argparse
 from typing import NoReturn
 
 from hf_accum.cli.commands import check, plan, publish
+from hf_accum.cli.commands import check, plan, report
 from hf_accum.cli.exit import run
 
 
@@ -22,6 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     check.add_to(commands)
     plan.add_to(commands)
     publish.add_to(commands)
+    report.add_to(commands)
     parsed, flags = parser.parse_known_args(arguments)
     debug = "--debug" in flags or "--debug=true" in flags  # also for what fails before the recipe reads its flags
     run(lambda: parsed.work(parsed, flags), debug=debug)

@@ -21,7 +21,7 @@ FLOORS = [
     {"config"},
     {"distributed", "device"},
     {"accumulation", "models"},
-    {"data", "gradient_check", "tuner"},
+    {"data", "gradient_check", "report", "tuner"},
     {"evaluation"},
     {"tasks"},
     {"run"},

@@ -15,7 +15,10 @@ def test_help_needs_no_torch() -> None:
     code = """
 import sys
 from hf_accum.cli.main import main
-for arguments in (["--help"], ["plan", "--help"], ["plan", "unheard_of"], ["plan", "json", "--memory", "x"]):
+for arguments in (
+    ["--help"], ["plan", "--help"], ["report", "--help"],
+    ["plan", "unheard_of"], ["plan", "json", "--memory", "x"],
+):
     try:
         main(arguments)
     except SystemExit as ended:
