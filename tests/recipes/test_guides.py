@@ -118,6 +118,12 @@ def check_own_flags(command: str, arguments: list[str], capsys: pytest.CaptureFi
         hf_accum([command, "--help"])
     own = set(re.findall(r"--\w+", capsys.readouterr().out))
     assert {word for word in arguments if word.startswith("--")} <= own, arguments
+def check_report(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The options of `hf-accum report` are its own."""
+    with pytest.raises(SystemExit):
+        hf_accum(["report", "--help"])
+    own = set(re.findall(r"--\w+", capsys.readouterr().out))
+    assert {word for word in arguments if word.startswith("--")} <= own
 
 
 def check(words: list[str], path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,6 +141,8 @@ def check(words: list[str], path: Path, folder: Path, capsys: pytest.CaptureFixt
             check_check(arguments, path, folder, capsys)
         case ["hf-accum", "publish", *arguments]:
             check_own_flags("publish", arguments, capsys)
+        case ["hf-accum", "report", *arguments]:
+            check_report(arguments, capsys)
         case ["python" | "bash", script, *_]:
             assert (ROOT / script).is_file(), script
         case [program, *_] if program in ON_THE_WAY:
@@ -164,6 +172,7 @@ def test_a_wrong_flag_module_or_file_in_a_command_is_found(
         "python tests/bench/none.py",
         "hf-accum plan clinical_classification --no_such_flag 1",
         "hf-accum check clinical_classification --no_such_flag 1",
+        "hf-accum report runs/latest --no_such_flag",
         "hf-accum check train:no_such_function",
         "hf-accum check --model m --head no_such_head",
         "pytest tests/none.py",
