@@ -1,11 +1,9 @@
-"""The commands: `hf-accum check`, `hf-accum plan`, `hf-accum publish`."""
-"""The commands: `hf-accum check`, `hf-accum plan`, `hf-accum report`."""
+"""The commands: `hf-accum check`, `plan`, `publish`, `report`."""
 
 import argparse
 from typing import NoReturn
 
-from hf_accum.cli.commands import check, plan, publish
-from hf_accum.cli.commands import check, plan, report
+from hf_accum.cli.commands import check, plan, publish, report
 from hf_accum.cli.exit import run
 
 

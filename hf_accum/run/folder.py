@@ -21,19 +21,8 @@ from hf_accum.run.checkpoint import Loaded, remove_half_written, set_aside
 from hf_accum.run.log import TRACKERS_PROJECT
 
 OF_A_RUN = {
-    *(
-        "config.yaml",
-        "run.json",
-        "tuning.json",
-        "metrics.jsonl",
-        "evaluation.json",
-        "checkpoints",
-        "adapter",
-        "model",
-    ),
-    *("nonfinite.jsonl", "samples.jsonl", PREDICTIONS, ERRORS, TRACKERS_PROJECT),
-    *("config.yaml", "tuning.json", "metrics.jsonl", "evaluation.json", "checkpoints", "adapter", "model"),
-    *("nonfinite.jsonl", "resumes.jsonl", "samples.jsonl", PREDICTIONS, ERRORS, TRACKERS_PROJECT),
+    *("config.yaml", "run.json", "tuning.json", "metrics.jsonl", "evaluation.json", "checkpoints", "adapter"),
+    *("model", "nonfinite.jsonl", "resumes.jsonl", "samples.jsonl", PREDICTIONS, ERRORS, TRACKERS_PROJECT),
     "report.html",
 }
 """What a run writes into its folder."""

@@ -11,7 +11,7 @@ from launching import launch
 SCRIPT = Path(__file__).with_name("failures_over_ranks.py")
 WRAPPED = [
     pytest.param("plain", marks=pytest.mark.slow),
-    pytest.param("prepared", marks=pytest.mark.slow),
+    pytest.param("prepared", marks=pytest.mark.by_hand),
     pytest.param("used", marks=pytest.mark.by_hand),
 ]
 HUNG = 60  # seconds in one window

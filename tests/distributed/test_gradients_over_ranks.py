@@ -18,7 +18,7 @@ OTHERS = [name for name in TASKS if name not in HARDEST]
     ("names", "num_ranks"),
     [
         pytest.param(HARDEST[1:], 2, id="hardest-2", marks=pytest.mark.slow),
-        pytest.param(HARDEST, 3, id="hardest-3", marks=pytest.mark.slow),
+        pytest.param(HARDEST, 3, id="hardest-3", marks=pytest.mark.by_hand),
         pytest.param([*HARDEST[:1], *OTHERS], 2, id="others-2", marks=pytest.mark.by_hand),
         pytest.param(OTHERS, 3, id="others-3", marks=pytest.mark.by_hand),
     ],

@@ -198,7 +198,7 @@ def make_case(name: str, lengths: Sequence[int] = LENGTHS, make: Callable[[Task]
         pytest.param(
             *("weights and smoothing", make_checkpointed, LENGTHS, [2, 2, 1], 400, 1),
             id="checkpointed",
-            marks=pytest.mark.slow,
+            marks=pytest.mark.by_hand,
         ),
     ],
 )

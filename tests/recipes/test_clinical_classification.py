@@ -197,7 +197,7 @@ def test_the_best_checkpoint_is_the_result_and_training_ends_early(recipe: Recip
     assert torch.equal(logits_of(best, texts, 3), logits_of(folder, texts, 3))
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_trains_in_bf16(tiny_model: Path, notes: Path, tmp_path: Path) -> None:
     done = launch(
         *("--mixed_precision", "bf16", "-m", "recipes.clinical_classification", f"--model={tiny_model}"),
@@ -335,10 +335,13 @@ def test_the_embedded_diagnoses_are_split_by_category(salt: str, num_held_out: i
     assert by_id["T23.449S"]["chapter"].startswith("Injury, poisoning")
 
 
+SLOW_CONFIGS = {"cpu": pytest.mark.by_hand, "cpu_2_processes": pytest.mark.slow}
+
+
 @pytest.mark.parametrize(
     "config",
     [
-        pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem.startswith("cpu") else [])
+        pytest.param(path, id=path.stem, marks=SLOW_CONFIGS.get(path.stem, []))
         for path in sorted((ROOT / "accelerate_configs").glob("*.yaml"))
     ],
 )

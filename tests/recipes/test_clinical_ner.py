@@ -12,7 +12,7 @@ from tiny import WORDS, save_base
 FAULTY = str(Path(__file__).with_name("faulty_recipe.py"))
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_a_brat_folder_with_nested_entities_goes_on_after_a_kill(tmp_path: Path) -> None:
     draw = random.Random(0)
     folder = tmp_path / "notes"

@@ -118,12 +118,6 @@ def check_own_flags(command: str, arguments: list[str], capsys: pytest.CaptureFi
         hf_accum([command, "--help"])
     own = set(re.findall(r"--\w+", capsys.readouterr().out))
     assert {word for word in arguments if word.startswith("--")} <= own, arguments
-def check_report(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """The options of `hf-accum report` are its own."""
-    with pytest.raises(SystemExit):
-        hf_accum(["report", "--help"])
-    own = set(re.findall(r"--\w+", capsys.readouterr().out))
-    assert {word for word in arguments if word.startswith("--")} <= own
 
 
 def check(words: list[str], path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,10 +133,8 @@ def check(words: list[str], path: Path, folder: Path, capsys: pytest.CaptureFixt
             check_plan(arguments, path, folder, capsys)
         case ["hf-accum", "check", *arguments]:
             check_check(arguments, path, folder, capsys)
-        case ["hf-accum", "publish", *arguments]:
-            check_own_flags("publish", arguments, capsys)
-        case ["hf-accum", "report", *arguments]:
-            check_report(arguments, capsys)
+        case ["hf-accum", "publish" | "report" as command, *arguments]:
+            check_own_flags(command, arguments, capsys)
         case ["python" | "bash", script, *_]:
             assert (ROOT / script).is_file(), script
         case [program, *_] if program in ON_THE_WAY:

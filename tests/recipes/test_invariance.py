@@ -32,7 +32,7 @@ def assert_same_run(runs: list[Path], num_labels: int, texts: list[str], max_len
         assert float(difference) <= 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_the_main_job_trains_the_same_however_its_windows_are_cut(tmp_path: Path) -> None:
     """MiniLM on the clinical synopses, 6 steps, on one process and on two; auto cuts by what it learns meanwhile."""
     check_main_job(tmp_path, [(1, 1), (1, "auto"), (2, "auto")], num_steps=6)
@@ -64,7 +64,7 @@ def check_main_job(tmp_path: Path, how: list[tuple[int, int | str]], num_steps: 
     assert_same_run(runs, num_labels=4, texts=texts, max_length=32)
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_in_bf16_the_main_job_has_the_same_losses_however_its_windows_are_cut(
     recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -292,7 +292,7 @@ def stopped(recipe: Recipe, tmp_path: Path, **how: Any) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_processes", "num_kills"), [(1, 2), (2, 2)])
+@pytest.mark.parametrize(("num_processes", "num_kills"), [(1, 2), pytest.param(2, 2, marks=pytest.mark.by_hand)])
 def test_a_run_killed_again_and_again_ends_the_same(
     recipe: Recipe, tiny_model: Path, notes: Path, tmp_path: Path, num_processes: int, num_kills: int
 ) -> None:

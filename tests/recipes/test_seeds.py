@@ -36,7 +36,7 @@ def test_each_run_is_that_of_its_seed_alone(recipe: Recipe, tmp_path: Path) -> N
     assert metrics_of(both / "seed-0")[0]["window_digest"] != metrics_of(both / "seed-1")[0]["window_digest"]
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_so_it_is_on_two_ranks_where_the_command_was_repeated(tiny_model: Path, notes: Path, tmp_path: Path) -> None:
     both = tmp_path / "both"
     flags = {"model": tiny_model, "dataset": notes, "output_dir": both, "max_length": 64, **SHORT}

@@ -33,7 +33,10 @@ OTHERS = [
 ]
 CASES = [
     CHOSEN[0],
-    *(pytest.param(*case, marks=pytest.mark.slow) for case in CHOSEN[1:]),
+    *(
+        pytest.param(*case, marks=pytest.mark.by_hand if case[0].architecture == "llama" else pytest.mark.slow)
+        for case in CHOSEN[1:]
+    ),
     *(pytest.param(*case, marks=pytest.mark.by_hand) for case in OTHERS if case not in CHOSEN),
 ]
 

@@ -570,7 +570,7 @@ print(f"\\nseconds {time.perf_counter() - started:.1f} KiB {peak}")
 # On a card
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_on_a_card_what_is_largest_is_what_its_allocator_can_hold(bert: str) -> None:
     """Of lengths that are not planned as many as of the next longer one; of other budgets what the tensors need."""
     budgets = [64 * 2**20, 66 * 2**20, 120 * 2**20]

@@ -81,7 +81,7 @@ def test_what_is_recorded_is_what_is_counted() -> None:
     assert peak == max(*traced.training, *traced.evaluation, tracer.fixed.optimizer_peak)
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_the_largest_is_what_brute_force_finds() -> None:
     tracer = Tracer(make_workload(Case("bert", lora=True)), CARD)
     with tracer.started() as trace:

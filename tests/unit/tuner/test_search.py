@@ -362,7 +362,7 @@ def test_a_budget_that_fits_nothing_is_said_with_what_lacks() -> None:
     assert tune(work, VirtualMemory(needed), CPU, most=8).capacity.num_examples(512) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_an_earlier_result_costs_one_probe_and_a_wrong_one_is_found_out() -> None:
     work = make_workload("llama", lora=True, checkpointing=False)
     budget = 3 * peak_of_training(work, 2, 512)
