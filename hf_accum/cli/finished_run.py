@@ -1,5 +1,6 @@
 """A run's folder, as the commands that come after a training take it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
     from hf_accum.run.finished import FinishedRun
 
 
-def recipe_of(folder: Path, recipe: str | None = None) -> "tuple[ModuleType, RecipeConfig]":
-    """The recipe that a run was made by (or the one of that name), and the run's flags.
+def recipe_of(
+    folder: Path, recipe: str | None = None, flags: Sequence[str] = ()
+) -> "tuple[ModuleType, RecipeConfig]":
+    """The recipe that a run was made by (or the one of that name), and the run's flags, with some that are others.
 
     Raises:
         UserError: if the folder is not that of a run, or its recipe is not to be found.
@@ -28,7 +31,7 @@ def recipe_of(folder: Path, recipe: str | None = None) -> "tuple[ModuleType, Rec
     if name is None:
         raise UserError(f"{folder}: does not say by which recipe it was made: name it by --recipe")
     module = find_recipe(name)
-    return module, parse(config_class_of(module, name), "", [f"--config={folder / 'config.yaml'}"])
+    return module, parse(config_class_of(module, name), "", [f"--config={folder / 'config.yaml'}", *flags])
 
 
 def open_run(folder: str, recipe: str | None = None) -> "FinishedRun":

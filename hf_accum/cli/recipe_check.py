@@ -1,9 +1,9 @@
-"""A recipe's model, task and data for a check: what it hands to its `Training`, taken before any training."""
+"""A recipe's own model, task and rows, checked."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hf_accum.accumulation.example import Example, inputs_of
 from hf_accum.accumulation.losses import IGNORE
 from hf_accum.accumulation.part_cache import LinearLoss
+from hf_accum.cli.handed_over import Handed, handed_over
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.stream import WindowStream
 from hf_accum.errors import UserError
@@ -24,7 +25,6 @@ from hf_accum.gradient_check.check import check_rows
 from hf_accum.gradient_check.collated import CollatedRows, of_piece
 from hf_accum.gradient_check.report import Report
 from hf_accum.models.trainable import load_trainable
-from hf_accum.run import training
 from hf_accum.tasks.causal_lm.task import CausalTexts
 from hf_accum.tasks.language_modeling.chunked_loss import Targets
 from hf_accum.tasks.retrieval.task import TextRetrieval
@@ -37,59 +37,6 @@ _MAX_LENGTH = 64
 _WINDOW, _WINDOW_OVERLAP = 10, 2
 _RESOLUTION = 128
 _LOOKED_AT = 128  # examples, of which those are chosen
-
-
-@dataclass(frozen=True)
-class Handed:
-    """What a recipe hands to its `Training`."""
-
-    run: Any
-    config: RecipeConfig
-    data: Any
-    task: Any
-    spec: Any
-    processor: Any
-    draw: Any = None
-
-
-class _Taken(BaseException):  # no `except Exception` of a recipe stops it
-    def __init__(self, handed: Handed) -> None:
-        self.handed = handed
-
-
-def handed_over(module: ModuleType, config: RecipeConfig) -> Handed:
-    """Run a recipe's `train(config)` up to where it makes its `Training`.
-
-    Raises:
-        UserError: if it makes none, or as what it does before.
-    """
-    train = getattr(module, "train", None)
-    if train is None:
-        raise UserError(f"{module.__name__}: has to have a function `train(config)` to be checked")
-    try:
-        with _taking(module):
-            train(config)
-    except _Taken as taken:
-        return taken.handed
-    raise UserError(f"{module.__name__}: its `train` made no `Training`, whose model and data are checked")
-
-
-@contextmanager
-def _taking(module: ModuleType) -> Iterator[None]:
-    """Inside, `Training` gives what it is given to `handed_over`."""
-
-    def take(**given: Any) -> None:
-        raise _Taken(Handed(**given))
-
-    places = [vars(training), *([vars(module)] if "Training" in vars(module) else [])]
-    before = [place["Training"] for place in places]
-    for place in places:
-        place["Training"] = take
-    try:
-        yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            place["Training"] = value
 
 
 def check_recipe(module: ModuleType, config: RecipeConfig, name: str) -> Report:

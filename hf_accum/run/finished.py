@@ -70,14 +70,24 @@ def finished_run(folder: Path, config: RecipeConfig, restored: Callable[[Any], R
     Raises:
         UserError: if it is not through, or its result is not there.
     """
+    weights = check_through(folder)
+    task, spec, processor = restored(config)
+    return FinishedRun(folder, config, weights, _calibrated(task, weights / CALIBRATION), spec, processor)
+
+
+def check_through(folder: Path) -> Path:
+    """The folder of the result of a run that is through.
+
+    Raises:
+        UserError: if it is not, or its result is not there.
+    """
     weights = [path for name in ("adapter", "model") if (path := folder / name).is_dir()]
     if not (folder / "evaluation.json").exists() or not weights:
         raise UserError(
             f"{folder}: has to be a run that is through (it has no {'result' if not weights else 'evaluation.json'} "
             "yet): the command that began it goes on with it"
         )
-    task, spec, processor = restored(config)
-    return FinishedRun(folder, config, weights[0], _calibrated(task, weights[0] / CALIBRATION), spec, processor)
+    return weights[0]
 
 
 def _calibrated(task: Any, file: Path) -> Any:

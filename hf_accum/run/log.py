@@ -9,11 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from hf_accum.accumulation.execution import WindowExecution
@@ -26,6 +23,7 @@ from hf_accum.distributed.collectives import on_all_ranks
 from hf_accum.distributed.ranks import Ranks, float_bits
 from hf_accum.errors import Stopped, first_line
 from hf_accum.files import JsonLines, json_safe, write_json
+from hf_accum.run.shown_figures import in_a_line, lines_of, short, show_classes, single
 from hf_accum.run.step_metrics import PendingStep, StepMetrics, merged
 
 if TYPE_CHECKING:
@@ -190,10 +188,10 @@ class RunLog:
     def evaluation(self, step: int, figures: Mapping[str, Any]) -> None:
         """Show an evaluation, and hand it to the trackers."""
         self.flush()
-        self.say(f"evaluation after step {step}: {_shown(figures)}")
+        self.say(f"evaluation after step {step}: {in_a_line(figures)}")
         for name, of_one in figures.get("datasets", {}).items():
-            self.say(f"of {name}: {_shown(of_one)}")
-        self._track({f"eval/{name}": value for name, value in _single(figures).items()}, step)
+            self.say(f"of {name}: {in_a_line(of_one)}")
+        self._track({f"eval/{name}": value for name, value in single(figures).items()}, step)
         self._step_started = time.perf_counter()
 
     def say(self, text: str) -> None:
@@ -206,10 +204,9 @@ class RunLog:
         self.flush()
         if self.ranks.index == 0:
             write_json(self.folder / "evaluation.json", json_safe({"step": step, **figures}))
-        self._show_classes(figures.get("per_class", {}))
-        self._say_intervals(figures)
-        for note in figures.get("notes", ()):
-            self.say(f"note: {note}")
+            show_classes(self.console, figures)
+        for line in lines_of(figures):
+            self.say(line)
         counts = stream.counts
         if counts.num_truncated_examples:
             self.say(
@@ -252,28 +249,6 @@ class RunLog:
                 self.accelerator.trackers.remove(tracker)
                 self.say(f"tracker {tracker.name} failed and is left out from here on: {first_line(error)}")
 
-    def _show_classes(self, per_class: Mapping[str, Mapping[str, float | None]]) -> None:
-        if self.ranks.index == 0 and per_class:
-            columns = list(next(iter(per_class.values())))
-            headers = [name.replace("_", " ") for name in columns]
-            how: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
-            table = Table("class", *headers, title="held-out examples by class", title_justify="left", **how)
-            for name, row in per_class.items():
-                cells = (
-                    "-" if v is None else f"{v:.0f}" if k in ("support", "predicted") else f"{v:.3f}"
-                    for k, v in row.items()
-                )
-                table.add_row(Text(name), *cells)  # not as markup: it is the data's
-            self.console.print(table)
-
-    def _say_intervals(self, figures: Mapping[str, Any]) -> None:
-        intervals = figures.get("confidence_intervals")
-        if intervals:
-            how = figures["bootstrap"]
-            known = {name: interval for name, interval in intervals.items() if interval is not None}
-            shown = "  ".join(f"{name} {_short(low)} to {_short(high)}" for name, (low, high) in known.items())
-            self.say(f"{how['level']:.0%} intervals, by a bootstrap over {how['num_groups']:,} groups: {shown}")
-
     def _write(self, lines: Sequence[StepMetrics]) -> None:
         self._lines.add(line.as_json() for line in lines)
         for line in lines:
@@ -285,7 +260,7 @@ class RunLog:
         padded = sum(line.num_padded_tokens for line in lines)
         waited = sum(line.data_wait_share * line.step_seconds for line in lines) / seconds
         figures = (
-            f"loss {_short(last.loss)}  grad norm {_short(last.grad_norm)}  lr {last.learning_rate:.2e}  "
+            f"loss {short(last.loss)}  grad norm {short(last.grad_norm)}  lr {last.learning_rate:.2e}  "
             f"{tokens / seconds:,.0f} {self.unit}/s  padding {1 - tokens / padded:.1%}  "
             f"waiting for data {waited:.1%}  memory {last.peak_memory_bytes / 2**30:.2f} GiB"
         )
@@ -302,16 +277,3 @@ class RunLog:
         minutes, seconds = divmod(round(seconds), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02}:{seconds:02}"
-
-
-def _shown(figures: Mapping[str, Any]) -> str:
-    """The single figures of an evaluation in a line."""
-    return "  ".join(f"{name} {_short(value)}" for name, value in _single(figures).items())
-
-
-def _single(figures: Mapping[str, Any]) -> dict[str, int | float]:
-    return {name: value for name, value in figures.items() if isinstance(value, int | float)}
-
-
-def _short(value: float) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

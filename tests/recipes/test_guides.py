@@ -21,6 +21,7 @@ from hf_accum.cli.main import main as hf_accum
 from hf_accum.cli.parser import parse
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.gradient_check.heads import HEADS
+from recipes.clinical_classification import ClinicalClassificationConfig
 
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "recipes" / "guides").glob("*.md"))]
 DOCUMENTS = [
@@ -112,6 +113,13 @@ def check_check(arguments: list[str], path: Path, folder: Path, capsys: pytest.C
         assert arguments[arguments.index("--head") + 1] in HEADS
 
 
+def check_evaluate(arguments: list[str]) -> None:
+    """What are no flags of `hf-accum evaluate` are flags of a recipe."""
+    given = {word.removeprefix("--") for word in arguments if word.startswith("--")}
+    own = {"dataset", "split", "output", "recipe"}
+    assert given - own <= {field.name for field in dataclasses.fields(ClinicalClassificationConfig)}, arguments
+
+
 def check_own_flags(command: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """All options are the command's own."""
     with pytest.raises(SystemExit):
@@ -133,6 +141,8 @@ def check(words: list[str], path: Path, folder: Path, capsys: pytest.CaptureFixt
             check_plan(arguments, path, folder, capsys)
         case ["hf-accum", "check", *arguments]:
             check_check(arguments, path, folder, capsys)
+        case ["hf-accum", "evaluate", *arguments]:
+            check_evaluate(arguments)
         case ["hf-accum", "publish" | "report" as command, *arguments]:
             check_own_flags(command, arguments, capsys)
         case ["python" | "bash", script, *_]:

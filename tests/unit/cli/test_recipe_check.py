@@ -11,8 +11,9 @@ from recipe_configs import config_class_of
 from tiny import WORDS, save_base
 
 from hf_accum import recipe
+from hf_accum.cli.handed_over import handed_over
 from hf_accum.cli.main import main
-from hf_accum.cli.recipe_check import _shortened, handed_over
+from hf_accum.cli.recipe_check import _shortened
 from hf_accum.cli.recipes import find_recipe
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.errors import UserError

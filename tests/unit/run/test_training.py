@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,7 +47,7 @@ class Recorded(Training):
         steps = range(first + 1, 1000)
         self._windows: Any = (SimpleNamespace(window=SimpleNamespace(step=step)) for step in steps)
 
-    def _evaluate(self) -> dict[str, Any]:
+    def _evaluate(self, result: Path | None = None) -> dict[str, Any]:
         return {"accuracy": self._accuracy.get(self._step, 0.0)}
 
     def _save(self) -> None:
@@ -113,9 +114,13 @@ def test_what_was_noted_of_the_devices_is_said_before_the_first_step() -> None:
     run: Any = Recorded(1)
     run._contexts, run._log, run._description = ExitStack(), Log(), "model ..."
     run.nonfinite.close = lambda: None
-    run._run = SimpleNamespace(stop=nullcontext(), notes=["cuda:0 is full"])
+    released: list[bool] = []
+    claim = SimpleNamespace(release=lambda: released.append(True))
+    run._run = SimpleNamespace(stop=nullcontext(), notes=["cuda:0 is full"], claim=claim)
     with run:
         assert said == ["model ...", "cuda:0 is full"]
+        assert not released
+    assert released == [True]
 
 
 def test_where_the_allocator_strains_micro_batches_become_smaller_and_it_is_said_once(
