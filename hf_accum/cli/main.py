@@ -1,9 +1,9 @@
-"""The commands: `hf-accum check`, `evaluate`, `plan`, `publish`, `report`."""
+"""The commands: `hf-accum check`, `compare`, `evaluate`, `plan`, `publish`, `report`."""
 
 import argparse
 from typing import NoReturn
 
-from hf_accum.cli.commands import check, evaluate, plan, publish, report
+from hf_accum.cli.commands import check, compare, evaluate, plan, publish, report
 from hf_accum.cli.exit import run
 
 
@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = _Parser(prog="hf-accum", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     check.add_to(commands)
+    compare.add_to(commands)
     evaluate.add_to(commands)
     plan.add_to(commands)
     publish.add_to(commands)

@@ -1,13 +1,20 @@
 """The figures of a classification: the shipped metrics, calibration, intervals, and what is to be said of them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from hf_accum.errors import shortened
-from hf_accum.evaluation.bootstrap import LEVEL, NUM_RESAMPLES, Interval, intervals, num_rank_resamples
+from hf_accum.evaluation.bootstrap import (
+    LEVEL,
+    NUM_RESAMPLES,
+    Interval,
+    WeightedFigures,
+    intervals,
+    num_rank_resamples,
+)
 from hf_accum.evaluation.calibration import expected_calibration_error, is_extreme, reliability_table
 from hf_accum.evaluation.decisions import Decisions
 from hf_accum.evaluation.evaluate import Metric, Metrics, check_best_metric
@@ -113,10 +120,21 @@ def with_intervals(figures: Metrics, found: Mapping[str, Interval], judged: Judg
     return {**figures, "confidence_intervals": known, "bootstrap": how}
 
 
-def with_classification_intervals(figures: Metrics, judged: Judged, decisions: Decisions) -> Metrics:
-    """The figures with 95 % intervals by a bootstrap over groups; without where there is one group alone."""
-    if not judged.groups.any():
-        return figures
+class Weighted(NamedTuple):
+    """Figures of weighted examples, how many resamples they get, and how many values an example takes meanwhile."""
+
+    figures: WeightedFigures
+    num_resamples: int = NUM_RESAMPLES
+    width: int = 1
+
+
+def weighted_figures(judged: Judged, decisions: Decisions | None) -> list[Weighted]:
+    """What a bootstrap computes again: of a classification what is counted, then what is ranked where all scores are
+    numbers; of a regression (None) its errors."""
+    return [_of_numbers(judged)] if decisions is None else _of_classes(judged, decisions)
+
+
+def _of_classes(judged: Judged, decisions: Decisions) -> list[Weighted]:
     chosen, scores = decisions.chosen(judged.outputs), decisions.probabilities(judged.outputs)
     classes = np.arange(len(decisions.names))
     truth = judged.references > 0.5 if decisions.several else judged.references[:, None] == classes
@@ -135,18 +153,13 @@ def with_classification_intervals(figures: Metrics, judged: Judged, decisions: D
         of_pairs = rank_figures_of_pairs(weights, scores, truth) if decisions.several else {}
         return {**rank_figures_by_label(weights, scores, truth), **of_pairs}
 
-    found = intervals(judged.groups, counted)
-    num_rank = None
-    if np.isfinite(scores).all():
-        num_rank = num_rank_resamples(scores.size * (2 if decisions.several else 1))  # micro sorts them again
-        found |= intervals(judged.groups, ranked, num_rank, width=len(classes) if decisions.several else 1)
-    return with_intervals(figures, found, judged, num_rank)
+    if not np.isfinite(scores).all():
+        return [Weighted(counted)]
+    num_rank = num_rank_resamples(scores.size * (2 if decisions.several else 1))  # micro sorts them again
+    return [Weighted(counted), Weighted(ranked, num_rank, len(classes) if decisions.several else 1)]
 
 
-def with_regression_intervals(figures: Metrics, judged: Judged) -> Metrics:
-    """The same of predicted numbers."""
-    if not judged.groups.any():
-        return figures
+def _of_numbers(judged: Judged) -> Weighted:
     predicted, truth = judged.outputs.astype(np.float64), judged.references.astype(np.float64)
 
     def errors(weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -154,7 +167,30 @@ def with_regression_intervals(figures: Metrics, judged: Judged) -> Metrics:
         related = correlations(weights, predicted, truth) if np.isfinite(predicted).all() else {}
         return {"loss": _loss(weights, judged), **both, **related}
 
-    return with_intervals(figures, intervals(judged.groups, errors), judged, None)
+    return Weighted(errors)
+
+
+def with_classification_intervals(figures: Metrics, judged: Judged, decisions: Decisions) -> Metrics:
+    """The figures with 95 % intervals by a bootstrap over groups; without where there is one group alone."""
+    if not judged.groups.any():
+        return figures
+    parts = weighted_figures(judged, decisions)
+    num_rank = parts[1].num_resamples if len(parts) > 1 else None
+    return with_intervals(figures, _intervals_of(judged, parts), judged, num_rank)
+
+
+def with_regression_intervals(figures: Metrics, judged: Judged) -> Metrics:
+    """The same of predicted numbers."""
+    if not judged.groups.any():
+        return figures
+    return with_intervals(figures, _intervals_of(judged, weighted_figures(judged, None)), judged, None)
+
+
+def _intervals_of(judged: Judged, parts: Sequence[Weighted]) -> dict[str, Interval]:
+    found: dict[str, Interval] = {}
+    for part in parts:
+        found |= intervals(judged.groups, part.figures, part.num_resamples, width=part.width)
+    return found
 
 
 def _loss(weights: np.ndarray, judged: Judged) -> np.ndarray:

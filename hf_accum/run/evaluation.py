@@ -17,8 +17,11 @@ from hf_accum.data.source import Row, Source
 from hf_accum.data.split import SplitData
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.collectives import on_rank_0
+from hf_accum.errors import UserError
+from hf_accum.evaluation.judge import Judged
 from hf_accum.files import write_json
 from hf_accum.run.start import StartedRun
+from hf_accum.tasks.judging import Judges, judge_each
 from hf_accum.tasks.task import Calibrates, Shows, Task
 
 CALIBRATION = "calibration.json"
@@ -104,6 +107,16 @@ class Evaluation:
         fitted = {name: value for name, value in figures["calibration"].items() if name != "reliability"}
         on_rank_0(self._run.ranks, lambda: write_json(result / CALIBRATION, fitted))
         return {**figures, "notes": [*figures["notes"], f"to predict with: {result.name}/{CALIBRATION}"]}
+
+    def judged(self, model: nn.Module, cutter: Cutter) -> Judged:
+        """Each held-out example with its loss, of a task that judges each by itself. A collective.
+
+        Raises:
+            UserError: if the task does not.
+        """
+        if not isinstance(self._task, Judges):
+            raise UserError("only classifications and regressions are judged example by example so far")
+        return judge_each(self._task, model, self._held_out, self._run.ranks, cutter, is_last=True)
 
     def _of_each(self, mixture: Mixture, model: nn.Module, cutter: Cutter) -> dict[str, Mapping[str, Any]]:
         """The figures of the held-out part of each dataset, by its name. A collective."""

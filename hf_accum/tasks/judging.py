@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -24,6 +24,7 @@ from hf_accum.evaluation.records import classified, measured, place_in, write_re
 from hf_accum.tasks.task import PoolsParts
 
 
+@runtime_checkable
 class Judges(Protocol):
     """A task whose examples have an output and a loss each, and are shown to people."""
 
@@ -45,6 +46,7 @@ class Judges(Protocol):
         ...
 
 
+@runtime_checkable
 class Classifies(Judges, Protocol):
     """A task whose outputs are logits of labels."""
 
@@ -68,7 +70,7 @@ def judge_classes(
 
     With a folder also 95 % intervals, and in the folder `predictions.jsonl` and `errors.jsonl`.
     """
-    judged = _judge(task, model, held_out, ranks, cutter, is_last=folder is not None)
+    judged = judge_each(task, model, held_out, ranks, cutter, is_last=folder is not None)
     decisions = task.decisions
 
     def compute() -> Metrics:
@@ -93,7 +95,7 @@ def judge_numbers(
     folder: Path | None = None,
 ) -> Metrics:
     """The same of a regression."""
-    judged = _judge(task, model, held_out, ranks, cutter, is_last=folder is not None)
+    judged = judge_each(task, model, held_out, ranks, cutter, is_last=folder is not None)
 
     def compute() -> Metrics:
         figures: Metrics = {"num_examples": len(judged.outputs), "loss": judged.loss}
@@ -118,13 +120,14 @@ def fit_decisions(
     thresholds: bool,
 ) -> Fitted | None:
     """What of the decisions is to be fitted, on a part of the data that nothing else is done with. A collective."""
-    judged = _judge(task, model, part, ranks, cutter, is_last=False)
+    judged = judge_each(task, model, part, ranks, cutter, is_last=False)
     return on_rank_0(ranks, lambda: task.decisions.fit(judged, temperature=temperature, thresholds=thresholds).fitted)
 
 
-def _judge(
+def judge_each(
     task: Judges, model: nn.Module, stream: WindowStream[Any], ranks: Ranks, cutter: Cutter, *, is_last: bool
 ) -> Judged:
+    """All examples of a stream, with the loss of each and what shows the worst if `is_last`. A collective."""
     each: dict[str, Any] = {"objective": task.objective, "show": task.show} if is_last else {}
     each["whole"] = task.whole if isinstance(task, PoolsParts) else None
     return judge(model, stream, task.collate, task.predict, ranks=ranks, cutter=cutter, **each)

@@ -275,7 +275,7 @@ def test_bad_rows_are_skipped_and_counted_on_request(
 
 
 @pytest.mark.by_hand
-def test_the_readme_s_main_job_beats_the_majority_class(tmp_path: Path) -> None:
+def test_the_readme_s_main_job_beats_both_baselines_by_three_points(tmp_path: Path) -> None:
     (line,) = [line for line in (ROOT / "README.md").read_text().splitlines() if "'.[demo]' && " in line]
     command = shlex.split(line.partition(" && ")[2])
     assert command[:2] == ["accelerate", "launch"]
@@ -283,11 +283,9 @@ def test_the_readme_s_main_job_beats_the_majority_class(tmp_path: Path) -> None:
     done = run([*launcher, f"--output_dir={tmp_path / 'run'}"], timeout=1200, OMP_NUM_THREADS="2")
     assert done.returncode == 0, done.stderr[-3000:]
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    support = [row["support"] for row in evaluation["per_class"].values()]
-    assert evaluation["num_examples"] == sum(support) == 809
-    majority = max(support) / 809
-    assert evaluation["accuracy"] > majority + 0.03
-    assert evaluation["macro_f1"] > 2 * majority / (1 + majority) / 4 + 0.05
+    assert evaluation["num_examples"] == 1483
+    for figure, best_baseline in (("accuracy", 0.734), ("macro_f1", 0.733)):  # TF-IDF, as `baselines` tells
+        assert evaluation[figure] > best_baseline + 0.03
 
 
 def test_class_weights_count_in_the_window(recipe: Recipe, notes: Path) -> None:

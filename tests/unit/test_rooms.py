@@ -37,6 +37,8 @@ WITHOUT_TEST_FILE = {
     "data/read_checks": "tests/unit/data/test_dataset_files.py",
     "data/loader_feed": "tests/unit/data/test_loader_windows.py",
     "data/windows_of": "tests/unit/data/test_loader_windows.py",
+    "cli/commands/compare": "tests/recipes/test_compare_command.py",
+    "cli/evaluation": "tests/recipes/test_evaluate_command.py",
     "cli/commands/evaluate": "tests/recipes/test_evaluate_command.py",
     "cli/handed_over": "tests/unit/cli/test_recipe_check.py",
     "run/shown_figures": "tests/unit/run/test_log.py",

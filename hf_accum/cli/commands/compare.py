@@ -1,0 +1,93 @@
+"""`hf-accum compare`: two runs on the same rows, and a rule that decides."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_accum.cli.exit import FAULT, run
+from hf_accum.errors import UserError
+
+if TYPE_CHECKING:
+    from hf_accum.evaluation.comparison import Difference, Side
+
+_COMPARE = f"""Two runs that are through, on the same rows: the figures of both, and the 95 % interval of their
+differences, by a bootstrap over groups in which both get the same draws. Classifications and regressions. With
+--require the status is {FAULT} where the second run is not as good as the rule asks. Flags of their recipe say how
+rows are read."""
+
+
+def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
+    """The command's own flags, and its work: `work(parsed, flags)`, of which the recipes read the flags."""
+    parser = commands.add_parser(
+        "compare", help="two runs on the same rows", description=_COMPARE, allow_abbrev=False
+    )
+    parser.add_argument(
+        "runs", nargs=2, metavar="RUN", help="their folders: the earlier run, and the one in question"
+    )
+    parser.add_argument("--dataset", required=True, help="hub id, folder or file; all rows of it are taken")
+    parser.add_argument("--split", default="train", help="the split of --dataset; a file is called train")
+    parser.add_argument("--require", help="not_worse:FIGURE:MARGIN, as not_worse:macro_f1:0.01, or better:FIGURE")
+    parser.add_argument("--output", metavar="FILE", help="what was found, as JSON")
+    parser.add_argument("--recipe", help="the recipe, where the runs do not say by which they were made")
+    parser.set_defaults(work=_compare)
+
+
+def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
+    if parsed.output is not None and not Path(parsed.output).absolute().parent.is_dir():
+        raise UserError(f"--output {parsed.output}: has to be in a folder that is there")
+    run(lambda: _show(parsed, flags), debug="--debug" in flags)
+
+
+def _show(parsed: argparse.Namespace, flags: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from hf_accum.config.flags import as_flags
+    from hf_accum.distributed.launch import keeping_processes
+    from hf_accum.evaluation.comparison import Rule, compared
+    from hf_accum.files import write_json
+    from hf_accum.run.shown_figures import short
+
+    try:
+        rule = None if parsed.require is None else Rule.of(parsed.require)
+        with keeping_processes():
+            first, second = (_judged(Path(folder), parsed, flags) for folder in parsed.runs)
+        found = compared(first, second)
+        is_kept = rule is None or rule.is_kept(found)
+    except UserError as error:
+        raise UserError(as_flags(str(error), {"require", "dataset"})) from error
+    console = Console(soft_wrap=True)
+    table = Table("figure", *(Path(folder).name for folder in parsed.runs), "difference", "95 %")
+    for name, one in found.items():
+        between = "-" if one.interval is None else f"{one.interval[0]:+.4f} to {one.interval[1]:+.4f}"
+        table.add_row(name, short(one.first), short(one.second), f"{one.second - one.first:+.4f}", between)
+    console.print(f"{len(first.judged.ids):,} rows in {int(first.judged.groups.max()) + 1:,} groups", markup=False)
+    console.print(table)
+    if parsed.output is not None:
+        write_json(Path(parsed.output), _as_json(parsed, found, is_kept))
+    if rule is not None:
+        console.print(f"{parsed.require}: {'kept' if is_kept else 'not kept'}", markup=False, highlight=False)
+    if not is_kept:
+        raise SystemExit(FAULT)
+
+
+def _judged(folder: Path, parsed: argparse.Namespace, flags: list[str]) -> "Side":
+    from hf_accum.cli.evaluation import open_evaluation
+    from hf_accum.cli.finished_run import recipe_of
+    from hf_accum.evaluation.comparison import Side
+
+    folder = folder.expanduser().resolve()
+    module, config = recipe_of(folder, parsed.recipe, flags)
+    with open_evaluation(module, folder, config, parsed.dataset, parsed.split) as opened:
+        judged = opened.evaluation.judged(opened.model, opened.cutter)
+        is_regression = getattr(config, "problem", None) == "regression"
+        return Side(judged, None if is_regression else opened.task.decisions)
+
+
+def _as_json(parsed: argparse.Namespace, found: "dict[str, Difference]", is_kept: bool) -> dict[str, object]:
+    figures = {
+        name: {"first": one.first, "second": one.second, "interval_of_difference": one.interval}
+        for name, one in found.items()
+    }
+    ruled = {} if parsed.require is None else {"require": parsed.require, "is_kept": is_kept}
+    return {"runs": [str(folder) for folder in parsed.runs], "dataset": parsed.dataset, "figures": figures, **ruled}

@@ -1,0 +1,91 @@
+"""The evaluation of a run that is through, on what it held out or on other data: opened for a command."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from hf_accum.accumulation.splitting import Cutter
+from hf_accum.cli.handed_over import handed_over
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.data.split import SplitData
+from hf_accum.distributed.collectives import on_rank_0
+from hf_accum.distributed.launch import end_accelerator
+from hf_accum.distributed.ranks import Ranks
+from hf_accum.run.evaluation import Evaluation
+from hf_accum.run.finished import Restored, check_through, finished_run
+from hf_accum.tuner.run_capacity import cutter_of, find_run_capacity
+from hf_accum.tuner.workload import workload_of
+
+
+class Opened(NamedTuple):
+    """A run's model, loaded, and what it is evaluated on; `folder` takes what is written of it."""
+
+    ranks: Ranks
+    task: Any
+    model: nn.Module
+    cutter: Cutter
+    data: SplitData
+    evaluation: Evaluation
+    folder: Path
+
+
+@contextmanager
+def open_evaluation(
+    module: ModuleType,
+    folder: Path,
+    config: RecipeConfig,
+    dataset: str | None,
+    split: str = "train",
+    output: Path | None = None,
+) -> Iterator[Opened]:
+    """Open the evaluation of the run in `folder`, made by a recipe's module, on a dataset; None: what it held out.
+
+    `config` are its flags, or others where rows are to be read otherwise. What is written goes to `output`, or to a
+    folder that is not kept. A collective.
+
+    Raises:
+        UserError: if the run is not through, or the data cannot be used: a row without text, or with a label that
+            the model does not know, say.
+    """
+    check_through(folder)
+    with ExitStack() as stack:
+        place = output or Path(stack.enter_context(TemporaryDirectory())) / "evaluation"
+        config = replace(_as_trained(config, dataset, split), output_dir=str(place))
+        handed = handed_over(module, config)
+        started, config = handed.run, handed.config
+        data = handed.data if dataset is None else _held_out_whole(handed.data)
+        stack.callback(end_accelerator, started.accelerator)
+        stack.callback(started.claim.release)
+        of_run = finished_run(folder, config, lambda _: Restored(handed.task, handed.spec, handed.processor))
+        task, device = of_run.task, started.device
+        model = of_run.load(device, started.precision)
+        workload = workload_of(model, task, config, started.precision)
+        tunings = find_run_capacity(
+            config, workload, started.ranks, device, checkpoint=lambda: None, advise=lambda budget: ()
+        )
+        cutter = cutter_of(tunings[started.ranks.index], device)
+        on_rank_0(started.ranks, lambda: place.mkdir(parents=True, exist_ok=True))
+        evaluation = Evaluation(started, config, data, task, handed.draw)
+        yield Opened(started.ranks, task, model, cutter, data, evaluation, place)
+
+
+def _held_out_whole(data: Any) -> Any:
+    """All rows to evaluate on: none was trained on, however they were split when they were read."""
+    return replace(data, eval_fraction=None, eval_source=data.source)
+
+
+def _as_trained(config: RecipeConfig, dataset: str | None, split: str) -> RecipeConfig:
+    """The flags with all rows of the dataset to evaluate on, and nothing that only a training has."""
+    changes: dict[str, Any] = {"trackers": [], "resume": "never", "preview": False, "num_seeds": 1}
+    if dataset is not None:
+        changes |= {"dataset": dataset, "train_split": split, "eval_split": None}
+        weights = {"class_weights": "none", "positive_weights": [], "tune_thresholds": False}
+        weights |= {"temperature_scaling": False}
+        changes |= {name: value for name, value in weights.items() if hasattr(config, name)}
+    return replace(config, **changes)

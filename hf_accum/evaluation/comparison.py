@@ -1,0 +1,141 @@
+"""Two models on the same examples: how much their figures differ, by a bootstrap in which both get the same draws.
+
+Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13: percentile intervals, of the difference.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from hf_accum.errors import UserError
+from hf_accum.evaluation.bootstrap import Interval, intervals
+from hf_accum.evaluation.classification import Weighted, weighted_figures
+from hf_accum.evaluation.decisions import Decisions
+from hf_accum.evaluation.evaluate import LOWER_IS_BETTER
+from hf_accum.evaluation.judge import Judged
+
+
+class Side(NamedTuple):
+    """One model's examples, judged, and how its logits are read; None: they are numbers."""
+
+    judged: Judged
+    decisions: Decisions | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure of both models, and the 95 % interval of the second less the first; None where there is none."""
+
+    first: float
+    second: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the second model has to be: not worse by more than a margin, or better, for certain at 95 %."""
+
+    kind: Literal["not_worse", "better"]
+    figure: str
+    margin: float = 0.0
+
+    @classmethod
+    def of(cls, text: str) -> "Rule":
+        """That of `not_worse:macro_f1:0.01` or `better:accuracy`.
+
+        Raises:
+            UserError: if it is neither.
+        """
+        kind, _, rest = text.partition(":")
+        figure, _, margin = rest.partition(":")
+        try:
+            if kind == "better" and figure and not margin:
+                return cls("better", figure)
+            if kind == "not_worse" and figure and float(margin) >= 0:
+                return cls("not_worse", figure, float(margin))
+        except ValueError:
+            pass
+        raise UserError(
+            f"`require` {text}: has to be not_worse:FIGURE:MARGIN, as not_worse:macro_f1:0.01, or better:FIGURE"
+        )
+
+    def is_kept(self, differences: Mapping[str, Difference]) -> bool:
+        """Whether the whole interval of the difference is on the right side.
+
+        Raises:
+            UserError: if there is no such figure, or it has no interval here.
+        """
+        if self.figure not in differences:
+            raise UserError(f"`require` {self.figure}: has to be one of {', '.join(differences)}")
+        interval = differences[self.figure].interval
+        if interval is None:
+            raise UserError(
+                f"`require` {self.figure}: has no interval on these rows, which are one group or have too few labels"
+            )
+        worst = -interval[1] if self.figure in LOWER_IS_BETTER else interval[0]
+        return worst > 0 if self.kind == "better" else worst >= -self.margin
+
+
+def compared(first: Side, second: Side) -> dict[str, Difference]:
+    """Both models' figures, by name, with the intervals of their differences.
+
+    Raises:
+        UserError: if they were judged on different rows, or their labels are not the same.
+    """
+    second = _alike(first, second)
+    found: dict[str, Difference] = {}
+    groups = first.judged.groups
+    for one, other in zip(*(weighted_figures(*side) for side in (first, second)), strict=False):
+        once = np.ones((1, len(groups)))
+        points = [{name: float(v[0]) for name, v in part.figures(once).items()} for part in (one, other)]
+        ranges = _ranges(groups, one, other) if groups.any() else {}
+        found |= {
+            name: Difference(point, points[1][name], ranges.get(name))
+            for name, point in points[0].items()
+            if name in points[1]
+        }
+    return found
+
+
+def _ranges(groups: np.ndarray, one: Weighted, other: Weighted) -> dict[str, Interval]:
+    def difference(weights: np.ndarray) -> dict[str, np.ndarray]:
+        of_one, of_other = one.figures(weights), other.figures(weights)
+        return {name: of_other[name] - values for name, values in of_one.items() if name in of_other}
+
+    return intervals(groups, difference, min(one.num_resamples, other.num_resamples), width=2 * one.width)
+
+
+def _alike(first: Side, second: Side) -> Side:
+    """The second, with its labels in the order of the first."""
+    if first.judged.ids != second.judged.ids:
+        raise UserError("the two runs were judged on different rows: have both read all of them (`dataset`)")
+    if (first.decisions is None) != (second.decisions is None):
+        raise UserError("the two runs have different problems: one has labels and the other numbers")
+    if first.decisions is None or second.decisions is None:
+        return second
+    names, others = first.decisions.names, second.decisions.names
+    if set(names) != set(others) or first.decisions.several != second.decisions.several:
+        raise UserError(f"the two runs have different labels: {_listed(names)}, and {_listed(others)}")
+    _check_truth(first, second)
+    return second
+
+
+def _check_truth(first: Side, second: Side) -> None:
+    truths = []
+    for judged, decisions in (first, second):
+        assert decisions is not None
+        if decisions.several:
+            order = [decisions.names.index(name) for name in sorted(decisions.names)]
+            truths.append(judged.references[:, order])
+        else:
+            truths.append(np.array(decisions.names)[judged.references.astype(int)])
+    if not np.array_equal(*truths):
+        raise UserError(
+            "the two runs read different labels of the same rows: give the columns, or compare their flags"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
