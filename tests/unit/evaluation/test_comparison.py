@@ -83,7 +83,7 @@ def test_other_rows_labels_or_problems_are_refused() -> None:
     ],
 )
 def test_a_rule_asks_for_the_whole_interval(rule: str, interval: tuple[float, float], is_kept: bool) -> None:
-    figures = dict.fromkeys(("macro_f1", "loss"), Difference(0.5, 0.5, interval))
+    figures: dict[str, Difference] = {name: Difference(0.5, 0.5, interval) for name in ("macro_f1", "loss")}
     assert Rule.of(rule).is_kept(figures) is is_kept
 
 
