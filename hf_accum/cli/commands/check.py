@@ -1,13 +1,12 @@
 """`hf-accum check`: is the gradient of a loss the same, however its batch is cut?"""
 
 import argparse
-import importlib
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_accum.cli.exit import run
+from hf_accum.cli.own_function import call_function
 from hf_accum.cli.parser import parse
 from hf_accum.cli.recipes import config_class_of, find_recipe
 from hf_accum.errors import UserError, first_line
@@ -17,13 +16,14 @@ if TYPE_CHECKING:
 
     from hf_accum.gradient_check.report import Report
 
-FOUND = 3
-"""A process's status where a check has found a fault."""
+FOUND = 1
+"""A process's status where a check has found a fault: of a failure of the command itself the message says so."""
 
 _CHECK = f"""Is the gradient the same, however a batch is cut? In float64: one unsplit batch beside cuts, orders,
 ranks, more padding and repeated runs, of a recipe with its flags, of `module:function` in your project (which returns
 the model, the summed loss and a list of batches), or, by --model and --head, of the own loss of a transformers head.
-Status 0: no fault; {FOUND}: a fault in the loss or the model; 2: a mistake of yours; 1: a fault of the program."""
+Status 0: no fault; {FOUND}: a fault in the loss or the model (or, as its message says, of the program); 2: a
+mistake of yours."""
 
 
 def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -79,20 +79,7 @@ def _of_recipe(module: Any, config: Any, parsed: argparse.Namespace) -> "Report"
 def _of_function(place: str) -> "Report":
     from hf_accum.gradient_check.check import check
 
-    module_name, _, name = place.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise
-        raise UserError(f"{place}: no module {module_name} in {here} or installed") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise UserError(f"{place}: {module_name} has no function {name!r}")
-    given: Any = function()
+    given = call_function(place)
     if hasattr(given, "_asdict"):
         given = given._asdict()
     if isinstance(given, tuple) and len(given) == 3:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from tiny import make_tokenizer, save_base
 
-from hf_accum.cli.commands.check import FOUND
 from hf_accum.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -57,7 +56,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_function_of_one_s_own_project_is_checked(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status("ones_own:right") == 0
     assert "nothing found: the gradient does not depend on the cut" in capsys.readouterr().out
-    assert status("ones_own:wrong", "--json", "found.json") == FOUND
+    assert status("ones_own:wrong", "--json", "found.json") == 1
     assert "fault: a mean in the place of a sum" in capsys.readouterr().out
     written = json.loads((project / "found.json").read_text())
     assert (written["ok"], written["findings"][0]["kind"]) == (False, "mean_of_means")
@@ -65,7 +64,21 @@ def test_a_function_of_one_s_own_project_is_checked(project: Path, capsys: pytes
 
 def test_a_warning_ends_with_another_status_where_that_is_asked_for(project: Path) -> None:
     assert status("ones_own:random") == 0
-    assert status("ones_own:random", "--strict") == FOUND
+    assert status("ones_own:random", "--strict") == 1
+
+
+def test_a_failure_of_the_command_ends_with_status_1_and_says_so(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hf_accum.gradient_check import check
+
+    def fails(*args: object, **kwargs: object) -> None:
+        raise AssertionError("planted")
+
+    monkeypatch.setattr(check, "check", fails)
+    assert status("ones_own:right", "--json", "found.json") == 1
+    assert "error: AssertionError: planted (nothing that is checked for: " in capsys.readouterr().err
+    assert not (project / "found.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -98,7 +111,7 @@ def test_the_own_loss_of_a_head_is_shown_beside_the_trainer_s(
 ) -> None:
     folder = save_base(tmp_path / "model", "bert", make_tokenizer())
     file = tmp_path / "found.json"
-    assert status("--model", folder, "--head", "sequence_classification", "--json", str(file)) == FOUND
+    assert status("--model", folder, "--head", "sequence_classification", "--json", str(file)) == 1
     output = capsys.readouterr().out
     assert "fault: the model's own loss ignores the count that it is given" in output
     trainer, plain = json.loads(file.read_text())["stock"]
