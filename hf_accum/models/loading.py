@@ -68,6 +68,9 @@ def load_model(
             `max_length` is more than it has positions for, or if the tokenizer is that of another model.
     """
     config, said = _config(name, trust, config_values)
+    if (labels := config_values.get("id2label")) is not None and config.num_labels != len(labels):
+        config.num_labels = len(labels)  # a field of its own, as of PVT, that does not follow the names
+        config.id2label, config.label2id = dict(labels), {name: number for number, name in labels.items()}
     if tokenizer is not None and config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     if dropout is not None:

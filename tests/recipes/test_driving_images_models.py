@@ -219,3 +219,19 @@ def test_a_run_goes_on_from_the_whole_segmenter_of_another(
     assert "without pretrained weights" not in capsys.readouterr().out
     adapted = load_adapter(SemanticSegmenter, output / "adapter", first / "model")
     assert type(adapted.base_model.model) is SemanticSegmenter
+
+
+@pytest.mark.slow
+def test_a_head_whose_size_does_not_follow_the_names_has_a_row_for_each_class(
+    tmp_path: Path, accelerator: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import PvtConfig, PvtForImageClassification
+
+    sizes: dict[str, Any] = {"hidden_sizes": [8, 8], "depths": [1, 1], "num_attention_heads": [1, 1]}
+    of_stages: dict[str, Any] = {"num_encoder_blocks": 2, "sequence_reduction_ratios": [4, 1], "mlp_ratios": [2, 2]}
+    of_patches: dict[str, Any] = {"patch_sizes": [4, 2], "strides": [4, 2], "image_size": SIDE}
+    PvtForImageClassification(PvtConfig(**sizes, **of_stages, **of_patches)).save_pretrained(str(tmp_path / "model"))
+    ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(str(tmp_path / "model"))
+    assert "classifier.bias is (1000,) there, and has to be (3,)" in refused(capsys, tmp_path, **{"lora.rank": 0})
+    folder = run(tmp_path, ignore_mismatched_sizes=True, max_steps=1, **{"lora.rank": 0})
+    assert PvtForImageClassification.from_pretrained(str(folder / "model")).classifier.out_features == 3
