@@ -41,9 +41,10 @@ def show_classes(console: Console, figures: Mapping[str, Any]) -> None:
             "-" if v is None else f"{v:.0f}" if k in ("support", "predicted") else f"{v:.3f}" for k, v in row.items()
         )
         table.add_row(Text(name), *cells)  # not as markup: it is the data's
-    # In a file, of 80 columns, a long name would be folded into a word a line.
-    whole = Measurement.get(console, console.options.update(max_width=_WIDE), table).maximum
-    console.print(table, width=None if console.is_terminal else whole, crop=False)
+    if not console.is_terminal:  # a file, where lines of 80 columns would fold a long name into a word a line
+        whole = Measurement.get(console, console.options.update(max_width=_WIDE), table).maximum
+        console = Console(file=console.file, width=max(whole, console.width), soft_wrap=True)
+    console.print(table)
 
 
 def lines_of(figures: Mapping[str, Any]) -> Iterator[str]:
