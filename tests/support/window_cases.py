@@ -173,11 +173,11 @@ def assert_window_has_gradient_of(
 
 
 def largest_relative_difference(model: nn.Module, reference: dict[str, Tensor]) -> float:
-    """Over all parameters, relative to the largest element of the reference gradient."""
+    """Over all parameters, relative to the largest element of the reference gradient; itself where that is zero."""
     scale = max(float(gradient.abs().max()) for gradient in reference.values())
     gradients = dict(model.named_parameters())
     differences = []
     for name, expected in reference.items():
         found = gradients[name].grad
         differences.append(float((expected if found is None else found - expected).abs().max()))
-    return max(differences) / scale
+    return max(differences) / (scale or 1.0)
