@@ -8,11 +8,16 @@ from torch import nn
 
 @contextmanager
 def keeping_modes(model: nn.Module) -> Iterator[None]:
-    """Afterwards each module is in train or eval mode as it was."""
+    """Afterwards each module is in train or eval mode as it was.
+
+    Each is told so by its own `train`, too: LeViT keeps what it made of its weights for eval mode until then.
+    """
+    was = model.training
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
+        model.train(was)
         for module, mode in modes:
             module.training = mode
 
