@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 _OF_TORCH = frozenset(nn.Module().__dict__) - {"training"}
 """Attributes that torch's own modules have: parameters, hooks."""
+_HOOKS = tuple(name for name in _OF_TORCH if "hooks" in name and isinstance(vars(nn.Module())[name], dict))
 
 
 @contextmanager
@@ -16,8 +17,9 @@ def keeping_state(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Afterwards gradients, buffers, train or eval mode and other attributes of modules are as they were.
 
     Also where a forward put another buffer in a buffer's place, as rotary embeddings do whose frequencies depend on
-    the length, or another module in a module's, as BigBird does at a short text. Parameters are not kept: no forward
-    changes them. Inside, the function that it gives does the same.
+    the length, or another module in a module's, as BigBird does at a short text; or has put hooks on modules, as
+    transformers does to record their outputs. Parameters are not kept: no forward changes them. Inside, the function
+    that it gives does the same.
     """
     gradients = [(p, p.grad) for p in model.parameters()]
     states = [_ModuleState(module) for module in model.modules()]
@@ -42,6 +44,7 @@ class _ModuleState:
         self._module = module
         self._modules, self._buffers = dict(module._modules), dict(module._buffers)
         self._attributes = {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
+        self._hooks = {name: vars(module)[name].copy() for name in _HOOKS}
         values = [*self._buffers.values(), *self._attributes.values()]
         self._copies = [(value, copied) for value in values if (copied := _copied(value)) is not None]
 
@@ -50,6 +53,9 @@ class _ModuleState:
         for name in [name for name in vars(module) if name not in _OF_TORCH and name not in self._attributes]:
             del vars(module)[name]
         vars(module).update(self._attributes)
+        for name, hooks in self._hooks.items():
+            vars(module)[name].clear()
+            vars(module)[name].update(hooks)
         module._modules.clear()
         module._modules.update(self._modules)
         module._buffers.clear()

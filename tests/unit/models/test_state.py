@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import SegformerConfig, SegformerModel
 
 from hf_accum.models.state import keeping_state
 
@@ -91,3 +92,18 @@ def test_what_was_made_in_inference_mode_is_kept_too() -> None:
     with keeping_state(model), torch.inference_mode():
         model.constant += 1
     assert model.constant.tolist() == [1, 1]
+
+
+def test_hooks_that_a_first_forward_puts_on_modules_are_taken_off_again() -> None:
+    """transformers records outputs by hooks, and notes that they are there: twice there, each output came twice."""
+    sizes: dict[str, Any] = {"hidden_sizes": [8, 8], "depths": [1, 1], "num_attention_heads": [1, 1]}
+    more: dict[str, Any] = {"sr_ratios": [1, 1], "strides": [2, 2], "patch_sizes": [3, 3], "mlp_ratios": [1, 1]}
+    model = SegformerModel(SegformerConfig(num_encoder_blocks=2, **sizes, **more))
+    images = torch.randn(1, 3, 16, 16)
+    with keeping_state(model) as put_back:
+        expected = model(images, output_hidden_states=True).hidden_states
+        put_back()
+        model(images, output_hidden_states=True)
+    found = model(images, output_hidden_states=True).hidden_states
+    assert [state.shape for state in found] == [state.shape for state in expected]
+    assert len(found) == 2
