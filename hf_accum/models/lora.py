@@ -31,7 +31,7 @@ def add_lora(
     overrides that of the adapters.
 
     Raises:
-        UserError: if no module of the model is a target.
+        UserError: if no module of the model is a target, or the model reads what an adapter hides.
     """
     if lora.rank == 0:
         return model
@@ -69,6 +69,7 @@ def add_lora(
                 f"{', '.join(sorted(linear))} ({error})"
             ) from error
     _refuse_dilation(adapted, lora)
+    _refuse_padded_as_in_tensorflow(adapted, lora.rank)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
@@ -85,6 +86,18 @@ def _refuse_dilation(adapted: nn.Module, lora: LoraConfig) -> None:
                 f"`lora.target_modules` {lora.target_modules}: has to leave out convolutions with dilation, as "
                 f"{name.removesuffix('.base_layer')}: peft's adapters have none; {LINEAR_AND_CONV} leaves them out"
             )
+
+
+def _refuse_padded_as_in_tensorflow(adapted: nn.Module, rank: int) -> None:
+    """MobileNetV1 and V2 pad by the strides of their convolutions, which peft's layers around them have not."""
+    config = getattr(adapted, "config", None)
+    if getattr(config, "tf_padding", False) and any(
+        isinstance(getattr(module, "base_layer", None), nn.Conv2d) for module in adapted.modules()
+    ):
+        raise UserError(
+            f"`lora.rank` {rank}: {getattr(config, 'model_type', 'the model')} reads the strides of its convolutions "
+            "(tf_padding of its config), which an adapter on them hides; `lora.rank 0` trains all weights"
+        )
 
 
 def linear_and_conv(model: nn.Module, heads: Sequence[str], rank: int) -> list[str]:

@@ -253,15 +253,21 @@ def test_an_adapted_model_is_peft_s(tmp_path: Path) -> None:
     assert isinstance(adapt(load_classifier(save_base(tmp_path, "bert"))), PeftModel)
 
 
-def small_mobilenet() -> MobileNetV2ForImageClassification:
-    config = MobileNetV2Config(depth_multiplier=0.25)
+def small_mobilenet(**more: Any) -> MobileNetV2ForImageClassification:
+    config = MobileNetV2Config(depth_multiplier=0.25, **more)
     with torch.device("meta"):
         return MobileNetV2ForImageClassification(config)
 
 
+def test_a_model_that_reads_the_strides_of_its_convolutions_is_refused_before_its_forward_fails() -> None:
+    with pytest.raises(UserError, match=r"`lora.rank` 2: mobilenet_v2 reads the strides .*`lora.rank 0` trains all"):
+        add_lora(small_mobilenet(), LoraConfig(rank=2, target_modules="all-linear-and-conv"), task_type=None)
+
+
 @pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups")
 def test_depthwise_convolutions_are_left_out_or_named() -> None:
-    adapted = add_lora(small_mobilenet(), LoraConfig(rank=2, target_modules="all-linear-and-conv"), task_type=None)
+    plain = small_mobilenet(tf_padding=False)
+    adapted = add_lora(plain, LoraConfig(rank=2, target_modules="all-linear-and-conv"), task_type=None)
     bases = [m for n, m in adapted.named_modules() if n.endswith(".base_layer") and isinstance(m, nn.Conv2d)]
     assert {conv.groups for conv in bases} == {1}
     assert len(bases) > 20
