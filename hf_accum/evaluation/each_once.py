@@ -63,7 +63,7 @@ def predict_each_once(
 
     def mine() -> dict[int, Any]:
         found: dict[int, Any] = {}
-        with keeping_modes(model), torch.inference_mode():
+        with keeping_modes(model), torch.no_grad():
             model.eval()
             for number, batch in enumerate(loader):
                 if number % ranks.count == ranks.index:

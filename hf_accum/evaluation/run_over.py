@@ -41,7 +41,7 @@ def run_over(
     device = next(model.parameters()).device
     results: list[R] = []
     weight = 0.0
-    with keeping_modes(model), torch.inference_mode():
+    with keeping_modes(model), torch.no_grad():
         model.eval()
         for window in stream:
             weight += window.num_items

@@ -93,7 +93,7 @@ class Workload:
 
     def evaluate(self, num_examples: int, length: int, device: torch.device) -> None:
         """One micro-batch of evaluation, the model in eval mode."""
-        with keeping_modes(self.model), torch.inference_mode():
+        with keeping_modes(self.model), torch.no_grad():
             self.model.eval()
             batch = self.make_batch(num_examples, length, device)
             with self.autocast(device):

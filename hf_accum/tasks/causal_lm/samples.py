@@ -82,7 +82,7 @@ def generate(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", passage: Pa
     )
     prompt = torch.from_numpy(tokens[:start].astype(np.int64))[None].to(device)
     with (
-        torch.inference_mode(),
+        torch.no_grad(),
         autocast_of(model),
         keeping_modes(model),
         keeping_random_state(device),

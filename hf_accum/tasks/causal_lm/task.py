@@ -62,7 +62,7 @@ def _sees_later_tokens(model: nn.Module) -> bool:
     inputs = probe(model, 5, device)
     ids = inputs["input_ids"]
     texts = torch.cat([ids[:, :4], ids[:, [0, 1, 2, 4]]])
-    with torch.inference_mode(), not_training(model), with_output_layer(model):
+    with torch.no_grad(), not_training(model), with_output_layer(model):
         logits = model(input_ids=texts, attention_mask=torch.ones_like(texts)).logits.float()
     one, other = logits[:, :3]
     return float((one - other).abs().max()) > TOLERANCE * float(logits.abs().max())

@@ -64,7 +64,7 @@ def stop_before_output_layer(model: nn.Module) -> nn.Linear:
 def _check_nothing_follows(model: nn.Module, layer: nn.Linear) -> None:
     """Refuse a model whose logits are not the product of its output layer; small ones would hide a cap."""
     inputs = probe(model, 4, layer.weight.device)
-    with torch.inference_mode(), not_training(model):
+    with torch.no_grad(), not_training(model):
         try:
             layer.forward = _as_it_is
             found = F.linear(model(**inputs).logits.to(layer.weight), layer.weight, layer.bias)

@@ -197,7 +197,7 @@ def check_resolution(model: nn.Module, name: str, resolution: int) -> None:
         UserError: naming what its config says.
     """
     try:
-        with keeping_modes(model), torch.inference_mode():
+        with keeping_modes(model), torch.no_grad():
             model.eval()
             model(pixel_values=torch.zeros(1, 3, resolution, resolution, device="meta"))
     except Exception as error:  # each model has its own

@@ -25,7 +25,7 @@ class Doubling:
 
     def _forward(self, name: str, model: Any, batch: Tensor) -> Tensor:
         found = model(batch)
-        self.modes.append((name, model.training, torch.is_inference_mode_enabled(), found.dtype))
+        self.modes.append((name, model.training, torch.is_grad_enabled(), found.dtype))
         return found.float()
 
     def summed_loss(self, model: nn.Module, batch: Tensor) -> Tensor:
@@ -69,5 +69,25 @@ def test_forwards_are_in_the_precision_of_the_run_and_an_evaluation_leaves_the_m
     work, task = made(precision)
     work.forward_backward(1, 4, CPU)
     work.evaluate(1, 4, CPU)
-    assert task.modes == [("loss", True, False, dtype), ("predict", False, True, dtype)]
+    assert task.modes == [("loss", True, True, dtype), ("predict", False, False, dtype)]
     assert work.model.training
+
+
+class Looking(nn.Linear):
+    """Keeps a constant that it made in its first forward, as BEiT and DINOv3 do of positions."""
+
+    kept: Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = torch.arange(1.0, 1.0 + input.shape[-1])
+        return super().forward(input) * self.kept
+
+
+def test_what_an_evaluation_leaves_in_a_model_can_be_trained_with() -> None:
+    work = workload_of(Looking(4, 1, bias=False), Doubling(), RecipeConfig(), "no", "")
+    work.evaluate(1, 4, CPU)
+    work.forward_backward(2, 4, CPU)
+    (weight,) = work.model.parameters()
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [[20.0] * 4]  # 1 + 2 + 3 + 4, of two examples of ones
