@@ -1,5 +1,6 @@
 """The mask of attention: made once for all layers of a model."""
 
+import inspect
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +19,32 @@ def share_mask(model: "PreTrainedModel") -> bool:
     (num_examples, 1, 1, length), the type that the layers compute in, 0 for tokens and minus infinity for padding.
 
     A model can if transformers makes its mask in one place, the same for all layers, and takes one of four
-    dimensions as it is: not with layers that see their neighbourhood alone, or a causal mask.
+    dimensions as it is: not with layers that see their neighbourhood alone, or a causal mask, nor where embeddings
+    read the mask too, as ESM's do.
     """
     encoder, config = model.base_model, model.config
     names = vars(sys.modules[type(encoder).__module__])
     makes_one = "create_bidirectional_mask" in names and not any("sliding" in name for name in names)
     is_causal = "create_causal_mask" in names and getattr(config, "is_decoder", True)
     is_pair = getattr(config, "is_encoder_decoder", False)
-    if not makes_one or is_causal or is_pair or config._attn_implementation != "sdpa":
+    if (
+        not makes_one
+        or _embeddings_read_mask(encoder)
+        or is_causal
+        or is_pair
+        or config._attn_implementation != "sdpa"
+    ):
         return False
     encoder.register_forward_pre_hook(_with_shared_mask, with_kwargs=True)
     return True
+
+
+def _embeddings_read_mask(encoder: nn.Module) -> bool:
+    return any(
+        "attention_mask" in inspect.signature(module.forward).parameters
+        for name, module in encoder.named_children()
+        if "embed" in name
+    )
 
 
 def _with_shared_mask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import CONFIGS, make_decoder_config
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig, EsmConfig
 
 from hf_accum.device.live_bytes import LiveBytes
 from hf_accum.models.attention import share_mask
@@ -43,6 +43,14 @@ def test_a_shared_mask_gives_the_same_to_rounding(architecture: str) -> None:
     assert share_mask(model) == SHARED.get(architecture, False)
     for one, other in zip(before, loss_and_gradients(model), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_model_whose_embeddings_read_the_mask_keeps_its_own() -> None:
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    model = build(EsmConfig(vocab_size=44, intermediate_size=16, pad_token_id=0, mask_token_id=4, **sizes))
+    before = loss_and_gradients(model)
+    assert not share_mask(model)
+    assert all(torch.equal(one, other) for one, other in zip(before, loss_and_gradients(model), strict=True))
 
 
 @pytest.mark.parametrize(
