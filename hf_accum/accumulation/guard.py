@@ -26,7 +26,8 @@ class WindowGuard:
         self._parameters = parameters_of(models)
         self._trained = [p.requires_grad for p in self._parameters]
         # A forward gives lazy ones their shape and values: the first, for all of them.
-        self._versions = [None if is_lazy(p) else p._version for p in self._parameters]
+        replaced = _replaced_in_forwards(models)
+        self._versions = [None if is_lazy(p) or id(p) in replaced else p._version for p in self._parameters]
         self._known = {id(p) for p in self._parameters}
         self._num_steps = 0
         # Of optimizers whose kernels change weights unseen by torch, such as those of bitsandbytes.
@@ -123,6 +124,20 @@ class TrainedTensors:
 def parameters_of(models: Sequence[nn.Module]) -> list[nn.Parameter]:
     """The parameters of some models, each once."""
     return list({id(p): p for model in models for p in model.parameters()}.values())
+
+
+def _replaced_in_forwards(models: Sequence[nn.Module]) -> set[int]:
+    """Frozen weights with adapters of peft's for single parameters, of experts say: each forward sets them to
+    themselves, which torch counts as a change.
+    """
+    found: set[int] = set()
+    for model in models:
+        for module in model.modules():
+            if type(module).__name__ == "ParamWrapper" and hasattr(module, "get_base_layer"):
+                parameter = getattr(module.get_base_layer(), str(module.parameter_name))  # type: ignore[operator]
+                if not parameter.requires_grad:
+                    found.add(id(parameter))
+    return found
 
 
 def leaves_of(loss: Tensor) -> list[Tensor]:

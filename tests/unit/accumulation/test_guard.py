@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks
 from window_cases import TASKS, make_examples, make_window
@@ -67,6 +68,39 @@ def test_a_step_behind_the_last_micro_batch_is_none(accelerator: Accelerator) ->
         run(accelerator, model, make_execution(5), lambda m: loss_of(model, m))
         optimizer.step()
         optimizer.zero_grad()
+
+
+class Experts(nn.Module):
+    """Weights that are no layers, as those of experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[0.5]], dtype=torch.float64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs @ self.weight
+
+
+def test_adapters_of_weights_that_are_no_layers_change_nothing(accelerator: Accelerator) -> None:
+    """peft sets the frozen weight to itself in each forward; one that is really trained is watched as any other."""
+    config = LoraConfig(r=1, target_parameters=["0.weight"])
+    model = get_peft_model(nn.Sequential(Experts()), config).double()  # type: ignore[arg-type]
+    execution = make_execution(5)
+    run(accelerator, model, execution, lambda m: loss_of(model, m))
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    lengths = torch.tensor([float(e.length) for e in execution.window.examples], dtype=torch.float64)[:, None]
+    (model(lengths).pow(2).sum() / execution.window.num_items).backward()
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert any(bool(gradient.any()) for gradient in expected.values())
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(found[name], expected[name], rtol=1e-12, atol=0) for name in expected)
+
+    adapter = next(p for p in model.parameters() if p.requires_grad)
+    model.zero_grad()
+    move = torch.no_grad()(adapter.zero_)
+    with pytest.raises(UserError, match="1 parameters were changed within the window"):
+        run(accelerator, model, make_execution(5), lambda m: loss_of(model, m), at(0, move))
 
 
 class Unseen(torch.optim.Optimizer):
