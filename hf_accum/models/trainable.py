@@ -10,6 +10,7 @@ from torch import nn
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.errors import UserError
 from hf_accum.models.attention import share_mask
+from hf_accum.models.forward_failure import naming_forward_failure
 from hf_accum.models.loading import build_without_weights, load_model
 from hf_accum.models.lora import add_lora, checkpoint_activations
 from hf_accum.models.offload import offload_activations
@@ -86,7 +87,8 @@ def load_trainable(
     model.to(device)
     share_mask(pretrained.model)
     if spec.prepare is not None:
-        spec.prepare(pretrained.model)
+        with naming_forward_failure(pretrained.model, config, "no"):
+            spec.prepare(pretrained.model)
     _finish(model, config, precision)
     return Trainable(model, pretrained.model, pretrained.new_modules)
 

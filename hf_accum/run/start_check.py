@@ -15,7 +15,8 @@ from hf_accum.distributed.collectives import on_all_ranks
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
 from hf_accum.gradient_check.cut_dependence import find_cut_dependence
-from hf_accum.gradient_check.forwards import CannotCheck, Computed
+from hf_accum.gradient_check.forwards import CannotCheck, Computed, Forwards
+from hf_accum.models.forward_failure import naming_forward_failure
 from hf_accum.tasks.task import Task
 from hf_accum.tuner.workload import Workload
 
@@ -72,6 +73,8 @@ def refuse_cut_dependence(
                 sees_batches=getattr(config, "batch_norm", None) == "micro_batch",
             )
         except CannotCheck as error:
+            with naming_forward_failure(workload.model, config, workload.precision), torch.no_grad():
+                Forwards(computed, examples).loss(computed.draw(examples[0]))  # as it is, which was not asked
             return str(error)
         if fault is not None and not config.allow_cut_dependence:
             ways = f"{fault.way_out}; " if fault.way_out else ""

@@ -22,6 +22,7 @@ from hf_accum.device.accelerator import begin_counting, reserved_and_retries
 from hf_accum.distributed.collectives import broadcast_weights, on_all_ranks
 from hf_accum.distributed.launch import end_accelerator
 from hf_accum.files import write_json
+from hf_accum.models.forward_failure import naming_forward_failure
 from hf_accum.models.offload import check_offload
 from hf_accum.models.optimizer import build_optimizer, check_optimizer, make_state
 from hf_accum.models.saving import Processor
@@ -86,14 +87,15 @@ class Training:
 
         trainable = load_trainable(spec, processor, config, precision=run.precision, device=run.device)
         workload = workload_of(trainable.model, task, config, run.precision)
-        self._tunings = find_run_capacity(
-            config,
-            workload,
-            ranks,
-            run.device,
-            checkpoint=trainable.checkpoint,
-            advise=lambda budget: what_would_fit(run.plan, config, budget),
-        )
+        with naming_forward_failure(trainable.model, config, run.precision):
+            self._tunings = find_run_capacity(
+                config,
+                workload,
+                ranks,
+                run.device,
+                checkpoint=trainable.checkpoint,
+                advise=lambda budget: what_would_fit(run.plan, config, budget),
+            )
         self._tuning = self._tunings[ranks.index]
         self.capacity = cutter_of(self._tuning, run.device, learns=not config.full_determinism)
         windows = self._training_stream(data, task, draw)
