@@ -78,8 +78,13 @@ class _Check:
     def find(self) -> Fault | None:
         saved = _saved_buffers(self._model)
         before = [buffer.clone() for buffer in saved.values()]
+        sums = _sums_of_parameters(self._model)
         fault = self._of_batch_norm() or self._of_random_numbers() or self._of_texts()
         changed = [name for (name, buffer), was in zip(saved.items(), before, strict=True) if not _equal(buffer, was)]
+        # First: torch does not see what goes by `.data`, and nothing puts it back.
+        for (name, was), now in zip(sums.items(), _sums_of_parameters(self._model).values(), strict=True):
+            if not _equal(now, was):
+                return Fault(f"forwards changed the parameter {name}", "micro-batches of a window have other weights")
         if fault is None and changed:
             return Fault(f"forwards changed the buffer {changed[0]}", "what is saved depends on the micro-batches")
         return fault
@@ -272,6 +277,15 @@ def _saved_buffers(model: nn.Module) -> dict[str, Tensor]:
         if not isinstance(module, _NormBase)
         for key, buffer in module._buffers.items()
         if buffer is not None and key not in module._non_persistent_buffers_set
+    }
+
+
+def _sums_of_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """What tells whether they changed, without a copy of them."""
+    return {
+        name: parameter.detach().sum(dtype=torch.float32)
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point()
     }
 
 

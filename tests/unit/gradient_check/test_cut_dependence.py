@@ -252,6 +252,43 @@ def test_a_saved_buffer_that_forwards_change_is_refused() -> None:
     assert float(layer.seen) == 0.0
 
 
+def test_a_weight_that_forwards_move_unseen_by_torch_is_refused() -> None:
+    class Moving(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            self.weight.data.add_(1e-4)
+            return super().forward(input)
+
+    fault = find(Tiny(Moving(8, 8)))
+    assert fault == Fault(
+        "forwards changed the parameter middle.weight", "micro-batches of a window have other weights"
+    )
+
+
+@pytest.mark.parametrize("normed", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_power_iterations_of_a_spectral_norm_are_refused(normed: Any) -> None:
+    model = Tiny(normed(nn.Linear(8, 8)))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert find(model) is not None
+    assert before
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
+def test_a_buffer_that_is_not_saved_and_counts_is_refused_where_it_matters() -> None:
+    class Counting(nn.Module):
+        def __init__(self, matters: float) -> None:
+            super().__init__()
+            self.matters, self.count = matters, nn.Buffer(torch.zeros(()), persistent=False)
+
+        def forward(self, states: Tensor) -> Tensor:
+            self.count += 1
+            return states * (1 + self.matters * self.count)
+
+    fault = find(Tiny(Counting(0.1)))
+    assert fault is not None
+    assert "once others were run" in fault.seen
+    assert find(Tiny(Counting(0.0))) is None
+
+
 def test_a_head_that_reads_a_position_which_is_padding_is_refused() -> None:
     fault = find(Tiny(pool="last"))
     assert fault is not None
