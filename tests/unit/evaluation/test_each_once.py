@@ -20,7 +20,7 @@ class Named(NamedTuple):
 
 def predict(model: nn.Module, batch: Any) -> Any:
     assert not model.training
-    assert torch.is_inference_mode_enabled()
+    assert not torch.is_grad_enabled()
     return {"twice": 2 * batch["x"], "both": (batch["x"], [batch["x"][:, 0]]), "named": Named(batch["x"])}
 
 
