@@ -1,5 +1,6 @@
 """Made-up rows for transformers' heads, and their own losses."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -40,7 +41,9 @@ def model_with(head: str) -> Any:
         case "audio_classification":
             config = AutoConfig.for_model("wav2vec2", conv_dim=[8] * 7, num_conv_pos_embeddings=4, **SMALL)
         case _:
-            config = CONFIGS["llama" if head == "causal_lm" else "bert"]
+            config = copy.deepcopy(
+                CONFIGS["llama" if head == "causal_lm" else "bert"]
+            )  # a forward with labels changes it
     config.num_labels = 2 if head == "question_answering" else 3
     return getattr(transformers, HEADS[head]).from_config(config)
 
