@@ -108,6 +108,11 @@ def is_leftover(path: Path) -> bool:
     return name == LOCK or (name.startswith(".") and (name.endswith((".partial", ".old")) or name.startswith(_TRIED)))
 
 
+def is_vacant(folder: Path) -> bool:
+    """Whether nothing is there, or an empty folder."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
 def check_output_dir(folder: Path) -> None:
     """Refuse a run's folder that cannot be made or written to, by trying: nothing is left of it.
 

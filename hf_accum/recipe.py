@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from hf_accum.evaluation.evaluate import Metric, evaluate_model
     from hf_accum.models.spec import ModelSpec
     from hf_accum.models.tokenizers import load_tokenizer
-    from hf_accum.run.finished import Restored
     from hf_accum.run.signals import StopRequest
     from hf_accum.run.start import StartedRun
     from hf_accum.run.training import Training
@@ -34,7 +33,6 @@ _HOMES = {
     "Pipeline": "data.pipeline",
     "Ranks": "distributed.ranks",
     "RecipeConfig": "config.recipe",
-    "Restored": "run.finished",
     "Source": "data.source",
     "StartedRun": "run.start",
     "StopRequest": "run.signals",
@@ -62,7 +60,6 @@ __all__ = [
     "Pipeline",
     "Ranks",
     "RecipeConfig",
-    "Restored",
     "Source",
     "StartedRun",
     "StopRequest",

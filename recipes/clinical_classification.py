@@ -144,17 +144,6 @@ def workload(config: ClinicalClassificationConfig, precision: str = "no") -> "re
     return recipe.planned(spec_of(config, labels), task, config, precision)
 
 
-def restored(config: ClinicalClassificationConfig) -> "recipe.Restored":
-    """The task, the model and its tokenizer of a run that is through, by its flags."""
-    from hf_accum.tasks.label_codes import codes_of
-    from hf_accum.tasks.labels import LabelColumn
-
-    labels = LabelColumn("label", config.problem, codes_of(config.labels)[0])
-    config = replace(config, class_weights="none", positive_weights=[])  # they are of the data that was trained on
-    tokenizer = recipe.load_tokenizer(config.model or minilm(), config.trust)
-    return recipe.Restored(task_of(config, labels, tokenizer, {}, None), spec_of(config, labels), tokenizer)
-
-
 def open_data(config: ClinicalClassificationConfig, ranks: "recipe.Ranks"):
     """The texts of the flags, or embedded ones: diagnoses and their chapters, or synopses and their inheritance."""
     from hf_accum.tasks.text_classification.data import open_labelled_texts

@@ -18,7 +18,8 @@ from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.launch import end_accelerator
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.run.evaluation import Evaluation
-from hf_accum.run.finished import Restored, check_through, finished_run
+from hf_accum.run.finished import calibrated, load_result
+from hf_accum.run.result import check_through
 from hf_accum.tuner.run_capacity import cutter_of, find_run_capacity
 from hf_accum.tuner.workload import workload_of
 
@@ -53,7 +54,7 @@ def open_evaluation(
         UserError: if the run is not through, or the data cannot be used: a row without text, or with a label that
             the model does not know, say.
     """
-    check_through(folder)
+    result = check_through(folder)
     with ExitStack() as stack:
         place = output or Path(stack.enter_context(TemporaryDirectory())) / "evaluation"
         config = replace(_as_trained(config, dataset, split), output_dir=str(place))
@@ -62,9 +63,8 @@ def open_evaluation(
         data = handed.data if dataset is None else _held_out_whole(handed.data)
         stack.callback(end_accelerator, started.accelerator)
         stack.callback(started.claim.release)
-        of_run = finished_run(folder, config, lambda _: Restored(handed.task, handed.spec, handed.processor))
-        task, device = of_run.task, started.device
-        model = of_run.load(device, started.precision)
+        task, device = calibrated(handed.task, result), started.device
+        model = load_result(result, handed.spec, handed.processor, config, device, started.precision)
         workload = workload_of(model, task, config, started.precision)
         tunings = find_run_capacity(
             config, workload, started.ranks, device, checkpoint=lambda: None, advise=lambda budget: ()

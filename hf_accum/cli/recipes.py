@@ -3,11 +3,14 @@
 import importlib
 import inspect
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+from hf_accum.cli.parser import parse
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.errors import UserError
+from hf_accum.run.result import check_run
 
 
 def find_recipe(name: str) -> ModuleType:
@@ -45,3 +48,19 @@ def config_class_of(module: ModuleType, name: str) -> type[RecipeConfig]:
     if not (isinstance(config_class, type) and issubclass(config_class, RecipeConfig)):
         raise UserError(f"{name}: its function `workload(config)` has to say which RecipeConfig it takes")
     return config_class
+
+
+def recipe_of(folder: Path, recipe: str | None = None, flags: Sequence[str] = ()) -> tuple[ModuleType, RecipeConfig]:
+    """The recipe that a run was made by (or the one of that name), and the run's flags, with some that are others.
+
+    Raises:
+        UserError: if the folder is not that of a run, or its recipe is not to be found.
+    """
+    from hf_accum.run.facts import read_facts  # which needs torch
+
+    check_run(folder)
+    name = recipe or read_facts(folder).get("recipe")
+    if name is None:
+        raise UserError(f"{folder}: does not say by which recipe it was made: name it by --recipe")
+    module = find_recipe(name)
+    return module, parse(config_class_of(module, name), "", [f"--config={folder / 'config.yaml'}", *flags])

@@ -17,9 +17,8 @@ from hf_accum.config.datasets import parts_of
 from hf_accum.files import write_atomically
 from hf_accum.models.usage import Usage, read_usage
 from hf_accum.models.usage_lines import usage_section
+from hf_accum.run.result import result_of
 
-RESULTS = ("adapter", "model")
-"""The names that the folder of a result has."""
 _USE = (
     "- For research, and for work on data like that which it was trained on. It is not a medical device, and no "
     "decision about a patient is to rest on it."
@@ -41,11 +40,6 @@ def write_card(folder: Path) -> None:
     result = result_of(folder)
     if result is not None:
         write_atomically(result / "README.md", card_of(folder))
-
-
-def result_of(folder: Path) -> Path | None:
-    """The folder of a run's result; None: there is none yet."""
-    return next((folder / name for name in RESULTS if (folder / name).is_dir()), None)
 
 
 def card_of(folder: Path) -> str:
@@ -121,10 +115,10 @@ def _labels(result: Path, usage: Usage | None) -> str:
         return ""
     if usage.problem == "regression":
         return ""
-    lines = [f"{index}. `{name}`" for index, name in sorted(names.items(), key=lambda item: int(item[0]))]
+    lines = [f"{index}: `{name}`  " for index, name in sorted(names.items(), key=lambda item: int(item[0]))]
     meant = [f"`{code}` in the data is `{name}`" for code, name in usage.label_codes.items()]
     said = "Indices of the head, from 0 on, and the names that they have in the data (`id2label` of `config.json`):"
-    return "\n".join([said, "", *(line.replace(". ", ": ", 1) + "  " for line in lines), *meant])
+    return "\n".join([said, "", *lines, *meant])
 
 
 def _data(config: Mapping[str, Any], run: Mapping[str, Any], usage: Usage | None) -> str:

@@ -1,10 +1,9 @@
-"""A run that is through: its flags, its task, and its model, loaded again."""
+"""What a run that is through has learned, loaded again: its weights, its thresholds, its temperature."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,80 +17,38 @@ from hf_accum.models.trainable import load_trainable
 from hf_accum.run.evaluation import CALIBRATION
 
 
-class Restored(NamedTuple):
-    """What a recipe's `restored(config)` gives of a run that is through, by its flags alone."""
-
-    task: Any
-    spec: ModelSpec
-    processor: Processor
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """A run's folder, its flags, and what its recipe makes of them.
-
-    `task` reads and judges as the run's own evaluation did: with the thresholds and the temperature that it fitted.
-    """
-
-    folder: Path
-    config: RecipeConfig
-    weights: Path
-    """The folder of the adapter, or of the whole model."""
-    task: Any
-    spec: ModelSpec
-    processor: Processor
-
-    @property
-    def is_adapter(self) -> bool:
-        """Whether only an adapter (and a head) was trained."""
-        return self.weights.name == "adapter"
-
-    def load(self, device: torch.device, precision: str = "no") -> nn.Module:
-        """The model with what was trained, in eval mode.
-
-        Raises:
-            UserError: if the base model does not load, or the weights are damaged or those of another model.
-        """
-        from safetensors import SafetensorError
-
-        loaded = load_trainable(self.spec, self.processor, self.config, precision=precision, device=device)
-        try:
-            load_weights(loaded.model, self.weights)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise UserError(
-                f"{self.weights}: cannot be loaded ({error}); it has to be the result of a run with this base model"
-            ) from error
-        return loaded.model.eval()
-
-
-def finished_run(folder: Path, config: RecipeConfig, restored: Callable[[Any], Restored]) -> FinishedRun:
-    """A run that is through, of its folder, its flags, and its recipe's function `restored`.
+def load_result(
+    result: Path,
+    spec: ModelSpec,
+    processor: Processor,
+    config: RecipeConfig,
+    device: torch.device,
+    precision: str = "no",
+) -> nn.Module:
+    """The model with the weights in a run's `result`, in eval mode.
 
     Raises:
-        UserError: if it is not through, or its result is not there.
+        UserError: if the base model does not load, or the weights are damaged or those of another model.
     """
-    weights = check_through(folder)
-    task, spec, processor = restored(config)
-    return FinishedRun(folder, config, weights, _calibrated(task, weights / CALIBRATION), spec, processor)
+    from safetensors import SafetensorError
 
-
-def check_through(folder: Path) -> Path:
-    """The folder of the result of a run that is through.
-
-    Raises:
-        UserError: if it is not, or its result is not there.
-    """
-    weights = [path for name in ("adapter", "model") if (path := folder / name).is_dir()]
-    if not (folder / "evaluation.json").exists() or not weights:
+    loaded = load_trainable(spec, processor, config, precision=precision, device=device)
+    try:
+        load_weights(loaded.model, result)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"{folder}: has to be a run that is through (it has no {'result' if not weights else 'evaluation.json'} "
-            "yet): the command that began it goes on with it"
-        )
-    return weights[0]
+            f"{result}: cannot be loaded ({error}); it has to be the result of a run with this base model"
+        ) from error
+    return loaded.model.eval()
 
 
-def _calibrated(task: Any, file: Path) -> Any:
-    """The task with the thresholds and the temperature that the run has fitted."""
+def calibrated(task: Any, result: Path) -> Any:
+    """The task with the thresholds and the temperature that a run has fitted, if it has.
+
+    Raises:
+        UserError: if their file cannot be read.
+    """
+    file = result / CALIBRATION
     if not file.exists():
         return task
     try:

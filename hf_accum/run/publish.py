@@ -15,8 +15,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils import validate_repo_id
 
 from hf_accum.errors import UserError, first_line
-from hf_accum.files import fill_folder_atomically
-from hf_accum.run.card import card_of, result_of
+from hf_accum.files import fill_folder_atomically, is_vacant
+from hf_accum.run.card import card_of
+from hf_accum.run.result import check_through
 
 CARD = "README.md"
 _UPLOADED = (
@@ -51,10 +52,10 @@ def write_published(run: Path, folder: Path, licence: str | None = None) -> Publ
     Raises:
         UserError: if it is no run, one that is not through, or the folder or the card cannot be.
     """
-    result = _result_of(run)
+    result = check_through(run)
     if licence is not None and not _LICENCE.fullmatch(licence):
         raise UserError(f"`licence` {licence}: has to be an identifier of the hub, as apache-2.0 or cc-by-nc-4.0")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_vacant(folder):
         raise UserError(f"{folder}: has to be a folder that is new or empty")
     there = sorted(path.name for path in result.iterdir())
     files = [name for name in there if any(fnmatch(name, pattern) for pattern in _UPLOADED)]
@@ -89,7 +90,7 @@ def publish(
         raise UserError(f"{repo}: has to be the id of a repository, as name/model ({first_line(error)})") from error
     if "/" not in repo:
         raise UserError(f"{repo}: has to be the id of a repository with its owner, as name/model")
-    _result_of(run)
+    check_through(run)
     if get_token() is None:
         raise UserError("the hub needs a token that may write: `hf auth login` keeps one, or HF_TOKEN holds it")
     with tempfile.TemporaryDirectory() as temporary:
@@ -117,22 +118,6 @@ def _upload(folder: Path, repo: str, *, private: bool, revision: str | None) -> 
         state = "the repository is there, and nothing was uploaded" if is_made else "nothing was uploaded"
         raise UserError(f"{repo}: the hub could not be reached, or refused ({first_line(error)}); {state}") from error
     return str(done.commit_url)
-
-
-def _result_of(run: Path) -> Path:
-    """The result of a run that is through.
-
-    Raises:
-        UserError: if there is none.
-    """
-    if not run.is_dir():
-        raise UserError(f"{run}: there is no such folder; has to be that of a run")
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run}: has to be the folder of a run, which has a config.yaml")
-    result = result_of(run)
-    if result is None or not (run / "evaluation.json").is_file():
-        raise UserError(f"{run}: the run is not through: the same command goes on with it")
-    return result
 
 
 def _card(run: Path, result: Path, licence: str | None) -> ModelCard:

@@ -2,31 +2,38 @@
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from hf_accum.cli.finished_run import open_run
+from hf_accum.cli.evaluation import Opened, open_evaluation
+from hf_accum.cli.recipes import recipe_of
 from hf_accum.errors import UserError
 
 Recipe = Callable[..., Path]
 
 
+def opened(folder: Path, recipe: str | None = None) -> AbstractContextManager[Opened]:
+    module, config = recipe_of(folder, recipe)
+    return open_evaluation(module, folder, config, None)
+
+
 def probabilities_of(folder: Path) -> tuple[Any, Any]:
     """Of the held-out examples as the run wrote them, and by the run loaded again from its folder."""
-    run = open_run(str(folder))
-    model = run.load(torch.device("cpu"))
+    with opened(folder) as run:
+        task, model = run.task, run.model
     errors = [json.loads(line) for line in (folder / "errors.jsonl").read_text().splitlines()]
-    names = run.task.decisions.names
-    dummy = [0.0] * len(names) if run.task.decisions.several else 0
-    examples = run.task.encode([(str(place), (row["text"], dummy)) for place, row in enumerate(errors)])
+    names = task.decisions.names
+    dummy = [0.0] * len(names) if task.decisions.several else 0
+    examples = task.encode([(str(place), (row["text"], dummy)) for place, row in enumerate(errors)])
     length = max(example.length for example in examples)
     with torch.inference_mode():
-        logits = run.task.predict(model, run.task.collate(examples, length)).predictions
+        logits = task.predict(model, task.collate(examples, length)).predictions
     written = [[row["probabilities"][name] for name in names] for row in errors]
-    return written, run.task.decisions.probabilities(logits.numpy()).tolist()
+    return written, task.decisions.probabilities(logits.numpy()).tolist()
 
 
 @pytest.mark.parametrize(
@@ -47,7 +54,8 @@ def test_a_run_loaded_again_predicts_the_same(recipe: Recipe, how: dict[str, Any
         assert one == pytest.approx(other, abs=2e-6)  # six digits are written
     if how.get("tune_thresholds"):
         thresholds = json.loads((folder / "adapter" / "calibration.json").read_text())["thresholds"]
-        assert list(open_run(str(folder)).task.decisions.thresholds) == list(thresholds.values())
+        with opened(folder) as run:
+            assert list(run.task.decisions.thresholds) == list(thresholds.values())
 
 
 def test_what_a_run_was_is_written_down(recipe: Recipe) -> None:
@@ -62,17 +70,17 @@ def test_what_a_run_was_is_written_down(recipe: Recipe) -> None:
 
 def test_what_is_no_run_or_not_through_or_damaged_is_said(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has to be the folder of a run"):
-        open_run(str(tmp_path / "nowhere"))
+        opened(tmp_path / "nowhere")
     folder = recipe(max_steps=1)
     weights = folder / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(UserError, match="cannot be loaded"):
-        open_run(str(folder)).load(torch.device("cpu"))
+    with pytest.raises(UserError, match="cannot be loaded"), opened(folder):
+        pass
     with pytest.raises(UserError, match="no recipe of that name"):
-        open_run(str(folder), "other")
+        opened(folder, "other")
     (folder / "evaluation.json").unlink()
-    with pytest.raises(UserError, match="has to be a run that is through"):
-        open_run(str(folder))
+    with pytest.raises(UserError, match="has to be a run that is through"), opened(folder):
+        pass
     (folder / "run.json").unlink()
     with pytest.raises(UserError, match="does not say by which recipe"):
-        open_run(str(folder))
+        opened(folder)

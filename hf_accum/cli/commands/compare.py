@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_accum.cli.exit import FAULT, run
+from hf_accum.cli.exit import FAULT
+from hf_accum.cli.recipes import recipe_of
 from hf_accum.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,12 +34,6 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
 
 
 def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
-    if parsed.output is not None and not Path(parsed.output).absolute().parent.is_dir():
-        raise UserError(f"--output {parsed.output}: has to be in a folder that is there")
-    run(lambda: _show(parsed, flags), debug="--debug" in flags)
-
-
-def _show(parsed: argparse.Namespace, flags: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -48,6 +43,8 @@ def _show(parsed: argparse.Namespace, flags: list[str]) -> None:
     from hf_accum.files import write_json
     from hf_accum.run.shown_figures import short
 
+    if parsed.output is not None and not Path(parsed.output).absolute().parent.is_dir():
+        raise UserError(f"--output {parsed.output}: has to be in a folder that is there")
     try:
         rule = None if parsed.require is None else Rule.of(parsed.require)
         with keeping_processes():
@@ -73,7 +70,6 @@ def _show(parsed: argparse.Namespace, flags: list[str]) -> None:
 
 def _judged(folder: Path, parsed: argparse.Namespace, flags: list[str]) -> "Side":
     from hf_accum.cli.evaluation import open_evaluation
-    from hf_accum.cli.finished_run import recipe_of
     from hf_accum.evaluation.comparison import Side
 
     folder = folder.expanduser().resolve()

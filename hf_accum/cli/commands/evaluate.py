@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_accum.cli.exit import run
+from hf_accum.cli.recipes import recipe_of
 from hf_accum.errors import UserError
+from hf_accum.files import is_vacant
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -32,11 +34,9 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
 
 
 def _evaluate(parsed: argparse.Namespace, flags: list[str]) -> None:
-    from hf_accum.cli.finished_run import recipe_of
-
     folder = Path(parsed.run).expanduser().resolve()
     output = None if parsed.output is None else Path(parsed.output).expanduser().resolve()
-    if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output is not None and not is_vacant(output):
         raise UserError(f"--output {parsed.output}: has to be a new or empty folder")
     module, config = recipe_of(folder, parsed.recipe, flags)
     run(lambda: evaluate_run(module, folder, config, parsed.dataset, parsed.split, output), config)
@@ -58,6 +58,7 @@ def evaluate_run(
     from rich.console import Console
 
     from hf_accum.cli.evaluation import open_evaluation
+    from hf_accum.evaluation.records import PREDICTIONS
     from hf_accum.files import json_safe, write_json
     from hf_accum.run.shown_figures import in_a_line, lines_of, show_classes
 
@@ -71,7 +72,7 @@ def evaluate_run(
             for reason, number in opened.data.bad_rows.items():
                 console.print(f"left out: {number:,} bad rows ({reason})", markup=False, highlight=False)
             for line in lines_of(figures):
-                if output is not None or "predictions.jsonl" not in line:
+                if output is not None or PREDICTIONS not in line:
                     console.print(line, markup=False, highlight=False)
             if output is not None:
                 write_json(output / "evaluation.json", json_safe(dict(figures)))
