@@ -1,8 +1,10 @@
 """What somebody may have meant by a flag that there is not: one of the Trainer's, or one that is misspelt."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
+
+from hf_accum.errors import UserError
 
 OF_THE_TRAINER = {
     "per_device_train_batch_size": "--micro_batch_size",
@@ -60,3 +62,14 @@ def hints(message: str, names: Collection[str]) -> list[str]:
         elif close := get_close_matches(name, names, n=1):
             said.append(f"--{name}: is --{close[0]} meant?")
     return said
+
+
+def refuse(flags: Sequence[str], why: str) -> None:
+    """Refuse flags that are none of a command, but for `--debug`, which each takes.
+
+    Raises:
+        UserError: naming the first.
+    """
+    others = [flag for flag in flags if flag not in ("--debug", "--debug=true")]
+    if others:
+        raise UserError(f"{others[0]}: {why}")

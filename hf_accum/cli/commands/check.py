@@ -1,7 +1,7 @@
 """`hf-accum check`: is the gradient of a loss the same, however its batch is cut?"""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ from hf_accum.cli.exit import run
 from hf_accum.cli.own_function import call_function
 from hf_accum.cli.parser import parse
 from hf_accum.cli.recipes import config_class_of, find_recipe
+from hf_accum.cli.unknown_flags import refuse
 from hf_accum.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -49,15 +50,15 @@ def _check(parsed: argparse.Namespace, flags: list[str]) -> None:
     if sum(given is not None for given in (parsed.what, parsed.head, parsed.heads)) != 1:
         raise UserError("has to be given one of: a recipe, a module:function, --model with --head, or --heads")
     if parsed.heads is not None:
-        _refuse(flags, "beside --heads")
+        refuse(flags, "says nothing beside --heads")
         run(lambda: _write_heads(Path(parsed.heads)), debug="--debug" in flags)
         return
     if parsed.head is not None:
-        _refuse(flags, "beside --head, which takes --model alone")
+        refuse(flags, "says nothing beside --head, which takes --model alone")
         run(lambda: _end(_of_head(parsed.model, parsed.head), parsed), debug="--debug" in flags)
     elif ":" in parsed.what:
         of_model = [] if parsed.model is None else ["--model"]
-        _refuse([*of_model, *flags], f"here: {parsed.what} gives the model and the batches itself")
+        refuse([*of_model, *flags], f"says nothing here: {parsed.what} gives the model and the batches itself")
         run(lambda: _end(_of_function(parsed.what), parsed), debug="--debug" in flags)
     else:
         module = find_recipe(parsed.what)
@@ -92,13 +93,6 @@ def _of_function(place: str) -> "Report":
         if "check()" not in str(error):
             raise
         raise UserError(f"{place}: what it returns is not what `check` takes ({first_line(error)})") from error
-
-
-def _refuse(flags: Sequence[str], why: str) -> None:
-    """Flags that are none of this command."""
-    others = [flag for flag in flags if flag not in ("--debug", "--debug=true")]
-    if others:
-        raise UserError(f"{others[0]}: says nothing {why}")
 
 
 def _of_head(name: str | None, head: str) -> "Report":

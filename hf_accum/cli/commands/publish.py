@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_accum.errors import UserError
+from hf_accum.cli.unknown_flags import refuse
 
 if TYPE_CHECKING:
     from hf_accum.run.publish import Published
@@ -29,9 +29,7 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
 
 
 def _publish(parsed: argparse.Namespace, flags: list[str]) -> None:
-    others = [flag for flag in flags if flag not in ("--debug", "--debug=true")]
-    if others:
-        raise UserError(f"{others[0]}: is no flag of publish")
+    refuse(flags, "is no flag of publish")
     from hf_accum.run.publish import publish, write_published
 
     run = Path(parsed.run)

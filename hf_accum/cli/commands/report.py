@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from hf_accum.cli.unknown_flags import refuse
+
 _REPORT = """Show a run, or several side by side, as one HTML page: what it was, its curves, its speed and memory, its
 figures on held-out examples with the worst of these, and what happened. The page needs no network and no script."""
 
@@ -32,8 +34,7 @@ def _report(parsed: argparse.Namespace, flags: list[str]) -> None:
     from hf_accum.errors import UserError
     from hf_accum.report.write import watch, write_report
 
-    if others := [flag for flag in flags if flag not in ("--debug", "--debug=true")]:
-        raise UserError(f"{others[0]}: is no flag of hf-accum report")
+    refuse(flags, "is no flag of hf-accum report")
     folders = [Path(run) for run in parsed.runs]
     output, figures = (None if place is None else Path(place) for place in (parsed.output, parsed.figures))
     try:
