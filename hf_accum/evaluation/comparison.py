@@ -3,13 +3,13 @@
 Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13: percentile intervals, of the difference.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from hf_accum.errors import UserError
+from hf_accum.errors import UserError, shortened
 from hf_accum.evaluation.bootstrap import Interval, intervals
 from hf_accum.evaluation.classification import Weighted, weighted_figures
 from hf_accum.evaluation.decisions import Decisions
@@ -84,7 +84,7 @@ def compared(first: Side, second: Side) -> dict[str, Difference]:
     Raises:
         UserError: if they were judged on different rows, or their labels are not the same.
     """
-    second = _alike(first, second)
+    _check_alike(first, second)
     found: dict[str, Difference] = {}
     groups = first.judged.groups
     for one, other in zip(*(weighted_figures(*side) for side in (first, second)), strict=False):
@@ -107,35 +107,27 @@ def _ranges(groups: np.ndarray, one: Weighted, other: Weighted) -> dict[str, Int
     return intervals(groups, difference, min(one.num_resamples, other.num_resamples), width=2 * one.width)
 
 
-def _alike(first: Side, second: Side) -> Side:
-    """The second, with its labels in the order of the first."""
+def _check_alike(first: Side, second: Side) -> None:
+    """Look whether they were judged on the same rows, with the same labels in any order."""
     if first.judged.ids != second.judged.ids:
         raise UserError("the two runs were judged on different rows: have both read all of them (`dataset`)")
     if (first.decisions is None) != (second.decisions is None):
         raise UserError("the two runs have different problems: one has labels and the other numbers")
     if first.decisions is None or second.decisions is None:
-        return second
+        return
     names, others = first.decisions.names, second.decisions.names
     if set(names) != set(others) or first.decisions.several != second.decisions.several:
-        raise UserError(f"the two runs have different labels: {_listed(names)}, and {_listed(others)}")
-    _check_truth(first, second)
-    return second
-
-
-def _check_truth(first: Side, second: Side) -> None:
-    truths = []
-    for judged, decisions in (first, second):
-        assert decisions is not None
-        if decisions.several:
-            order = [decisions.names.index(name) for name in sorted(decisions.names)]
-            truths.append(judged.references[:, order])
-        else:
-            truths.append(np.array(decisions.names)[judged.references.astype(int)])
+        known = "; ".join(shortened(", ".join(of_one), 200) for of_one in (names, others))
+        raise UserError(f"the two runs have different labels: {known}")
+    truths = (_truth(first.judged, first.decisions), _truth(second.judged, second.decisions))
     if not np.array_equal(*truths):
         raise UserError(
             "the two runs read different labels of the same rows: give the columns, or compare their flags"
         )
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+def _truth(judged: Judged, decisions: Decisions) -> np.ndarray:
+    """The labels of each example, whatever the order of the names."""
+    if decisions.several:
+        return judged.references[:, np.argsort(decisions.names)]
+    return np.array(decisions.names)[judged.references.astype(int)]
