@@ -68,9 +68,6 @@ def load_model(
             `max_length` is more than it has positions for, or if the tokenizer is that of another model.
     """
     config, said = _config(name, trust, config_values)
-    if (labels := config_values.get("id2label")) is not None and config.num_labels != len(labels):
-        config.num_labels = len(labels)  # a field of its own, as of PVT, that does not follow the names
-        config.id2label, config.label2id = dict(labels), {name: number for number, name in labels.items()}
     if tokenizer is not None and config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     if dropout is not None:
@@ -198,6 +195,9 @@ def _config(name: str, trust: Trust, config_values: Mapping[str, Any]) -> tuple[
         config = loaded(
             "model", name, lambda: AutoConfig.from_pretrained(local(name), **trust.of_hub, **config_values)
         )
+    if (labels := config_values.get("id2label")) is not None and config.num_labels != len(labels):
+        config.num_labels = len(labels)  # a field of its own, as of PVT, that does not follow the names
+        config.id2label, config.label2id = dict(labels), {name: number for number, name in labels.items()}
     return config, said
 
 
