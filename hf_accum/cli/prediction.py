@@ -1,0 +1,171 @@
+"""What a run that is through predicts of the rows of a file: opened for a command."""
+
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
+from types import ModuleType
+from typing import Any
+
+from hf_accum.cli.handed_over import handed_over
+from hf_accum.cli.made_up_rows import with_made_up_rows
+from hf_accum.config.recipe import RecipeConfig
+from hf_accum.config.serialization import as_dict, flattened
+from hf_accum.data.dataset_files import stamp_of
+from hf_accum.data.embedded import PREFIX
+from hf_accum.data.formats.opening import suffix_of
+from hf_accum.data.source import Source, open_source
+from hf_accum.distributed.collectives import on_rank_0
+from hf_accum.distributed.launch import end_accelerator
+from hf_accum.distributed.ranks import Ranks
+from hf_accum.errors import UserError
+from hf_accum.run.finished import ready
+from hf_accum.run.result import check_through
+from hf_accum.run.row_predictions import RowModel
+
+STDIN = "-"
+_FREE = frozenset(
+    [
+        *("output_dir", "micro_batch_size", "memory_budget", "max_probe_seconds", "debug", "rank_timeout_minutes"),
+        *("on_bad_row", "max_skipped_share"),
+    ]
+)
+"""Flags by which no prediction becomes another one."""
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A run's model, loaded, and what it tells of rows."""
+
+    ranks: Ranks
+    rows: RowModel[Any]
+    lengths: Any
+
+
+@contextmanager
+def open_predictions(module: ModuleType, folder: Path, config: RecipeConfig, **how: Any) -> Iterator[OpenedModel]:
+    """Load the run in `folder`, made by a recipe's module, to predict rows of the flags' columns; it needs no data.
+
+    `how` goes to the recipe's function `predictor(config, task)`. A collective.
+
+    Raises:
+        UserError: if the run is not through, its recipe predicts nothing, or its labels are not those of the flags.
+    """
+    result = check_through(folder)
+    make = getattr(module, "predictor", None)
+    if make is None:
+        raise UserError(
+            f"{module.__name__}: its models predict nothing of rows by themselves (it has no function "
+            "`predictor(config, task)`): they are for others to build on"
+        )
+    with ExitStack() as stack:
+        place = Path(stack.enter_context(TemporaryDirectory())) / "run"
+        made_up = stack.enter_context(with_made_up_rows(_without_training(replace(config, output_dir=str(place)))))
+        handed = handed_over(module, made_up)
+        started = handed.run
+        stack.callback(end_accelerator, started.accelerator)
+        stack.callback(started.claim.release)
+        task, model, cutter = ready(result, handed.task, handed.spec, handed.processor, handed.config, started)
+        yield OpenedModel(started.ranks, RowModel(model, make(config, task, **how), cutter), task.lengths)
+
+
+def _without_training(config: RecipeConfig) -> RecipeConfig:
+    """The flags for made-up rows: of a language model plain texts, which are never too long."""
+    changes: dict[str, Any] = {"trackers": [], "resume": "never", "preview": False, "num_seeds": 1}
+    of_recipes: dict[str, Any] = {"class_weights": "none", "positive_weights": [], "num_samples": 0}
+    if hasattr(config, "messages_column"):
+        columns = ("prompt_column", "response_column", "input_column", "messages_column")
+        of_recipes |= dict.fromkeys(columns) | {"text_column": "text"}
+    changes |= {name: value for name, value in of_recipes.items() if hasattr(config, name)}
+    return replace(config, **changes)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to predict; what tells whether they are the same ones; and about how many there are, if that is known."""
+
+    source: Source
+    stamp: Any
+    num_rows: int | None
+
+
+@contextmanager
+def open_rows_of(config: RecipeConfig, dataset: str, ranks: Ranks) -> Iterator[Rows]:
+    """The rows of a file, a folder, a dataset of the hub, or of standard input (`-`), which is kept in a file.
+
+    A collective.
+
+    Raises:
+        UserError: if there are none.
+    """
+    if dataset.startswith(PREFIX):
+        raise UserError(
+            f"`dataset` {dataset}: has to be a file, a folder, an id of the hub, or - for standard input; embedded "
+            "data has labels, on which `hf-accum evaluate` looks at the run"
+        )
+    with ExitStack() as stack:
+        stamp: Any = None
+        if dataset == STDIN:
+            dataset, stamp = on_rank_0(ranks, _keep_stdin)
+            if ranks.index == 0:
+                stack.callback(shutil.rmtree, os.path.dirname(dataset), ignore_errors=True)
+        how = {"revision": config.dataset_revision, "config": config.dataset_config, "quoting": config.csv_quoting}
+        source = open_source(dataset, config.train_split, labelled=False, **how)
+        yield Rows(source, stamp or _stamps(dataset), _about_how_many(dataset))
+
+
+def _keep_stdin() -> tuple[str, str]:
+    """A file with what comes by standard input, of the format that it begins as, and its digest."""
+    folder = Path(mkdtemp(prefix="hf-accum-stdin-"))
+    raw, digest = sys.stdin.buffer, hashlib.blake2b(digest_size=16)
+    head = raw.read(_PIECE)
+    if not head.strip():
+        shutil.rmtree(folder)
+        raise UserError("`dataset` -: nothing came by standard input: pipe rows into it (JSON lines, CSV or Parquet)")
+    begins = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    suffix = ".parquet" if begins[:4] == b"PAR1" else ".jsonl" if begins[:1] in (b"{", b"[") else ".csv"
+    file = folder / f"stdin{suffix}"
+    with file.open("wb") as kept:
+        while head:
+            digest.update(head)
+            kept.write(head)
+            head = raw.read(_PIECE)
+    return str(file), digest.hexdigest()
+
+
+def _stamps(dataset: str) -> list[tuple[str, int, int]]:
+    """The names, sizes and times of change of local files; of others none."""
+    path = Path(dataset)
+    if not path.exists():
+        return []
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    stamps = [(file, stamp_of(str(file))) for file in files]
+    return [(str(file.relative_to(path.parent)), s.num_bytes, s.changed_ns) for file, s in stamps if s is not None]
+
+
+def _about_how_many(dataset: str) -> int | None:
+    """The rows of a local file that is not compressed, by its lines, or as it says itself."""
+    path = Path(dataset)
+    if not path.is_file() or suffix_of(dataset) != path.suffix.lower():
+        return None
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return int(pq.ParquetFile(path).metadata.num_rows)
+    if path.suffix not in (".jsonl", ".ndjson", ".csv", ".tsv"):
+        return None
+    with path.open("rb") as file:
+        lines = sum(piece.count(b"\n") for piece in iter(lambda: file.read(_PIECE), b""))
+    return lines - (path.suffix in (".csv", ".tsv"))
+
+
+def facts_of(config: RecipeConfig, folder: Path, rows: Rows, **how: Any) -> dict[str, Any]:
+    """What decides what the rows of an output are."""
+    flags = {name: value for name, value in flattened(as_dict(config)).items() if name not in _FREE}
+    return {"run": _stamps(str(check_through(folder))), "rows": rows.stamp, **how, **flags}
