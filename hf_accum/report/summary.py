@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from hf_accum.byte_sizes import format_bytes
+from hf_accum.durations import clock
 from hf_accum.errors import shortened
 from hf_accum.report.run_files import RunFiles
 
@@ -72,7 +73,7 @@ def went(run: RunFiles) -> dict[str, str]:
         "loss at the end": _or(
             len(loss) > 0, lambda: f"{loss.mean():.4g}" + (f" (mean of the last {last:,} steps)" if last > 1 else "")
         ),
-        "time of all steps": _or(seconds > 0, lambda: duration(seconds)),
+        "time of all steps": _or(seconds > 0, lambda: clock(seconds)),
         "seconds per step, median": _or(seconds > 0, lambda: f"{np.nanmedian(steps.of('step_seconds')):.3g}"),
         f"{run.unit} per second": _or(seconds > 0, lambda: f"{tokens / seconds:,.0f}"),
         "padding, of all positions computed": _or(padded > 0, lambda: f"{1 - tokens / padded:.1%}"),
@@ -132,13 +133,6 @@ def cell(name: str, value: Any) -> str:
         return "-"
     is_count = name in ("support", "predicted") or name.startswith("num_")
     return f"{value:,.0f}" if is_count else f"{value:.3f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 1:02:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
 
 
 def _or(known: bool, shown: Callable[[], str], otherwise: str = NOT_KNOWN) -> str:

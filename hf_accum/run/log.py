@@ -21,6 +21,7 @@ from hf_accum.data.stream_state import StreamCounts
 from hf_accum.device.memory import peak_memory_bytes
 from hf_accum.distributed.collectives import on_all_ranks
 from hf_accum.distributed.ranks import Ranks, float_bits
+from hf_accum.durations import clock
 from hf_accum.errors import Stopped, first_line
 from hf_accum.files import JsonLines, json_safe, write_json
 from hf_accum.run.shown_figures import in_a_line, lines_of, short, show_classes, single
@@ -273,7 +274,4 @@ class RunLog:
                 self.say(f"step {line.step}: loss {line.loss}, gradient norm {line.grad_norm}: not finite")
 
     def _time_left(self, step: int) -> str:
-        seconds = (time.perf_counter() - self._started) / (step - self.first_step) * (self.num_steps - step)
-        minutes, seconds = divmod(round(seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02}:{seconds:02}"
+        return clock((time.perf_counter() - self._started) / (step - self.first_step) * (self.num_steps - step))

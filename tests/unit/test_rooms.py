@@ -14,7 +14,7 @@ LIBRARY = sorted(path for path in (ROOT / "hf_accum").rglob("*.py"))
 RECIPES = sorted((ROOT / "recipes").rglob("*.py"))
 MAP = (ROOT / "hf_accum" / "README.md").read_text()
 
-LEAVES = {"byte_sizes", "errors", "files", "lazy", "seeding"}
+LEAVES = {"byte_sizes", "durations", "errors", "files", "lazy", "seeding"}
 """Modules at the root of the package: they import nothing but each other."""
 
 FLOORS = [
