@@ -144,6 +144,13 @@ def workload(config: ClinicalClassificationConfig, precision: str = "no") -> "re
     return recipe.planned(spec_of(config, labels), task, config, precision)
 
 
+def predictor(config: ClinicalClassificationConfig, task: Any):
+    """What `hf-accum predict` tells of a text."""
+    from hf_accum.tasks.text_classification.prediction import TextPredictor
+
+    return TextPredictor(task, config.template)
+
+
 def open_data(config: ClinicalClassificationConfig, ranks: "recipe.Ranks"):
     """The texts of the flags, or embedded ones: diagnoses and their chapters, or synopses and their inheritance."""
     from hf_accum.tasks.text_classification.data import open_labelled_texts

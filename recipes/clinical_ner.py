@@ -112,6 +112,13 @@ def workload(config: ClinicalNerConfig, precision: str = "no") -> "recipe.Worklo
     return recipe.planned(spec_of(config, labels), task_of(config, labels, None), config, precision)
 
 
+def predictor(config: ClinicalNerConfig, task: Any):
+    """What `hf-accum predict` tells of a text, or of words."""
+    from hf_accum.tasks.token_classification.prediction import EntityPredictor
+
+    return EntityPredictor(task, config.words_column, config.text_column, tuple(config.types))
+
+
 def open_data(config: ClinicalNerConfig, ranks: "recipe.Ranks", tokenizer: Any):
     """The texts of the flags, or the embedded sentences; read for their types and their lengths."""
     from hf_accum.tasks.token_classification.data import open_tagged_texts

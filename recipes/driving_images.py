@@ -120,7 +120,7 @@ def train(config: DrivingImagesConfig):
     data = open_data(config, run.ranks)  # read once, before any weight: its classes, its size, its bad images
     task, spec = task_of(config, inputs, data), spec_of(config, data.class_names)
     task.check_metrics(config.best_metric)
-    run.known(labels=list(data.class_names))  # to say what would fit, where nothing does
+    config = replace(config, labels=list(data.class_names))
     how = {"processor": processor, "draw": task.draw}  # images are augmented anew in each pass
     with recipe.Training(run=run, config=config, data=data, task=task, spec=spec, **how) as training:
         accelerator, model, capacity = training.accelerator, training.model, training.capacity
@@ -185,6 +185,15 @@ def workload(config: DrivingImagesConfig, precision: str = "no") -> "recipe.Work
     assumed = "" if names else f"{len(_TWO)} classes, since `labels` names none"
     task = task_of(config, inputs_without_processor(config.resolution), None)
     return recipe.planned(spec, task, config, precision, assumed)
+
+
+def predictor(config: DrivingImagesConfig, task: Any):
+    """What `hf-accum predict` tells of an image, or of its pixels."""
+    from hf_accum.tasks.vision.data import Pictures
+    from hf_accum.tasks.vision.prediction import ImagePredictor
+
+    pictures = Pictures.in_dataset(str(config.dataset), config.image_column, config.max_image_pixels)
+    return ImagePredictor(task, pictures)
 
 
 def open_data(config: DrivingImagesConfig, ranks: "recipe.Ranks"):

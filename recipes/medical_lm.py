@@ -126,6 +126,13 @@ def workload(config: MedicalLmConfig, precision: str = "no") -> "recipe.Workload
     return recipe.planned(spec_of(config), task_of(config, None, precision), config, precision)
 
 
+def predictor(config: MedicalLmConfig, task: Any, max_new_tokens: int = 256):
+    """What `hf-accum predict` writes behind a prompt."""
+    from hf_accum.tasks.causal_lm.prediction import TextGenerator
+
+    return TextGenerator(task, reader_of(config, task.tokenizer), max_new_tokens)
+
+
 def open_data(config: MedicalLmConfig, ranks: "recipe.Ranks", tokenizer: Any):
     """The rows of the flags, or the embedded definitions, cut or truncated to `max_length`."""
     from hf_accum.tasks.causal_lm.data import open_passages

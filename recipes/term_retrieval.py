@@ -99,6 +99,13 @@ def workload(config: TermRetrievalConfig, precision: str = "no") -> "recipe.Work
     return recipe.planned(spec_of(config), task_of(config, None), config, precision)
 
 
+def predictor(config: TermRetrievalConfig, task: Any):
+    """What `hf-accum predict` tells of a text: its vector."""
+    from hf_accum.tasks.retrieval.prediction import EmbeddingPredictor
+
+    return EmbeddingPredictor(task)
+
+
 def open_data(config: TermRetrievalConfig, ranks: "recipe.Ranks"):
     """The pairs of the flags, or the embedded terms and their definitions."""
     from hf_accum.tasks.retrieval.data import open_text_pairs

@@ -18,10 +18,8 @@ from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.launch import end_accelerator
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.run.evaluation import Evaluation
-from hf_accum.run.finished import calibrated, load_result
+from hf_accum.run.finished import ready
 from hf_accum.run.result import check_through
-from hf_accum.tuner.run_capacity import cutter_of, find_run_capacity
-from hf_accum.tuner.workload import workload_of
 
 
 class Opened(NamedTuple):
@@ -63,13 +61,7 @@ def open_evaluation(
         data = handed.data if dataset is None else _held_out_whole(handed.data)
         stack.callback(end_accelerator, started.accelerator)
         stack.callback(started.claim.release)
-        task, device = calibrated(handed.task, result), started.device
-        model = load_result(result, handed.spec, handed.processor, config, device, started.precision)
-        workload = workload_of(model, task, config, started.precision)
-        tunings = find_run_capacity(
-            config, workload, started.ranks, device, checkpoint=lambda: None, advise=lambda budget: ()
-        )
-        cutter = cutter_of(tunings[started.ranks.index], device)
+        task, model, cutter = ready(result, handed.task, handed.spec, handed.processor, config, started)
         on_rank_0(started.ranks, lambda: place.mkdir(parents=True, exist_ok=True))
         evaluation = Evaluation(started, config, data, task, handed.draw)
         yield Opened(started.ranks, task, model, cutter, data, evaluation, place)

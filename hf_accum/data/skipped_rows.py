@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from hf_accum.errors import UserError
 
 MOST_SKIPPED_SHARE = 0.05
-_ENOUGH = 1_000  # rows, before a share of them is judged by
+ENOUGH = 1_000
+"""Rows, before a share of them is judged by."""
 
 
 def check_share(num_rows: int, bad_rows: Mapping[str, int], most: float) -> None:
@@ -44,7 +45,7 @@ class SkippedRows:
         self.num_rows += 1
         if reason is not None:
             self.bad_rows[reason] = self.bad_rows.get(reason, 0) + 1
-            if self.num_rows >= _ENOUGH:
+            if self.num_rows >= ENOUGH:
                 self.check()
 
     def check(self) -> None:

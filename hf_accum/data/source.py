@@ -82,14 +82,8 @@ def good_rows(
                 raise row
             prepared = prepare(row)
         except BadRow as bad:
-            row_number = number // source.parts_per_row + 1
-            if isinstance(bad, BadColumn):
-                raise UserError(f"{source.names[shard]}, row {row_number}: {bad}") from None
-            if on_bad_row == "error":
-                raise UserError(
-                    f"{source.names[shard]}, row {row_number}: {bad}; {bad.way_out or 'mend the row or the flags'}, "
-                    "or leave such rows out by `on_bad_row skip`"
-                ) from None
+            if on_bad_row == "error" or isinstance(bad, BadColumn):
+                raise refused(source, shard, number, bad) from None
             reason = str(bad)
             # Reasons quote values: of a column of free text each row would have its own, without end.
             reason = reason if reason in bad_rows or len(bad_rows) < MOST_REASONS else OTHER_REASONS
@@ -101,6 +95,15 @@ def good_rows(
             skipped.count(None)
         if prepared is not None:
             yield number, prepared
+
+
+def refused(source: Source, shard: int, number: int, bad: BadRow) -> UserError:
+    """What is said of a bad row that is not left out."""
+    where = f"{source.names[shard]}, row {number // source.parts_per_row + 1}: {bad}"
+    if isinstance(bad, BadColumn):
+        return UserError(where)
+    way_out = bad.way_out or "mend the row or the flags"
+    return UserError(f"{where}; {way_out}, or leave such rows out by `on_bad_row skip`")
 
 
 def in_parts(source: Source, parts_of: Callable[[Row], Sequence[Row]], most: int) -> Source:
@@ -138,13 +141,14 @@ def open_source(
     revision: str | None = None,
     config: str | None = None,
     quoting: Quoting = "auto",
+    labelled: bool = True,
 ) -> Source:
     """Open a hub id, a local folder or a local file (jsonl, json, csv, tsv, parquet, xlsx) for streaming.
 
     `columns` are those that are needed; others are read where the format has it so. `revision` is one of the hub's
-    repository, `config` a configuration of the dataset. Nothing outside of the dataset is read, and no code of it is
-    run. A local file that is changed between two passes, or while it is read, is an error. Files of a local folder
-    that are not read are named in the notes.
+    repository, `config` a configuration of the dataset. Folders of images that are not `labelled` are no classes.
+    Nothing outside of the dataset is read, and no code of it is run. A local file that is changed between two passes,
+    or while it is read, is an error. Files of a local folder that are not read are named in the notes.
 
     Raises:
         UserError: if there is no such dataset, split or column, or it names files outside of it.
@@ -179,7 +183,7 @@ def open_source(
     if saved := saved_splits(dataset):
         _check_split(dataset, split, tuple(saved))
         return replace(_of_saved(open_saved(saved[split], columns)), splits=tuple(saved))
-    return _of_folder(dataset, split, columns, quoting)
+    return _of_folder(dataset, split, columns, quoting, labelled)
 
 
 def _check_split(dataset: str, split: str, splits: Sequence[str]) -> None:
@@ -187,7 +191,7 @@ def _check_split(dataset: str, split: str, splits: Sequence[str]) -> None:
         raise UserError(f"dataset {dataset!r} has no split {split!r}: it has {', '.join(splits)}")
 
 
-def _of_folder(dataset: str, split: str, columns: Sequence[str], quoting: Quoting) -> Source:
+def _of_folder(dataset: str, split: str, columns: Sequence[str], quoting: Quoting, labelled: bool) -> Source:
     """A local folder that says nothing of its files but their names."""
     found = files_of(dataset)
     splits = tuple(found.splits)
@@ -203,7 +207,7 @@ def _of_folder(dataset: str, split: str, columns: Sequence[str], quoting: Quotin
     check_inside(dataset, [*files, *above])
     class_names = class_names_of(described_features(dataset))
     if found.kind == "images":
-        images = open_image_folder(dataset, files, above)
+        images = open_image_folder(dataset, files, above, labelled=labelled)
         source = Source(images.names, images.read, class_names, notes=images.notes)
     else:
         source = _of_rows(dataset, files, columns, quoting, class_names)

@@ -1,6 +1,6 @@
 """From the logits of a classification to probabilities and decisions, by what was fitted for that."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,8 @@ from scipy.special import expit, softmax
 from hf_accum.evaluation.calibration import fit_temperature
 from hf_accum.evaluation.judge import Judged
 from hf_accum.evaluation.thresholds import DEFAULT, best_thresholds
+
+_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,22 @@ class Decisions:
         if self.several:
             return self.probabilities(logits) >= np.array(self.thresholds)
         return logits.argmax(axis=1)  # of which no temperature is another one
+
+    def named(self, decision: Any) -> str | list[str]:
+        """The class of an index, or the labels that are there, by name."""
+        if self.several:
+            return [name for name, is_there in zip(self.names, decision, strict=True) if is_there]
+        return self.names[int(decision)]
+
+    def told(self, logits: np.ndarray) -> "Callable[[int], dict[str, Any]]":
+        """Of a row of logits, by its place: the `prediction` by name, and the `probabilities`, to six decimals."""
+        probabilities, chosen = np.round(self.probabilities(logits), _DIGITS), self.chosen(logits)
+
+        def of(index: int) -> dict[str, Any]:
+            by_name = dict(zip(self.names, probabilities[index].tolist(), strict=True))
+            return {"prediction": self.named(chosen[index]), "probabilities": by_name}
+
+        return of
 
     def confidences(self, judged: Judged) -> tuple[np.ndarray, np.ndarray]:
         """The probability of each decision (of an example, or of each of its labels), and whether it is right."""

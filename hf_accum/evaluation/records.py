@@ -54,22 +54,11 @@ def place_in(names: Sequence[str], parts_per_row: int = 1) -> Callable[[str], st
 
 def classified(judged: Judged, decisions: Decisions) -> Callable[[int], Record]:
     """The label and prediction of an example, each by name, and the probabilities, to six decimal places."""
-    names = decisions.names
-    probabilities = np.round(decisions.probabilities(judged.outputs), _DIGITS)
-    chosen = decisions.chosen(judged.outputs)
-
-    def named(value: Any) -> str | list[str]:
-        if decisions.several:
-            return [name for name, is_there in zip(names, value, strict=True) if is_there]
-        return names[int(value)]
+    told = decisions.told(judged.outputs)
 
     def of(index: int) -> Record:
         truth = judged.references[index] > 0.5 if decisions.several else judged.references[index]
-        return {
-            "label": named(truth),
-            "prediction": named(chosen[index]),
-            "probabilities": dict(zip(names, probabilities[index].tolist(), strict=True)),
-        }
+        return {"label": decisions.named(truth), **told(index)}
 
     return of
 

@@ -45,7 +45,7 @@ def run_over(
         model.eval()
         for window in stream:
             weight += window.num_items
-            of_pieces = _in_pieces(inputs_of(window.examples), forward, cutter, device)
+            of_pieces = in_pieces(inputs_of(window.examples), forward, cutter, device)
             if join is None:
                 results += of_pieces
             elif window.examples:
@@ -53,13 +53,18 @@ def run_over(
     return results, weight
 
 
-def _in_pieces(
+def in_pieces(
     examples: Sequence[Example],
     forward: Callable[[Sequence[Example], int], R],
     cutter: Cutter,
     device: torch.device,
+    during: str = "evaluation",
 ) -> Iterator[R]:
-    """`forward` over all examples in batches that fit."""
+    """`forward(examples, length)` over all examples in batches that fit, as the cutter has learned by then.
+
+    Raises:
+        OutOfMemory: if a single example does not fit `during` what it is for.
+    """
     left = cutter.cut(examples)
     while left:
         batch = left[0]
@@ -71,7 +76,7 @@ def _in_pieces(
                 raise
             if len(batch) == 1:
                 raise OutOfMemory(
-                    f"evaluation: a single example of {length} {cutter.lengths.unit} does not fit into memory "
+                    f"{during}: a single example of {length} {cutter.lengths.unit} does not fit into memory "
                     f"({first_line(error)}); a smaller `{cutter.lengths.flag}` needs less"
                 ) from error
             release(error, device)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_accum.accumulation.splitting import Cutter
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.errors import UserError
 from hf_accum.evaluation.decisions import Decisions
@@ -15,6 +16,8 @@ from hf_accum.models.saving import Processor, load_weights
 from hf_accum.models.spec import ModelSpec
 from hf_accum.models.trainable import load_trainable
 from hf_accum.run.evaluation import CALIBRATION
+from hf_accum.tuner.run_capacity import cutter_of, find_run_capacity
+from hf_accum.tuner.workload import workload_of
 
 
 def load_result(
@@ -40,6 +43,39 @@ def load_result(
             f"{result}: cannot be loaded ({error}); it has to be the result of a run with this base model"
         ) from error
     return loaded.model.eval()
+
+
+def ready(
+    result: Path, task: Any, spec: ModelSpec, processor: Processor, config: RecipeConfig, run: Any
+) -> tuple[Any, nn.Module, Cutter]:
+    """The task with what was fitted, the model with its weights, and how rows are cut to fit. A collective.
+
+    `run` has the `ranks`, the `device` and the `precision`.
+
+    Raises:
+        UserError, OutOfMemory: as `load_result`, `calibrated` and `find_run_capacity` do.
+    """
+    _check_labels(result, spec)
+    task = calibrated(task, result)
+    model = load_result(result, spec, processor, config, run.device, run.precision)
+    workload = workload_of(model, task, config, run.precision)
+    how: dict[str, Any] = {"checkpoint": lambda: None, "advise": lambda budget: ()}
+    tunings = find_run_capacity(config, workload, run.ranks, run.device, **how)
+    return task, model, cutter_of(tunings[run.ranks.index], run.device)
+
+
+def _check_labels(result: Path, spec: ModelSpec) -> None:
+    """Refuse flags that call the outputs of a head by other names than it was trained with, or in another order."""
+    file, names = result / "config.json", spec.config_values.get("id2label")
+    if names is None or not file.exists():
+        return
+    learned = json.loads(file.read_text(encoding="utf-8")).get("id2label") or {}
+    there, wanted = ({str(number): name for number, name in of.items()} for of in (learned, names))
+    if there and there != wanted:
+        raise UserError(
+            f"`labels` {', '.join(wanted.values())}: have to be those that the run was trained with, in their order: "
+            f"{', '.join(there.values())}"
+        )
 
 
 def calibrated(task: Any, result: Path) -> Any:

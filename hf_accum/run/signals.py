@@ -31,11 +31,16 @@ class StopRequest:
     A second signal ends the process at once, as signals do by default. Signals within two seconds of the first one
     are the same request: Ctrl-C reaches a rank from the terminal, and again from torchrun.
 
+    `after` what it stops, and what is done `then`, is for that line.
+
     Signals that are ignored (nohup) stay so. Handlers can be set in the main thread only; in another one nothing but
     the time limit is looked at.
     """
 
-    def __init__(self, max_minutes: float | None = None) -> None:
+    def __init__(
+        self, max_minutes: float | None = None, *, after: str = "this window", then: str = "the run is saved then"
+    ) -> None:
+        self._after, self._then = after, then
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._asked_by = 0
         """The first signal's number, or one of the numbers below zero."""
@@ -110,7 +115,7 @@ class StopRequest:
             return
         about = f", in about {math.ceil(self._window_seconds)} s" if self._window_seconds else ""
         line = (
-            f"\n{signal.Signals(number).name}: stopping after this window{about}; the run is saved then, and the "
+            f"\n{signal.Signals(number).name}: stopping after {self._after}{about}; {self._then}, and the "
             "same command goes on from there (a second signal ends it at once, unsaved)\n"
         )
         with suppress(OSError):

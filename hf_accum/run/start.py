@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,6 @@ class StartedRun:
         # A preview writes nothing: another run may be at work in the folder, or fill the card.
         self.claim = FolderClaim() if config.preview else claim_folder(self.folder, self.ranks)
         self._workload = workload
-        self._known: dict[str, Any] = {}
         planned: list[Workload] = []
         on_all_ranks(self.ranks, lambda: planned.append(workload(config, self.precision)))
         self.planned = planned[0]
@@ -68,10 +66,6 @@ class StartedRun:
 
         return [note for note in on_all_ranks(self.ranks, mine) if note is not None]
 
-    def known(self, **flags: Any) -> None:
-        """Take note of flags that the data has told, for what is planned from here on."""
-        self._known |= flags
-
     def plan(self, config: RecipeConfig) -> Workload:
         """What would be computed with other flags."""
-        return self._workload(replace(config, **self._known), self.precision)
+        return self._workload(config, self.precision)

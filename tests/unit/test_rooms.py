@@ -40,6 +40,15 @@ WITHOUT_TEST_FILE = {
     "cli/commands/compare": "tests/recipes/test_compare_command.py",
     "cli/evaluation": "tests/recipes/test_evaluate_command.py",
     "cli/commands/evaluate": "tests/recipes/test_evaluate_command.py",
+    "cli/commands/predict": "tests/recipes/test_predict_command.py",
+    "cli/prediction": "tests/recipes/test_predict_command.py",
+    "run/row_predictions": "tests/recipes/test_predict_command.py",
+    "tasks/prediction": "a protocol",
+    "tasks/causal_lm/generation": "tests/unit/tasks/causal_lm/test_samples.py",
+    **{
+        f"tasks/{task}/prediction": "tests/recipes/test_predict_command.py"
+        for task in ("causal_lm", "retrieval", "text_classification", "token_classification", "vision")
+    },
     "cli/handed_over": "tests/unit/cli/test_recipe_check.py",
     "run/shown_figures": "tests/unit/run/test_log.py",
     "models/spec": "a frozen dataclass",

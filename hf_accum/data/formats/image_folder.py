@@ -97,8 +97,12 @@ class ImageFolder:
         yield from enumerate(self.shards[shard][start:], start)
 
 
-def open_image_folder(dataset: str, files: Sequence[str], above: Sequence[str] = ()) -> ImageFolder:
+def open_image_folder(
+    dataset: str, files: Sequence[str], above: Sequence[str] = (), *, labelled: bool = True
+) -> ImageFolder:
     """The rows of the files of a split: columns `image` (an `ImageFile`), and `label` or what the metadata says.
+
+    If they are not `labelled`, folders are no classes, and the rows are in the order of the metadata, or of names.
 
     Files are known by their paths in the dataset: the order is the same wherever it lies. Where a split has no
     metadata of its own, it has those rows of the metadata `above` the splits that name an image of it.
@@ -135,15 +139,17 @@ def open_image_folder(dataset: str, files: Sequence[str], above: Sequence[str] =
         except Exception as error:  # files of others can be wrong in any way
             raise UserError(f"dataset {dataset!r}: {name} cannot be read ({first_line(error)})") from error
     if not described:
-        rows += _labelled(images)
+        rows += _labelled(images) if labelled else [(name, {"image": image}) for name, image in images.items()]
     if not rows:
         raise UserError(f"dataset {dataset!r}: has no image")
+    notes = _notes(images, [row for _, row in rows]) if described else ()
+    if not labelled:
+        return ImageFolder((f"images of {dataset}",), (tuple(row for _, row in rows),), notes)
     rows.sort(key=lambda row: derive_seed("shard of an image", row[0]))
     shards: list[list[Row | BadRow]] = [[] for _ in range(min(_NUM_SHARDS, len(rows)))]
     for index, (_, row) in enumerate(rows):
         shards[index % len(shards)].append(row)
     names = tuple(f"images of {dataset} (part {index + 1} of {len(shards)})" for index in range(len(shards)))
-    notes = _notes(images, [row for _, row in rows]) if described else ()
     return ImageFolder(names, tuple(map(tuple, shards)), notes)
 
 

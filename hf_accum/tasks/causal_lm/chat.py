@@ -1,7 +1,7 @@
 """Conversations as the tokenizer's chat template writes them, and where in that text the assistant speaks."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
@@ -65,10 +65,24 @@ def written(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -
         UserError: if the template refuses the conversation, leaves out what the system says, or writes the last turn
             so that it cannot be told from the prompt.
     """
+    return _begun(messages, lambda beginning: _written(tokenizer, beginning))
+
+
+def prompt_of(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str:
+    """A conversation up to where the assistant is to speak next, as the template writes it.
+
+    Raises:
+        UserError: if the template refuses the conversation, or leaves out what the system says.
+    """
+    return _begun(messages, lambda beginning: Written(_write(tokenizer, beginning, asks=True), [])).text
+
+
+def _begun(messages: Sequence[Message], write: Callable[[Sequence[Message]], Written]) -> Written:
+    """What is written of the first beginning that the template takes."""
     refused: UserError | None = None
     for beginning, remarks in _beginnings(messages):
         try:
-            found = _written(tokenizer, beginning)
+            found = write(beginning)
             _check_system(found.text, beginning)
         except UserError as error:
             refused = refused or error

@@ -63,6 +63,14 @@ class Reader(Protocol):
         """
         ...
 
+    def prompt(self, row: Row) -> np.ndarray:
+        """The tokens that the model is to go on from, (num_tokens,), whatever the row has behind them.
+
+        Raises:
+            BadRow: if there are none.
+        """
+        ...
+
 
 class WholeTexts:
     """A text as one passage, or as several consecutive ones: no token is lost, and each is predicted once.
@@ -107,6 +115,18 @@ class WholeTexts:
                 is_target[len(before)] = False
             passages.append(Passage(part, is_target, is_text=True))
         return text, passages
+
+    def prompt(self, row: Row) -> np.ndarray:
+        """The whole text, to go on with.
+
+        Raises:
+            BadRow: if there is none.
+        """
+        ((tokens, _),) = tokenize(self._tokenizer, [text_of(row, self._text_column)], max_length=None, special=False)
+        whole = np.concatenate([np.array(self._frame.before, dtype=np.int32), tokens]).astype(np.int32)
+        if not len(whole):
+            raise BadRow(self._text_column, "no token: there is nothing to go on from")
+        return whole
 
 
 @dataclass(frozen=True)

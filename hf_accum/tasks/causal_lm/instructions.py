@@ -8,7 +8,7 @@ import numpy as np
 
 from hf_accum.data.formats.rows import BadRow, Row, check_unicode, is_missing
 from hf_accum.errors import UserError
-from hf_accum.tasks.causal_lm.chat import ASSISTANT, SYSTEM, Message, Span, written
+from hf_accum.tasks.causal_lm.chat import ASSISTANT, SYSTEM, Message, Span, prompt_of, written
 from hf_accum.tasks.causal_lm.data import Passage
 from hf_accum.tasks.causal_lm.messages import messages_of
 from hf_accum.tasks.special_tokens import Frame, frame_of
@@ -57,16 +57,32 @@ class PromptsAndResponses:
         Raises:
             BadRow: if one of them is missing, or too long to leave a place for any of the response.
         """
-        prompt, response = text_of(row, self._prompt_column), text_of(row, self._response_column)
-        about = row.get(self._input_column) if self._input_column else None
-        if self._input_column and not (is_missing(about) or (isinstance(about, str) and not about.strip())):
-            prompt = f"{prompt}\n\n{text_of(row, self._input_column)}"
+        prompt, response = self._asked(row), text_of(row, self._response_column)
         if self._chats is not None:
             turns = ({"role": "user", "content": prompt}, {"role": ASSISTANT, "content": response})
             return prompt, [self._chats.passage(turns, self._prompt_column, self._response_column)]
         text = f"{prompt}\n{response}"
         how = (self._max_length, self._response_column)
         return prompt, [_passage(self._tokenizer, text, [(len(prompt) + 1, len(text))], self._frame, *how)]
+
+    def prompt(self, row: Row) -> np.ndarray:
+        """The tokens up to where the response begins.
+
+        Raises:
+            BadRow: if there is no prompt.
+        """
+        asked = self._asked(row)
+        if self._chats is not None:
+            return self._chats.prompt([{"role": "user", "content": asked}], self._prompt_column)
+        tokens, _ = tokenize_with_places(self._tokenizer, f"{asked}\n")
+        return Frame(self._frame.before, ()).around(tokens)
+
+    def _asked(self, row: Row) -> str:
+        prompt = text_of(row, self._prompt_column)
+        about = row.get(self._input_column) if self._input_column else None
+        if self._input_column and not (is_missing(about) or (isinstance(about, str) and not about.strip())):
+            return f"{prompt}\n\n{text_of(row, self._input_column)}"
+        return prompt
 
 
 class Conversations:
@@ -105,6 +121,17 @@ class Conversations:
         key = json.dumps([[message["role"], message["content"]] for message in messages[:answered]])
         return key, [self._chats.passage(messages, column, column)]
 
+    def prompt(self, row: Row) -> np.ndarray:
+        """The tokens up to where the assistant is to speak: what it says at the end of the conversation is left out.
+
+        Raises:
+            BadRow: if there are no messages, or none that is not the assistant's.
+        """
+        messages = messages_of(row, self._messages_column)
+        while messages and messages[-1]["role"] == ASSISTANT:
+            messages.pop()
+        return self._chats.prompt(messages, self._messages_column)
+
 
 def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
     if not tokenizer.is_fast:
@@ -133,6 +160,15 @@ class _Chats:
         frame = self._frame_of(chat.text, chat.spans)
         how = (frame, self._max_length, answer_column, chat.remarks)
         return _passage(self._tokenizer, chat.text, chat.spans, *how)
+
+    def prompt(self, messages: Sequence[Message], column: str) -> np.ndarray:
+        """The tokens of a conversation up to where the assistant is to speak next."""
+        try:
+            text = prompt_of(self._tokenizer, messages)
+        except ValueError as error:
+            raise BadRow(column, str(error)) from error
+        check_unicode(column, text)
+        return tokenize_with_places(self._tokenizer, text)[0]
 
     def _frame_of(self, text: str, spans: list[Span]) -> Frame:
         is_open = bool(spans) and spans[-1][1] == len(text) and not text.rstrip().endswith(self._tokens)

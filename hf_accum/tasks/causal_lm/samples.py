@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from hf_accum.data.source import Row, good_rows
@@ -16,12 +15,8 @@ from hf_accum.data.split import SplitData
 from hf_accum.device.out_of_memory import Failure, classify, release
 from hf_accum.errors import first_line, shortened
 from hf_accum.files import keep_lines
-from hf_accum.models.loading import num_positions, quiet_transformers
-from hf_accum.models.modes import keeping_modes
-from hf_accum.models.precision import autocast_of
-from hf_accum.seeding import keeping_random_state
 from hf_accum.tasks.causal_lm.data import Passage, passage_of
-from hf_accum.tasks.language_modeling.chunked_loss import with_output_layer
+from hf_accum.tasks.causal_lm.generation import go_on
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,39 +57,11 @@ def generate(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", passage: Pa
     generators of random numbers are as before afterwards. `model` is the one that transformers or peft made; it may
     have been told to stop before its output layer.
     """
-    from transformers import GenerationConfig
-
-    device = next(model.parameters()).device
     tokens, start, end = passage.tokens, *_places(passage, num_new_tokens)
-    positions = num_positions(model)
-    if positions is not None:
-        num_new_tokens = min(num_new_tokens, positions - start)
-    known: Any = getattr(model, "generation_config", None)
-    ending: Any = tokenizer.eos_token_id  # a text
-    endings = {ending, *np.atleast_1d(getattr(known, "eos_token_id", None) or [])} - {None}
-    how = GenerationConfig(
-        max_new_tokens=num_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        eos_token_id=sorted(map(int, endings)) or None,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    prompt = torch.from_numpy(tokens[:start].astype(np.int64))[None].to(device)
-    with (
-        torch.no_grad(),
-        autocast_of(model),
-        keeping_modes(model),
-        keeping_random_state(device),
-        with_output_layer(model),
-        quiet_transformers(),
-    ):
-        model.eval()
-        generated: Any = model
-        written = generated.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=how)
+    (written,) = go_on(model, tokenizer, [tokens[:start]], num_new_tokens)
     return Sample(
         str(tokenizer.decode(tokens[:start])),
-        str(tokenizer.decode(written[0, start:].cpu(), skip_special_tokens=True)),
+        written.text,
         str(tokenizer.decode(tokens[start:end], skip_special_tokens=True)),
     )
 

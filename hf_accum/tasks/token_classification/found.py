@@ -77,14 +77,15 @@ def whole_texts(parts: Iterable[FoundPart], parts_per_row: int) -> list[FoundTex
                 f"{shard}:{row}",
                 "".join(part.text for part in of_text),
                 [place for part in of_text for place in part.places],
-                _joined([part.predicted for part in of_text]),
-                _joined([part.truth for part in of_text]),
+                joined([part.predicted for part in of_text]),
+                joined([part.truth for part in of_text]),
             )
         )
     return texts
 
 
-def _joined(parts: Sequence[tuple[Tags, ...]]) -> tuple[Tags, ...]:
+def joined(parts: Sequence[tuple[Tags, ...]]) -> tuple[Tags, ...]:
+    """The tags of a text's parts, by layer, as those of the text."""
     return tuple(tuple(tag for tags in of_layer for tag in tags) for of_layer in zip(*parts, strict=True))
 
 

@@ -81,7 +81,7 @@ class TagColumns:
         Raises:
             BadRow: if either is missing, empty or no list, if their numbers differ, or one is no word or tag.
         """
-        words, tags = self._list(row, self.words), self._list(row, self.tags)
+        words, tags = self.words_of(row), self._list(row, self.tags)
         if len(words) != len(tags):
             raise BadRow(self.tags, f"{len(tags):,} tags for {len(words):,} words: each word has to have one")
         for word in words:
@@ -93,6 +93,14 @@ class TagColumns:
         places = [(end - len(word), end) for word, end in zip(words, ends, strict=True)]
         counts = Counter(SIGN + sign for sign in signs_of_scheme(tags))
         return TaggedText(" ".join(words), places, count_tokens(words), entities_of(tags), counts)
+
+    def words_of(self, row: Row) -> list[Any]:
+        """A row's words alone, which `read` looks at.
+
+        Raises:
+            BadRow: if there is no list of them.
+        """
+        return self._list(row, self.words)
 
     def _list(self, row: Row, column: str) -> list[Any]:
         value = _as_written(value_of(row, column))

@@ -49,6 +49,12 @@ class Pictures:
     seen: bool = False
     """Whether there was such a pass."""
 
+    @staticmethod
+    def in_dataset(dataset: str, column: str, most_pixels: int = MOST_PIXELS) -> "Pictures":
+        """Those of a local folder or file, whose rows may have paths in there, or of any other dataset."""
+        root = Path(dataset) if os.path.isdir(dataset) else Path(dataset).parent if os.path.isfile(dataset) else None
+        return Pictures(column, root, most_pixels)
+
     def of(self, row: Row, beside: Picture | None = None) -> Picture:
         """That of a row, not decoded; of a mask, the one `beside` its image.
 
@@ -232,9 +238,8 @@ def _opened(
 ) -> tuple[SplitData, Pictures]:
     group_column = config.group_column or image_column
     opened = open_split(dataset, [image_column, *columns], config, group_column=group_column)
-    place = dataset if isinstance(dataset, str) else ""  # of several datasets images are in the rows, or folders
-    root = Path(place) if os.path.isdir(place) else Path(place).parent if os.path.isfile(place) else None
-    return opened, Pictures(image_column, root, most_pixels)
+    # Of several datasets images are in the rows, or folders.
+    return opened, Pictures.in_dataset(dataset if isinstance(dataset, str) else "", image_column, most_pixels)
 
 
 def _needs_pass(config: RecipeConfig, names: tuple[str, ...]) -> bool:

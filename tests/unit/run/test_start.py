@@ -23,7 +23,7 @@ def reset(accelerator: object) -> None:
         state._reset_state()
 
 
-def test_the_workload_is_planned_and_later_with_what_the_data_has_told(tmp_path: Path) -> None:
+def test_the_workload_is_planned_and_later_with_other_flags(tmp_path: Path) -> None:
     asked: list[tuple[RecipeConfig, str]] = []
 
     def workload(config: RecipeConfig, precision: str) -> Any:
@@ -35,9 +35,8 @@ def test_the_workload_is_planned_and_later_with_what_the_data_has_told(tmp_path:
     assert (run.planned, run.ranks.count, run.precision, run.device.type) == (1, 1, "no", "cpu")
     assert run.folder == tmp_path / "run"
     assert not run.folder.exists()  # nothing of an earlier run is touched yet
-    run.known(max_length=7)
     assert run.plan(replace(config, seed=5)) == 2
-    assert asked == [(config, "no"), (replace(config, seed=5, max_length=7), "no")]
+    assert asked == [(config, "no"), (replace(config, seed=5), "no")]
 
 
 def test_a_folder_that_cannot_be_is_said_before_the_model_is_looked_at(tmp_path: Path) -> None:
