@@ -92,13 +92,13 @@ class RecipeData:
 
 
 def load_recipe_data(config: ClinicalClassificationConfig | None = None) -> RecipeData:
-    """Read what `recipes.clinical_classification` would train and evaluate on, by its own code."""
+    """Read what `recipes.clinical_classification` would train and evaluate on, by its own code; by default synopses."""
     from hf_accum.data.source import good_rows
     from hf_accum.distributed.ranks import OneRank
     from hf_accum.tasks.tokenization import text_of
     from recipes.clinical_classification import open_data
 
-    config = config or ClinicalClassificationConfig()
+    config = config or ClinicalClassificationConfig(dataset="embedded:synopses")
     data = open_data(config, OneRank())
 
     def read(held_out: bool) -> "list[Row]":
