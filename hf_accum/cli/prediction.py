@@ -24,6 +24,7 @@ from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.launch import end_accelerator
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
+from hf_accum.models.lora import fold_adapters
 from hf_accum.run.finished import ready
 from hf_accum.run.result import check_through
 from hf_accum.run.row_predictions import RowModel
@@ -72,6 +73,7 @@ def open_predictions(module: ModuleType, folder: Path, config: RecipeConfig, **h
         stack.callback(end_accelerator, started.accelerator)
         stack.callback(started.claim.release)
         task, model, cutter = ready(result, handed.task, handed.spec, handed.processor, handed.config, started)
+        fold_adapters(model)
         yield OpenedModel(started.ranks, RowModel(model, make(config, task, **how), cutter), task.lengths)
 
 

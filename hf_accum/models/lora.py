@@ -129,6 +129,17 @@ def linear_and_conv(model: nn.Module, heads: Sequence[str], rank: int) -> list[s
     return names
 
 
+def fold_adapters(model: nn.Module) -> None:
+    """Add adapters to weights in float32 that are only computed with from here on: each layer is one product then.
+
+    Weights of fewer bits stay as they are: the sum would lose what the adapter has learned.
+    """
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel) and all(p.dtype == torch.float32 for p in model.parameters()):
+        model.merge_adapter()  # type: ignore[operator] (of LoRA's own model)
+
+
 def checkpoint_activations(model: "PreTrainedModel") -> None:
     """Compute activations again in the backward. Not re-entrant, so that gradients reach adapters inside.
 

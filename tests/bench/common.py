@@ -92,7 +92,7 @@ class RecipeData:
 
 
 def load_recipe_data(config: ClinicalClassificationConfig | None = None) -> RecipeData:
-    """Read what `recipes.clinical_classification` would train and evaluate on, by its own code; by default synopses."""
+    """Read what `recipes.clinical_classification` would train and evaluate on, by its own code; or else synopses."""
     from hf_accum.data.source import good_rows
     from hf_accum.distributed.ranks import OneRank
     from hf_accum.tasks.tokenization import text_of

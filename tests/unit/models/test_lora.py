@@ -24,7 +24,7 @@ from transformers import (
 
 from hf_accum.config.lora import LoraConfig
 from hf_accum.errors import UserError
-from hf_accum.models.lora import add_lora, checkpoint_activations, count_parameters, linear_and_conv
+from hf_accum.models.lora import add_lora, checkpoint_activations, count_parameters, fold_adapters, linear_and_conv
 from hf_accum.models.quantization import quantization_config, quantize_without_weights
 from hf_accum.models.saving import save_model
 
@@ -251,6 +251,19 @@ def test_an_architecture_without_checkpointing_is_refused(tmp_path: Path) -> Non
 
 def test_an_adapted_model_is_peft_s(tmp_path: Path) -> None:
     assert isinstance(adapt(load_classifier(save_base(tmp_path, "bert"))), PeftModel)
+
+
+def test_folded_adapters_give_the_same_by_the_base_layers_alone(tmp_path: Path) -> None:
+    adapted = adapt(load_classifier(save_base(tmp_path, "bert")))
+    train(adapted)
+    before = logits_of(adapted)
+    fold_adapters(adapted)
+    calls: list[str] = []
+    for name, module in adapted.named_modules():
+        if ".lora_A." in name:
+            module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    assert torch.allclose(logits_of(adapted), before, atol=1e-5)
+    assert not calls
 
 
 def small_mobilenet(**more: Any) -> MobileNetV2ForImageClassification:
