@@ -116,7 +116,7 @@ def check_check(arguments: list[str], path: Path, folder: Path, capsys: pytest.C
 def check_evaluate(arguments: list[str]) -> None:
     """What are no flags of the command are flags of a recipe."""
     given = {word.removeprefix("--") for word in arguments if word.startswith("--")}
-    own = {"dataset", "split", "output", "recipe", "require"}
+    own = {"dataset", "split", "output", "recipe", "require", "max_new_tokens"}
     assert given - own <= {field.name for field in dataclasses.fields(ClinicalClassificationConfig)}, arguments
 
 
@@ -141,7 +141,7 @@ def check(words: list[str], path: Path, folder: Path, capsys: pytest.CaptureFixt
             check_plan(arguments, path, folder, capsys)
         case ["hf-accum", "check", *arguments]:
             check_check(arguments, path, folder, capsys)
-        case ["hf-accum", "evaluate" | "compare", *arguments]:
+        case ["hf-accum", "evaluate" | "compare" | "predict", *arguments]:
             check_evaluate(arguments)
         case ["hf-accum", "publish" | "report" as command, *arguments]:
             check_own_flags(command, arguments, capsys)
