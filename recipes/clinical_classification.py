@@ -57,7 +57,8 @@ def train(config: ClinicalClassificationConfig):
 
     run = recipe.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
     config, _ = recipe.with_dataset(config, run.ranks, embedded(config))  # and what belongs to it
-    data = open_data(config, run.ranks)  # read once, before any weight: its labels, its size, its bad rows
+    # Read once, before any weight: its labels, its size, its bad rows.
+    data = open_data(config, run.ranks, run.earlier_values("labels"))
     tokenizer = recipe.load_tokenizer(config.model or minilm(), config.trust)
     if config.text_pair_column is not None:
         read_pairs(tokenizer, run.planned.model, config.max_length)
@@ -151,7 +152,7 @@ def predictor(config: ClinicalClassificationConfig, task: Any):
     return TextPredictor(task, config.template)
 
 
-def open_data(config: ClinicalClassificationConfig, ranks: "recipe.Ranks"):
+def open_data(config: ClinicalClassificationConfig, ranks: "recipe.Ranks", earlier_labels: tuple[str, ...] = ()):
     """The texts of the flags, or embedded ones: diagnoses and their chapters, or synopses and their inheritance."""
     from hf_accum.tasks.text_classification.data import open_labelled_texts
 
@@ -167,6 +168,7 @@ def open_data(config: ClinicalClassificationConfig, ranks: "recipe.Ranks"):
         template=config.template,
         problem=config.problem,
         label_names=tuple(config.labels),
+        earlier_labels=earlier_labels,
         label_separator=config.label_separator,
         label_format=config.label_format,
         needs_counts="balanced" in (config.class_weights, config.positive_weights)

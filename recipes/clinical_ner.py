@@ -60,7 +60,8 @@ def train(config: ClinicalNerConfig):
 
     run = recipe.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
     tokenizer = recipe.load_tokenizer(config.model or minilm(), config.trust, of_words=True)
-    data = open_data(config, run.ranks, tokenizer)  # read once, before any weight: its types, its size, its bad rows
+    # Read once, before any weight: its types, its size, its bad rows.
+    data = open_data(config, run.ranks, tokenizer, run.earlier_values("types"))
     config = replace(config, types=list(data.types))
     labels = labels_of(config.types, in_layers=config.nested == "each_label")
     labels = labels_in_order_of_head(config.model or minilm(), labels, config.trust)
@@ -119,7 +120,7 @@ def predictor(config: ClinicalNerConfig, task: Any):
     return EntityPredictor(task, config.words_column, config.text_column, tuple(config.types))
 
 
-def open_data(config: ClinicalNerConfig, ranks: "recipe.Ranks", tokenizer: Any):
+def open_data(config: ClinicalNerConfig, ranks: "recipe.Ranks", tokenizer: Any, earlier_types: tuple[str, ...] = ()):
     """The texts of the flags, or the embedded sentences; read for their types and their lengths."""
     from hf_accum.tasks.token_classification.data import open_tagged_texts
     from hf_accum.tasks.token_classification.files import Columns
@@ -134,6 +135,7 @@ def open_data(config: ClinicalNerConfig, ranks: "recipe.Ranks", tokenizer: Any):
         columns=Columns(config.words_column, config.tags_column, config.text_column, config.entities_column),
         group_column=config.group_column,
         types=tuple(config.types),
+        earlier_types=earlier_types,
         overlap=config.overlap,
         names=tuple(config.labels),
         nested=config.nested,

@@ -117,7 +117,8 @@ def train(config: DrivingImagesConfig):
         config.trust,
         colours_of(config),
     )
-    data = open_data(config, run.ranks)  # read once, before any weight: its classes, its size, its bad images
+    # Read once, before any weight: its classes, its size, its bad images.
+    data = open_data(config, run.ranks, run.earlier_values("labels"))
     task, spec = task_of(config, inputs, data), spec_of(config, data.class_names)
     task.check_metrics(config.best_metric)
     config = replace(config, labels=list(data.class_names))
@@ -196,20 +197,21 @@ def predictor(config: DrivingImagesConfig, task: Any):
     return ImagePredictor(task, pictures)
 
 
-def open_data(config: DrivingImagesConfig, ranks: "recipe.Ranks"):
+def open_data(config: DrivingImagesConfig, ranks: "recipe.Ranks", earlier_labels: tuple[str, ...] = ()):
     """The images of the flags, or the embedded signs; with masks, for a segmentation."""
     from hf_accum.tasks.vision.data import open_labelled_images, open_masked_images
     from recipes.embedded.signs import road_signs
 
     embedded = {"signs": recipe.Embedded(road_signs, {})}
-    names = known_names(config) if config.task == "segmentation" else tuple(config.labels)
+    names = known_names(config) or earlier_labels if config.task == "segmentation" else tuple(config.labels)
     config, dataset = recipe.with_dataset(config, ranks, embedded)
     how: dict[str, Any] = {"image_column": config.image_column, "label_names": names}
     how |= {"most_pixels": config.max_image_pixels, "colours": colours_of(config)}
     if config.task == "segmentation":
         of_masks = {"mask_column": config.mask_column, "ignore_index": config.ignore_index}
         return open_masked_images(dataset, ranks, config, **how, **of_masks)
-    return open_labelled_images(dataset, ranks, config, **how, label_column=config.label_column)
+    of_classes = {"label_column": config.label_column, "earlier_labels": earlier_labels}
+    return open_labelled_images(dataset, ranks, config, **how, **of_classes)
 
 
 def colours_of(config: DrivingImagesConfig) -> "Colours":

@@ -1,6 +1,6 @@
 """The evaluation of a run that is through, on what it held out or on other data: opened for a command."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +17,12 @@ from hf_accum.data.split import SplitData
 from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.launch import end_accelerator
 from hf_accum.distributed.ranks import Ranks
+from hf_accum.models.earlier_weights import labels_in, with_unknown_labels
 from hf_accum.run.evaluation import Evaluation
 from hf_accum.run.finished import ready
 from hf_accum.run.result import check_through
+from hf_accum.tasks.label_codes import codes_of
+from hf_accum.tasks.labels import named_labels
 
 
 class Opened(NamedTuple):
@@ -42,8 +45,12 @@ def open_evaluation(
     dataset: str | None,
     split: str = "train",
     output: Path | None = None,
+    more_labels: Sequence[str] = (),
 ) -> Iterator[Opened]:
     """Open the evaluation of the run in `folder`, made by a recipe's module, on a dataset; None: what it held out.
+
+    `more_labels`, as the flag `labels` has them, are those that it did not learn: it is judged on rows with them, and
+    never predicts them.
 
     `config` are its flags, or others where rows are to be read otherwise. What is written goes to `output`, or to a
     folder that is not kept. A collective.
@@ -56,12 +63,20 @@ def open_evaluation(
     with ExitStack() as stack:
         place = output or Path(stack.enter_context(TemporaryDirectory())) / "evaluation"
         config = replace(_as_trained(config, dataset, split), output_dir=str(place))
+        if more_labels:
+            changes: dict[str, Any] = {"labels": [*getattr(config, "labels", ()), *more_labels]}
+            config = replace(config, **changes)
         handed = handed_over(module, config)
         started, config = handed.run, handed.config
         data = handed.data if dataset is None else _held_out_whole(handed.data)
         stack.callback(end_accelerator, started.accelerator)
         stack.callback(started.claim.release)
-        task, model, cutter = ready(result, handed.task, handed.spec, handed.processor, config, started)
+        own, spec = labels_in(result), handed.spec
+        if more_labels:
+            spec = replace(spec, config_values={**spec.config_values, **named_labels(own)})
+        task, model, cutter = ready(result, handed.task, spec, handed.processor, config, started)
+        if more_labels:
+            with_unknown_labels(model, len(own), len(codes_of(more_labels)[0]))
         on_rank_0(started.ranks, lambda: place.mkdir(parents=True, exist_ok=True))
         evaluation = Evaluation(started, config, data, task, handed.draw)
         yield Opened(started.ranks, task, model, cutter, data, evaluation, place)
@@ -75,6 +90,7 @@ def _held_out_whole(data: Any) -> Any:
 def _as_trained(config: RecipeConfig, dataset: str | None, split: str) -> RecipeConfig:
     """The flags with all rows of the dataset to evaluate on, and nothing that only a training has."""
     changes: dict[str, Any] = {"trackers": [], "resume": "never", "preview": False, "num_seeds": 1}
+    changes["init_from"] = None
     if dataset is not None:
         changes |= {"dataset": dataset, "train_split": split, "eval_split": None}
         weights = {"class_weights": "none", "positive_weights": [], "tune_thresholds": False}

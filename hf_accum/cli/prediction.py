@@ -80,6 +80,7 @@ def open_predictions(module: ModuleType, folder: Path, config: RecipeConfig, **h
 def _without_training(config: RecipeConfig) -> RecipeConfig:
     """The flags for made-up rows: of a language model plain texts, which are never too long."""
     changes: dict[str, Any] = {"trackers": [], "resume": "never", "preview": False, "num_seeds": 1}
+    changes["init_from"] = None
     of_recipes: dict[str, Any] = {"class_weights": "none", "positive_weights": [], "num_samples": 0}
     if hasattr(config, "messages_column"):
         columns = ("prompt_column", "response_column", "input_column", "messages_column")

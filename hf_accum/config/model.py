@@ -18,6 +18,9 @@ class ModelFlags:
     """Run code that comes with the model, or a metric of the hub; read it first. Code of a dataset is never run."""
     code_revision: str | None = None
     """Branch, tag or commit of the model's code, where that is in another repository (trust_remote_code)."""
+    init_from: str | None = None
+    """The folder of a run that is through: training starts from its adapter (or weights), and keeps its labels; new
+    ones in the data are learned beside them."""
     allow_pickle_weights: bool = False
     """Read weights from pytorch_model.bin where there is no model.safetensors: tensors only, nothing is run."""
     dropout: float | None = field(default=None, metadata=number(BELOW_1, other=(None,)))
@@ -32,7 +35,7 @@ class ModelFlags:
 
 def check_model(config: ModelFlags) -> None:
     """Check how the flags of the model go together."""
-    require_not_empty(config, "model", "revision", "code_revision")
+    require_not_empty(config, "model", "revision", "code_revision", "init_from")
     require(
         config.code_revision is None or config.trust_remote_code,
         "code_revision",

@@ -105,17 +105,13 @@ class Decisions:
         return {**by_name, "num_examples": self.fitted.num_examples, "num_positives": positives}
 
     def fitted_of(self, values: Mapping[str, Any]) -> Fitted:
-        """What `as_json` wrote, read back.
-
-        Raises:
-            KeyError: if a label has no threshold or number there.
-        """
-        thresholds = values.get("thresholds")
+        """What `as_json` wrote, read back; a label of which nothing stands there has the usual threshold."""
+        thresholds, positives = values.get("thresholds"), values["num_positives"]
         return Fitted(
             values.get("temperature"),
-            None if thresholds is None else tuple(thresholds[name] for name in self.names),
+            None if thresholds is None else tuple(thresholds.get(name, DEFAULT) for name in self.names),
             values["num_examples"],
-            tuple(values["num_positives"][name] for name in self.names),
+            tuple(positives.get(name, 0) for name in self.names),
         )
 
     def _named(self, values: tuple[Any, ...]) -> Mapping[str, Any]:

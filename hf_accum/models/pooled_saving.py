@@ -54,20 +54,31 @@ def write_pooled(
     (folder / CLASSIFIER).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
 
 
+def pooled_adapter_in(base: PooledClassifier, folder: Path) -> dict[str, Tensor]:
+    """The weights of an adapter and its classifier, by their names in the model that they belong to."""
+    from safetensors.torch import load_file
+
+    adapter = load_file(folder / "adapter_model.safetensors")
+    inside = f"{_IN_PEFT}{base.base_model_prefix}."
+    state = {f"{inside}{name.removeprefix(_IN_PEFT)}": tensor for name, tensor in adapter.items()}
+    return state | {f"{_IN_PEFT}classifier.{name}": tensor for name, tensor in classifier_in(folder).items()}
+
+
+def classifier_in(folder: Path) -> dict[str, Tensor]:
+    """The classifier's own weights."""
+    from safetensors.torch import load_file
+
+    return load_file(folder / CLASSIFIER_WEIGHTS)
+
+
 def load_pooled(model: nn.Module, base: PooledClassifier, folder: Path) -> None:
     """Load the adapter, where there is one, and the classifier back into the same model."""
     from peft import PeftModel, set_peft_model_state_dict
-    from safetensors.torch import load_file
 
-    of_classifier = load_file(folder / CLASSIFIER_WEIGHTS)
     if isinstance(model, PeftModel):
-        adapter = load_file(folder / "adapter_model.safetensors")
-        inside = f"{_IN_PEFT}{base.base_model_prefix}."
-        state = {f"{inside}{name.removeprefix(_IN_PEFT)}": tensor for name, tensor in adapter.items()}
-        state |= {f"{_IN_PEFT}classifier.{name}": tensor for name, tensor in of_classifier.items()}
-        set_peft_model_state_dict(model, state)
+        set_peft_model_state_dict(model, pooled_adapter_in(base, folder))
         return
-    base.classifier.load_state_dict(of_classifier)
+    base.classifier.load_state_dict(classifier_in(folder))
 
 
 def _parts_of(

@@ -137,9 +137,18 @@ def _load_whole(model: nn.Module, folder: Path) -> None:
     try:
         load_model(model, folder / "model.safetensors")
     except (RuntimeError, FileNotFoundError):  # transformers saves some under other names, and large ones in pieces
-        kind: Any = type(model)
-        if (folder / "adapter_config.json").exists():
-            raise OSError(f"{folder.name} has an adapter in the place of a model") from None
-        how = {"dtype": next(model.parameters()).dtype, "use_safetensors": True, "local_files_only": True}
-        saved = kind.from_pretrained(str(folder), config=model.config, **how)
-        model.load_state_dict(saved.state_dict())
+        model.load_state_dict(whole_weights_in(model, folder, model.config))
+
+
+def whole_weights_in(model: nn.Module, folder: Path, config: Any = None) -> dict[str, Tensor]:
+    """The weights that transformers saved of a model of this class, by their names in it; `config`: another one.
+
+    Raises:
+        OSError: if there is an adapter.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise OSError(f"{folder.name} has an adapter in the place of a model")
+    kind: Any = type(model)
+    how = {"dtype": next(model.parameters()).dtype, "use_safetensors": True, "local_files_only": True}
+    how |= {} if config is None else {"config": config}
+    return dict(kind.from_pretrained(str(folder), **how).state_dict())

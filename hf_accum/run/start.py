@@ -15,6 +15,7 @@ from hf_accum.device.live_bytes import sum_bytes, tensors_of
 from hf_accum.distributed.collectives import on_all_ranks
 from hf_accum.distributed.launch import start_accelerator
 from hf_accum.distributed.ranks import ranks_of
+from hf_accum.run.earlier_run import earlier_run
 from hf_accum.run.folder import FolderClaim, claim_folder
 from hf_accum.run.signals import StopRequest
 from hf_accum.seeding import use_deterministic_algorithms
@@ -46,6 +47,7 @@ class StartedRun:
         self.precision = self.accelerator.mixed_precision
         self.device = self.accelerator.device
         self.ranks = ranks_of(self.accelerator, config.rank_timeout_minutes)
+        self.earlier = earlier_run(config)
         # A preview writes nothing: another run may be at work in the folder, or fill the card.
         self.claim = FolderClaim() if config.preview else claim_folder(self.folder, self.ranks)
         self._workload = workload
@@ -65,6 +67,10 @@ class StartedRun:
             return check_free_memory(self.device, size, budget, sum_bytes(tensors_of(self.planned.model)))
 
         return [note for note in on_all_ranks(self.ranks, mine) if note is not None]
+
+    def earlier_values(self, flag: str) -> tuple[str, ...]:
+        """What a flag with a list, as of labels, was in the run that this one starts from, if it starts from one."""
+        return () if self.earlier is None else self.earlier.values(flag)
 
     def plan(self, config: RecipeConfig) -> Workload:
         """What would be computed with other flags."""

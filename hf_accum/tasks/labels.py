@@ -267,7 +267,7 @@ def sorted_names(keys: Iterable[str], column: str) -> tuple[str, ...]:
     Raises:
         UserError: for fewer than two, or too many to be classes.
     """
-    names = sorted(set(keys), key=lambda key: (0, int(key), key) if _is_integer(key) else (1, 0, key))
+    names = _in_order(keys)
     for name in names:
         if (match := _WHOLE.fullmatch(name)) and match[1] in names:
             raise UserError(
@@ -282,6 +282,27 @@ def sorted_names(keys: Iterable[str], column: str) -> tuple[str, ...]:
             "number (`problem regression`)? Name the classes by `labels` if they are really that many"
         )
     return tuple(names)
+
+
+def found_names(keys: Iterable[str], earlier: Sequence[str], column: str) -> tuple[str, ...]:
+    """The names of an earlier run in their order, and behind them those that are new in the data, as they are sorted.
+
+    Raises:
+        UserError: as `sorted_names` does, and if the data has none of the earlier ones.
+    """
+    found = set(keys)
+    if not earlier:
+        return sorted_names(found, column)
+    if not found & set(earlier):
+        raise UserError(
+            f"column {column!r} has the labels {', '.join(sorted(found)[:5])}, and the run of `init_from` learned "
+            f"{', '.join(earlier[:5])}: there has to be one in common"
+        )
+    return (*earlier, *_in_order(found - set(earlier)))
+
+
+def _in_order(keys: Iterable[str]) -> list[str]:
+    return sorted(set(keys), key=lambda key: (0, int(key), key) if _is_integer(key) else (1, 0, key))
 
 
 def _is_integer(key: str) -> bool:

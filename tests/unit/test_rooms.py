@@ -51,6 +51,8 @@ WITHOUT_TEST_FILE = {
     },
     "cli/handed_over": "tests/unit/cli/test_recipe_check.py",
     "run/shown_figures": "tests/unit/run/test_log.py",
+    "models/earlier_weights": "tests/recipes/test_retraining.py",
+    "run/earlier_run": "tests/recipes/test_retraining.py",
     "models/spec": "a frozen dataclass",
     "recipe": "tests/unit/test_init.py",
     "run/facts": "tests/recipes/test_finished_run.py",

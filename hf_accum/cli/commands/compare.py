@@ -9,6 +9,9 @@ from hf_accum.cli.recipes import recipe_of
 from hf_accum.errors import UserError
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
+    from hf_accum.config.recipe import RecipeConfig
     from hf_accum.evaluation.comparison import Difference, Side
 
 _COMPARE = f"""Two runs that are through, on the same rows: the figures of both, and the 95 % interval of their
@@ -48,7 +51,7 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
     try:
         rule = None if parsed.require is None else Rule.of(parsed.require)
         with keeping_processes():
-            first, second = (_judged(Path(folder), parsed, flags) for folder in parsed.runs)
+            first, second = _sides([Path(folder).expanduser().resolve() for folder in parsed.runs], parsed, flags)
         found = compared(first, second)
         is_kept = rule is None or rule.is_kept(found)
     except UserError as error:
@@ -68,13 +71,25 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
         raise SystemExit(FAULT)
 
 
-def _judged(folder: Path, parsed: argparse.Namespace, flags: list[str]) -> "Side":
+def _sides(folders: list[Path], parsed: argparse.Namespace, flags: list[str]) -> "list[Side]":
+    """Both runs judged: where one has learned labels that the other has not, both on rows with all of them."""
+    opened = [recipe_of(folder, parsed.recipe, flags) for folder in folders]
+    known = [list(getattr(config, "labels", ())) for _, config in opened]
+    sides = []
+    for folder, (module, config), own, others in zip(folders, opened, known, reversed(known), strict=True):
+        more = [label for label in others if own and label not in own]
+        sides.append(_judged(folder, module, config, parsed, more))
+    return sides
+
+
+def _judged(
+    folder: Path, module: "ModuleType", config: "RecipeConfig", parsed: argparse.Namespace, more_labels: list[str]
+) -> "Side":
     from hf_accum.cli.evaluation import open_evaluation
     from hf_accum.evaluation.comparison import Side
 
-    folder = folder.expanduser().resolve()
-    module, config = recipe_of(folder, parsed.recipe, flags)
-    with open_evaluation(module, folder, config, parsed.dataset, parsed.split) as opened:
+    on_rows = (parsed.dataset, parsed.split)
+    with open_evaluation(module, folder, config, *on_rows, more_labels=more_labels) as opened:
         judged = opened.evaluation.judged(opened.model, opened.cutter)
         is_regression = getattr(config, "problem", None) == "regression"
         return Side(judged, None if is_regression else opened.task.decisions)

@@ -13,7 +13,7 @@ from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError, shortened
 from hf_accum.tasks.label_codes import codes_of
 from hf_accum.tasks.label_columns import join_labels, joined_name
-from hf_accum.tasks.labels import LabelColumn, LabelFormat, Problem, sorted_names
+from hf_accum.tasks.labels import LabelColumn, LabelFormat, Problem, found_names
 from hf_accum.tasks.text_classification.pairs import texts_of
 from hf_accum.tasks.text_template import TextTemplate, with_texts
 
@@ -61,6 +61,7 @@ def open_labelled_texts(
     group_column: str,
     problem: Problem,
     label_names: tuple[str, ...],
+    earlier_labels: tuple[str, ...] = (),
     label_separator: str,
     needs_counts: bool,
     label_format: LabelFormat = "auto",
@@ -70,8 +71,10 @@ def open_labelled_texts(
 ) -> LabelledTexts:
     """Open the dataset and, where labels, their counts or its size are needed and not known, read it once.
 
-    `label_names` may have codes (1=immediate). Several label columns are one for each label. A second text stands in
-    `pair_column`. What a `template` makes of a row stands in the column of its name: that is `text_column` then.
+    `label_names` may have codes (1=immediate). The `earlier_labels` of a run that this one starts from keep their
+    places, with their codes, and those that are new in the data come behind them. Several label columns are one for
+    each label. A second text stands in `pair_column`. What a `template` makes of a row stands in the column of its
+    name: that is `text_column` then.
 
     Raises:
         UserError: for a dataset, column or row that cannot be used.
@@ -87,12 +90,13 @@ def open_labelled_texts(
         opened = opened.with_rows(lambda source: with_texts(source, template), group_column)
     opened = replace(opened, calibration_fraction=calibration_fraction)
     if len(columns) > 1:
-        label_names = label_names or tuple(columns)
+        label_names, before = label_names or tuple(columns), ()
         opened = opened.with_rows(lambda source: join_labels(source, columns, label_names))
         labels = LabelColumn(joined_name(columns), problem, label_names, label_format="names")
     else:
         class_names = opened.source.class_names.get(columns[0], ())
-        names, codes = codes_of(label_names)
+        before, their_codes = codes_of(earlier_labels)
+        names, codes = codes_of(label_names or (earlier_labels if their_codes else ()))
         labels = LabelColumn(
             columns[0], problem, names or class_names, label_separator, class_names, codes, label_format
         )
@@ -117,7 +121,7 @@ def open_labelled_texts(
 
     data = data.surveyed(observe, ranks, config.on_bad_row)
     if needs_names:
-        names = sorted_names([*data.label_counts, *data.held_out_label_counts], labels.column)
+        names = found_names([*data.label_counts, *data.held_out_label_counts], before, labels.column)
         data = replace(data, labels=replace(labels, names=names))
     return replace(
         data,

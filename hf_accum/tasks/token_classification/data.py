@@ -16,6 +16,7 @@ from hf_accum.data.split import SplitData, open_split
 from hf_accum.data.survey import Observed
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError, shortened
+from hf_accum.tasks.labels import found_names
 from hf_accum.tasks.token_classification.files import Columns
 from hf_accum.tasks.token_classification.reading import SIGN, Reader, SpanColumns, TagColumns, TaggedText
 from hf_accum.tasks.token_classification.spans import DISCONTINUOUS, SPAN_COLUMNS, TRIMMED
@@ -184,6 +185,7 @@ def open_tagged_texts(
     group_column: str | None,
     types: tuple[str, ...],
     overlap: int,
+    earlier_types: tuple[str, ...] = (),
     names: tuple[str, ...] = (),
     nested: Nested = "longest",
 ) -> TaggedTexts:
@@ -191,7 +193,8 @@ def open_tagged_texts(
 
     Texts of more than `config.max_length` tokens are cut into parts that share `overlap` tokens. Without a
     `group_column` texts of the same words are on one side of the split. `names` are those of tags that are numbers,
-    where the column is not typed as classes.
+    where the column is not typed as classes. Types of a run that this one starts from, `earlier_types`, keep their
+    places, and those that are new in the data come behind them.
 
     Raises:
         UserError: for a dataset, column or row that cannot be used.
@@ -235,7 +238,8 @@ def open_tagged_texts(
     data = data.surveyed(observe, ranks, config.on_bad_row)
     data = replace(data, counts=reduce(add, ranks.gather_objects(counts)))
     if not known:
-        known = tuple(sorted({*data.label_counts, *data.held_out_label_counts}))
+        found = {*data.label_counts, *data.held_out_label_counts}
+        known = found_names(found, earlier_types, reader.columns[1]) if earlier_types else tuple(sorted(found))
     if not 1 <= len(known) <= _MOST_TYPES:
         raise UserError(
             f"column {reader.columns[1]!r} has {len(known)} types of entities: there have to be 1 to {_MOST_TYPES}"

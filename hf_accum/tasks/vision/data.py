@@ -17,7 +17,7 @@ from hf_accum.data.split import SplitData, open_split
 from hf_accum.data.survey import Observed
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
-from hf_accum.tasks.labels import LabelColumn, sorted_names
+from hf_accum.tasks.labels import LabelColumn, found_names
 from hf_accum.tasks.vision.images import (
     MOST_PIXELS,
     Colours,
@@ -136,10 +136,13 @@ def open_labelled_images(
     image_column: str,
     label_column: str,
     label_names: tuple[str, ...],
+    earlier_labels: tuple[str, ...] = (),
     most_pixels: int = MOST_PIXELS,
     colours: Colours = Colours(),  # noqa: B008 (frozen)
 ) -> LabelledImages:
     """Open the dataset, and read it once, each image too, unless nothing has to be known of it.
+
+    Labels of a run that this one starts from, `earlier_labels`, keep their places: new ones come behind them.
 
     Raises:
         UserError: for a dataset, column or row that cannot be used.
@@ -161,7 +164,7 @@ def open_labelled_images(
         return Observed(keys, (content, keys), content.encode())
 
     data = data.surveyed(observe, ranks, config.on_bad_row, sample_size=0)
-    names = names or sorted_names([*data.label_counts, *data.held_out_label_counts], label_column)
+    names = names or found_names([*data.label_counts, *data.held_out_label_counts], earlier_labels, label_column)
     pictures = replace(images, bad=_of_all_ranks(bad, ranks), seen=True)
     return replace(data, labels=replace(labels, names=names), pictures=pictures, seen=seen.of_all_ranks(ranks))
 

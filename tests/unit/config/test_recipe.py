@@ -17,6 +17,7 @@ FLAGS = {
         revision: str | None = None
         trust_remote_code: bool = False
         code_revision: str | None = None
+        init_from: str | None = None
         allow_pickle_weights: bool = False
         dropout: float | None = None
     """,

@@ -1,0 +1,169 @@
+"""A run that starts from another one's result: the same weights, its labels kept, new ones learned beside them."""
+
+import importlib
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from every_recipe import RECIPES
+from safetensors.torch import load_file
+
+from hf_accum.cli.main import main
+
+Recipe = Callable[..., Path]
+MADE = {"max_steps": 30, "effective_batch_size": 16, "learning_rate": 0.01, "num_epochs": "null"}
+RASH = ["rash", "urticaria", "eczema", "pruritus"]
+
+
+def told_in(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def run_of(recipe_id: str, folder: Path, output: Path, **flags: Any) -> Path:
+    recipe = next(recipe for recipe in RECIPES if recipe.id == recipe_id)
+    how = {"max_steps": 3, "learning_rate": 0.01, "micro_batch_size": 4} | flags
+    importlib.import_module(f"recipes.{recipe.name}").main(recipe.make_flags(folder, output, **how))
+    return output
+
+
+def weights_in(run: Path) -> dict[str, torch.Tensor]:
+    result = next(run / name for name in ("adapter", "model") if (run / name).is_dir())
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(result.glob("*.safetensors")):
+        found |= {f"{file.stem}.{name}": tensor for name, tensor in load_file(file).items()}
+    return found
+
+
+@pytest.mark.parametrize("recipe_id", [recipe.id for recipe in RECIPES])
+@pytest.mark.parametrize("rank", [2, pytest.param(0, marks=pytest.mark.slow)], ids=["adapter", "whole model"])
+def test_without_a_step_to_speak_of_the_result_is_the_earlier_one(
+    recipe_id: str, rank: int, tmp_path: Path, accelerator: object
+) -> None:
+    how = {"lora.rank": rank} | ({"learning_rate": 0.001} if rank == 0 else {})
+    first = run_of(recipe_id, tmp_path, tmp_path / "first", **how)
+    still = {**how, "max_steps": 1, "learning_rate": 1e-12, "weight_decay": 0, "init_from": first, "seed": 5}
+    second = run_of(recipe_id, tmp_path, tmp_path / "second", **still)
+    before, after = weights_in(first), weights_in(second)
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.allclose(after[name].float(), tensor.float(), atol=1e-6), name
+
+
+def rows_of(notes: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for file in sorted(notes.iterdir()) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture
+def grown(notes: Path, tmp_path: Path) -> Path:
+    """The notes of before, and as many of a class that was not there."""
+    draw = random.Random(1)
+    new = [
+        {"text": "; ".join(draw.choices(RASH, k=draw.randint(2, 9))), "label": "a rash", "patient": 1_000 + number}
+        for number in range(60)
+    ]
+    folder = tmp_path / "grown"
+    folder.mkdir()
+    (folder / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in new))
+    return folder
+
+
+@pytest.mark.parametrize("how", [{}, {"pooling": "mean"}, {"lora.rank": 0, "learning_rate": 1e-3}])
+def test_a_new_label_stands_behind_the_others_which_are_told_as_before(
+    recipe: Recipe, notes: Path, grown: Path, tmp_path: Path, how: dict[str, Any]
+) -> None:
+    first = recipe(**{**MADE, **how})
+    still = {**MADE, **how, "max_steps": 1, "learning_rate": 1e-12, "weight_decay": 0}
+    second = recipe(**still, dataset=f"{notes}:0.5,{grown}:0.5", init_from=first)
+    names = list(told_in(second)[0]["probabilities"])
+    assert names == ["eye", "heart", "muscle", "a rash"]
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in rows_of(notes)))
+    for run, file in ((first, "one.jsonl"), (second, "two.jsonl")):
+        main(["predict", str(run), f"--dataset={data}", f"--output={tmp_path / file}"])
+    files = (tmp_path / "one.jsonl", tmp_path / "two.jsonl")
+    one, two = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
+    for row, other in zip(one, two, strict=True):
+        old = {name: other["probabilities"][name] for name in row["probabilities"]}
+        total = sum(old.values())  # of the old labels among themselves
+        assert {name: value / total for name, value in old.items()} == pytest.approx(row["probabilities"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_cycle_keeps_a_better_run_and_refuses_a_worse_one(
+    recipe: Recipe, notes: Path, grown: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = recipe(**MADE)
+    both = f"{notes}:0.5,{grown}:0.5"
+    second = recipe(**MADE, dataset=both, init_from=first)
+    spoilt = recipe(**{**MADE, "learning_rate": 5.0}, dataset=both, init_from=first)
+    held_back = tmp_path / "held_back.jsonl"
+    draw = random.Random(7)
+    new = [{"text": "; ".join(draw.choices(RASH, k=5)), "label": "a rash"} for _ in range(20)]
+    old = [{name: row[name] for name in ("text", "label")} for row in rows_of(notes)[:60]]
+    rows = [row | {"patient": number} for number, row in enumerate([*old, *new])]
+    held_back.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    how = [f"--dataset={held_back}", "--group_column=patient"]
+    capsys.readouterr()
+    main(["compare", str(first), str(second), *how, "--require=better:accuracy"])
+    assert "better:accuracy: kept" in capsys.readouterr().out
+    for run in (first, spoilt):
+        with pytest.raises(SystemExit) as ended:
+            main(["compare", str(second), str(run), *how, "--require=not_worse:macro_f1:0.01"])
+        assert ended.value.code == 1
+    main(["compare", str(first), str(second), *how, f"--output={tmp_path / 'found.json'}"])
+    found = json.loads((tmp_path / "found.json").read_text())["figures"]["accuracy"]
+    main(["predict", str(first), f"--dataset={held_back}", f"--output={tmp_path / 'told.jsonl'}"])
+    told = [json.loads(line)["prediction"] for line in (tmp_path / "told.jsonl").read_text().splitlines()]
+    right = [one == row["label"] for one, row in zip(told, rows, strict=True)]
+    assert found["first"] == pytest.approx(sum(right) / len(right))
+    assert not any(right[60:])
+
+
+def test_what_cannot_be_started_from_is_said(
+    recipe: Recipe, notes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = recipe(**{**MADE, "max_steps": 2})
+
+    def said(**flags: Any) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            recipe(**{**MADE, "max_steps": 2, "init_from": first, **flags})
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    assert "has to be the folder of a run" in said(init_from=tmp_path)
+    assert "--lora.rank 4: has to be 16, as in the run that it starts from" in said(**{"lora.rank": 4})
+    assert "has an adapter, which --lora.rank 16 goes on with" in said(**{"lora.rank": 0})
+    assert "--pooling mean: has to be cls" in said(pooling="mean")
+    assert "--problem" in said(problem="multi_label_classification")
+    assert "muscle is missing" in said(labels="eye,heart,other", on_bad_row="skip", max_skipped_share=0.9)
+    others = tmp_path / "others.jsonl"
+    rows = [{"text": f"lung {n}", "label": "lung" if n % 2 else "liver", "patient": n} for n in range(60)]
+    others.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "there has to be one in common" in said(dataset=others)
+    (first / "evaluation.json").unlink()
+    assert "the run is not through" in said()
+
+
+def test_an_adapter_of_another_base_is_refused(
+    recipe: Recipe, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    first = recipe(**{**MADE, "max_steps": 2})
+    other = tmp_path / "other-base"
+    shutil.copytree(tiny_model, other)
+    again = recipe(**{**MADE, "max_steps": 1}, init_from=first, model=other)  # the same weights, elsewhere
+    assert (again / "adapter").is_dir()
+    from transformers import BertModel
+
+    model = BertModel.from_pretrained(tiny_model)
+    torch.nn.init.normal_(model.embeddings.word_embeddings.weight)
+    model.save_pretrained(other)
+    with pytest.raises(SystemExit):
+        recipe(**{**MADE, "max_steps": 1}, init_from=first, model=other)
+    assert "was trained on another base model" in capsys.readouterr().err
