@@ -29,6 +29,7 @@ from hf_accum.tasks.causal_lm.task import CausalTexts
 from hf_accum.tasks.language_modeling.chunked_loss import Targets
 from hf_accum.tasks.retrieval.task import TextRetrieval
 from hf_accum.tasks.task import PoolsParts
+from hf_accum.tuner.workload import workload_of
 
 NUM_EXAMPLES = 8
 LONGEST = 24
@@ -52,6 +53,7 @@ def check_recipe(module: ModuleType, config: RecipeConfig, name: str) -> Report:
         )
         trainable = load_trainable(handed.spec, handed.processor, handed.config, device=torch.device("cpu"))
         model, task = trainable.model, handed.task
+        workload_of(model, task, handed.config).leave_out_unused_adapters(handed.config.lora, torch.device("cpu"))
         if few := keep_few_blocks(model):
             notes.append(few)
         examples = _chosen(handed)

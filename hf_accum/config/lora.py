@@ -7,7 +7,7 @@ from jsonargparse.typing import NonNegativeInt, restricted_number_type
 
 from hf_accum.config.validation import BELOW_1, check_numbers, number, require
 
-LINEAR_AND_CONV = "all-linear-and-conv"
+LINEAR, LINEAR_AND_CONV = "all-linear", "all-linear-and-conv"
 
 _RANK = number(
     (NonNegativeInt, "at least 0 (0: full fine-tuning)"),
@@ -26,10 +26,15 @@ class LoraConfig:
     """An adapter's output is multiplied by alpha / rank."""
     dropout: float = field(default=0.0, metadata=number(BELOW_1))
     """Dropout on an adapter's input."""
-    target_modules: list[str] | str = "all-linear"
-    """Names (or one regular expression) of the modules to adapt. all-linear: every linear layer but the head.
-    all-linear-and-conv, for models of images: also convolutions without groups that have more weights than their
-    adapter."""
+    target_modules: list[str] | str = LINEAR
+    """Names (or one regular expression) of the modules to adapt. all-linear: every linear layer but the head, and
+    those whose outputs the task never reads. all-linear-and-conv, for models of images: also convolutions without
+    groups that have more weights than their adapter."""
+
+    @property
+    def targets_by_kind(self) -> bool:
+        """Whether the modules are chosen by what they are, not by their names."""
+        return isinstance(self.target_modules, str) and self.target_modules.lower() in (LINEAR, LINEAR_AND_CONV)
 
     def __post_init__(self) -> None:
         """Check every value."""

@@ -69,6 +69,11 @@ class Resumed:
         """After which the run goes on; 0: it starts anew."""
         return 0 if self.loaded is None else self.loaded.step
 
+    @property
+    def leaves_out_unused_adapters(self) -> bool:
+        """Not a run that was begun before adapters were left out: it goes on with those that it had."""
+        return self.loaded is None or self.loaded.numbers.get("leaves_out_unused_adapters", False)
+
 
 def facts_of_run(
     config: RecipeConfig, ranks: Ranks, precision: str, *, num_train: int | None, data_digest: str | None
@@ -196,6 +201,7 @@ class RunState:
     best: HasState
     device: str
     limit_bytes: int
+    leaves_out_unused_adapters: bool = True
     owes_evaluation: bool = False
     """Whether one was due after the last step, and left for when the run goes on."""
 
@@ -244,6 +250,7 @@ class RunState:
             "nonfinite": self.nonfinite.state_dict(),
             "best": self.best.state_dict(),
             "owes_evaluation": self.owes_evaluation,
+            "leaves_out_unused_adapters": self.leaves_out_unused_adapters,
         }
         if checkpoints.is_main:
             checkpoints.save(take_state(self.model, self.optimizer, self.scheduler, self.scaler), numbers)

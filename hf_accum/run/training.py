@@ -89,6 +89,8 @@ class Training:
         if run.earlier is not None:
             run.notes += run.earlier.put_into(trainable.model, config, spec)
         workload = workload_of(trainable.model, task, config, run.precision)
+        if self.resumed.leaves_out_unused_adapters:
+            workload.leave_out_unused_adapters(config.lora, run.device)
         with naming_forward_failure(trainable.model, config, run.precision):
             self._tunings = find_run_capacity(
                 config,
@@ -148,6 +150,7 @@ class Training:
             best=self._best,
             device=self._tuning.device,
             limit_bytes=self._tuning.limit_bytes,
+            leaves_out_unused_adapters=self.resumed.leaves_out_unused_adapters,
         )
         self._state.restore(self.resumed)
         broadcast_weights(trainable.model, self.accelerator)

@@ -5,8 +5,6 @@ each moment of a forward and backward are, for one architecture, a polynomial of
 length; `hf_accum.accumulation.capacity` fits it from a few traces.
 """
 
-import copy
-import logging
 import sys
 import threading
 import warnings
@@ -27,6 +25,7 @@ from hf_accum.models.offload import offload_of
 from hf_accum.models.optimizer import paged_state
 from hf_accum.seeding import keeping_random_state
 from hf_accum.tuner.extension import Extension, NotRegular
+from hf_accum.tuner.fake_tensors import on_fake_tensors
 from hf_accum.tuner.kernels import Capability, cuda_kernels
 from hf_accum.tuner.memory_events import MemoryEvents, Recorder
 from hf_accum.tuner.repeated_blocks import RepeatedBlocks, find_repeated_blocks
@@ -124,15 +123,12 @@ class Tracer:
 
     def _begin(self, entered: ExitStack) -> tuple[LiveBytes, Recorder]:
         """Enter all that a trace needs, and take an optimizer step."""
-        from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+        from torch._subclasses.fake_tensor import unset_fake_temporarily
 
         work = self.workload
         entered.enter_context(_ONE_AT_A_TIME)
-        entered.enter_context(_torch_logs_no_failures())
         entered.enter_context(keeping_random_state())
-        # Real tensors that are no parameter or buffer (weights of classes, say) are taken in as constants.
-        entered.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        entered.enter_context(_faked(work.model))
+        entered.enter_context(on_fake_tensors(work.model))
         entered.enter_context(_offloading_to_nowhere(work.model))
         trainable = [p for p in work.model.parameters() if p.requires_grad]
         with unset_fake_temporarily():  # bitsandbytes computes at once what its 8 bits stand for
@@ -195,17 +191,6 @@ def _explained(model: nn.Module) -> Iterator[None]:
         raise CannotTrace(
             f"{type(model).__name__} cannot be traced without a device ({first_line(error)})"
         ) from error
-
-
-@contextmanager
-def _torch_logs_no_failures() -> Iterator[None]:
-    """What fails on fake tensors is raised: keep torch from logging it as well, with its whole traceback."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = before
 
 
 class _Shortened:
@@ -281,51 +266,3 @@ def _offloading_to_nowhere(model: nn.Module) -> Iterator[None]:
 def _state_tensors(optimizer: Optimizer) -> Iterator[Tensor]:
     for state in optimizer.state.values():
         yield from (leaf for leaf in tree_iter(state) if isinstance(leaf, Tensor))
-
-
-@contextmanager
-def _faked(model: nn.Module) -> Iterator[None]:
-    """Put fake tensors in the place of a model's parameters and buffers, and at the end these back.
-
-    Tied weights stay tied.
-    """
-    places: list[tuple[dict[str, Any], str, Tensor]] = [
-        (tensors, name, tensor)
-        for module in model.modules()
-        for tensors in (module._parameters, module._buffers)
-        for name, tensor in tensors.items()
-        if tensor is not None
-    ]
-    fakes: dict[Tensor, Tensor] = {}
-    try:
-        for tensors, name, tensor in places:
-            if tensor not in fakes:
-                fakes[tensor] = _fake_of(tensor)
-            tensors[name] = fakes[tensor]
-        yield
-    finally:
-        for tensors, name, tensor in places:
-            tensors[name] = tensor
-
-
-def _fake_of(tensor: Tensor) -> Tensor:
-    fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-    if not isinstance(tensor, nn.Parameter):
-        return fake
-    parameter: Any = nn.Parameter(fake, requires_grad=tensor.requires_grad)
-    state: Any = getattr(tensor, "quant_state", None)  # of bitsandbytes' 4-bit weights
-    if state is not None:
-        parameter.quant_state = _fake_state_of(state)
-    return parameter
-
-
-def _fake_state_of(state: Any) -> Any:
-    if state is None:
-        return None
-    twin = copy.copy(state)
-    for name in ("absmax", "code", "offset"):
-        of_state = getattr(state, name)
-        if of_state is not None:
-            setattr(twin, name, torch.empty(of_state.shape, dtype=of_state.dtype, device="cpu"))
-    twin.state2 = _fake_state_of(state.state2)
-    return twin

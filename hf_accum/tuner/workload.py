@@ -10,12 +10,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hf_accum.accumulation.example import TOKENS, Lengths
+from hf_accum.config.lora import LoraConfig
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.models.modes import keeping_modes
 from hf_accum.models.optimizer import build_optimizer
 from hf_accum.models.precision import compute_dtype
 from hf_accum.models.spec import ModelSpec
 from hf_accum.models.trainable import without_weights
+from hf_accum.models.unused_adapters import leave_out_unused_adapters
+from hf_accum.tuner.fake_tensors import on_fake_tensors
+
+_SHORT = 8
 
 
 class Computation(Protocol):
@@ -91,6 +96,11 @@ class Workload:
         loss, _batch = self.forward(num_examples, length, device)
         loss.backward()
 
+    def leave_out_unused_adapters(self, lora: LoraConfig, device: torch.device) -> list[str]:
+        """As the function of that name does, by the loss of two made-up examples, short ones where lengths vary."""
+        length = min(_SHORT, self.max_length) if self.lengths.vary else self.max_length
+        return leave_out_unused_adapters(self.model, lora, lambda: self.forward(2, length, device)[0])
+
     def evaluate(self, num_examples: int, length: int, device: torch.device) -> None:
         """One micro-batch of evaluation, the model in eval mode."""
         with keeping_modes(self.model), torch.no_grad():
@@ -126,4 +136,8 @@ def planned(
     Raises:
         UserError: as `without_weights` does.
     """
-    return workload_of(without_weights(spec, config, precision), task, config, precision, assumed)
+    model = without_weights(spec, config, precision)
+    workload = workload_of(model, task, config, precision, assumed)
+    with on_fake_tensors(model):
+        workload.leave_out_unused_adapters(config.lora, torch.device("cpu"))
+    return workload

@@ -3,16 +3,22 @@
 import importlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from every_recipe import RECIPES, Recipe
 from tiny import make_tokenizer
 from transformers import AutoConfig, AutoModel
 
+from hf_accum.gradient_check.forwards import Computed
 from hf_accum.run import start_check
+
+ASKED = [*RECIPES, replace(RECIPES[0], flags={"pooling": "mean"})]
+"""The last one as its default model, of sentences, has it."""
 
 
 class Asked(BaseException):
@@ -20,8 +26,8 @@ class Asked(BaseException):
 
 
 @pytest.mark.parametrize("precision", ["no", pytest.param("bf16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.id for recipe in RECIPES])
-def test_the_defaults_of_recipes_are_not_refused(
+@pytest.mark.parametrize("recipe", ASKED, ids=[*(recipe.id for recipe in RECIPES), "mean"])
+def test_the_defaults_of_recipes_are_not_refused_and_all_that_is_trained_has_a_gradient(
     recipe: Recipe,
     precision: str,
     tmp_path_factory: pytest.TempPathFactory,
@@ -32,8 +38,9 @@ def test_the_defaults_of_recipes_are_not_refused(
     found: list[object] = []
     find = start_check.find_cut_dependence
 
-    def asked(*what: Any, **how: Any) -> None:
-        found.append(find(*what, **how))
+    def asked(computed: Computed, examples: Any, **how: Any) -> None:
+        found.append(find(computed, examples, **how))
+        found.append(without_gradient(computed, examples))
         raise Asked
 
     monkeypatch.setattr(start_check, "find_cut_dependence", asked)
@@ -43,7 +50,15 @@ def test_the_defaults_of_recipes_are_not_refused(
     shared = tmp_path_factory.getbasetemp() / "recipes-asked"
     with pytest.raises(Asked):
         importlib.import_module(f"recipes.{recipe.name}").main(recipe.make_flags(shared, tmp_path / "run"))
-    assert found == [None]
+    assert found == [None, []]
+
+
+def without_gradient(computed: Computed, examples: Any) -> list[str]:
+    examples = [computed.draw(example) for example in examples]
+    batch = computed.make_batch(examples, max(example.length for example in examples))
+    with torch.autocast("cpu", torch.bfloat16, enabled=computed.autocast is not None):
+        computed.summed_loss(computed.model, batch).backward()
+    return [name for name, p in computed.model.named_parameters() if p.requires_grad and p.grad is None]
 
 
 @pytest.fixture

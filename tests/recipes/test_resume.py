@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_accum.files import fill_folder_atomically
 from hf_accum.run.checkpoint import load_latest
+from hf_accum.run.resume import Resumed
 
 Recipe = Callable[..., Path]
 
@@ -279,6 +280,24 @@ def test_the_same_model_elsewhere_is_allowed_by_name_and_another_one_by_another(
         assert ("model was" if model == moved else "was trained on another base model") in said
     recipe(output_dir=folder, **NINE, model=moved, allow_changes="model")
     assert [m["step"] for m in metrics_of(folder)] == list(range(1, 10))
+
+
+def test_a_run_begun_before_unused_adapters_were_left_out_goes_on_with_them(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = {"pooling": "mean", "dropout": 0}
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Resumed, "leaves_out_unused_adapters", False)
+        folder = stopped(recipe, tmp_path, **how)
+    file = folder / "adapter" / "adapter_model.safetensors"
+    whole = load_file(file)
+    file.unlink()
+    recipe(output_dir=folder, **NINE, **how)
+    assert [m["step"] for m in metrics_of(folder)] == list(range(1, 10))
+    found = load_file(file)
+    assert any("pooler" in name for name in found)
+    torch.testing.assert_close(found, whole)
+    assert not any("pooler" in name for name in load_file(recipe(**NINE, **how) / "adapter" / file.name))
 
 
 def stopped(recipe: Recipe, tmp_path: Path, **how: Any) -> Path:

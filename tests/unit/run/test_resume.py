@@ -41,6 +41,7 @@ def test_what_costs_and_shows_something_may_be_another(
 ) -> None:
     found = go_on(tmp_path, monkeypatch, RecipeConfig(), RecipeConfig(**free))
     assert (found.step, found.notes, found.starts_pass_anew) == (6, [], False)
+    assert not found.leaves_out_unused_adapters, "of a run that says nothing of them"
 
 
 @pytest.mark.parametrize(
