@@ -210,7 +210,7 @@ def _prepare(accelerator: "Accelerator", models: Sequence[nn.Module], micro_batc
         execution.settings_before = _settings_of(accelerator, models)
     if execution.guard is not None:
         execution.guard.close()  # of an attempt that ran out of memory
-    execution.guard = WindowGuard(models)
+    execution.guard = WindowGuard(models, several=micro_batch.count > 1)
     accelerator.gradient_state.plugin_kwargs["sync_with_dataloader"] = False
     accelerator.gradient_accumulation_steps = micro_batch.count
     accelerator.step = 0

@@ -19,16 +19,19 @@ class WindowGuard:
     """Made at a window's first micro-batch, asked at its last one.
 
     A hook on a gradient runs in each micro-batch, on its part of the gradient alone, before the ranks' are summed.
-    It is warned of once for each model.
+    It is warned of once for each model. Of what is trained the values are looked at, too (`norms_of`), in a window of
+    `several` micro-batches: what goes by `.data` torch does not see.
     """
 
-    def __init__(self, models: Sequence[nn.Module]) -> None:
+    def __init__(self, models: Sequence[nn.Module], *, several: bool = True) -> None:
         self._parameters = parameters_of(models)
         self._trained = [p.requires_grad for p in self._parameters]
         # A forward gives lazy ones their shape and values: the first, for all of them.
         replaced = _replaced_in_forwards(models)
         self._versions = [None if is_lazy(p) or id(p) in replaced else p._version for p in self._parameters]
         self._known = {id(p) for p in self._parameters}
+        self._valued = [p for p in self._parameters if p.requires_grad and not is_lazy(p)] if several else []
+        self._norms = norms_of(self._valued)
         self._num_steps = 0
         # Of optimizers whose kernels change weights unseen by torch, such as those of bitsandbytes.
         self._handle = register_optimizer_step_post_hook(self._note_step)
@@ -57,6 +60,12 @@ class WindowGuard:
                 f"{what} within the window, so that its micro-batches had different weights: step the optimizer, and "
                 "change weights (also those of which the forward keeps a moving average), behind the loop over its "
                 "micro-batches"
+            )
+        if not torch.equal(norms_of(self._valued), self._norms):
+            raise UserError(
+                "weights were changed within the window unseen by torch, so that its micro-batches had different "
+                "ones: a forward, or a hook, writes into the `.data` of what is trained; do that behind the loop "
+                "over its micro-batches"
             )
         num_changed = sum(p.requires_grad != was for p, was in zip(self._parameters, self._trained, strict=True))
         if num_changed:
@@ -124,6 +133,13 @@ class TrainedTensors:
 def parameters_of(models: Sequence[nn.Module]) -> list[nn.Parameter]:
     """The parameters of some models, each once."""
     return list({id(p): p for model in models for p in model.parameters()}.values())
+
+
+@torch.no_grad()
+def norms_of(parameters: Sequence[Tensor]) -> Tensor:
+    """Of each its norm, in one tensor: what tells whether they changed, without a copy of them. NaN counts as 0."""
+    values = [p.detach() for p in parameters if p.is_floating_point()]
+    return torch.stack([n.float() for n in torch._foreach_norm(values)]).nan_to_num() if values else torch.zeros(0)
 
 
 def _replaced_in_forwards(models: Sequence[nn.Module]) -> set[int]:

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from hf_accum.accumulation.guard import norms_of
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.serialization import as_dict, flattened
-from hf_accum.distributed.collectives import on_rank_0
+from hf_accum.distributed.collectives import on_all_ranks, on_rank_0
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
 from hf_accum.models.precision import frozen_dtype
@@ -208,6 +209,30 @@ class RunState:
     def __post_init__(self) -> None:
         """Take the base model's digest."""
         self._base = digest_of_frozen(self.model)
+        self._norms = norms_of(self._frozen)
+
+    @property
+    def _frozen(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
+
+    def refuse_changed_base(self) -> None:
+        """Refuse weights that are not trained and were changed all the same, by forwards, say. A collective.
+
+        Raises:
+            UserError: if there are such: what was trained would go with no base model that there is.
+            RankFailed: if another rank found them.
+        """
+
+        def ask() -> None:
+            num_changed = int((norms_of(self._frozen) != self._norms).sum())
+            if num_changed:
+                raise UserError(
+                    f"{num_changed} weights that are not trained were changed in the run, by the model's own "
+                    "forwards, say, so that what is trained would fit no model that there is: `model` has to be one "
+                    "that leaves its weights to the optimizer; what was saved before may be wrong too"
+                )
+
+        on_all_ranks(self.ranks, ask)
 
     def restore(self, resumed: Resumed) -> None:
         """Make it that of a checkpoint; the weights on rank 0 only, which are to be broadcast then.
@@ -227,6 +252,7 @@ class RunState:
             )
         if self.ranks.index == 0:
             load_weights(self.model, loaded.path / weights_folder(self.model))
+            self._norms = norms_of(self._frozen)  # of a whole model they were saved, too
         put_back(loaded.state, self.model, self.optimizer, self.scheduler, self.scaler)
         self.windows.load_state_dict(numbers["windows"], new_order=resumed.starts_pass_anew)
         self.nonfinite.load_state_dict(numbers["nonfinite"])
@@ -239,7 +265,12 @@ class RunState:
                 self.cutter.load_state_dict(mine["cutter"])
 
     def save(self, step: int, checkpoints: Checkpoints) -> None:
-        """Begin to save it, as it is behind the window of a step. A collective."""
+        """Begin to save it, as it is behind the window of a step. A collective.
+
+        Raises:
+            UserError: as `refuse_changed_base` does.
+        """
+        self.refuse_changed_base()
         mine = {"cutter": self.cutter.state_dict(), "device": self.device, "limit_bytes": self.limit_bytes}
         numbers = {
             "step": step,

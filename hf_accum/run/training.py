@@ -282,6 +282,7 @@ class Training:
             end_accelerator(self.accelerator)
             raise early
         checkpoints.wait(hurry=False)
+        self._state.refuse_changed_base()
         exported = on_all_ranks(ranks, checkpoints.export)[0]  # before anything else can fail
         step, best, figures = self._step, self._best, self._evaluate(exported)
         self._log.evaluation(step, figures)

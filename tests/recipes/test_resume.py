@@ -19,6 +19,7 @@ import torch
 from launching import launch, launched
 from run_files import metrics_of
 from safetensors.torch import load_file, save_file
+from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from hf_accum.files import fill_folder_atomically
 from hf_accum.run.checkpoint import load_latest
@@ -298,6 +299,28 @@ def test_a_run_begun_before_unused_adapters_were_left_out_goes_on_with_them(
     assert any("pooler" in name for name in found)
     torch.testing.assert_close(found, whole)
     assert not any("pooler" in name for name in load_file(recipe(**NINE, **how) / "adapter" / file.name))
+
+
+@pytest.mark.parametrize("save_every", [2, 100])
+def test_weights_that_are_not_trained_and_that_a_late_forward_changes_are_refused(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], save_every: int
+) -> None:
+    """Before they are saved: in the end, or at the next checkpoint."""
+    calls = iter(range(1_000_000))
+    forward = BertEmbeddings.forward
+
+    def moving(self: Any, *inputs: Any, **named: Any) -> Any:
+        if next(calls) == 20:  # the question at the start has fewer
+            self.word_embeddings.weight.data[5].add_(0.5)
+        return forward(self, *inputs, **named)
+
+    monkeypatch.setattr(BertEmbeddings, "forward", moving)
+    with pytest.raises(SystemExit) as ended:
+        recipe(output_dir="run", max_steps=4, save_every=save_every)
+    assert ended.value.code == 2
+    assert next(calls) > 20
+    assert "1 weights that are not trained were changed in the run" in capsys.readouterr().err
+    assert not Path("run/adapter").exists()
 
 
 def stopped(recipe: Recipe, tmp_path: Path, **how: Any) -> Path:

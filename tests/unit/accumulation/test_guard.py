@@ -14,7 +14,7 @@ from window_cases import TASKS, make_examples, make_window
 
 from hf_accum.accumulation.accumulate import accumulate
 from hf_accum.accumulation.execution import MicroBatch, WindowExecution
-from hf_accum.accumulation.guard import leaves_of
+from hf_accum.accumulation.guard import leaves_of, norms_of
 from hf_accum.errors import UserError
 
 
@@ -125,6 +125,34 @@ def test_a_step_that_torch_does_not_see_is_an_error_and_that_of_another_model_no
         run(accelerator, model, make_execution(5), lambda m: loss_of(model, m), at(1, optimizer.step))
     run(accelerator, model, make_execution(5), lambda m: loss_of(model, m), at(2, optimizer.step))
     assert len(_global_optimizer_post_hooks) == num_hooks
+
+
+def test_a_forward_that_writes_into_weights_unseen_by_torch_in_a_later_window_is_an_error(
+    accelerator: Accelerator,
+) -> None:
+    class Moving(nn.Linear):
+        calls = 0
+
+        def forward(self, input: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls == 8:  # a window has three
+                self.weight.data.mul_(1.001)
+            return super().forward(input)
+
+    model = Moving(1, 1).double()
+    for _ in range(2):
+        run(accelerator, model, make_execution(5), lambda m: loss_of(model, m))
+        model.zero_grad()
+    with pytest.raises(UserError, match="weights were changed within the window unseen by torch"):
+        run(accelerator, model, make_execution(5), lambda m: loss_of(model, m))
+    assert model.calls == 9
+    run(accelerator, model, make_execution(5), lambda m: loss_of(model, m))
+
+
+def test_weights_that_are_not_numbers_count_as_unchanged() -> None:
+    values = [torch.tensor([float("nan"), 1.0]), torch.tensor([3.0, 4.0]), torch.tensor([1])]
+    assert norms_of(values).tolist() == [0.0, 5.0]
+    assert norms_of([]).tolist() == []
 
 
 def test_lazy_parameters_are_made_within_the_first_window(accelerator: Accelerator) -> None:
