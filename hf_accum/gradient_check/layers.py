@@ -1,5 +1,6 @@
 """The first layer in which two forwards differ."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,33 +43,36 @@ def first_difference(
 
     `between` is run between the two, and not watched.
 
+    Calls of one layer are compared in turn, and one that only `other` has is a difference: attention in blocks has
+    more of them in a longer text, and comes to the same, and BigBird's goes another way.
+
     Where `other` has more examples, or longer ones, the first values of each dimension are compared: those of the
     same tokens. What differs by no more than roundings do is the same.
     """
-    kept: list[tuple[str, list[Tensor]]] = []
-    num_bytes = 0
+    kept: dict[tuple[str, int], list[Tensor] | None] = {}
+    num_bytes, calls_of_one = 0, Counter[str]()
 
     def keep(name: str, module: nn.Module, outputs: list[Tensor]) -> None:
         nonlocal num_bytes
         num_bytes += sum(output.nbytes for output in outputs)
-        if num_bytes <= _MOST_BYTES:
-            kept.append((name, [output.detach().to("cpu", copy=True) for output in outputs]))  # it may be changed
+        copies = [output.detach().to("cpu", copy=True) for output in outputs]  # it may be changed
+        kept[name, calls_of_one[name]] = copies if num_bytes <= _MOST_BYTES else None
+        calls_of_one[name] += 1
 
     with torch.no_grad(), _watching(model, keep):
         one()
     with torch.no_grad():
         between()
     calls: list[tuple[str, nn.Module, bool | None]] = []  # and whether it was the same, if that can be said
-    is_same_path = True
+    calls_of_other = Counter[str]()
 
     def compare(name: str, module: nn.Module, outputs: list[Tensor]) -> None:
-        nonlocal is_same_path
-        is_same = None
-        if is_same_path and len(calls) < len(kept):
-            name_of_one, of_one = kept[len(calls)]
-            is_same_path = name_of_one == name  # another path through the model is a difference as well
-            is_same = _are_same(of_one, [output.detach().cpu() for output in outputs]) if is_same_path else False
+        call = name, calls_of_other[name]
+        is_same = None if call in kept else False
+        if (of_one := kept.get(call)) is not None:
+            is_same = _are_same(of_one, [output.detach().cpu() for output in outputs])
         calls.append((name, module, is_same))
+        calls_of_other[name] += 1
 
     with torch.no_grad(), _watching(model, compare):
         other()

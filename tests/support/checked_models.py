@@ -130,6 +130,11 @@ WITH_FAULT: dict[str, tuple[PreTrainedConfig, str, str]] = {
         "padding reaches the result, first in layer nystromformer.encoder.layer.0.attention.self.conv (Conv2d)",
         _ALONE,
     ),
+    "CANINE": (  # the molecules of padding are seen by those of a text; its first layers, in blocks, differ in calls
+        text_config("canine", num_hash_buckets=64, local_transformer_stride=8),
+        "padding reaches the result, first in layer canine.encoder.layer.0.attention.self",
+        _ALONE,
+    ),
     "dynamic": (
         make_decoder_config(
             "llama",

@@ -50,6 +50,28 @@ class ReadsTheLast(nn.Module):
         return tokens[:, -1]
 
 
+class InBlocks(nn.Module):
+    """Of two tokens each: a longer text has more calls of the layer inside, and the same values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.inner(block) for block in tokens.split(2, dim=1)], dim=1)
+
+
+def test_more_calls_of_a_layer_are_no_difference_where_what_is_around_it_gives_the_same() -> None:
+    tokens = torch.randn(1, 4, 3)
+    padded = torch.cat([tokens, torch.zeros(1, 2, 3)], dim=1)
+    model = nn.Sequential(InBlocks(), Mixing())
+    layer = first_difference(model, lambda: model(tokens), lambda: model(padded))
+    assert str(layer) == "layer 1 (Mixing)"
+    again = nn.Sequential(nn.Linear(3, 3))
+    twice = first_difference(again, lambda: again(tokens), lambda: again(again(tokens)))
+    assert str(twice) == "layer 0 (Linear)", "there nothing around it gives the same"
+
+
 def test_a_difference_that_stays_within_a_module_is_passed_over() -> None:
     model = nn.Sequential(CountsFromTheEnd(), ReadsTheLast())
     tokens = torch.randn(1, 4, 3)
