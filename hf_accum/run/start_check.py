@@ -73,7 +73,8 @@ def refuse_cut_dependence(
                 sees_batches=getattr(config, "batch_norm", None) == "micro_batch",
             )
         except CannotCheck as error:
-            with naming_forward_failure(workload.model, config, workload.precision), torch.no_grad():
+            again = workload.again(device)
+            with naming_forward_failure(workload.model, config, workload.precision, again), torch.no_grad():
                 Forwards(computed, examples).loss(computed.draw(examples[0]))  # as it is, which was not asked
             return str(error)
         if fault is not None and not config.allow_cut_dependence:

@@ -91,7 +91,7 @@ class Training:
         workload = workload_of(trainable.model, task, config, run.precision)
         if self.resumed.leaves_out_unused_adapters:
             workload.leave_out_unused_adapters(config.lora, run.device)
-        with naming_forward_failure(trainable.model, config, run.precision):
+        with naming_forward_failure(trainable.model, config, run.precision, workload.again(run.device)):
             self._tunings = find_run_capacity(
                 config,
                 workload,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from hf_accum.accumulation.example import TOKENS, Lengths
 from hf_accum.config.lora import LoraConfig
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.models.forward_failure import Again
 from hf_accum.models.modes import keeping_modes
 from hf_accum.models.optimizer import build_optimizer
 from hf_accum.models.precision import compute_dtype
@@ -20,7 +21,7 @@ from hf_accum.models.trainable import without_weights
 from hf_accum.models.unused_adapters import leave_out_unused_adapters
 from hf_accum.tuner.fake_tensors import on_fake_tensors
 
-_SHORT = 8
+_SHORT = 9  # no multiple of anything that models cut into
 
 
 class Computation(Protocol):
@@ -98,8 +99,19 @@ class Workload:
 
     def leave_out_unused_adapters(self, lora: LoraConfig, device: torch.device) -> list[str]:
         """As the function of that name does, by the loss of two made-up examples, short ones where lengths vary."""
-        length = min(_SHORT, self.max_length) if self.lengths.vary else self.max_length
-        return leave_out_unused_adapters(self.model, lora, lambda: self.forward(2, length, device)[0])
+        return leave_out_unused_adapters(self.model, lora, lambda: self.forward(2, self._short, device)[0])
+
+    def again(self, device: torch.device) -> Again:
+        """For `naming_forward_failure`: a made-up example in another model, or another precision."""
+
+        def run(model: nn.Module, precision: str) -> None:
+            replace(self, model=model, precision=precision).forward(1, self._short, device)
+
+        return run
+
+    @property
+    def _short(self) -> int:
+        return min(_SHORT, self.max_length) if self.lengths.vary else self.max_length
 
     def evaluate(self, num_examples: int, length: int, device: torch.device) -> None:
         """One micro-batch of evaluation, the model in eval mode."""

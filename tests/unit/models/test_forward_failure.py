@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from torch import nn
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model
+from torch import Tensor, nn
 
 from hf_accum.config.lora import LoraConfig
 from hf_accum.config.recipe import RecipeConfig
@@ -19,23 +21,71 @@ class Failing(nn.Module):
         raise self.error
 
 
-def test_an_error_of_the_forward_is_told_with_the_ways_out() -> None:
-    error = ValueError("the length has to be a multiple of 64")
-    inner = Failing(error)
-    model = nn.ModuleList([inner])
+FLOAT32, WHOLE = "accelerate's mixed_precision no computes it in float32", "`lora.rank 0` trains it without adapters"
+
+
+class Particular(nn.Module):
+    """Takes no number of 16 bits, no adapter, or no such length, as told."""
+
+    def __init__(self, *refused: str) -> None:
+        super().__init__()
+        self.layer, self.refused = nn.Linear(2, 2), refused
+
+    def forward(self, values: Tensor) -> Tensor:
+        if "length" in self.refused:
+            raise ValueError("the length has to be a multiple of 64")
+        if "adapter" in self.refused and type(self.layer) is not nn.Linear:
+            raise TypeError("an adapter's layer")
+        states = self.layer(values)
+        if "16 bits" in self.refused and states.dtype == torch.bfloat16:
+            raise ValueError("states of 16 bits")
+        return states
+
+
+def again(model: nn.Module, precision: str) -> None:
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        model(torch.ones(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("refused", "ways"),
+    [
+        (["16 bits"], [FLOAT32]),
+        (["adapter"], [WHOLE]),
+        (["length"], []),
+        (["length", "adapter"], []),
+        (["16 bits", "adapter"], []),  # one of them alone avoids nothing
+    ],
+)
+def test_an_error_of_the_forward_is_told_with_the_ways_out_that_are_seen_to_work(
+    refused: list[str], ways: list[str]
+) -> None:
+    config = RecipeConfig(lora=LoraConfig(rank=2))
+    peft_config = PeftLoraConfig(r=2, target_modules=["layer"])
+    model = get_peft_model(Particular(*refused), peft_config)  # type: ignore[arg-type]
     with (
-        pytest.raises(
-            UserError, match=r"a ModuleList fails .* in bf16 \(ValueError: the length .*\).* no .*rank 0"
-        ) as told,
-        naming_forward_failure(model, RecipeConfig(lora=LoraConfig(rank=4)), "bf16"),
+        pytest.raises(UserError, match=r"`model`: a Particular fails in its own forward in bf16 \(") as told,
+        naming_forward_failure(model, config, "bf16", again),
     ):
-        inner()
-    assert told.value.__cause__ is error
+        again(model, "bf16")
+    assert told.value.__cause__ is not None
+    assert str(told.value).partition("; what avoids it: ")[2] == ", ".join(
+        [*ways, "another `model`; `debug true` shows where"]
+    )
+
+
+def test_nothing_is_named_that_was_not_tried() -> None:
+    model = Failing(ValueError("the length"))
     with (
-        pytest.raises(UserError, match=r"in float32 .*avoid it: another `model`; `debug true`"),
-        naming_forward_failure(model, RecipeConfig(lora=LoraConfig(rank=0)), "no"),
+        pytest.raises(UserError, match=r"in float32 .*avoids it: another `model`; `debug true`"),
+        naming_forward_failure(model, RecipeConfig(), "no"),
     ):
-        inner()
+        model()
+    with (
+        pytest.raises(UserError, match=r"in bf16 .*avoids it: another `model`; `debug true`"),
+        naming_forward_failure(model, RecipeConfig(), "bf16", lambda *_: None),  # it fails at other lengths only
+    ):
+        model()
 
 
 @pytest.mark.parametrize(
