@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_accum.gradient_check.cuts import find_cut_dependence
+from hf_accum.gradient_check.expert_capacity import LOWEST, UNLIMITED, capacity_of, named, routers
 from hf_accum.gradient_check.padding import find_padding
 from hf_accum.gradient_check.probe import Gradient, Probe
 from hf_accum.gradient_check.randomness import find_randomness, find_state
@@ -137,12 +138,34 @@ def _find(probe: Probe, rows: Rows, deterministic: bool) -> tuple[list[Finding],
         return findings, {}, ["cuts, padding and short texts: the unsplit batch has no gradient to compare with"]
     findings += _without_gradient(right)
     of_cuts, compared = find_cut_dependence(probe, rows)
+    if limited := _of_capacity(probe, rows):
+        of_cuts = [limited, *(finding for finding in of_cuts if finding.kind != limited.kind)]
     findings += of_cuts
     of_padding, more, not_compared = find_padding(probe, rows)
     seen = {place for finding in of_cuts for place in finding.where[:1]}
     findings += [finding for finding in of_padding if finding.where[:1] == () or finding.where[0] not in seen]
     of_short, not_tried = find_not_finite(probe, rows, findings)
     return findings + of_short, compared | more, not_compared + not_tried
+
+
+def _of_capacity(probe: Probe, rows: Rows) -> Finding | None:
+    """Whether tokens of other examples take an example's places at experts, once there are more than these take."""
+    if not routers(probe.model):
+        return None
+    found: list[Finding] = []
+    for number in (UNLIMITED, LOWEST):
+        with capacity_of(probe.model, number):
+            found = [finding for finding in find_cut_dependence(probe, rows)[0] if finding.kind == "interaction"]
+        if number == UNLIMITED and found:
+            return None  # by something else
+    if not found:
+        return None
+    why = (
+        f"experts leave out tokens by how many the whole batch has, by {named(probe.model)}: seen with experts that "
+        f"take {LOWEST} token"
+    )
+    way_out = "set it above the tokens of any micro-batch, padding included; or run each example by itself"
+    return Finding("interaction", "fault", why, way_out, found[0].numbers, found[0].where)
 
 
 def _without_gradient(right: Gradient) -> list[Finding]:

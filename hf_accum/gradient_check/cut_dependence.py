@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from hf_accum.accumulation.example import Example
 from hf_accum.device.out_of_memory import release
 from hf_accum.errors import first_line
-from hf_accum.gradient_check.forwards import CannotCheck, Computed, Forwards, Group, set_seed
+from hf_accum.gradient_check.expert_capacity import LOWEST, UNLIMITED, capacity_of, lowest_capacity, named, routers
+from hf_accum.gradient_check.forwards import CannotCheck, Computed, Forwards, Group, most_tokens, set_seed
 from hf_accum.gradient_check.layers import Layer, first_difference
 from hf_accum.gradient_check.texts import thresholds
 from hf_accum.models.dropout import random_fields
@@ -79,7 +80,7 @@ class _Check:
         saved = _saved_buffers(self._model)
         before = [buffer.clone() for buffer in saved.values()]
         sums = _sums_of_parameters(self._model)
-        fault = self._of_batch_norm() or self._of_random_numbers() or self._of_texts()
+        fault = self._of_batch_norm() or self._of_random_numbers() or self._of_capacity() or self._of_texts()
         changed = [name for (name, buffer), was in zip(saved.items(), before, strict=True) if not _equal(buffer, was)]
         # First: torch does not see what goes by `.data`, and nothing puts it back.
         for (name, was), now in zip(sums.items(), _sums_of_parameters(self._model).values(), strict=True):
@@ -127,6 +128,23 @@ class _Check:
             return 0  # none were drawn
         others = ((seed, self._forwards.value(first, seed=seed)) for seed in _SEEDS)
         return next((seed for seed, other in others if abs(loss - other) > group.least), 0)
+
+    # Experts
+
+    def _of_capacity(self) -> Fault | None:
+        """Whether tokens take each other's places at an expert, once there are more than it takes."""
+        computed = self._computed
+        if not routers(self._model) or most_tokens(computed) <= lowest_capacity(self._model):
+            return None
+        with capacity_of(self._model, UNLIMITED):
+            if self._of_cuts(Group(self._forwards, self._short), with_gradient=False):
+                return None  # by something else
+        with capacity_of(self._model, LOWEST):
+            fault = self._of_cuts(Group(self._forwards, self._short), with_gradient=False)
+        if fault is None:
+            return None
+        cause = f"experts leave out tokens by how many the whole micro-batch has, by {named(self._model)}"
+        return Fault(f"with experts that take {LOWEST} token {fault.seen}", cause, _ALONE)
 
     # Alone, together, and again
 

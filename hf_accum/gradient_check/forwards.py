@@ -58,6 +58,13 @@ class Computed:
     loss_scale: float = 1.0
 
 
+def most_tokens(computed: Computed) -> int:
+    """Of the largest micro-batch of several texts, padding included; 0: all are computed by themselves."""
+    lengths = {computed.max_length, *(length for length in (2**n for n in range(20)) if length < computed.max_length)}
+    sizes = [(computed.num_examples(padded), padded) for padded in map(computed.padded, lengths)]
+    return max((number * padded for number, padded in sizes if number > 1), default=0)
+
+
 class Forwards:
     """Runs examples of a run through its model."""
 

@@ -156,3 +156,20 @@ WITH_FAULT: dict[str, tuple[PreTrainedConfig, str, str]] = {
     ),
 }
 """A config, how the cause begins that is found for it, and the way out."""
+
+
+def experts_of(model_type: str, capacity: int) -> nn.Module:
+    """A layer of two experts that take so many tokens: nllb-moe of the whole batch, switch_transformers of a text."""
+    from transformers.models.nllb_moe.modeling_nllb_moe import NllbMoeSparseMLP
+    from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersSparseMLP
+
+    from hf_accum.models.dropout import set_config_dropout
+
+    config: Any = AutoConfig.for_model(model_type, d_model=8, d_ff=16, num_experts=2, expert_capacity=capacity)
+    set_config_dropout(config, 0.0)
+    torch.manual_seed(0)
+    layer = NllbMoeSparseMLP(config, 16) if model_type == "nllb-moe" else SwitchTransformersSparseMLP(config)
+    layer.config = config
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return layer

@@ -13,6 +13,7 @@ from checked_models import (
     classifier_of,
     computed_of,
     computed_of_images,
+    experts_of,
     images,
     text_config,
     texts,
@@ -300,6 +301,49 @@ def test_examples_that_see_each_other_are_refused_with_their_layer() -> None:
     fault = find(Tiny(Layer(lambda _, states: states - states[:, :2].mean((0, 1)))))
     assert fault is not None
     assert fault.cause == "examples of a micro-batch see each other, first in layer middle (Layer)"
+
+
+def with_experts(model_type: str, capacity: int) -> nn.Module:
+    layer = experts_of(model_type, capacity)
+    model = Tiny(layer)
+    model.config = layer.config
+    return model
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("capacity", [3, 64])
+def test_experts_that_leave_out_tokens_of_the_micro_batch_are_refused_by_the_field(
+    capacity: int, precision: str
+) -> None:
+    """Also where the few short texts of the question stay below the capacity."""
+    fault = find(with_experts("nllb-moe", capacity), precision=precision)
+    assert fault is not None
+    assert fault.cause == (
+        "experts leave out tokens by how many the whole micro-batch has, by "
+        f"`expert_capacity` {capacity} of its config, in layer middle.router (NllbMoeTop2Router)"
+    )
+    assert fault.way_out == "`micro_batch_size 1` computes each by itself"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "capacity", "num_examples"),
+    [
+        ("switch_transformers", 3, 8),  # of each text by itself
+        ("nllb-moe", 160, 8),  # of texts of 20 tokens at most
+        ("nllb-moe", 3, 1),
+    ],
+)
+def test_experts_that_leave_out_none_or_by_the_text_are_not_refused(
+    model_type: str, capacity: int, num_examples: int
+) -> None:
+    assert find(with_experts(model_type, capacity), num_examples=num_examples) is None
+
+
+def test_examples_that_see_each_other_by_something_else_than_experts_are_told_of_as_such() -> None:
+    seeing = Layer(lambda _, states: states - states[:, :2].mean((0, 1)))
+    fault = find(Tiny(nn.Sequential(seeing, experts_of("nllb-moe", 64))))
+    assert fault is not None
+    assert "examples of a micro-batch see each other, first in layer middle.0 (Layer)" in fault.cause
 
 
 def test_batch_norm_that_sees_the_micro_batch_is_refused_unless_it_was_asked_for() -> None:
