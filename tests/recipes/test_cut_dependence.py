@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from every_recipe import RECIPES, Recipe
 from tiny import make_tokenizer
 from transformers import AutoConfig, AutoModel
+from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from hf_accum.gradient_check.forwards import Computed
 from hf_accum.run import start_check
@@ -100,3 +101,23 @@ def test_a_model_that_sees_padding_is_refused_before_anything_is_written_and_can
 def test_one_by_one_it_trains(recipe: Callable[..., Path], fnet: Path) -> None:
     folder = recipe(**{"model": fnet, "lora.rank": 0, "max_steps": 1, "micro_batch_size": 1})
     assert (folder / "evaluation.json").exists()
+
+
+def test_a_model_that_counts_its_forwards_is_refused_and_its_layer_named(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a run that goes on nor a window that is run again would compute what the first one did."""
+    forward = BertEmbeddings.forward
+
+    def counting(self: Any, *inputs: Any, **named: Any) -> Any:
+        self.count = getattr(self, "count", 0) + 1
+        return forward(self, *inputs, **named).roll(self.count, dims=-1)
+
+    monkeypatch.setattr(BertEmbeddings, "forward", counting)
+    with pytest.raises(SystemExit) as ended:
+        recipe(output_dir=tmp_path / "counting-run", max_steps=2)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "forwards change the state of the model, first in layer " in said
+    assert "bert.embeddings (BertEmbeddings)" in said
+    assert not (tmp_path / "counting-run").exists()

@@ -19,6 +19,7 @@ import torch
 from launching import launch, launched
 from run_files import metrics_of
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, OPTConfig, OPTModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from hf_accum.files import fill_folder_atomically
@@ -299,6 +300,35 @@ def test_a_run_begun_before_unused_adapters_were_left_out_goes_on_with_them(
     assert any("pooler" in name for name in found)
     torch.testing.assert_close(found, whole)
     assert not any("pooler" in name for name in load_file(recipe(**NINE, **how) / "adapter" / file.name))
+
+
+def test_a_model_of_random_depth_goes_on_with_the_layers_that_it_would_have_had(
+    recipe: Recipe, tiny_model: Path, tmp_path: Path
+) -> None:
+    """The random numbers of a micro-batch are its own: which layers are left out hangs on nothing before it."""
+    model = tmp_path / "opt"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.save_pretrained(model)
+    sizes: dict[str, Any] = {"hidden_size": 32, "word_embed_proj_dim": 32, "num_attention_heads": 2, "ffn_dim": 64}
+    config = OPTConfig(vocab_size=len(tokenizer), num_hidden_layers=4, layerdrop=0.5, dropout=0.0, **sizes)
+    torch.manual_seed(0)
+    OPTModel(config).save_pretrained(model)
+    how = {"model": model, "full_determinism": "true", "log_every": 1}
+    try:
+        folder = stopped(recipe, tmp_path, **how)
+        file = folder / "adapter" / "adapter_model.safetensors"
+        whole = load_file(file)
+        file.unlink()
+        recipe(output_dir=folder, **NINE, **how)
+        always_whole = recipe(**NINE, **how, dropout=0)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert [m["step"] for m in metrics_of(folder)] == list(range(1, 10))
+    found = load_file(file)
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in found.items())
+    losses = [[round(m["loss"], 3) for m in metrics_of(run)] for run in (folder, always_whole)]
+    assert losses[0] != losses[1], "with `dropout 0` no layer is left out"
 
 
 @pytest.mark.parametrize("save_every", [2, 100])
