@@ -15,11 +15,14 @@ class Promotion(TorchFunctionMode):
 
     Class weights, a fixed matrix, another model, a `.float()` before a layer: right where all is float32, and
     refused by torch beside float64. A function that refuses is called once more with its floating tensors in float64;
-    one that writes into a tensor, with the others as that one is.
+    one that writes into a tensor, with the others as that one is. A softmax that is asked for in float32 stays in
+    float64: the least number of that type, with which masks are made, is none in float32, and spoils the gradient.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if kwargs.get("dtype") == torch.float32 and "softmax" in getattr(func, "__name__", ""):
+            kwargs |= {"dtype": torch.float64} if args[0].dtype == torch.float64 else {}
         try:
             return func(*args, **kwargs)
         except RuntimeError:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hf_accum.errors import first_line
 from hf_accum.gradient_check.probe import Probe
+from hf_accum.gradient_check.promotion import Promotion
 from hf_accum.gradient_check.randomness import turn_off_as_in
 from hf_accum.gradient_check.report import StockLoop
 
@@ -50,7 +51,7 @@ def compare_stock_loops(
     loops, failed = [], []
     for name, run in (("transformers' Trainer", _of_trainer), ("accelerate's accumulate", _of_accelerate)):
         try:
-            with _apart():
+            with _apart(), Promotion():
                 whole, single = (run(copy.deepcopy(probe.model), rows, size) for size in (n, 1))
         except Exception as error:  # of a library, on a model of anybody's
             failed.append(f"{name}: {first_line(error)}")

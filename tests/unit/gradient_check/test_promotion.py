@@ -49,6 +49,20 @@ def test_the_product_is_that_of_float64() -> None:
     assert torch.equal(found, left @ right.double())
 
 
+def test_a_softmax_that_is_asked_for_in_float32_has_the_gradient_of_float64() -> None:
+    """Of a row that is masked whole, as of padding, by the least number of float64: in float32 that is infinite."""
+    scores = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    masked = scores.masked_fill(torch.tensor([[True], [False]]), torch.finfo(torch.float64).min)
+    for softmax in (F.softmax, torch.softmax, Tensor.softmax, F.log_softmax):
+        with Promotion():
+            found = softmax(masked, dim=-1, dtype=torch.float32)
+        assert found.dtype == torch.float64
+        (gradient,) = torch.autograd.grad(found[:, 0].sum(), scores, retain_graph=True)
+        assert bool(gradient.isfinite().all())
+    with Promotion():
+        assert F.softmax(torch.zeros(3, dtype=torch.bfloat16), dim=-1, dtype=torch.float32).dtype == torch.float32
+
+
 def test_an_error_that_is_none_of_types_stays() -> None:
     with Promotion(), pytest.raises(RuntimeError, match="shapes"):
         torch.ones(2, 3, dtype=torch.float64) @ torch.ones(2, 3, dtype=torch.float64)
