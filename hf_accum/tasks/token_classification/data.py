@@ -33,7 +33,7 @@ _MOST_TYPES = 500
 _NUM_LOOKED_AT = 100
 # Columns of a row that is a part, by names that a dataset's own column, by which it is split, will not have.
 _SAME_WORDS, _PART, _COUNTS = "words of the text", "part of the text", "counts of the text"
-_ENTITIES, _OVERLAPPING = "entities", "overlapping"
+_ENTITIES, _OVERLAPPING, _TYPE = "entities", "overlapping", "type: "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ class Cutting:
         text = reader.read(row, partial(count_tokens, self.tokenizer))
         words, kept = text.words, self._layers(text)
         layers = [tags_of(entities, len(words)) for entities in kept]
-        counts = Counter(text.counts)
+        counts = text.counts + Counter(_TYPE + entity.type for entity in text.entities)
         counts[_ENTITIES] = len(text.entities)
         counts[_OVERLAPPING] = len(text.entities) - sum(map(len, kept))
         cuts = cut_text(text.num_tokens, self.most, self.overlap)
@@ -238,7 +238,8 @@ def open_tagged_texts(
     data = data.surveyed(observe, ranks, config.on_bad_row)
     data = replace(data, counts=reduce(add, ranks.gather_objects(counts)))
     if not known:
-        found = {*data.label_counts, *data.held_out_label_counts}
+        # Also of those that always lie in a longer one: rows with them are to be read again.
+        found = {name.removeprefix(_TYPE) for name in data.counts or () if name.startswith(_TYPE)}
         known = found_names(found, earlier_types, reader.columns[1]) if earlier_types else tuple(sorted(found))
     if not 1 <= len(known) <= _MOST_TYPES:
         raise UserError(

@@ -244,6 +244,18 @@ def test_nested_entities_of_different_types_have_layers(tmp_path: Path, name: st
     )  # a run that goes on is the same
 
 
+def test_a_type_whose_entities_all_lie_in_longer_ones(tmp_path: Path) -> None:
+    """Is one of the types, since the rows have it; that no text is left with it is said."""
+    file = tmp_path / "notes.jsonl"
+    inside = '{"text": "w%d w1 w2 w3", "entities": [[4, 9, "long"], [4, 6, "inside"]]}'
+    file.write_text("\n".join(inside % number for number in range(10, 30)))
+    data = open_(file, max_length=20)
+    assert data.types == ("inside", "long")
+    assert {part.layers for part in parts_in(data)} == {(("O", "B-long", "I-long", "O"),)}
+    assert any("20 entities are left out" in note for note in data.notes)
+    assert any("no text to train on has an entity of type inside" in note for note in data.notes)
+
+
 def test_twenty_texts_of_columns(tmp_path: Path) -> None:
     lines = ["w{}\tO", "w1\tB-b", "w2\tL-b", ",\tO", "w4\tU-a", ""]
     file = tmp_path / "notes.conll"
