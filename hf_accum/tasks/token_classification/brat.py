@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hf_accum.data.formats.opening import wrong_encoding
 from hf_accum.data.formats.rows import BadRow, Row
 from hf_accum.errors import first_line, shown
 from hf_accum.tasks.token_classification.spans import Span
@@ -30,8 +31,8 @@ def _row(text_file: Path, text: str, entities: str) -> Row | BadRow:
     try:
         content = _read(text_file)
         lines = _read(annotations).split("\n") if annotations.is_file() else None
-    except ValueError as error:
-        return BadRow("", f"not UTF-8 ({first_line(error)})")
+    except BadRow as bad:
+        return bad
     if lines is None:
         return BadRow("", f"no file {annotations.name} beside it: it has to be there, and is empty without entities")
     spans = []
@@ -47,8 +48,17 @@ def _row(text_file: Path, text: str, entities: str) -> Row | BadRow:
 
 
 def _read(file: Path) -> str:
-    """As it is: places count each character of a line end, and the mark of the byte order."""
-    return file.read_bytes().decode("utf-8")
+    """As it is: places count each character of a line end, and the mark of the byte order.
+
+    Raises:
+        BadRow: if it is not UTF-8.
+    """
+    content = file.read_bytes()
+    try:
+        return content.decode("utf-8")
+    except ValueError as error:
+        way_out = wrong_encoding(str(file), content.decode("utf-8", "surrogateescape"))
+        raise BadRow("", f"{file.name}: not UTF-8 ({first_line(error)})", way_out) from error
 
 
 def _span(match: re.Match[str], content: str, where: str) -> Span:

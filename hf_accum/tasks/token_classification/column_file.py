@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import groupby
 
-from hf_accum.data.formats.opening import opened
+from hf_accum.data.formats.opening import encoding_by, head_of, is_escaped, text_of_file, wrong_encoding
 from hf_accum.data.formats.rows import BadRow, Row
 from hf_accum.errors import UserError, shown
 from hf_accum.tasks.token_classification.tags import split_tag
@@ -26,7 +26,7 @@ def read_column_file(file: str, start: int, words: str, tags: str) -> Iterator[t
     num_columns = _num_columns(file)
     for number, (document, lines) in enumerate(_texts(file, num_columns)):
         if number >= start:
-            yield number, _row(document, lines, num_columns, words, tags)
+            yield number, _row(file, document, lines, num_columns, words, tags)
 
 
 def check(file: str) -> None:
@@ -52,9 +52,7 @@ def _columns(line: str) -> list[str]:
 
 
 def _lines(file: str) -> Iterator[tuple[int, str]]:
-    # Bytes that are not UTF-8 come through as lone surrogates, so that only their own text is bad.
-    how = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": "\n"}
-    with opened(file, "rt", compression="infer", **how) as lines:
+    with text_of_file(file, encoding_by(head_of(file))) as lines:
         yield from enumerate(lines, 1)
 
 
@@ -98,14 +96,16 @@ def _is_comment(line: str, num_columns: int) -> bool:
     return line.startswith("#") and (len(columns) != num_columns or split_tag(columns[-1]) is None)
 
 
-def _row(document: int, lines: list[tuple[int, str]], num_columns: int, words: str, tags: str) -> Row | BadRow:
+def _row(
+    file: str, document: int, lines: list[tuple[int, str]], num_columns: int, words: str, tags: str
+) -> Row | BadRow:
     row: dict[str, list[str]] = {words: [], tags: []}
     for number, line in lines:
         columns = _columns(line)
         if len(columns) != num_columns:
             return BadRow("", f"line {number}: {len(columns)} columns, and the file's first line has {num_columns}")
-        if any("\udc80" <= character <= "\udcff" for character in line):
-            return BadRow("", f"line {number}: not UTF-8")
+        if is_escaped(line):
+            return BadRow("", f"line {number}: not UTF-8", wrong_encoding(file, line))
         if split_tag(columns[-1].strip()) is None:
             return BadRow("", f"line {number}: {shown(columns[-1])} is no tag")
         if not columns[0].strip():

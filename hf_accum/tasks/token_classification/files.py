@@ -13,7 +13,7 @@ from hf_accum.errors import UserError, shortened
 from hf_accum.tasks.token_classification import brat, column_file
 from hf_accum.tasks.token_classification.spans import SPAN_COLUMNS
 
-_COMPRESSED = (".gz", ".bz2", ".xz")
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "devel", "development"),

@@ -63,7 +63,9 @@ def test_bytes_that_are_no_text_are_a_bad_row(tmp_path: Path) -> None:
     row_of(tmp_path, "")
     (tmp_path / "p1.txt").write_bytes(b"f\xe9ver")
     ((_, bad),) = read_document(str(tmp_path / "p1.txt"), 0, "text", "entities")
-    assert "not UTF-8" in str(bad)
+    assert isinstance(bad, BadRow)
+    assert "p1.txt: not UTF-8" in str(bad)
+    assert "iconv -f cp1252" in bad.way_out
 
 
 def test_pieces_that_are_others_than_said_do_not_match(tmp_path: Path) -> None:

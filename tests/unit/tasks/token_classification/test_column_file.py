@@ -1,5 +1,6 @@
 """CoNLL files as people have them: 20 texts in each shape, and broken ones."""
 
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,23 @@ def test_a_broken_line_is_a_bad_row_by_its_number(tmp_path: Path, line: str, sai
     assert isinstance(bad, BadRow)
     assert said in str(bad)
     assert first[1]["words"] == last[1]["words"]  # type: ignore[index] (they are rows)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_as_windows_writes_it(tmp_path: Path, encoding: str) -> None:
+    text = "".join(f"{word} {tag}\r\n" for word, tag in [("fi\u00e8vre", "B-sign"), *TEXT]) + "\r\n"
+    file = tmp_path / "a.conll.xz"
+    file.write_bytes(lzma.compress((text * 2).encode(encoding)))
+    rows = [row for _, row in read_column_file(str(file), 0, "words", "tags")]
+    assert [row["words"] for row in rows] == [["fi\u00e8vre", *(word for word, _ in TEXT)]] * 2  # type: ignore[index]
+
+
+def test_of_another_encoding_the_way_out_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "a.conll"
+    file.write_bytes("fi\u00e8vre O\n".encode("cp1252"))
+    ((_, bad),) = read_column_file(str(file), 0, "words", "tags")
+    assert isinstance(bad, BadRow)
+    assert "`iconv -f cp1252 -t utf-8 a.conll > utf8-a.conll`" in bad.way_out
 
 
 def test_another_file_is_refused_by_its_line(tmp_path: Path) -> None:
