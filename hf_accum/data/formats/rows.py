@@ -58,7 +58,15 @@ def read_json(file: str, start: int) -> Iterator[tuple[int, Row | BadRow]]:
     head = head_of(file)
     if is_array(head):  # it has to be read whole
         with content_of(file) as content:
-            values = json.load(content)
+            try:
+                values = json.load(content)
+            except json.JSONDecodeError as error:
+                if error.msg != "Extra data":
+                    raise
+                raise UserError(
+                    "begins with a list, and goes on behind it: rows have to be objects, each in a line "
+                    "of its own, or all in one list"
+                ) from error
         yield from ((number, _json_row(value)) for number, value in enumerate(values) if number >= start)
         return
     for number, line in enumerate(_lines(file, encoding_by(head))):

@@ -222,6 +222,13 @@ def test_a_json_array_of_something_else(tmp_path: Path) -> None:
     check_bad_row(open_source(file, "train"), 1, "", "a JSON list, not an object", [0, 2])
 
 
+def test_a_list_in_each_line(tmp_path: Path) -> None:
+    """As spaCy 2 was trained."""
+    file = write(tmp_path, "rows.jsonl", b'["fever", {"entities": []}]\n["cough", {"entities": []}]\n')
+    with pytest.raises(ValueError, match=r"rows\.jsonl: begins with a list, .* objects, each in a line of its own"):
+        list(open_source(file, "train").read(0, 0))
+
+
 @pytest.mark.parametrize("kind", BAD_CSV_LINES)
 @pytest.mark.parametrize("compressed", [False, True])
 def test_bad_csv_rows(tmp_path: Path, kind: str, compressed: bool) -> None:
