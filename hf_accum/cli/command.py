@@ -24,7 +24,7 @@ def command(config_class: type[C], train: Callable[[C], object], description: st
 
 
 def _train(train: Callable[[Any], object], config: Any) -> object:
-    if config.num_seeds == 1:
+    if config.num_seeds == 1 or config.preview:  # which is the same for all seeds
         return train(config)
     from hf_accum.run.seeds import train_seeds
 
