@@ -121,6 +121,7 @@ def run(work: Callable[[], object], config: RecipeConfig | None = None, *, debug
     run that was asked to stop ends with `EXIT_STOPPED`; one that was only to show its rows ends well.
     """
     prepare_for_limits()
+    debug = debug or (config is not None and config.debug)
     try:
         work()
     except Previewed:
@@ -128,8 +129,16 @@ def run(work: Callable[[], object], config: RecipeConfig | None = None, *, debug
     except Stopped:
         raise SystemExit(EXIT_STOPPED) from None  # the log has said why
     except Exception as error:
-        debug = debug or (config is not None and config.debug)
         status = tell(error, debug=debug, output_dir=None if config is None else config.output_dir)
         if isinstance(error, RankFailed):
             time.sleep(_AFTER_THE_CAUSE_SECONDS)
         raise SystemExit(status) from error
+    except KeyboardInterrupt:
+        if not debug:
+            sys.excepthook = _tell_of_interrupt  # Python calls it, and ends by the signal, as shells expect
+        raise
+
+
+def _tell_of_interrupt(*_: object) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print("interrupted: ended at once; a run goes on from what it has saved before", file=sys.stderr)

@@ -275,4 +275,7 @@ def test_a_rank_of_several_that_fails_is_not_taken_down_but_ends(num_ranks: int,
     assert done.returncode == (-2 if (status, num_ranks) == (130, 1) else status), done.stderr
     assert "others' work at exit" in done.stdout
     assert ("taken down" in done.stdout) == (num_ranks == 1 or status == 0)
+    if status == 130:
+        assert done.stderr.startswith("interrupted: ended at once")
+        assert "Traceback" not in done.stderr
     assert ("ZeroDivisionError" in done.stderr) == (status == 1 and "/" in work)
