@@ -37,6 +37,9 @@ class MedicalLmConfig(recipe.RecipeConfig):
     messages_column: str | None = None
     """Column with a conversation, a list of messages with `role` and `content` (or `from` and `value`): the
     assistant's are learned."""
+    tools_column: str | None = None
+    """Column with the definitions of the tools that the assistant may call, which the chat template writes.
+    Default: tools, if there is one."""
     loss_chunk_size: int | None = field(default=None, metadata=COUNT_OR_NULL)
     """Tokens whose logits stand in memory at once; null: as many as have 64 MiB of logits in float32."""
     num_samples: int = 3
@@ -49,7 +52,7 @@ class MedicalLmConfig(recipe.RecipeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         ways = ("text_column", "prompt_column", "messages_column")
-        require_not_empty(self, *ways, "response_column", "input_column")
+        require_not_empty(self, *ways, "response_column", "input_column", "tools_column")
         given = [name for name in ways if getattr(self, name) is not None]
         for name in given[1:]:
             require(False, name, getattr(self, name), f"left out with `{given[0]}`: rows are read in one way")
@@ -57,6 +60,8 @@ class MedicalLmConfig(recipe.RecipeConfig):
         require(both, "response_column", self.response_column, "given with `prompt_column`, and only with it")
         with_prompt = self.input_column is None or self.prompt_column is not None
         require(with_prompt, "input_column", self.input_column, "left out without `prompt_column`")
+        with_messages = self.tools_column is None or self.messages_column is not None
+        require(with_messages, "tools_column", self.tools_column, "left out without `messages_column`")
         require_count("num_samples", self.num_samples, "at least 0", least=0)
         require_count("sample_length", self.sample_length)
 
@@ -151,10 +156,11 @@ def resolved(config: MedicalLmConfig, ranks: "recipe.Ranks") -> tuple[MedicalLmC
 
 def with_columns(config: MedicalLmConfig, dataset: Datasets) -> MedicalLmConfig:
     """The flags, with columns that the dataset has by the usual names, where none is named."""
-    from hf_accum.tasks.causal_lm.columns import find_columns
+    from hf_accum.tasks.causal_lm.columns import find_columns, find_tools
 
-    given = (config.text_column, config.prompt_column, config.messages_column)
-    if any(column is not None for column in given):
+    if config.messages_column is not None and config.tools_column is None:
+        return replace(config, tools_column=find_tools(dataset, config))
+    if any(column is not None for column in (config.text_column, config.prompt_column, config.messages_column)):
         return config
     return replace(config, **find_columns(dataset, config))
 
@@ -165,7 +171,7 @@ def reader_of(config: MedicalLmConfig, tokenizer: Any):
     from hf_accum.tasks.causal_lm.instructions import Conversations, PromptsAndResponses
 
     if config.messages_column is not None:
-        return Conversations(tokenizer, config.messages_column, config.max_length)
+        return Conversations(tokenizer, config.messages_column, config.max_length, config.tools_column)
     if config.prompt_column is not None and config.response_column is not None:
         of_prompt = (config.prompt_column, config.response_column, config.max_length, config.input_column)
         return PromptsAndResponses(tokenizer, *of_prompt)

@@ -47,10 +47,16 @@ OPENED = (
 )
 SPEAKS_FIRST = "the assistant speaks first: that turn answers nothing, and is read, not learned"
 LEFT_OUT = "the assistant speaks first, which the chat template refuses: that turn is left out"
+CALLS_LEFT_OUT = (
+    "the chat template leaves out what the assistant calls of tools: turns of nothing else are read, and not learned"
+)
+TOOLS_LEFT_OUT = "the chat template leaves out the definitions of tools: they are not read"
 JOINED = "the chat template takes one message of the system: several at the start are joined, a blank line between"
 
 
-def written(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> Written:
+def written(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], tools: Sequence[Message] = ()
+) -> Written:
     """A conversation as the template writes it, and what of it is learned.
 
     A turn of the assistant is what the template adds behind the prompt for it, so that a model which is given that
@@ -58,23 +64,28 @@ def written(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -
     template writes today's date it is that of `DATE`: the same text on each rank, and on the day that a run goes on.
 
     Turns that the template writes in another way once the conversation goes on are read, and not learned; the last
-    one always is. Where the template refuses the conversation for how it begins, or leaves out a message of the
-    system, another beginning is tried: messages of the system joined, without the turn that answers nothing.
+    one always is learned. Of a turn that only calls tools nothing is learned where the template writes no calls. Where
+    the template refuses the conversation for how it begins, or leaves out a message of the system, another beginning
+    is tried: messages of the system joined, without the turn that answers nothing.
 
     Raises:
         UserError: if the template refuses the conversation, leaves out what the system says, or writes the last turn
             so that it cannot be told from the prompt.
     """
-    return _begun(messages, lambda beginning: _written(tokenizer, beginning))
+    template = _Template(tokenizer, tools)
+    return _begun(messages, lambda beginning: _written(template, beginning))
 
 
-def prompt_of(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str:
+def prompt_of(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], tools: Sequence[Message] = ()
+) -> str:
     """A conversation up to where the assistant is to speak next, as the template writes it.
 
     Raises:
         UserError: if the template refuses the conversation, or leaves out what the system says.
     """
-    return _begun(messages, lambda beginning: Written(_write(tokenizer, beginning, asks=True), [])).text
+    template = _Template(tokenizer, tools)
+    return _begun(messages, lambda beginning: Written(template.write(beginning, asks=True), [])).text
 
 
 def _begun(messages: Sequence[Message], write: Callable[[Sequence[Message]], Written]) -> Written:
@@ -115,18 +126,18 @@ def _check_system(text: str, messages: Sequence[Message]) -> None:
             )
 
 
-def _written(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> Written:
-    whole = _write(tokenizer, messages, asks=False)
+def _written(template: "_Template", messages: Sequence[Message]) -> Written:
+    whole = template.write(messages, asks=False)
     turns = [index for index, message in enumerate(messages) if message["role"] == ASSISTANT]
     if turns and turns[-1] + 1 < len(messages):  # what comes behind the last turn is read by nobody
-        through = _write(tokenizer, messages[: turns[-1] + 1], asks=False)
+        through = template.write(messages[: turns[-1] + 1], asks=False)
         whole = whole if whole.startswith(through) else through
     spans: list[Span] = []
     remarks: list[str] = []
     for index in turns:
         try:
-            before = _write(tokenizer, messages[:index], asks=True)
-            through = whole if index + 1 == len(messages) else _write(tokenizer, messages[: index + 1], asks=False)
+            before = template.write(messages[:index], asks=True)
+            through = whole if index + 1 == len(messages) else template.write(messages[: index + 1], asks=False)
         except UserError:
             if any(message["role"] not in (SYSTEM, ASSISTANT) for message in messages[:index]):
                 raise
@@ -142,30 +153,66 @@ def _written(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) 
                 )
             remarks.append(REWRITTEN)
             continue
-        spans.append((start, len(_without_line_end(tokenizer, through))))
+        if template.leaves_out_calls(messages[: index + 1], through):
+            remarks.append(CALLS_LEFT_OUT)
+            if not messages[index]["content"].strip():
+                continue
+        spans.append((start, len(_without_line_end(template.tokenizer, through))))
         if start < len(before):
             remarks.append(OPENED)
     if turns and not spans:
-        raise UserError("the assistant speaks first: there is nothing to answer")
+        raise UserError(
+            "the tokenizer's chat template leaves out what the assistant calls of tools, and it says nothing else"
+            if CALLS_LEFT_OUT in remarks
+            else "the assistant speaks first: there is nothing to answer"
+        )
+    if template.tools and _Template(template.tokenizer).writes(messages, whole):
+        remarks.append(TOOLS_LEFT_OUT)
     return Written(whole, spans, tuple(dict.fromkeys(remarks)))
 
 
-def _write(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, asks: bool) -> str:
-    if not messages:
-        raise UserError("the assistant speaks first: there is nothing to answer")
-    try:
-        # Templates are programs that come with a tokenizer (run in a sandbox): anything may be raised.
-        text = tokenizer.apply_chat_template(
-            list(map(dict, messages)),
-            chat_template=_without_clock(tokenizer.get_chat_template()),
-            tokenize=False,
-            add_generation_prompt=asks,
-        )
-    except Exception as error:
-        raise UserError(f"the tokenizer's chat template refuses it ({first_line(error)})") from error
-    if not isinstance(text, str):
-        raise UserError(f"the tokenizer's chat template makes {shown(text)} of it, which is no text")
-    return text
+@dataclass(frozen=True)
+class _Template:
+    """A tokenizer's chat template, with the tools that it is to write of."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    tools: Sequence[Message] = ()
+
+    def write(self, messages: Sequence[Message], *, asks: bool) -> str:
+        """A conversation as text; with the prompt for the assistant where it `asks`.
+
+        Raises:
+            UserError: if the template refuses it.
+        """
+        if not messages:
+            raise UserError("the assistant speaks first: there is nothing to answer")
+        try:
+            # Templates are programs that come with a tokenizer (run in a sandbox): anything may be raised.
+            text = self.tokenizer.apply_chat_template(
+                list(map(dict, messages)),
+                tools=list(map(dict, self.tools)) or None,
+                chat_template=_without_clock(self.tokenizer.get_chat_template()),
+                tokenize=False,
+                add_generation_prompt=asks,
+            )
+        except Exception as error:
+            raise UserError(f"the tokenizer's chat template refuses it ({first_line(error)})") from error
+        if not isinstance(text, str):
+            raise UserError(f"the tokenizer's chat template makes {shown(text)} of it, which is no text")
+        return text
+
+    def writes(self, messages: Sequence[Message], text: str) -> bool:
+        """Whether it writes this text."""
+        try:
+            return self.write(messages, asks=False).startswith(text)
+        except UserError:
+            return False
+
+    def leaves_out_calls(self, messages: Sequence[Message], text: str) -> bool:
+        """Whether the last message calls tools, and this text of it would be the same without."""
+        *before, last = messages
+        without = {name: value for name, value in last.items() if name != "tool_calls"}
+        return without != last and self.writes([*before, without], text)
 
 
 @cache

@@ -10,7 +10,7 @@ from hf_accum.data.formats.rows import BadRow, Row, check_unicode, is_missing
 from hf_accum.errors import UserError
 from hf_accum.tasks.causal_lm.chat import ASSISTANT, SYSTEM, Message, Span, prompt_of, written
 from hf_accum.tasks.causal_lm.data import Passage
-from hf_accum.tasks.causal_lm.messages import messages_of
+from hf_accum.tasks.causal_lm.messages import messages_of, tools_of
 from hf_accum.tasks.special_tokens import Frame, frame_of
 from hf_accum.tasks.tokenization import text_of, tokenize_with_places
 
@@ -86,11 +86,19 @@ class PromptsAndResponses:
 
 
 class Conversations:
-    """Lists of messages, see `messages_of`, as the tokenizer's chat template writes them."""
+    """Lists of messages, see `messages_of`, as the tokenizer's chat template writes them; with the tools that a
+    `tools_column` defines.
+    """
 
     most_parts = 1
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", messages_column: str, max_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        messages_column: str,
+        max_length: int,
+        tools_column: str | None = None,
+    ) -> None:
         _check_tokenizer(tokenizer)
         if tokenizer.chat_template is None:
             raise UserError(
@@ -98,12 +106,13 @@ class Conversations:
                 "has none; give another model, or `prompt_column` and `response_column`"
             )
         self._messages_column = messages_column
+        self._tools_column = tools_column
         self._chats = _Chats(tokenizer, max_length)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """That of the messages."""
-        return (self._messages_column,)
+        """Those of the messages and of the tools."""
+        return self._messages_column, *([self._tools_column] if self._tools_column else [])
 
     def read(self, row: Row) -> tuple[str, list[Passage]]:
         """Its passage; equal rows are known by what is asked first.
@@ -119,7 +128,7 @@ class Conversations:
         asked = next((index for index, role in enumerate(roles) if role not in (SYSTEM, ASSISTANT)), 0)
         answered = roles.index(ASSISTANT, asked) if ASSISTANT in roles[asked:] else len(roles)
         key = json.dumps([[message["role"], message["content"]] for message in messages[:answered]])
-        return key, [self._chats.passage(messages, column, column)]
+        return key, [self._chats.passage(messages, column, column, tools_of(row, self._tools_column))]
 
     def prompt(self, row: Row) -> np.ndarray:
         """The tokens up to where the assistant is to speak: what it says at the end of the conversation is left out.
@@ -130,7 +139,7 @@ class Conversations:
         messages = messages_of(row, self._messages_column)
         while messages and messages[-1]["role"] == ASSISTANT:
             messages.pop()
-        return self._chats.prompt(messages, self._messages_column)
+        return self._chats.prompt(messages, self._messages_column, tools_of(row, self._tools_column))
 
 
 def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -150,10 +159,12 @@ class _Chats:
         self._tokens = tuple(token for token in added if token)
         self._end = Frame((), frame_of(tokenizer).after)
 
-    def passage(self, messages: Sequence[Message], column: str, answer_column: str) -> Passage:
+    def passage(
+        self, messages: Sequence[Message], column: str, answer_column: str, tools: Sequence[Message] = ()
+    ) -> Passage:
         """That of a conversation; messages name the columns that it is from."""
         try:
-            chat = written(self._tokenizer, messages)
+            chat = written(self._tokenizer, messages, tools)
         except ValueError as error:
             raise BadRow(column, str(error)) from error
         check_unicode(column, chat.text)  # roles and other fields, of which the template makes what it likes
@@ -161,10 +172,10 @@ class _Chats:
         how = (frame, self._max_length, answer_column, chat.remarks)
         return _passage(self._tokenizer, chat.text, chat.spans, *how)
 
-    def prompt(self, messages: Sequence[Message], column: str) -> np.ndarray:
+    def prompt(self, messages: Sequence[Message], column: str, tools: Sequence[Message] = ()) -> np.ndarray:
         """The tokens of a conversation up to where the assistant is to speak next."""
         try:
-            text = prompt_of(self._tokenizer, messages)
+            text = prompt_of(self._tokenizer, messages, tools)
         except ValueError as error:
             raise BadRow(column, str(error)) from error
         check_unicode(column, text)

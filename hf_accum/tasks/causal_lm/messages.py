@@ -30,6 +30,26 @@ def messages_of(row: Row, column: str) -> list[dict[str, Any]]:
     return [_message(value, column) for value in values]
 
 
+def tools_of(row: Row, column: str | None) -> list[dict[str, Any]]:
+    """The definitions of the tools that a row's assistant may call: a list of objects, or that as JSON in a text.
+
+    Raises:
+        BadRow: for something else.
+    """
+    values = None if column is None else row.get(column)
+    if column is None or is_missing(values) or values in ("", [], ()):
+        return []
+    if isinstance(values, str):
+        try:
+            values = json.loads(values)
+        except ValueError:
+            raise BadRow(column, f"{shown(values)} has to be a list of tools, as JSON") from None
+    values = _without_nulls(values)
+    if not isinstance(values, list) or not all(isinstance(tool, dict) for tool in values):
+        raise BadRow(column, f"{shown(values)} has to be a list of tools, each an object")
+    return values
+
+
 def _message(value: Any, column: str) -> dict[str, Any]:
     fields: dict[str, Any] = _without_nulls(value) if isinstance(value, Mapping) else {}
     if "role" not in fields and "content" not in fields:

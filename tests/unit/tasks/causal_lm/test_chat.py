@@ -6,7 +6,18 @@ from typing import Any
 import pytest
 from chats import FORGETS_THOUGHTS, GEMMA, LLAMA3, SMOLLM2, TELLS_THE_DATE, byte_tokenizer
 
-from hf_accum.tasks.causal_lm.chat import DATE, JOINED, LEFT_OUT, OPENED, REWRITTEN, SPEAKS_FIRST, Written, written
+from hf_accum.tasks.causal_lm.chat import (
+    CALLS_LEFT_OUT,
+    DATE,
+    JOINED,
+    LEFT_OUT,
+    OPENED,
+    REWRITTEN,
+    SPEAKS_FIRST,
+    TOOLS_LEFT_OUT,
+    Written,
+    written,
+)
 
 TURNS: list[dict[str, Any]] = [
     {"role": "user", "content": "What is ptosis?"},
@@ -172,3 +183,36 @@ def test_several_messages_of_the_system_are_all_written() -> None:
 def test_what_the_template_refuses_is_told() -> None:
     with pytest.raises(ValueError, match=r"chat template refuses it .*System role not supported"):
         said(GEMMA, [SYSTEM, *TURNS])
+
+
+TOOLS = [{"type": "function", "function": {"name": "dose", "parameters": {"type": "object"}}}]
+CALLING: list[dict[str, Any]] = [
+    {"role": "user", "content": "How much?"},
+    {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "dose", "arguments": {"kg": 70}}}]},
+    {"role": "tool", "content": "5 mg"},
+    {"role": "assistant", "content": "5 mg."},
+]
+WRITES_CALLS = (
+    "{% if tools %}[tools]{{ tools[0].function.name }}<|im_end|>{% endif %}{% for m in messages %}[{{ m.role }}]"
+    "{{ m.content }}{% for call in m.tool_calls or [] %}{{ call.function.name }}({{ call.function.arguments.kg }})"
+    "{% endfor %}<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def test_calls_of_tools_are_learned_and_their_definitions_read() -> None:
+    chat = written(byte_tokenizer(WRITES_CALLS), CALLING, TOOLS)
+    assert chat.text.startswith("[tools]dose<|im_end|>[user]How much?<|im_end|>[assistant]dose(70)")
+    assert learned(chat) == ["dose(70)<|im_end|>", "5 mg.<|im_end|>"]
+    assert chat.remarks == ()
+    assert written(byte_tokenizer(WRITES_CALLS), CALLING).text == chat.text.removeprefix("[tools]dose<|im_end|>")
+
+
+def test_a_template_that_leaves_out_tools_does_not_teach_to_say_nothing() -> None:
+    """SmolLM2's writes neither tools nor calls: a turn of a call alone would be learned as an empty one."""
+    chat = written(byte_tokenizer(SMOLLM2), CALLING, TOOLS)
+    assert learned(chat) == ["5 mg.<|im_end|>"]
+    assert chat.remarks == (CALLS_LEFT_OUT, TOOLS_LEFT_OUT)
+    spoken = [CALLING[0], CALLING[1] | {"content": "Let me see."}]
+    assert learned(written(byte_tokenizer(SMOLLM2), spoken)) == ["Let me see.<|im_end|>"]
+    with pytest.raises(ValueError, match="leaves out what the assistant calls of tools, and it says nothing else"):
+        written(byte_tokenizer(SMOLLM2), CALLING[:2])

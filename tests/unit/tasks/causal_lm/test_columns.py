@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_accum.config.recipe import RecipeConfig
-from hf_accum.tasks.causal_lm.columns import columns_among, find_columns
+from hf_accum.tasks.causal_lm.columns import columns_among, find_columns, find_tools
 
 ALPACA = {"prompt_column": "instruction", "response_column": "output", "input_column": "input"}
 
@@ -15,7 +15,8 @@ ALPACA = {"prompt_column": "instruction", "response_column": "output", "input_co
     ("names", "flags"),
     [
         (["id", "conversations"], {"messages_column": "conversations"}),
-        (["messages", "tools"], {"messages_column": "messages"}),
+        (["messages", "id"], {"messages_column": "messages"}),
+        (["messages", "tools"], {"messages_column": "messages", "tools_column": "tools"}),
         (["output", "input", "instruction"], ALPACA),
         (["instruction", "output"], {"prompt_column": "instruction", "response_column": "output"}),
         (["prompt", "completion", "input"], {"prompt_column": "prompt", "response_column": "completion"}),
@@ -32,5 +33,8 @@ def test_the_first_row_that_can_be_read_says_which_there_are(tmp_path: Path) -> 
     file = tmp_path / "rows.jsonl"
     file.write_text("{broken\n" + json.dumps({"instruction": "a", "input": "", "output": "b"}) + "\n")
     assert find_columns(str(file), RecipeConfig()) == ALPACA
+    assert find_tools(str(file), RecipeConfig()) is None
+    file.write_text(json.dumps({"talk": [], "tools": []}) + "\n")
+    assert find_tools(str(file), RecipeConfig()) == "tools"
     file.write_text("")
     assert find_columns(str(file), RecipeConfig()) == {}

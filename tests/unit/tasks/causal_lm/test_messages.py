@@ -1,11 +1,12 @@
 """Conversations as data sets write them, and the messages that templates are given."""
 
+import json
 from typing import Any
 
 import pytest
 
 from hf_accum.data.formats.rows import BadRow
-from hf_accum.tasks.causal_lm.messages import messages_of
+from hf_accum.tasks.causal_lm.messages import messages_of, tools_of
 
 CALL = {"type": "function", "function": {"name": "dose", "arguments": {"drug": "x"}}}
 
@@ -74,3 +75,15 @@ def test_each_form_of_a_message_is_read(value: dict[str, Any], message: dict[str
 def test_what_is_no_message_is_a_bad_row(value: Any, said: str) -> None:
     with pytest.raises(BadRow, match=said.replace("f()", r"f\(\)")):
         read(value)
+
+
+@pytest.mark.parametrize("missing", [None, "", [], float("nan")])
+def test_definitions_of_tools(missing: Any) -> None:
+    """A table has each field in each of them."""
+    tool = {"type": "function", "function": {"name": "dose"}}
+    for value in ([tool], json.dumps([tool]), [tool | {"strict": None}]):
+        assert tools_of({"tools": value}, "tools") == [tool]
+    assert tools_of({"tools": missing}, "tools") == tools_of({}, "tools") == tools_of({"tools": [tool]}, None) == []
+    for wrong in ("dose", '{"name": "dose"}', ["dose"], 7):
+        with pytest.raises(BadRow, match=r"field 'tools': .* has to be a list of tools"):
+            tools_of({"tools": wrong}, "tools")
