@@ -3,7 +3,8 @@
 Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13: percentile intervals.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,37 @@ _AT_ONCE = 2_000_000  # values in memory
 WeightedFigures = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Weights of examples, (num_resamples, num_examples), to figures, (num_resamples,) each, NaN where not defined."""
 Interval = tuple[float, float] | None
+
+
+class Weighted(NamedTuple):
+    """Figures of weighted examples, how many resamples they get, and how many values an example takes meanwhile."""
+
+    figures: WeightedFigures
+    num_resamples: int = NUM_RESAMPLES
+    width: int = 1
+
+
+def with_intervals(
+    figures: Mapping[str, Any], groups: np.ndarray, parts: Sequence[Weighted], num_rank: int | None = None
+) -> dict[str, Any]:
+    """The figures, with 95 % intervals of those of them that a bootstrap over groups computes again, and how these
+    came about; as they are where there is one group alone.
+
+    Args:
+        groups: as of `intervals`.
+        parts: computed one after the other, of different figures.
+        num_rank: how many resamples AUROC and average precision got.
+    """
+    if not groups.any():
+        return dict(figures)
+    found: dict[str, Interval] = {}
+    for part in parts:
+        found |= intervals(groups, part.figures, part.num_resamples, width=part.width)
+    known = {name: list(found[name] or ()) or None for name in figures if name in found}
+    how = {"level": LEVEL, "num_groups": int(groups.max()) + 1, "num_resamples": NUM_RESAMPLES}
+    if num_rank is not None:
+        how["num_resamples_of_auroc_and_average_precision"] = num_rank
+    return {**figures, "confidence_intervals": known, "bootstrap": how}
 
 
 def num_rank_resamples(num_scores: int) -> int:

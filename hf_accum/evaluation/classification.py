@@ -1,20 +1,13 @@
 """The figures of a classification: the shipped metrics, calibration, intervals, and what is to be said of them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from hf_accum.errors import shortened
-from hf_accum.evaluation.bootstrap import (
-    LEVEL,
-    NUM_RESAMPLES,
-    Interval,
-    WeightedFigures,
-    intervals,
-    num_rank_resamples,
-)
+from hf_accum.evaluation.bootstrap import Weighted, num_rank_resamples, with_intervals
 from hf_accum.evaluation.calibration import expected_calibration_error, is_extreme, reliability_table
 from hf_accum.evaluation.decisions import Decisions
 from hf_accum.evaluation.evaluate import Metric, Metrics, check_best_metric
@@ -107,27 +100,6 @@ def _listed(names: Sequence[str]) -> str:
     return f"{shortened(', '.join(names), 200)} ({len(names)})" if len(names) > 1 else names[0]
 
 
-def with_intervals(figures: Metrics, found: Mapping[str, Interval], judged: Judged, num_rank: int | None) -> Metrics:
-    """The figures, with the intervals of those of them that have one, and how they came about."""
-    known = {name: list(found[name] or ()) or None for name in figures if name in found}
-    how: dict[str, Any] = {
-        "level": LEVEL,
-        "num_groups": int(judged.groups.max()) + 1,
-        "num_resamples": NUM_RESAMPLES,
-    }
-    if num_rank is not None:
-        how["num_resamples_of_auroc_and_average_precision"] = num_rank
-    return {**figures, "confidence_intervals": known, "bootstrap": how}
-
-
-class Weighted(NamedTuple):
-    """Figures of weighted examples, how many resamples they get, and how many values an example takes meanwhile."""
-
-    figures: WeightedFigures
-    num_resamples: int = NUM_RESAMPLES
-    width: int = 1
-
-
 def weighted_figures(judged: Judged, decisions: Decisions | None) -> list[Weighted]:
     """What a bootstrap computes again: of a classification what is counted, then what is ranked where all scores are
     numbers; of a regression (None) its errors."""
@@ -172,25 +144,13 @@ def _of_numbers(judged: Judged) -> Weighted:
 
 def with_classification_intervals(figures: Metrics, judged: Judged, decisions: Decisions) -> Metrics:
     """The figures with 95 % intervals by a bootstrap over groups; without where there is one group alone."""
-    if not judged.groups.any():
-        return figures
     parts = weighted_figures(judged, decisions)
-    num_rank = parts[1].num_resamples if len(parts) > 1 else None
-    return with_intervals(figures, _intervals_of(judged, parts), judged, num_rank)
+    return with_intervals(figures, judged.groups, parts, parts[1].num_resamples if len(parts) > 1 else None)
 
 
 def with_regression_intervals(figures: Metrics, judged: Judged) -> Metrics:
     """The same of predicted numbers."""
-    if not judged.groups.any():
-        return figures
-    return with_intervals(figures, _intervals_of(judged, weighted_figures(judged, None)), judged, None)
-
-
-def _intervals_of(judged: Judged, parts: Sequence[Weighted]) -> dict[str, Interval]:
-    found: dict[str, Interval] = {}
-    for part in parts:
-        found |= intervals(judged.groups, part.figures, part.num_resamples, width=part.width)
-    return found
+    return with_intervals(figures, judged.groups, weighted_figures(judged, None))
 
 
 def _loss(weights: np.ndarray, judged: Judged) -> np.ndarray:

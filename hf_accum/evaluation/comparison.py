@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from hf_accum.errors import UserError, shortened
-from hf_accum.evaluation.bootstrap import Interval, intervals
-from hf_accum.evaluation.classification import Weighted, weighted_figures
+from hf_accum.evaluation.bootstrap import Interval, Weighted, intervals
+from hf_accum.evaluation.classification import weighted_figures
 from hf_accum.evaluation.decisions import Decisions
 from hf_accum.evaluation.evaluate import LOWER_IS_BETTER
 from hf_accum.evaluation.judge import Judged

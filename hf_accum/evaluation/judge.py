@@ -1,17 +1,17 @@
 """What a model makes of all examples of a stream, gathered over the ranks: each once, in the order of the files."""
 
 import heapq
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
 
 from hf_accum.accumulation.batch_parts import to_device
 from hf_accum.accumulation.example import Example
-from hf_accum.accumulation.losses import Objective
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.ranks import Ranks
@@ -65,7 +65,7 @@ def judge(
     *,
     ranks: Ranks,
     cutter: Cutter,
-    objective: Objective | None = None,
+    objective: Callable[[Tensor, Tensor], Any] | None = None,
     show: Callable[[Example], Mapping[str, Any]] | None = None,
     whole: Callable[[Sequence[Example], Mapping[str, Tensor]], Predicted] | None = None,
 ) -> Judged:
@@ -114,7 +114,7 @@ def judge(
             keep_worst(examples, losses)
         numbers = [
             np.array([example.weight for example in examples]),
-            np.array([*map(_group_of, examples)], dtype=np.uint64),
+            np.array([*map(group_of, examples)], dtype=np.uint64),
         ]
         return loss, [np.array([e.id for e in examples]), *numbers, losses, outputs.numpy(), references.numpy()]
 
@@ -138,13 +138,46 @@ def judge(
         weights=weights[order],
         outputs=outputs[order],
         references=references[order],
-        loss=sum(loss for loss, _, _ in everyone) / weight,
+        # Of no item (no pixel of small masks may have a class, once scaled) there is no loss to tell.
+        loss=sum(loss for loss, _, _ in everyone) / weight if weight else math.nan,
         losses=None if objective is None else losses[order],
         worst=[Worst(places[example_id], shown) for _, example_id, shown in greatest],
     )
 
 
-def _group_of(example: Example) -> int:
+class Each(NamedTuple):
+    """An example with its figures, where a task makes them itself: by its id and its group (see `group_of`).
+
+    `loss` is the mean of its items, of which its `weight` is the number; of `outputs`, (width,), figures are made.
+    """
+
+    id: str
+    group: int
+    weight: float
+    loss: float
+    outputs: np.ndarray
+    shown: Mapping[str, Any]
+
+
+def judged_of(each: Iterable[Each]) -> Judged:
+    """What `judge` returns, of examples in any order; the references are their weights."""
+    ordered = sorted(each, key=lambda one: _place(one.id))
+    losses, weights = np.array([one.loss for one in ordered]), np.array([one.weight for one in ordered])
+    by_loss = np.nan_to_num(losses, nan=np.inf)
+    worst = heapq.nlargest(NUM_WORST, range(len(ordered)), key=lambda index: (by_loss[index], ordered[index].id))
+    return Judged(
+        ids=[one.id for one in ordered],
+        groups=np.unique(np.array([one.group for one in ordered], dtype=np.uint64), return_inverse=True)[1],
+        weights=weights,
+        outputs=np.stack([one.outputs for one in ordered]),
+        references=weights,
+        loss=float(losses @ weights / weights.sum()),
+        losses=losses,
+        worst=[Worst(index, ordered[index].shown) for index in worst],
+    )
+
+
+def group_of(example: Example) -> int:
     """Where nothing is said of groups each example is one."""
     group = None if example.origin is None else example.origin.group
     return derive_seed("one example", example.id) if group is None else group

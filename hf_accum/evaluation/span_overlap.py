@@ -19,12 +19,9 @@ def overlap_figures(
     One may be matched by several, and counts once on its own side. Where a side has none its share is 0.
     """
     counts = {name: Counter[str]() for name in ("predicted", "true", "right", "found")}
-    for of_text, truth_of_text in zip(predicted, truth, strict=True):
-        mine, theirs = _by_label(of_text), _by_label(truth_of_text)
-        for ones, others, number, matched in ((mine, theirs, "predicted", "right"), (theirs, mine, "true", "found")):
-            for label, spans in ones.items():
-                counts[number][label] += len(spans)
-                counts[matched][label] += sum(_is_matched(*span, others.get(label, ())) for span in spans)
+    for sides in zip(predicted, truth, strict=True):
+        for name, of_text in overlap_counts(*sides).items():
+            counts[name].update(of_text)
     overall = _figures({name: counter.total() for name, counter in counts.items()})
     by_label = {
         label: _figures({name: counter[label] for name, counter in counts.items()})
@@ -32,6 +29,19 @@ def overlap_figures(
         for label in sorted({*counts["predicted"], *counts["true"]})
     }
     return {f"overlap_{name}": value for name, value in overall.items()}, by_label
+
+
+def overlap_counts(predicted: Spans, truth: Spans) -> dict[str, Counter[str]]:
+    """Of a text, by label: how many are `predicted` and `true`; how many of the former are `right`, of the latter
+    `found`.
+    """
+    counts = {name: Counter[str]() for name in ("predicted", "true", "right", "found")}
+    mine, theirs = _by_label(predicted), _by_label(truth)
+    for ones, others, number, matched in ((mine, theirs, "predicted", "right"), (theirs, mine, "true", "found")):
+        for label, spans in ones.items():
+            counts[number][label] += len(spans)
+            counts[matched][label] += sum(_is_matched(*span, others.get(label, ())) for span in spans)
+    return counts
 
 
 def _by_label(spans: Spans) -> dict[str, list[tuple[int, int]]]:

@@ -21,7 +21,7 @@ from hf_accum.errors import UserError
 from hf_accum.evaluation.judge import Judged
 from hf_accum.files import write_json
 from hf_accum.run.start import StartedRun
-from hf_accum.tasks.judging import Judges, judge_each
+from hf_accum.tasks.judging import Classifies, judge_each
 from hf_accum.tasks.task import Calibrates, Shows, Task
 
 CALIBRATION = "calibration.json"
@@ -114,7 +114,7 @@ class Evaluation:
         Raises:
             UserError: if the task does not.
         """
-        if not isinstance(self._task, Judges):
+        if not isinstance(self._task, Classifies):
             raise UserError("only classifications and regressions are judged example by example so far")
         return judge_each(self._task, model, self._held_out, self._run.ranks, cutter, is_last=True)
 

@@ -64,9 +64,9 @@ def written(
     template writes today's date it is that of `DATE`: the same text on each rank, and on the day that a run goes on.
 
     Turns that the template writes in another way once the conversation goes on are read, and not learned; the last
-    one always is learned. Of a turn that only calls tools nothing is learned where the template writes no calls. Where
-    the template refuses the conversation for how it begins, or leaves out a message of the system, another beginning
-    is tried: messages of the system joined, without the turn that answers nothing.
+    one always is learned. Of a turn that only calls tools nothing is learned where the template writes no calls.
+    Where it refuses the conversation for how it begins, or leaves out a message of the system, another beginning is
+    tried: messages of the system joined, without the turn that answers nothing.
 
     Raises:
         UserError: if the template refuses the conversation, leaves out what the system says, or writes the last turn

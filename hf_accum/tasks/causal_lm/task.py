@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -27,7 +28,7 @@ from hf_accum.tasks.language_modeling.chunked_loss import (
     with_output_layer,
 )
 from hf_accum.tasks.language_modeling.token_prediction import Batch, TokenPrediction, evaluate_tokens
-from hf_accum.tasks.preview import Line, runs_of
+from hf_accum.tasks.preview import Line, decoded, runs_of
 from hf_accum.tasks.special_tokens import frame_of
 from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of
 
@@ -129,7 +130,17 @@ class CausalTexts(TokenPrediction):
         return inputs, targets
 
     def evaluate(
-        self, model: nn.Module, held_out: WindowStream[Any], *, ranks: Ranks, cutter: Cutter
+        self,
+        model: nn.Module,
+        held_out: WindowStream[Any],
+        *,
+        ranks: Ranks,
+        cutter: Cutter,
+        folder: Path | None = None,
     ) -> dict[str, Any]:
         """See `evaluate_tokens`. A collective."""
-        return evaluate_tokens(self, model, held_out, ranks, cutter)
+        return evaluate_tokens(self, model, held_out, ranks, cutter, folder)
+
+    def show(self, example: Example) -> dict[str, Any]:
+        """The text of an example, as the model sees it."""
+        return {"text": decoded(self.tokenizer, example.features["input_ids"])}

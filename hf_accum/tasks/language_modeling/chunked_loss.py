@@ -164,14 +164,14 @@ class ChunkedCrossEntropy:
 
     @torch.no_grad()
     def judge(self, layer: nn.Linear, hidden: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Of each chunk the summed cross-entropy, and for how many targets the most likely token is the right one."""
-        losses, num_right = [], []
+        """Of each target the cross-entropy, and whether the most likely token is the right one."""
+        losses, is_right = [], []
         weight, bias = self.cast(layer.weight), self.cast(layer.bias)
         for states, tokens in self.chunks(_states_of(hidden, targets), targets, layer.weight):
             logits = self.logits(states, weight, bias)
-            num_right.append((logits.argmax(-1) == tokens).sum())
-            losses.append(_summed_loss(logits, tokens))
-        return torch.stack(losses), torch.stack(num_right)
+            is_right.append(logits.argmax(-1) == tokens)
+            losses.append(_losses(logits, tokens))
+        return torch.cat(losses), torch.cat(is_right)
 
     def chunks(self, states: Tensor, targets: Targets, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """The states of targets, and their tokens, so many at a time as the layer's weight says."""
@@ -206,7 +206,7 @@ class _Loss(Function):
         ctx.save_for_backward(states, weight, bias, cast, cast_bias)
         ctx.targets, ctx.how = targets, how
         losses = [
-            _summed_loss(how.logits(chunk, cast, cast_bias), tokens)
+            _losses(how.logits(chunk, cast, cast_bias), tokens).sum()
             for chunk, tokens in how.chunks(states, targets, weight)
         ]
         return torch.stack(losses).sum()
@@ -243,11 +243,11 @@ def _states_of(hidden: Tensor, targets: Targets) -> Tensor:
     return hidden.reshape(-1, hidden.shape[-1]).index_select(0, targets.positions)
 
 
-def _summed_loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    """The summed cross-entropy of logits, in whose memory it is computed: they are no logits afterwards."""
+def _losses(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The cross-entropy of logits, in whose memory it is computed: they are no logits afterwards."""
     largest = logits.amax(-1)
     right = logits.gather(1, tokens[:, None]).squeeze(1)
-    return (logits.sub_(largest[:, None]).exp_().sum(-1).log() + largest - right).sum()
+    return logits.sub_(largest[:, None]).exp_().sum(-1).log() + largest - right
 
 
 def made_up_targets(share: float, num_examples: int, length: int, chunk_size: int, device: torch.device) -> Targets:

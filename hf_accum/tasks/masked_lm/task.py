@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -119,10 +120,20 @@ class MaskedTexts(TokenPrediction):
         return made_up_inputs(model, num_examples, length, device), targets
 
     def evaluate(
-        self, model: nn.Module, held_out: WindowStream[Any], *, ranks: Ranks, cutter: Cutter
+        self,
+        model: nn.Module,
+        held_out: WindowStream[Any],
+        *,
+        ranks: Ranks,
+        cutter: Cutter,
+        folder: Path | None = None,
     ) -> dict[str, Any]:
         """See `evaluate_tokens`. A collective."""
-        return evaluate_tokens(self, model, held_out, ranks, cutter)
+        return evaluate_tokens(self, model, held_out, ranks, cutter, folder)
+
+    def show(self, example: Example) -> dict[str, Any]:
+        """The text of an example, as the model sees it."""
+        return {"text": decoded(self.tokenizer, example.features["input_ids"])}
 
     @cached_property
     def _frame(self) -> Frame:

@@ -5,7 +5,9 @@ Documents of the same tokens are one: a model could not tell them apart.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +21,12 @@ from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
+from hf_accum.evaluation.bootstrap import Weighted, with_intervals
 from hf_accum.evaluation.evaluate import check_best_metric
+from hf_accum.evaluation.judge import Each, Judged, group_of, judged_of
+from hf_accum.evaluation.records import place_in, write_records
 from hf_accum.evaluation.run_over import run_over
+from hf_accum.evaluation.weighted import mean
 from hf_accum.models.pooling import Pooling
 from hf_accum.models.usage import Usage
 from hf_accum.tasks.preview import Line, decoded
@@ -143,13 +149,25 @@ class TextRetrieval:
         """
         check_best_metric(best_metric, {"mrr": 0.0} | {f"recall_at_{k}": 0.0 for k in _RECALLS})
 
+    def show(self, example: Example) -> dict[str, Any]:
+        """Both texts of a pair."""
+        assert example.origin is not None
+        return dict(zip(("query", "document"), example.origin.row, strict=True))
+
     def evaluate(
-        self, model: nn.Module, held_out: WindowStream[Pair], *, ranks: Ranks, cutter: Cutter
+        self,
+        model: nn.Module,
+        held_out: WindowStream[Pair],
+        *,
+        ranks: Ranks,
+        cutter: Cutter,
+        folder: Path | None = None,
     ) -> dict[str, Any]:
         """Each query's document among all held-out documents, each of which counts once: the mean loss, the mean of
         the reciprocal ranks, and the shares of queries whose document is among the first k. A collective.
 
-        Of documents that score alike the right one comes last.
+        Of documents that score alike the right one comes last. With a folder also 95 % intervals, of queries that are
+        drawn anew among the same documents, and in the folder each pair with the place at which it was found.
         """
         device = next(model.parameters()).device
 
@@ -158,13 +176,43 @@ class TextRetrieval:
             keys = [text.features.get("key") for text in texts]
             return list(zip([text.id for text in texts], keys, vectors.cpu().numpy(), strict=True))
 
-        results, _ = run_over(model, held_out, forward, cutter)
-        everyone = ranks.gather_objects(results)
-        encoded = [text for of_rank in everyone for of_batch in of_rank for text in of_batch]
-        return on_rank_0(ranks, lambda: self.judge(encoded))
+        of_pairs: dict[str, tuple[int, dict[str, Any]]] = {}
+
+        def join(pairs: Sequence[Example], texts: list[list[Encoded]]) -> list[Encoded]:
+            if folder is not None:
+                of_pairs.update((pair.id, (group_of(pair), self.show(pair))) for pair in pairs)
+            return [text for of_batch in texts for text in of_batch]
+
+        results, _ = run_over(model, held_out, forward, cutter, join)
+        everyone = ranks.gather_objects((results, of_pairs))
+        encoded = [text for of_rank, _ in everyone for of_window in of_rank for text in of_window]
+
+        def compute() -> dict[str, Any]:
+            ids, losses, places, num_documents = self.places(encoded)
+            figures = _figures_of(losses, places, num_documents)
+            if folder is None:
+                return figures
+            shown = {name: pair for _, pairs in everyone for name, pair in pairs.items()}
+            each = zip(ids, losses.tolist(), places, strict=True)
+            judged = judged_of(
+                Each(name, shown[name][0], 1.0, loss, np.array([place]), shown[name][1]) for name, loss, place in each
+            )
+            place_of = place_in(held_out.source.names, held_out.source.parts_per_row)
+            notes = write_records(folder, judged, place_of, lambda index: {"place": int(judged.outputs[index, 0])})
+            weighted = Weighted(partial(_weighted, judged))
+            return with_intervals({**figures, "notes": notes}, judged.groups, [weighted])
+
+        return on_rank_0(ranks, compute)
 
     def judge(self, encoded: Sequence["Encoded"]) -> dict[str, Any]:
         """The figures of `evaluate`, of the vectors of all texts, in whatever order."""
+        _, losses, places, num_documents = self.places(encoded)
+        return _figures_of(losses, places, num_documents)
+
+    def places(self, encoded: Sequence["Encoded"]) -> tuple[list[str], np.ndarray, np.ndarray, int]:
+        """The ids of the queries, their losses, at which place each found its document, and among how many, by the
+        vectors of all texts, in whatever order.
+        """
         by_id = sorted(encoded, key=lambda text: text[0])
         documents_of = {
             text_id.removesuffix(_DOCUMENT): (key, vector) for text_id, key, vector in by_id if key is not None
@@ -179,20 +227,31 @@ class TextRetrieval:
         documents = torch.from_numpy(np.stack(unique))
         right = torch.tensor([places[documents_of[example_id][0]] for example_id, _ in of_queries])
         keys = torch.arange(len(documents))
-        loss, ranks_of_right = 0.0, []
+        losses, ranks_of_right = [], []
         for chunk in torch.arange(len(queries)).split(self.objective.chunk_size):
             scores = self.objective.scores(queries[chunk], documents)
             own = scores.gather(1, right[chunk, None])
             ranks_of_right.append(len(documents) - (scores < own).sum(1))  # last where a score is not a number
-            loss += float(self.objective(queries[chunk], right[chunk], documents, keys).sum())
-        found_at = torch.cat(ranks_of_right).double()
-        figures: dict[str, Any] = {
-            "num_examples": len(queries),
-            "num_documents": len(documents),
-            "loss": loss / len(queries),
-            "mrr": float((1 / found_at).mean()),
-        }
-        return figures | {f"recall_at_{k}": float((found_at <= k).double().mean()) for k in _RECALLS}
+            losses.append(self.objective(queries[chunk], right[chunk], documents, keys))
+        ids = [example_id for example_id, _ in of_queries]
+        return ids, torch.cat(losses).double().numpy(), torch.cat(ranks_of_right).numpy(), len(documents)
+
+
+def _each_figure(losses: np.ndarray, places: np.ndarray) -> dict[str, np.ndarray]:
+    """What each query adds to a mean."""
+    recalls = {f"recall_at_{k}": (places <= k).astype(float) for k in _RECALLS}
+    return {"loss": losses, "mrr": 1 / places, **recalls}
+
+
+def _figures_of(losses: np.ndarray, places: np.ndarray, num_documents: int) -> dict[str, Any]:
+    means = {name: float(values.mean()) for name, values in _each_figure(losses, places).items()}
+    return {"num_examples": len(places), "num_documents": num_documents, **means}
+
+
+def _weighted(judged: Judged, weights: np.ndarray) -> dict[str, np.ndarray]:
+    assert judged.losses is not None
+    each = _each_figure(judged.losses, judged.outputs[:, 0])
+    return {name: mean(weights, values) for name, values in each.items()}
 
 
 def _key(token_ids: np.ndarray) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +18,19 @@ from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.evaluation.evaluate import check_best_metric
+from hf_accum.evaluation.judge import group_of
+from hf_accum.evaluation.records import place_in
 from hf_accum.evaluation.run_over import run_over
 from hf_accum.models.usage import Usage
 from hf_accum.tasks.preview import Line, decoded, words_with_tags
 from hf_accum.tasks.token_classification.data import MOST_PARTS, Part, part_of
-from hf_accum.tasks.token_classification.found import FoundPart, FoundText, figures_of, whole_texts
+from hf_accum.tasks.token_classification.found import (
+    FoundPart,
+    FoundText,
+    figures_of,
+    whole_texts,
+    with_each_text,
+)
 from hf_accum.tasks.token_classification.tags import OUTSIDE, Tags, labels_of
 from hf_accum.tasks.tokenization import made_up_inputs, pad, padding_of, tokenize_words
 
@@ -146,16 +155,34 @@ class EntityTagging:
         places = tuple((number, number + 1) for number in range(max(map(len, tags))))
         check_best_metric(best_metric, figures_of([FoundText("0:0", "x" * len(places), places, tags, tags)]))
 
+    def show(self, example: Example) -> dict[str, Any]:
+        """The text of a part."""
+        return {"text": example.features["part"].text}
+
     def evaluate(
-        self, model: nn.Module, held_out: WindowStream[Part], *, ranks: Ranks, cutter: Cutter
+        self,
+        model: nn.Module,
+        held_out: WindowStream[Part],
+        *,
+        ranks: Ranks,
+        cutter: Cutter,
+        folder: Path | None = None,
     ) -> dict[str, Any]:
-        """The loss, and the entities of whole texts: each word counts once, wherever texts were cut."""
+        """The loss, and the entities of whole texts: each word counts once, wherever texts were cut.
+
+        With a folder also 95 % intervals, and in the folder each text with its entities and those predicted.
+        """
         device = next(model.parameters()).device
 
         def forward(examples: Sequence[Example], length: int) -> tuple[float, list[FoundPart]]:
-            loss, labels = self.predict(model, to_device(self.collate(examples, length), device))
-            rows = labels.cpu().numpy()
-            return float(loss), [self.found(example, row) for example, row in zip(examples, rows, strict=True)]
+            inputs, labels = to_device(self.collate(examples, length), device)
+            logits = self._by_layer(model(**inputs).logits)
+            rows, losses = logits.argmax(-1).cpu().numpy(), [0.0] * len(examples)
+            if folder is not None:
+                parts = zip(logits.split(1), labels.split(1), strict=True)
+                losses = [float(self.objective(*part)) for part in parts]
+            found = zip(examples, rows, losses, strict=True)
+            return float(self.objective(logits, labels)), [self.found(*of_one) for of_one in found]
 
         results, weight = run_over(model, held_out, forward, cutter)
         everyone = ranks.gather_objects(results)
@@ -166,12 +193,17 @@ class EntityTagging:
             )
             loss = sum(loss for of_rank in everyone for loss, _ in of_rank) / weight
             num_words = sum(len(text.places) for text in texts)
-            return {"num_texts": len(texts), "num_words": num_words, "loss": loss} | figures_of(texts)
+            figures = {"num_texts": len(texts), "num_words": num_words, "loss": loss} | figures_of(texts)
+            if folder is None:
+                return figures
+            return with_each_text(figures, texts, folder, place_in(held_out.source.names))
 
         return on_rank_0(ranks, compute)
 
-    def found(self, example: Example, predicted: np.ndarray) -> FoundPart:
-        """What the labels of an example's tokens, (length,) or (length, num_layers), say of its words that count."""
+    def found(self, example: Example, predicted: np.ndarray, loss: float = 0.0) -> FoundPart:
+        """What the labels of an example's tokens, (length,) or (length, num_layers), say of its words that count;
+        with the example's loss.
+        """
         part: Part = example.features["part"]
         layers: list[Tags] = []
         for labels, names in zip(predicted.reshape(len(predicted), -1).T, self._layers, strict=True):
@@ -179,7 +211,17 @@ class EntityTagging:
             tags |= {word: _tag_of(names[labels[place]]) for place, word in example.features["counted"]}
             layers.append(tuple(tags.values()))
         truth = tuple(tags[part.first : part.last] for tags in part.layers)
-        return FoundPart(example.id, part.start, part.text, part.places, tuple(layers), truth)
+        return FoundPart(
+            example.id,
+            part.start,
+            part.text,
+            part.places,
+            tuple(layers),
+            truth,
+            loss,
+            example.weight,
+            group_of(example),
+        )
 
 
 def _tag_of(label: str) -> str:

@@ -1,25 +1,27 @@
 """Semantic segmentation: a class for each pixel of an image, and how well they are found."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_accum.accumulation.batch_parts import to_device
 from hf_accum.accumulation.example import Example, Lengths
 from hf_accum.accumulation.losses import IGNORE, Objective
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.formats.rows import BadRow
 from hf_accum.data.stream import WindowStream
+from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
+from hf_accum.evaluation.bootstrap import Weighted, with_intervals
 from hf_accum.evaluation.evaluate import check_best_metric
-from hf_accum.evaluation.judge import Predicted
-from hf_accum.evaluation.run_over import run_over
+from hf_accum.evaluation.judge import Predicted, judge
+from hf_accum.evaluation.records import place_in, write_records
+from hf_accum.evaluation.weighted import mean, nanmean
 from hf_accum.models.usage import Usage
 from hf_accum.tasks.preview import Line
 from hf_accum.tasks.vision.augmentation import UNCHANGED, Augmentation, Augmenter
@@ -110,10 +112,18 @@ class SemanticSegmentation:
         return self.objective(model(**inputs).logits, labels)
 
     def predict(self, model: nn.Module, batch: Batch) -> Predicted:
-        """The summed loss, and the predicted classes of all pixels."""
+        """The summed loss; of each image its own, and by class the pixels that are right, that are of it, and that
+        were taken for it, (num_examples, 1 + 3 * num_classes); how many of its pixels have a class.
+        """
         inputs, labels = batch
         logits = model(**inputs).logits
-        return Predicted(self.objective(logits, labels), logits.argmax(-1), labels)
+        rows, num_classes = [], logits.shape[-1]
+        for of_image, truth in zip(logits.split(1), labels.split(1), strict=True):
+            counts = confusion(of_image.argmax(-1), truth, num_classes).cpu()
+            loss = self.objective(of_image, truth).cpu().double()  # MPS has no float64
+            rows.append(torch.cat([loss[None], counts.diag(), counts.sum(1), counts.sum(0)]))
+        sums = torch.stack(rows)
+        return Predicted(sums[:, 0].sum(), sums, sums[:, 1 + num_classes : 1 + 2 * num_classes].sum(1))
 
     def dummy_batch(self, model: nn.Module, num_examples: int, length: int, device: torch.device) -> Batch:
         """Images of nothing, with a class for each pixel."""
@@ -127,30 +137,50 @@ class SemanticSegmentation:
         Raises:
             UserError: naming those that it has.
         """
-        check_best_metric(best_metric, figures_of(np.eye(2, dtype=np.int64), ("no", "yes")))
+        check_best_metric(best_metric, figures_of(np.ones((3, 2)), ("no", "yes")))
+
+    def show(self, example: Example) -> dict[str, Any]:
+        """The file of an image, or a digest of its bytes."""
+        return {"image": example.features["picture"].key}
 
     def evaluate(
-        self, model: nn.Module, held_out: WindowStream[Any], *, ranks: Ranks, cutter: Cutter
+        self,
+        model: nn.Module,
+        held_out: WindowStream[Any],
+        *,
+        ranks: Ranks,
+        cutter: Cutter,
+        folder: Path | None = None,
     ) -> dict[str, Any]:
-        """The mean loss of labelled pixels, and the figures of `figures_of`. A collective."""
+        """The mean loss of labelled pixels, and the figures of `figures_of`. A collective.
+
+        With a folder also 95 % intervals, and in the folder each image with its mean loss.
+        """
         assert self.data is not None
         names = self.data.class_names
-        device = next(model.parameters()).device
 
-        def forward(examples: Sequence[Example], length: int) -> tuple[int, float, np.ndarray]:
-            found = self.predict(model, to_device(self.collate(examples, length), device))
-            counts = confusion(found.predictions, found.references, len(names))
-            return len(examples), float(found.loss), counts.cpu().numpy()
+        each: dict[str, Any] = {"objective": _mean_loss, "show": self.show} if folder is not None else {}
+        judged = judge(model, held_out, self.collate, self.predict, ranks=ranks, cutter=cutter, **each)
+        losses, of_classes = judged.outputs[:, 0], judged.outputs[:, 1:]
 
-        results, weight = run_over(model, held_out, forward, cutter)
-        everyone = [of_batch for of_rank in ranks.gather_objects(results) for of_batch in of_rank]
-        counts = np.sum([counts for _, _, counts in everyone], axis=0)
-        return {
-            "num_examples": sum(number for number, _, _ in everyone),
-            # Where no pixel is left with a class (of small ones none may be, once scaled) there is no loss to tell.
-            "loss": sum(loss for _, loss, _ in everyone) / weight if weight else math.nan,
-            **figures_of(counts, names),
-        }
+        def weighted(weights: np.ndarray) -> dict[str, np.ndarray]:
+            sums = np.moveaxis((weights @ of_classes).reshape(len(weights), 3, len(names)), 1, 0)
+            return {"loss": mean(weights, losses, judged.references), **_means(*sums)}
+
+        def record(index: int) -> dict[str, Any]:
+            right, truth, _ = of_classes[index].reshape(3, -1)
+            return {"num_pixels": int(truth.sum()), "num_right": int(right.sum())}
+
+        def compute() -> dict[str, Any]:
+            of_all = figures_of(of_classes.sum(axis=0).reshape(3, -1), names)
+            figures = {"num_examples": len(judged.ids), "loss": judged.loss, **of_all}
+            if folder is None:
+                return figures
+            place_of = place_in(held_out.source.names, held_out.source.parts_per_row)
+            figures["notes"] = write_records(folder, judged, place_of, record)
+            return with_intervals(figures, judged.groups, [Weighted(weighted, width=3)])
+
+        return on_rank_0(ranks, compute)
 
     def _check_size(self, example: Example, data: MaskedImages) -> None:
         """Compare the sizes of an image and its mask, where no pass over the data has."""
@@ -189,20 +219,20 @@ def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 def figures_of(counts: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Of a confusion matrix: mean IoU (over the classes that occur), mean and overall accuracy, and a table by class.
+    """Mean IoU (over the classes that occur), mean and overall accuracy, and a table by class.
 
-    The intersection over union of a class: pixels that are of it and were taken for it, by those that are or were
+    `counts`, (3, num_classes), are of pixels: those that are right, that are of a class, that were taken for it. The
+    intersection over union of a class: pixels that are of it and were taken for it, by those that are or were
     (Everingham et al., The PASCAL Visual Object Classes Challenge, 2015, section 4.4).
     """
-    right, truth, taken = np.diag(counts).astype(float), counts.sum(axis=1), counts.sum(axis=0)
+    right, truth, taken = counts.astype(float)
     union = truth + taken - right
     ious = [float(r / u) if u else None for r, u in zip(right, union, strict=True)]
     accuracies = [float(r / t) if t else None for r, t in zip(right, truth, strict=True)]
+    means = _means(right[None], truth[None], taken[None])
     return {
-        "num_pixels": int(counts.sum()),
-        "mean_iou": _mean(ious),
-        "mean_accuracy": _mean(accuracies),
-        "overall_accuracy": float(right.sum() / max(1, counts.sum())),
+        "num_pixels": int(truth.sum()),
+        **{name: float(np.nan_to_num(values[0])) for name, values in means.items()},
         "per_class": {
             name: {"iou": iou, "accuracy": accuracy, "support": float(support)}
             for name, iou, accuracy, support in zip(names, ious, accuracies, truth, strict=True)
@@ -210,6 +240,13 @@ def figures_of(counts: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _mean(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else 0.0
+def _means(right: np.ndarray, truth: np.ndarray, taken: np.ndarray) -> dict[str, np.ndarray]:
+    """The figures of all classes together, of counts of (num_resamples, num_classes) each."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ious, accuracies = right / (truth + taken - right), right / truth
+        overall = right.sum(axis=1) / truth.sum(axis=1)
+    return {"mean_iou": nanmean(ious.T), "mean_accuracy": nanmean(accuracies.T), "overall_accuracy": overall}
+
+
+def _mean_loss(sums: Tensor, num_pixels: Tensor) -> float:
+    return float(sums[0, 0] / num_pixels[0])

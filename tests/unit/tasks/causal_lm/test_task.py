@@ -1,7 +1,10 @@
 """Causal language modelling: the model's own loss and gradient however windows are cut; padding changes nothing."""
 
 import copy
+import json
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,16 +13,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from drawn_by_hand import interval_by_hand
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from thread_ranks import run_ranks
-from tiny import CONFIGS, VOCAB_SIZE, make_decoder_config
+from tiny import CONFIGS, VOCAB_SIZE, make_decoder_config, make_tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from window_cases import assert_window_has_gradient_of
 
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
-from hf_accum.accumulation.example import Example
+from hf_accum.accumulation.example import Example, Origin
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.source import Source
 from hf_accum.data.stream import WindowStream
@@ -199,3 +203,47 @@ def test_perplexity_is_that_of_all_tokens_on_any_number_of_ranks(num_ranks: int)
         assert figures["loss"] == pytest.approx(float(mean), rel=1e-12)
         assert figures["perplexity"] == pytest.approx(float(mean.exp()), rel=1e-12)
         assert figures[CausalTexts.accuracy] == num_right / sum(map(len, losses))
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_at_the_end_each_text_is_told_and_intervals_are_of_texts_drawn_by_group(
+    tmp_path: Path, num_ranks: int
+) -> None:
+    """Two texts of a patient; against a plain loop over the drawings, from what stands in predictions.jsonl."""
+    model, passages = make_model("llama"), make_passages([9, 4, 13, 2, 7, 11, 5, 6])
+    task = replace(task_of(model, 5), tokenizer=make_tokenizer())
+
+    def encode(rows: Sequence[tuple[str, Passage]]) -> list[Example]:
+        examples = task.encode(rows)
+        return [replace(one, origin=Origin(None, int(one.id.split(":")[1]) // 2)) for one in examples]
+
+    def evaluate(ranks: Ranks) -> dict[str, Any]:
+        source = Source(("a.jsonl",), lambda _, start: ((i, {"i": i}) for i in range(start, len(passages))), {})
+        how: dict[str, Any] = {"ranks": ranks, "effective_batch_size": 3, "seed": 0, "shuffle_block_size": 1}
+        stream = WindowStream(source, lambda row: passages[row["i"]], encode, **how)
+        cutter = Cutter(WorkingCapacity(Capacity(3)))
+        return task.evaluate(model, stream, ranks=ranks, cutter=cutter, folder=tmp_path)
+
+    figures = run_ranks(num_ranks, evaluate)[0]
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [f"a.jsonl:{number}" for number in range(1, 9)]
+    assert [line["num_tokens"] for line in lines] == [int(passage.is_target.sum()) for passage in passages]
+
+    def mean(values: list[float], indices: list[int]) -> float:
+        return sum(values[i] for i in indices) / sum(lines[i]["num_tokens"] for i in indices)
+
+    losses = [line["loss"] * line["num_tokens"] for line in lines]
+    groups = [number // 2 for number in range(8)]
+    assert figures["bootstrap"]["num_groups"] == 4
+    by_hand = {
+        "loss": lambda indices: mean(losses, indices),
+        "perplexity": lambda indices: float(np.exp(mean(losses, indices))),
+        task.accuracy: lambda indices: mean([line["num_right"] for line in lines], indices),
+    }
+    assert set(figures["confidence_intervals"]) == set(by_hand)
+    for name, figure in by_hand.items():
+        expected = interval_by_hand(groups, figure)
+        assert figures["confidence_intervals"][name] == pytest.approx(expected, rel=1e-5), name
+    worst = [json.loads(line) for line in (tmp_path / "errors.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in worst] == sorted((line["loss"] for line in lines), reverse=True)
+    assert all(line["text"] for line in worst)

@@ -1,14 +1,20 @@
 """Retrieval: rows to pairs of texts, and the rank of the right document among all held-out ones."""
 
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from drawn_by_hand import interval_by_hand
 from pair_cases import make_encoder
 from tiny import WORDS, make_tokenizer
 
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
+from hf_accum.accumulation.example import Example, Origin
 from hf_accum.accumulation.grad_cache import InBatchNegatives
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.source import BadRow, Source
@@ -127,3 +133,38 @@ def test_documents_that_are_the_same_to_the_model_are_one() -> None:
     keys = [pair.parts[1].features["key"] for pair in TASK.encode([(str(i), row) for i, row in enumerate(rows)])]
     assert len(set(keys)) == 2
     assert len(set(keys[:4])) == 1
+
+
+def test_at_the_end_each_pair_is_told_and_intervals_are_of_queries_drawn_by_group(tmp_path: Path) -> None:
+    """Two pairs of a group, among the same documents; twelve, since 10 is before 2 where ids are sorted as texts."""
+    draw = np.random.default_rng(0)
+    rows = [
+        {"term": " ".join(draw.choice(WORDS, 2)), "definition": " ".join(draw.choice(WORDS, 4))} for _ in range(12)
+    ]
+
+    def encode(pairs: Sequence[tuple[str, Any]]) -> list[Example]:
+        examples = zip(TASK.encode(pairs), pairs, strict=True)
+        return [replace(one, origin=Origin(pair, int(name[2:]) // 2)) for one, (name, pair) in examples]
+
+    source = Source(("a.csv",), lambda _, start: enumerate(rows[start:], start), {})
+    stream = WindowStream(source, TASK.prepare, encode, ranks=OneRank(), effective_batch_size=5, seed=0)
+    cutter = Cutter(WorkingCapacity(Capacity(3)))
+    model = make_encoder()
+    figures = TASK.evaluate(model, stream, ranks=OneRank(), cutter=cutter, folder=tmp_path)
+    plain = TASK.evaluate(model, stream, ranks=OneRank(), cutter=cutter)
+    assert {name: figures[name] for name in plain} == plain
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [f"a.csv:{number}" for number in range(1, 13)]
+    groups = [number // 2 for number in range(12)]
+    values = {"loss": [line["loss"] for line in lines], "mrr": [1 / line["place"] for line in lines]}
+    values |= {f"recall_at_{k}": [float(line["place"] <= k) for line in lines] for k in (1, 5, 10)}
+    assert set(figures["confidence_intervals"]) == set(values)
+    for name, of_each in values.items():
+        assert figures[name] == pytest.approx(np.mean(of_each), abs=1e-5)
+        by_hand = interval_by_hand(
+            groups, lambda indices, of_each=of_each: float(np.mean([of_each[i] for i in indices]))
+        )
+        assert figures["confidence_intervals"][name] == pytest.approx(by_hand, abs=1e-5), name
+    worst = json.loads((tmp_path / "errors.jsonl").read_text().splitlines()[0])
+    row = rows[int(worst["id"].split(":")[1]) - 1]
+    assert (worst["query"], worst["document"]) == (row["term"], row["definition"])

@@ -1,6 +1,8 @@
 """Segmentation: its figures against scikit-learn's, its head, the weight of a window."""
 
+import json
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drawn_by_hand import interval_by_hand
 from masked_cases import mask_of, masked
 from PIL import Image
 from sklearn import metrics
@@ -15,6 +18,7 @@ from tiny_vision import CLASSES, SIDE, draw_row, masked_images, save_vision_mode
 from torch import nn
 
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
+from hf_accum.accumulation.example import Example, Origin
 from hf_accum.accumulation.losses import IGNORE, CrossEntropy
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.source import Source
@@ -36,7 +40,8 @@ def test_figures_are_those_of_scikit_learn() -> None:
     labels[0, :4] = IGNORE
     counts = sum(confusion(p, t, 6) for p, t in zip(predicted, labels, strict=True))  # of several batches
     assert isinstance(counts, torch.Tensor)
-    figures = figures_of(counts.numpy(), tuple("abcdef"))
+    sums = torch.stack([counts.diag(), counts.sum(1), counts.sum(0)])  # right, of the class, taken for it
+    figures = figures_of(sums.numpy(), tuple("abcdef"))
     kept = labels != IGNORE
     truth, taken = labels[kept].numpy(), predicted[kept].numpy()
     ious = SCORES.jaccard_score(truth, taken, labels=range(5), average=None, zero_division=0)
@@ -147,3 +152,45 @@ def test_an_evaluation_of_no_pixel_has_no_loss(tmp_path: Path) -> None:
     figures = task.evaluate(model, stream, ranks=OneRank(), cutter=Cutter(WorkingCapacity(Capacity(2))))
     assert np.isnan(figures["loss"])
     assert (figures["num_pixels"], figures["num_examples"]) == (0, 3)
+
+
+def test_at_the_end_each_image_is_told_and_intervals_are_of_images_drawn_by_group(tmp_path: Path) -> None:
+    """Two images of a group; against the figures of all pixels of each drawing, by scikit-learn's matrix."""
+    task = segmentation(tmp_path / "model")
+    model = SemanticSegmenter.from_pretrained(str(tmp_path / "model"), num_labels=len(NAMES)).eval()
+    rows = rows_of(8)
+
+    def encode(some: Sequence[Any]) -> list[Example]:
+        return [replace(one, origin=Origin(None, int(one.id[2:]) // 2)) for one in task.encode(some)]
+
+    how: dict[str, Any] = {"ranks": OneRank(), "effective_batch_size": 3, "seed": 0, "skip_weightless": False}
+    source = Source(("a.jsonl",), lambda shard, start: iter(list(enumerate(rows))[start:]), {})
+    stream = WindowStream(source, task.prepare, encode, draw=lambda one, _: task.draw(one, None), **how)
+    cutter = Cutter(WorkingCapacity(Capacity(3)))
+    figures = task.evaluate(model, stream, ranks=OneRank(), cutter=cutter, folder=tmp_path)
+    matrices = []
+    for number, row in enumerate(rows):
+        inputs, labels = task.collate([task.draw(task.encode([(f"0:{number}", task.prepare(row))])[0], None)])
+        with torch.no_grad():
+            told = model(**inputs).logits.argmax(-1)
+        kept = labels != IGNORE
+        matrices.append(metrics.confusion_matrix(labels[kept], told[kept], labels=range(len(NAMES))))
+
+    def figure(name: str, indices: list[int]) -> float:
+        whole = np.sum([matrices[index] for index in indices], axis=0, dtype=float)
+        right, truth, taken = np.diag(whole), whole.sum(1), whole.sum(0)
+        of_classes = {"mean_iou": (right, truth + taken - right), "mean_accuracy": (right, truth)}
+        if name == "overall_accuracy":
+            return float(right.sum() / truth.sum())
+        return float(np.mean([part / of for part, of in zip(*of_classes[name], strict=True) if of]))
+
+    groups = [number // 2 for number in range(8)]
+    assert set(figures["confidence_intervals"]) == {"loss", "mean_iou", "mean_accuracy", "overall_accuracy"}
+    for name in ("mean_iou", "mean_accuracy", "overall_accuracy"):
+        by_hand = interval_by_hand(groups, lambda indices, name=name: figure(name, indices))
+        assert figures["confidence_intervals"][name] == pytest.approx(by_hand, abs=1e-9), name
+        assert figures[name] == pytest.approx(figure(name, [*range(8)]))
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [line["num_pixels"] for line in lines] == [int(matrix.sum()) for matrix in matrices]
+    assert [line["num_right"] for line in lines] == [int(np.trace(matrix)) for matrix in matrices]
+    assert json.loads((tmp_path / "errors.jsonl").read_text().splitlines()[0])["image"]
