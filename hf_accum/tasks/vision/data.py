@@ -3,16 +3,18 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from hf_accum.config.datasets import Datasets
+from hf_accum.config.datasets import Datasets, parts_of
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.formats.image_folder import ImageFile
 from hf_accum.data.formats.rows import BadRow, Row
+from hf_accum.data.source import Source, in_parts, open_source
 from hf_accum.data.split import SplitData, open_split
 from hf_accum.data.survey import Observed
 from hf_accum.distributed.ranks import Ranks
@@ -147,7 +149,7 @@ def open_labelled_images(
     Raises:
         UserError: for a dataset, column or row that cannot be used.
     """
-    opened, images = _opened(dataset, config, image_column, [label_column], most_pixels)
+    opened, images = _opened(dataset, config, [image_column], [label_column], most_pixels)
     class_names = opened.source.class_names.get(label_column, ())
     names = label_names or class_names
     labels = LabelColumn(label_column, "single_label_classification", names, "", class_names)
@@ -186,7 +188,7 @@ def open_masked_images(
     Raises:
         UserError: for a dataset, column or row that cannot be used.
     """
-    opened, images = _opened(dataset, config, image_column, [mask_column], most_pixels)
+    opened, images = _opened(dataset, config, [image_column, mask_column], [], most_pixels)
     masks = replace(images, column=mask_column)
     data = MaskedImages(pictures=images, masks=masks, names=label_names, ignore_index=ignore_index, **vars(opened))
     if not _needs_pass(config, label_names):
@@ -237,12 +239,31 @@ def open_masked_images(
 
 
 def _opened(
-    dataset: Datasets, config: RecipeConfig, image_column: str, columns: list[str], most_pixels: int
+    dataset: Datasets, config: RecipeConfig, image_columns: list[str], columns: list[str], most_pixels: int
 ) -> tuple[SplitData, Pictures]:
-    group_column = config.group_column or image_column
-    opened = open_split(dataset, [image_column, *columns], config, group_column=group_column)
-    # Of several datasets images are in the rows, or folders.
-    return opened, Pictures.in_dataset(dataset if isinstance(dataset, str) else "", image_column, most_pixels)
+    group_column = config.group_column or image_columns[0]
+    parts = parts_of(dataset)
+    place = parts[0].location if len(parts) == 1 else ""
+    opener = open_source if len(parts) == 1 else partial(_with_own_files, image_columns=image_columns)
+    columns = [*image_columns, *columns]
+    opened = open_split(dataset, columns, config, group_column=group_column, opener=opener)
+    return opened, Pictures.in_dataset(place, image_columns[0], most_pixels)
+
+
+def _with_own_files(place: str, split: str, *, image_columns: list[str], **how: Any) -> Source:
+    """One of several datasets: rows have the files of images in the place of paths, by names that no other has."""
+    root = Pictures.in_dataset(place, image_columns[0], MOST_PIXELS).root
+
+    def row_of(row: Row) -> list[Row]:
+        stored = {column: picture_of(row, column, root).stored for column in image_columns}
+        named = {
+            column: replace(image, name=f"{place.rstrip('/')}/{image.name}")
+            for column, image in stored.items()
+            if isinstance(image, ImageFile)
+        }
+        return [{**row, **named}]
+
+    return in_parts(open_source(place, split, **how), row_of, 1)
 
 
 def _needs_pass(config: RecipeConfig, names: tuple[str, ...]) -> bool:

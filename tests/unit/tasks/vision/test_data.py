@@ -116,3 +116,37 @@ def test_a_damaged_image_of_one_split_leaves_that_of_the_same_name_in_the_other(
         ]
         used[name] = len(rows)
     assert used == {"train": 6, "validation": 5}
+
+
+@pytest.mark.parametrize("form", ["csv", "folder"])
+def test_images_of_several_datasets_keep_their_own_names(tmp_path: Path, form: str) -> None:
+    """Each dataset has a 0/0.png: that of the second one is damaged, and is bad alone."""
+    places = []
+    for number, name in enumerate(("ours", "public")):
+        for index in range(12):
+            file = tmp_path / name / str(index % 2) / f"{index}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng([number, index]).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(file)
+        if form == "csv":
+            rows = "".join(f"{index % 2}/{index}.png,{index % 2}\n" for index in range(12))
+            (tmp_path / name / "rows.csv").write_text(f"image,label\n{rows}")
+        places.append(str(tmp_path / name / "rows.csv" if form == "csv" else tmp_path / name))
+    (tmp_path / "public" / "0" / "0.png").write_bytes(b"no image")
+    config = RecipeConfig(num_epochs=1, eval_fraction=0.25, on_bad_row="skip", max_skipped_share=0.1)
+    how: dict[str, Any] = {"image_column": "image", "label_column": "label", "label_names": ()}
+    data = open_labelled_images(f"{places[0]}:0.5,{places[1]}:0.5", OneRank(), config, **how)
+    assert sum(data.bad_rows.values()) == 1
+    pictures = [
+        picture
+        for shard in range(data.source.num_shards)
+        for _, picture in good_rows(data.source, shard, 0, data.pictures.of, "skip", Counter())
+    ]
+    assert sorted(picture.key for picture in pictures) == sorted(
+        f"{place}/{index % 2}/{index}.png"
+        for place in places
+        for index in range(12)
+        if (place, index) != (places[1], 0)
+    )
+    assert len({picture.read() for picture in pictures}) == 23
+    assert (data.num_train or 0) + (data.num_held_out or 0) == 23
