@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from hf_accum.data.formats.rows import BadRow, Row, is_missing, value_of
@@ -19,12 +20,12 @@ def messages_of(row: Row, column: str) -> list[dict[str, Any]]:
 
     What the assistant says may be empty where it calls tools; so may what the system or a tool says. Content in parts
     (of type text) is put together, and arguments of a tool that are JSON in a text are read. A field without a value
-    is none: tables have each field in each message.
+    is none: tables have each field in each message. The list may be JSON in a text, as a csv has it.
 
     Raises:
         BadRow: for what is no list of messages, or a message without a role or a text.
     """
-    values = value_of(row, column)
+    values = _as_json(value_of(row, column))
     if not isinstance(values, list | tuple) or not values:
         raise BadRow(column, f"{shown(values)} has to be a list of messages")
     return [_message(value, column) for value in values]
@@ -39,15 +40,18 @@ def tools_of(row: Row, column: str | None) -> list[dict[str, Any]]:
     values = None if column is None else row.get(column)
     if column is None or is_missing(values) or values in ("", [], ()):
         return []
-    if isinstance(values, str):
-        try:
-            values = json.loads(values)
-        except ValueError:
-            raise BadRow(column, f"{shown(values)} has to be a list of tools, as JSON") from None
-    values = _without_nulls(values)
+    values = _without_nulls(_as_json(values))
     if not isinstance(values, list) or not all(isinstance(tool, dict) for tool in values):
         raise BadRow(column, f"{shown(values)} has to be a list of tools, each an object")
     return values
+
+
+def _as_json(value: Any) -> Any:
+    """What a text says where it is JSON, as in a csv; else the value."""
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
 
 
 def _message(value: Any, column: str) -> dict[str, Any]:
@@ -103,12 +107,8 @@ def _calls(calls: Any, column: str) -> list[Any]:
 
 def _with_arguments(function: Mapping[str, Any]) -> dict[str, Any]:
     arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            value = json.loads(arguments)
-        except ValueError:
-            value = None
-        arguments = value if isinstance(value, dict) else arguments
+    value = _as_json(arguments)
+    arguments = value if isinstance(value, dict) else arguments
     return {**function, "arguments": arguments} if "arguments" in function else dict(function)
 
 

@@ -87,3 +87,11 @@ def test_definitions_of_tools(missing: Any) -> None:
     for wrong in ("dose", '{"name": "dose"}', ["dose"], 7):
         with pytest.raises(BadRow, match=r"field 'tools': .* has to be a list of tools"):
             tools_of({"tools": wrong}, "tools")
+
+
+def test_a_conversation_may_be_json_in_a_text() -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert messages_of({"m": json.dumps(messages)}, "m") == messages
+    for wrong in ("[{", "hello", '{"role": "user", "content": "a"}'):
+        with pytest.raises(BadRow, match="has to be a list of messages"):
+            messages_of({"m": wrong}, "m")
