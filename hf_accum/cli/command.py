@@ -1,6 +1,7 @@
 """A recipe as a command."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from hf_accum.cli.exit import run
@@ -24,7 +25,9 @@ def command(config_class: type[C], train: Callable[[C], object], description: st
 
 
 def _train(train: Callable[[Any], object], config: Any) -> object:
-    if config.num_seeds == 1 or config.preview:  # which is the same for all seeds
+    if config.preview:  # which is the same for all seeds
+        config = replace(config, num_seeds=1)
+    if config.num_seeds == 1:
         return train(config)
     from hf_accum.run.seeds import train_seeds
 

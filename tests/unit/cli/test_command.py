@@ -27,7 +27,7 @@ def test_the_function_trains_with_the_flags_that_were_given() -> None:
 def test_rows_are_shown_once_for_all_seeds() -> None:
     seen: list[MyConfig] = []
     command(MyConfig, seen.append, None)(["--num_seeds=3", "--preview", "--seed=7"])
-    assert [(config.seed, config.preview) for config in seen] == [(7, True)]
+    assert [(config.seed, config.num_seeds, config.preview) for config in seen] == [(7, 1, True)]
 
 
 @pytest.mark.parametrize(
