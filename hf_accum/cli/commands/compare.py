@@ -74,7 +74,7 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
 def _sides(folders: list[Path], parsed: argparse.Namespace, flags: list[str]) -> "list[Side]":
     """Both runs judged: where one has learned labels that the other has not, both on rows with all of them."""
     opened = [recipe_of(folder, parsed.recipe, flags) for folder in folders]
-    known = [list(getattr(config, "labels", ())) for _, config in opened]
+    known: list[list[str]] = [list(getattr(config, "labels", ())) for _, config in opened]
     sides = []
     for folder, (module, config), own, others in zip(folders, opened, known, reversed(known), strict=True):
         more = [label for label in others if own and label not in own]
