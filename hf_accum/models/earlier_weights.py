@@ -58,6 +58,8 @@ def start_from(model: nn.Module, result: Path, names: Sequence[str]) -> None:
         raise UserError(
             f"{result}: cannot be loaded ({first_line(error)}): start with the flags of that run"
         ) from error
+    if isinstance(model, PeftModel):  # an earlier version had adapters on layers too that the task does not read
+        stored = {name: tensor for name, tensor in stored.items() if name in before or not _is_of_adapter(name)}
     fitting = _by_label(stored, before, labels_in(result), names)
     other = [name for name, tensor in fitting.items() if name not in before or before[name].shape != tensor.shape]
     if other or fitting.keys() != before.keys():
@@ -127,7 +129,7 @@ def _by_label(
         if here is None or here.ndim != tensor.ndim or here.shape[1:] != tensor.shape[1:]:
             continue
         num_more = len(tensor) - len(before)
-        if num_more in (0, 1) and len(here) == len(names) + num_more and _is_of_head(name):
+        if num_more in (0, 1) and len(here) == len(names) + num_more and not _is_of_adapter(name):
             whole = here.clone()
             whole[places] = tensor[: len(before)].to(here)
             if num_more:
@@ -136,9 +138,8 @@ def _by_label(
     return fitting
 
 
-def _is_of_head(name: str) -> bool:
-    """Not of an adapter, whose rows are no labels."""
-    return ".lora_" not in name
+def _is_of_adapter(name: str) -> bool:
+    return ".lora_" in name
 
 
 def _known_by(base: Mapping[str, Any]) -> tuple[Any, ...]:

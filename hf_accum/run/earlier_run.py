@@ -15,7 +15,8 @@ from hf_accum.models.spec import ModelSpec
 from hf_accum.run.result import check_through
 
 _OF_THE_MODEL = (*("problem", "pooling", "long_texts", "window_pooling", "nested", "task"),)
-"""Flags by which a model's weights mean something else. (Other target modules of an adapter do not fit.)"""
+"""Flags by which a model's weights mean something else."""
+_OF_ADAPTERS = ("lora.rank", "lora.alpha", "lora.target_modules")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class EarlierRun:
             UserError: naming the flag, and what it has to be.
         """
         now = flattened(as_dict(config))
-        for name in _OF_THE_MODEL if now["lora.rank"] == 0 else ("lora.rank", "lora.alpha", *_OF_THE_MODEL):
+        for name in _OF_THE_MODEL if now["lora.rank"] == 0 else (*_OF_ADAPTERS, *_OF_THE_MODEL):
             before, value = self.settings.get(name), now.get(name)
             if name in self.settings and name in now and value is not None and before != value:
                 raise UserError(

@@ -86,11 +86,11 @@ class Training:
         self.resumed = find_resume(run.folder, config, facts, ranks)  # before the weights are loaded
 
         trainable = load_trainable(spec, processor, config, precision=run.precision, device=run.device)
-        if run.earlier is not None:
-            run.notes += run.earlier.put_into(trainable.model, config, spec)
         workload = workload_of(trainable.model, task, config, run.precision)
         if self.resumed.leaves_out_unused_adapters:
             workload.leave_out_unused_adapters(config.lora, run.device)
+        if run.earlier is not None:
+            run.notes += run.earlier.put_into(trainable.model, config, spec)
         with naming_forward_failure(trainable.model, config, run.precision, workload.again(run.device)):
             self._tunings = find_run_capacity(
                 config,

@@ -55,7 +55,9 @@ def texts_in(file: Path) -> Iterator[str]:
 
 
 def run_pipeline(model: Any, tokenizer: Any, file: Path, output: Path, batch_size: int) -> float:
-    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, batch_size=batch_size, top_k=None)
+    classify: Any = pipeline(
+        "text-classification", model=model, tokenizer=tokenizer, batch_size=batch_size, top_k=None
+    )
     started = time.perf_counter()
     with output.open("w", encoding="utf-8") as written, file.open(encoding="utf-8") as lines:
         for line, found in zip(lines, classify(texts_in(file), truncation=True, max_length=512), strict=True):
