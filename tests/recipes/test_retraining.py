@@ -96,9 +96,10 @@ def test_a_new_label_stands_behind_the_others_which_are_told_as_before(
 def test_a_cycle_keeps_a_better_run_and_refuses_a_worse_one(
     recipe: Recipe, notes: Path, grown: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = recipe(**MADE)
+    how_long = {**MADE, "max_steps": 120, "full_determinism": "true", "learning_rate": 0.005}
+    first = recipe(**how_long)
     both = f"{notes}:0.5,{grown}:0.5"
-    second = recipe(**MADE, dataset=both, init_from=first)
+    second = recipe(**how_long, dataset=both, init_from=first)
     spoilt = recipe(**{**MADE, "learning_rate": 5.0}, dataset=both, init_from=first)
     held_back = tmp_path / "held_back.jsonl"
     draw = random.Random(7)
