@@ -7,6 +7,7 @@ import json
 import random
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -284,3 +285,25 @@ def test_the_loop_of_ones_own_trains_on_ones_own_rows(tmp_path: Path) -> None:
     done = launch(str(tmp_path / "own.py"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("losses") == 3  # of 32, 32 and 6 rows
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_the_script_of_the_cycle_puts_a_run_in_use_only_where_the_rule_is_kept(status: int, tmp_path: Path) -> None:
+    (script,) = blocks(ROOT / "recipes" / "guides" / "retraining.md", "sh")
+    (tmp_path / "retrain.sh").write_text(script)
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    (tmp_path / "runs" / "current").symlink_to("first")
+    programs = tmp_path / "bin"  # stand-ins: what they are asked is checked above
+    programs.mkdir()
+    for name, line in {
+        "accelerate": 'while [ "$1" != --output_dir ]; do shift; done; mkdir -p "$2"; echo "$2" > trained',
+        "hf-accum": f"exit {status}",
+    }.items():
+        (programs / name).write_text(f"#!/usr/bin/env bash\n{line}\n")
+        (programs / name).chmod(0o755)
+    environment = {"PATH": f"{programs}:/usr/bin:/bin"}
+    done = subprocess.run(["bash", "retrain.sh", "old", "new"], cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    trained = tmp_path / (tmp_path / "trained").read_text().strip()
+    in_use = trained if status == 0 else tmp_path / "runs" / "first"
+    assert (tmp_path / "runs" / "current").resolve() == in_use.resolve()
