@@ -14,6 +14,7 @@ from hf_accum.report.style import INK, MUTED, SERIES, colour_of, dashes_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 _SIZE = (4.6, 2.5)  # inches: readable at the width of a phone
 _MOST_BANDS = 4
@@ -115,6 +116,7 @@ def _curves(
     elif from_zero:
         panel.set_ylim(bottom=0)
     panel.set(xlabel="step", ylabel=axis)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     marked = _marks(panel, runs[0]) if name == "loss" and len(runs) == 1 else ""
     _legend(panel)
     return Drawn(name, title, _binning(runs, curves) + marked, figure)
@@ -200,6 +202,7 @@ def _step_time(run: RunFiles) -> Drawn | None:
     for low, high, colour, label in parts:
         panel.fill_between(whole.steps, low, high, step=step, color=colour, alpha=0.75, linewidth=0, label=label)
     panel.set(xlabel="step", ylabel="seconds per step")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_ylim(bottom=0)
     panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     mean = f"Each band is the mean of {whole.steps_per_bin} steps. " if whole.steps_per_bin > 1 else ""
@@ -227,6 +230,7 @@ def _peak_memory(runs: Sequence[RunFiles]) -> Drawn | None:
     if not curves:
         return None
     panel.set(xlabel="step", ylabel="GiB, worst rank")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_ylim(bottom=0)
     _legend(panel)
     dotted = " Dotted: the budget." if any(run.tuning.get("budget_bytes") for run in runs) else ""

@@ -61,6 +61,8 @@ def counted(run: RunFiles) -> Confusion | LabelCounts | None:
     right, missed, wrong = (np.zeros(len(names), dtype=np.int64) for _ in range(3))
     num_of_several = num_others = 0
     for row in read_lines(run.folder / PREDICTIONS, run.problems):
+        if "label" not in row and "prediction" not in row:
+            continue  # of a task whose examples have none, as entities
         label: Any = row.get("label")
         prediction: Any = row.get("prediction")
         if isinstance(label, str) and isinstance(prediction, str) and label in names and prediction in names:
@@ -92,8 +94,9 @@ class Worst:
 
     id: str
     loss: float | None
-    label: str
-    prediction: str
+    label: str | None
+    prediction: str | None
+    """None of what has no labels, as a text that is gone on with."""
     shown: dict[str, str]
     """Its text, or whatever shows it, by the name of the field."""
 
@@ -130,8 +133,8 @@ def _worst(row: Mapping[str, Any]) -> Worst:
     return Worst(
         id=str(row.get("id", "")),
         loss=float(loss) if isinstance(loss, int | float) else None,
-        label=_labels(row.get("label"), probabilities),
-        prediction=_labels(row.get("prediction"), probabilities),
+        label=_labels(row["label"], probabilities) if "label" in row else None,
+        prediction=_labels(row["prediction"], probabilities) if "prediction" in row else None,
         shown={name: _cut(value) for name, value in row.items() if name not in _NO_TEXTS},
     )
 
@@ -151,9 +154,16 @@ def _share(probability: Any) -> str:
 
 
 def _cut(value: Any) -> str:
-    text = value if isinstance(value, str) else str(value)
+    text = value if isinstance(value, str) else _entities(value) if isinstance(value, list) else str(value)
     more = len(text) - _LONGEST_TEXT
     return text if more <= 0 else f"{text[:_LONGEST_TEXT]} ... ({more:,} more characters are in the file)"
+
+
+def _entities(values: list[Any]) -> str:
+    """Each with its label; other lists as they are."""
+    if not all(isinstance(value, dict) and {"text", "label"} <= value.keys() for value in values):
+        return str(values)
+    return ", ".join(f"{value['text']} ({value['label']})" for value in values) or "none"
 
 
 def _are_of(labels: Any, names: Mapping[str, int]) -> bool:

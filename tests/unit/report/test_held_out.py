@@ -46,11 +46,17 @@ def test_several_labels_are_counted_each(tmp_path: Path) -> None:
     assert (found.right.tolist(), found.missed.tolist(), found.wrong.tolist()) == ([1, 0, 0], [0, 2, 0], [1, 0, 1])
 
 
-@pytest.mark.parametrize("row", [{"label": 1.5, "prediction": 2.5}, {"label": "a text", "prediction": "flu"}, {}])
+@pytest.mark.parametrize("row", [{"label": 1.5, "prediction": 2.5}, {"label": "a text", "prediction": "flu"}])
 def test_rows_without_classes_are_told_and_not_counted(tmp_path: Path, row: Any) -> None:
     run = run_of(tmp_path / "run", [row])
     assert counted(run) is None
     assert run.problems == ["predictions.jsonl: 1 rows have no class of evaluation.json, and are not counted"]
+
+
+def test_rows_of_a_task_without_labels_are_no_problem(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", [{"id": "a:1", "entities": [], "predicted_entities": []}])
+    assert counted(run) is None
+    assert not run.problems
 
 
 @given(st.integers(1, 12), st.integers(2, 12), st.integers(0, 2**32 - 1))
@@ -106,3 +112,15 @@ def test_samples_of_a_language_model(tmp_path: Path) -> None:
     found = samples_of(read_run(folder, "run"))
     assert [one.title.split(", ")[1] for one in found] == ["before the training", "after the training"] * 2
     assert found[2].shown == {"prompt": "p2", "generated": "before", "reference": "r"}
+
+
+def test_entities_are_shown_with_their_labels_and_what_has_no_label_has_none(tmp_path: Path) -> None:
+    entities = [{"label": "drug", "text": "aspirin", "start": 0}, {"label": "x", "text": "a", "start": 9}]
+    rows = [{"id": "a:1", "text": "aspirin, a", "entities": entities, "predicted_entities": [], "loss": 2.0}]
+    run = run_of(tmp_path / "run", [])
+    write_lines(run.folder / "errors.jsonl", rows)
+    (worst,) = worst_of(run, texts=True)
+    assert (worst.label, worst.prediction) == (None, None)
+    assert worst.shown == {"text": "aspirin, a", "entities": "aspirin (drug), a (x)", "predicted_entities": "none"}
+    (hidden,) = worst_of(run, texts=False)
+    assert not hidden.shown
