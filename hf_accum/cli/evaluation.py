@@ -62,13 +62,13 @@ def open_evaluation(
     result = check_through(folder)
     with ExitStack() as stack:
         place = output or Path(stack.enter_context(TemporaryDirectory())) / "evaluation"
-        config = replace(_as_trained(config, dataset, split), output_dir=str(place))
+        config = replace(as_trained(config, dataset, split), output_dir=str(place))
         if more_labels:
             changes: dict[str, Any] = {"labels": [*getattr(config, "labels", ()), *more_labels]}
             config = replace(config, **changes)
         handed = handed_over(module, config)
         started, config = handed.run, handed.config
-        data = handed.data if dataset is None else _held_out_whole(handed.data)
+        data = handed.data if dataset is None else held_out_whole(handed.data)
         stack.callback(end_accelerator, started.accelerator)
         stack.callback(started.claim.release)
         own, spec = labels_in(result), handed.spec
@@ -82,12 +82,12 @@ def open_evaluation(
         yield Opened(started.ranks, task, model, cutter, data, evaluation, place)
 
 
-def _held_out_whole(data: Any) -> Any:
+def held_out_whole(data: Any) -> Any:
     """All rows to evaluate on: none was trained on, however they were split when they were read."""
     return replace(data, eval_fraction=None, eval_source=data.source)
 
 
-def _as_trained(config: RecipeConfig, dataset: str | None, split: str) -> RecipeConfig:
+def as_trained(config: RecipeConfig, dataset: str | None, split: str) -> RecipeConfig:
     """The flags with all rows of the dataset to evaluate on, and nothing that only a training has."""
     changes: dict[str, Any] = {"trackers": [], "resume": "never", "preview": False, "num_seeds": 1}
     changes["init_from"] = None

@@ -1,9 +1,9 @@
-"""The commands: `hf-accum check`, `compare`, `evaluate`, `plan`, `predict`, `publish`, `report`."""
+"""The commands: `hf-accum check`, `compare`, `evaluate`, `merge`, `plan`, `predict`, `publish`, `report`."""
 
 import argparse
 from typing import NoReturn
 
-from hf_accum.cli.commands import check, compare, evaluate, plan, predict, publish, report
+from hf_accum.cli.commands import check, compare, evaluate, merge, plan, predict, publish, report
 from hf_accum.cli.exit import run
 
 
@@ -22,6 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     check.add_to(commands)
     compare.add_to(commands)
     evaluate.add_to(commands)
+    merge.add_to(commands)
     plan.add_to(commands)
     predict.add_to(commands)
     publish.add_to(commands)

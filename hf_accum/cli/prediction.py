@@ -67,7 +67,7 @@ def open_predictions(module: ModuleType, folder: Path, config: RecipeConfig, **h
         )
     with ExitStack() as stack:
         place = Path(stack.enter_context(TemporaryDirectory())) / "run"
-        made_up = stack.enter_context(with_made_up_rows(_without_training(replace(config, output_dir=str(place)))))
+        made_up = stack.enter_context(with_made_up_rows(without_training(replace(config, output_dir=str(place)))))
         handed = handed_over(module, made_up)
         started = handed.run
         stack.callback(end_accelerator, started.accelerator)
@@ -77,7 +77,7 @@ def open_predictions(module: ModuleType, folder: Path, config: RecipeConfig, **h
         yield OpenedModel(started.ranks, RowModel(model, make(config, task, **how), cutter), task.lengths)
 
 
-def _without_training(config: RecipeConfig) -> RecipeConfig:
+def without_training(config: RecipeConfig) -> RecipeConfig:
     """The flags for made-up rows: of a language model plain texts, which are never too long."""
     changes: dict[str, Any] = {"trackers": [], "resume": "never", "preview": False, "num_seeds": 1}
     changes["init_from"] = None

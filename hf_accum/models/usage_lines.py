@@ -83,7 +83,8 @@ def _loading(here: _Folder) -> tuple[list[str], list[str]]:
             + ("  # with the labels, in order" if _has_labels(usage) else "")
         )
     if not here.is_adapter:
-        lines.append(f'model = {kind}.from_pretrained(".").eval()')
+        given = ", dtype=torch.float32" if is_of_images else ""  # as the pixels
+        lines.append(f'model = {kind}.from_pretrained("."{given}).eval()')
     else:
         imports.append("from peft import PeftModel")
         given = ", config=config" if here.has_config else ""

@@ -42,9 +42,12 @@ def write_card(folder: Path) -> None:
         write_atomically(result / "README.md", card_of(folder))
 
 
-def card_of(folder: Path) -> str:
-    """The card of a run's result: what is not known is left out."""
-    result = result_of(folder) or folder
+def card_of(folder: Path, result: Path | None = None, merged: str = "") -> str:
+    """The card of a run's result: what is not known is left out.
+
+    `result` is its folder, if it is not the run's own; `merged` says how an adapter became that model.
+    """
+    result = result or result_of(folder) or folder
     run, figures = _json(folder / "run.json"), _json(folder / "evaluation.json")
     config, usage = _yaml(folder / "config.yaml"), read_usage(result)
     is_adapter = (result / "adapter_config.json").is_file()
@@ -54,7 +57,7 @@ def card_of(folder: Path) -> str:
         "How to use it": usage_section(result),
         "Labels": _labels(result, usage),
         "Data": _data(config, run, usage),
-        "Training": _training(config, run, figures, is_adapter=is_adapter),
+        "Training": _training(config, run, figures, merged, is_adapter=is_adapter),
         "Figures on held-out data": _figures(figures),
         "Intended use and limits": _limits(config, figures),
     }
@@ -149,15 +152,17 @@ def _data(config: Mapping[str, Any], run: Mapping[str, Any], usage: Usage | None
 
 
 def _training(
-    config: Mapping[str, Any], run: Mapping[str, Any], figures: Mapping[str, Any], *, is_adapter: bool
+    config: Mapping[str, Any], run: Mapping[str, Any], figures: Mapping[str, Any], merged: str, *, is_adapter: bool
 ) -> str:
     lines = []
     if config.get("effective_batch_size"):
         lines.append(f"- window: {config['effective_batch_size']} examples per optimizer step, all ranks together")
-    if is_adapter and (lora := config.get("lora")):
+    if (is_adapter or merged) and (lora := config.get("lora")):
         targets = lora.get("target_modules")
         shown = targets if isinstance(targets, str) else ", ".join(targets or ())
         lines.append(f"- LoRA: rank {lora.get('rank')}, alpha {lora.get('alpha'):g}, on `{shown}`")
+    if merged:
+        lines.append(f"- {merged}")
     if config.get("quantization") not in (None, "none"):
         lines.append(f"- base in 4 bits while it was trained on: {config['quantization']}")
     step, of = figures.get("step"), run.get("num_steps")

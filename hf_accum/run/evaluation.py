@@ -108,6 +108,11 @@ class Evaluation:
         on_rank_0(self._run.ranks, lambda: write_json(result / CALIBRATION, fitted))
         return {**figures, "notes": [*figures["notes"], f"to predict with: {result.name}/{CALIBRATION}"]}
 
+    def first_examples(self, number: int) -> list[Example]:
+        """The first held-out examples, in the order of the files; fewer where there are no more."""
+        examples, draw = self._held_out.first_examples(number), self._draw
+        return examples if draw is None else [draw(example, None) for example in examples]
+
     def judged(self, model: nn.Module, cutter: Cutter) -> Judged:
         """Each held-out example with its loss, of a task that judges each by itself. A collective.
 

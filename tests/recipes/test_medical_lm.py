@@ -1,6 +1,5 @@
 """The recipe for language models, as a user runs it: texts, conversations, QLoRA, samples, what is cut off."""
 
-import copy
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -11,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from chats import SMOLLM2, byte_tokenizer
+from chats import save_chat_model
 from every_recipe import RECIPES
 from plain_peft import load_adapter
 from run_files import metrics_of
-from tiny import CONFIGS, WORDS, make_decoder_config, save_base
+from tiny import WORDS, make_decoder_config, save_base
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from hf_accum.config.lora import LoraConfig
@@ -37,20 +36,6 @@ def run(tmp_path: Path, accelerator: object) -> Callable[..., Path]:
         return output
 
     return run
-
-
-def save_chat_model(folder: Path, template: str | None = SMOLLM2) -> str:
-    """A tiny Llama for a tokenizer of bytes, which has no token for padding. Its rows are of whole 4-bit blocks."""
-    tokenizer = byte_tokenizer(template)
-    config = copy.deepcopy(CONFIGS["llama"])
-    sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
-    for name, value in {**sizes, **ends, "max_position_embeddings": 512}.items():
-        setattr(config, name, value)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(str(folder))
-    return str(folder)
 
 
 def save_rows(file: Path, rows: list[Any]) -> str:

@@ -1,7 +1,6 @@
 """`hf-accum predict`: what a run tells of rows is what its model tells of each alone, and no row is lost or twice."""
 
 import csv
-import importlib
 import json
 import os
 import signal
@@ -16,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from every_recipe import RECIPES
+from every_recipe import run_of
 from launching import launch
 from PIL import Image
 from plain_peft import load_adapter
@@ -33,7 +32,6 @@ from hf_accum.cli.main import main
 
 Recipe = Callable[..., Path]
 MADE = {"max_steps": 4, "effective_batch_size": 16, "learning_rate": 0.01}
-BY_ID = {recipe.id: recipe for recipe in RECIPES}
 
 
 def written(file: Path) -> list[dict[str, Any]]:
@@ -49,13 +47,6 @@ def predict(run: Path, dataset: object, output: Path, *flags: str) -> list[dict[
 def pixels_of(file: Path) -> np.ndarray:
     with Image.open(file) as image:
         return np.asarray(image)
-
-
-def run_of(recipe_id: str, folder: Path, **flags: Any) -> Path:
-    recipe = BY_ID[recipe_id]
-    how = {"max_steps": 3, "learning_rate": 0.01, "micro_batch_size": 4} | flags
-    importlib.import_module(f"recipes.{recipe.name}").main(recipe.make_flags(folder, folder / "run", **how))
-    return folder / "run"
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
 """A tokenizer of bytes with chat templates as real models have them."""
 
+import copy
+from pathlib import Path
 from typing import Any, cast
 
+import torch
+from tiny import CONFIGS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 # SmolLM2-135M-Instruct's, to the letter.
 SMOLLM2 = (
@@ -61,3 +65,22 @@ def byte_tokenizer(chat_template: str | None = None, eos_token: str = "<|im_end|
     )
     made.chat_template = chat_template
     return made
+
+
+def save_chat_model(
+    folder: Path, template: str | None = SMOLLM2, dtype: torch.dtype = torch.float32, **values: Any
+) -> str:
+    """A tiny Llama for a tokenizer of bytes, which has no token for padding. Its rows are of whole 4-bit blocks.
+
+    `values` go into its config.
+    """
+    tokenizer = byte_tokenizer(template)
+    config = copy.deepcopy(CONFIGS["llama"])
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
+    for name, value in {**sizes, **ends, "max_position_embeddings": 512, **values}.items():
+        setattr(config, name, value)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(str(folder))
+    return str(folder)

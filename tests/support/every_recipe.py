@@ -1,5 +1,6 @@
 """Every recipe on a tiny model and dataset: what tests need to know of it."""
 
+import importlib
 import json
 import random
 from collections.abc import Callable
@@ -125,3 +126,11 @@ RECIPES = (
     _IMAGES,
     replace(_IMAGES, task=SemanticSegmentation, num_labels=4, flags={"task": "segmentation"}, is_second_task=True),
 )
+
+
+def run_of(recipe_id: str, folder: Path, **flags: Any) -> Path:
+    """A run of three steps in this process; returns its folder."""
+    (recipe,) = (recipe for recipe in RECIPES if recipe.id == recipe_id)
+    how = {"max_steps": 3, "learning_rate": 0.01, "micro_batch_size": 4} | flags
+    importlib.import_module(f"recipes.{recipe.name}").main(recipe.make_flags(folder, folder / "run", **how))
+    return folder / "run"
