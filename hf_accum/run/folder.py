@@ -18,7 +18,7 @@ from hf_accum.errors import UserError
 from hf_accum.evaluation.records import ERRORS, PREDICTIONS
 from hf_accum.files import LOCK, check_output_dir, is_leftover, keep_lines
 from hf_accum.run.checkpoint import Loaded, remove_half_written, set_aside
-from hf_accum.run.log import TRACKERS_PROJECT
+from hf_accum.run.trackers import PROJECT as TRACKERS_PROJECT
 
 OF_A_RUN = {
     *("config.yaml", "run.json", "tuning.json", "metrics.jsonl", "evaluation.json", "checkpoints", "adapter"),

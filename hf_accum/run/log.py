@@ -4,7 +4,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,22 +15,19 @@ from torch import Tensor
 from hf_accum.accumulation.execution import WindowExecution
 from hf_accum.config.flags import as_flags, flag_names
 from hf_accum.config.recipe import RecipeConfig
-from hf_accum.config.serialization import as_dict, flattened
 from hf_accum.data.stream_state import StreamCounts
 from hf_accum.device.memory import peak_memory_bytes
 from hf_accum.distributed.collectives import on_all_ranks
 from hf_accum.distributed.ranks import Ranks, float_bits
 from hf_accum.durations import clock
-from hf_accum.errors import Stopped, first_line
+from hf_accum.errors import Stopped
 from hf_accum.files import JsonLines, json_safe, write_json
 from hf_accum.run.shown_figures import in_a_line, lines_of, short, show_classes, single
 from hf_accum.run.step_metrics import PendingStep, StepMetrics, merged
+from hf_accum.run.trackers import Trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-TRACKERS_PROJECT = "hf-accum"
 
 
 class Counted(Protocol):
@@ -75,6 +71,7 @@ class RunLog:
         self.unit = unit
         self.cut_by = cut_by
         self.console = console or Console(soft_wrap=True)
+        self.trackers = Trackers(accelerator, ranks, self.say)
         self._lines = JsonLines(folder / "metrics.jsonl", self.say)
         self._pending: list[PendingStep] = []
         self._started = self._step_started = time.perf_counter()
@@ -106,10 +103,12 @@ class RunLog:
         self._lines.close()
 
     def start(self, config: RecipeConfig, description: str) -> None:
-        """Say what the run will do, and start the trackers with its configuration."""
-        settings = flattened(as_dict(config))
-        plain = {name: v if isinstance(v, int | float | str | bool) else str(v) for name, v in settings.items()}
-        self.accelerator.init_trackers(TRACKERS_PROJECT, config=plain)  # they take nothing else
+        """Start the trackers with the run's configuration, and say what it will do. A collective.
+
+        Raises:
+            UserError: as `Trackers.start` does.
+        """
+        self.trackers.start(config)
         self.say(description)
         self._step_started = time.perf_counter()
 
@@ -192,7 +191,7 @@ class RunLog:
         self.say(f"evaluation after step {step}: {in_a_line(figures)}")
         for name, of_one in figures.get("datasets", {}).items():
             self.say(f"of {name}: {in_a_line(of_one)}")
-        self._track({f"eval/{name}": value for name, value in single(figures).items()}, step)
+        self.trackers.log({f"eval/{name}": value for name, value in single(figures).items()}, step)
         self._step_started = time.perf_counter()
 
     def say(self, text: str) -> None:
@@ -234,27 +233,13 @@ class RunLog:
         what = why if isinstance(why, Stopped) else "ended by an error"
         self.say(f"{what} after step {step}: {saved if step else 'there is nothing to save'}")
 
-        def end_trackers() -> None:
-            while self.accelerator.trackers:
-                with suppress(Exception):  # the run's end is not theirs to say
-                    self.accelerator.trackers.pop().finish()
-
-        on_all_ranks(self.ranks, end_trackers)
-
-    def _track(self, values: Mapping[str, Any], step: int) -> None:
-        """Hand figures to the trackers; one that fails (a full disk, no network) is left out from there on."""
-        for tracker in list(self.accelerator.trackers):
-            try:
-                tracker.log(values, step=step)
-            except Exception as error:
-                self.accelerator.trackers.remove(tracker)
-                self.say(f"tracker {tracker.name} failed and is left out from here on: {first_line(error)}")
+        on_all_ranks(self.ranks, self.trackers.end)
 
     def _write(self, lines: Sequence[StepMetrics]) -> None:
         self._lines.add(line.as_json() for line in lines)
         for line in lines:
             values = {name: v for name, v in asdict(line).items() if not isinstance(v, str | None)}
-            self._track({f"train/{name}": value for name, value in values.items()}, line.step)
+            self.trackers.log({f"train/{name}": value for name, value in values.items()}, line.step)
         last = lines[-1]
         seconds = sum(line.step_seconds for line in lines)
         tokens = sum(line.num_tokens for line in lines)

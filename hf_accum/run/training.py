@@ -187,13 +187,21 @@ class Training:
         self._contexts = ExitStack()
 
     def __enter__(self) -> "Training":
-        """Listen to signals, start the display, and say what the run will do."""
+        """Listen to signals, start the trackers and the display, and say what the run will do.
+
+        Raises:
+            UserError: if a tracker does not start.
+        """
         # The display is closed first: a signal meanwhile, as torchrun's where another rank has failed, would end this
         # process by default, before it has said what it fails of.
         self._contexts.enter_context(self._run.stop)
         self._contexts.enter_context(self._log)
         self._contexts.callback(self.nonfinite.close)
-        self._log.start(self._config, self._description)
+        try:
+            self._log.start(self._config, self._description)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         for note in self._run.notes:
             self._log.say(note)
         return self
@@ -296,6 +304,7 @@ class Training:
         checkpoints.write_card()
         self._write_tuning(keep_costs(self._tuning, self.capacity, ranks))
         self._contexts.close()
+        self._log.trackers.end()
         end_accelerator(self.accelerator)
         return figures
 

@@ -75,7 +75,7 @@ WITHOUT_TEST_FILE = {
 
 ALONE = {"accumulation/accumulate", "accumulation/pair_cache", "data/windows_of", "evaluation/each_once"}
 """Modules that a loop of one's own on accelerate calls."""
-MAY_IMPORT_ACCELERATE = {*ALONE, "distributed", "gradient_check/stock", "run/log", "run/summary"}
+MAY_IMPORT_ACCELERATE = {*ALONE, "distributed", "gradient_check/stock", "run/log", "run/trackers", "run/summary"}
 
 
 def name_of(path: Path) -> str:

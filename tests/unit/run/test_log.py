@@ -357,22 +357,6 @@ def test_an_early_end_is_said_and_ends_the_trackers(
     assert tensorboard_accelerator.trackers == []
 
 
-def test_the_trackers_get_the_configuration_as_single_values(
-    accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    handed: dict[str, Any] = {}
-
-    def init_trackers(name: str, config: Mapping[str, Any]) -> None:
-        handed.update(config)
-
-    monkeypatch.setattr(accelerator, "init_trackers", init_trackers)
-    make_log(accelerator, tmp_path).start(RecipeConfig(seed=3), "")
-    assert (handed["seed"], handed["lora.rank"], handed["lora.target_modules"]) == (3, 16, "all-linear")
-    assert handed["gradient_checkpointing"] == "auto"
-    assert handed["dropout"] == "None"
-    assert all(isinstance(value, int | float | str) for value in handed.values())
-
-
 # The end
 
 
@@ -437,33 +421,3 @@ def test_peak_memory_is_that_of_the_process() -> None:
     peak = peak_memory_bytes(torch.device("cpu"))
     assert block.sum() == 2**24
     assert resident * 0.95 <= peak <= resident * 50
-
-
-def test_a_tracker_that_fails_is_left_out_and_said_once(accelerator: Accelerator, tmp_path: Path) -> None:
-    class Failing:
-        name = "mlflow"
-        num_calls = 0
-
-        def log(self, values: Any, step: int) -> None:
-            self.num_calls += 1
-            raise OSError("No space left on device")
-
-        def finish(self) -> None:
-            raise OSError("No space left on device")
-
-    class Good(Failing):
-        name = "good"
-
-        def log(self, values: Any, step: int) -> None:
-            self.num_calls += 1
-
-    failing, good = Failing(), Good()
-    accelerator.trackers = [failing, good]  # type: ignore[list-item]
-    text = io.StringIO()
-    log = RunLog(accelerator, OneRank(), tmp_path, 5, 1, console=Console(file=text, soft_wrap=True))
-    with log:
-        for step in (1, 2):
-            log.evaluation(step, {"loss": 1.0})
-        log.end_early(2, RuntimeError("x"))
-    assert (failing.num_calls, good.num_calls) == (1, 2)
-    assert text.getvalue().count("tracker mlflow failed and is left out from here on: OSError: No space") == 1
