@@ -17,6 +17,7 @@ from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.trust import Trust
 from hf_accum.errors import UserError, first_line
 from hf_accum.files import fill_folder_atomically, is_vacant, write_atomically
+from hf_accum.models.base import from_json
 from hf_accum.models.loading import quiet_transformers
 from hf_accum.models.merging import DTYPES, merge, name_tokenizer_for_all, restore_config, stored_dtype
 from hf_accum.models.precision import autocast_of, fits_in_float32, in_float32
@@ -122,13 +123,16 @@ def merge_into(
 
     def fill(partial: Path) -> Merged:
         write_model(merged, processor, partial, usage=usage)
+        merged.to("meta")  # what is loaded below takes its place in memory
         name_tokenizer_for_all(partial)
         if (adapter / CALIBRATION).is_file():
             shutil.copyfile(adapter / CALIBRATION, partial / CALIBRATION)
         named = dtype or stored
-        write_atomically(
-            partial / "README.md", card_of(run, partial, f"the adapter is merged into its base, in {named}")
-        )
+        written = read_usage(partial)
+        base = from_json(written.base) if written else None
+        which = f" ({base.declared})" if base else ""
+        card = card_of(run, partial, f"the adapter is merged into its base{which}, in {named}")
+        write_atomically(partial / "README.md", card)
         compared = _compared(spec, partial, of_adapter, batches, into, config.trust)
         return Merged(named, tuple(notes), *compared)
 

@@ -46,7 +46,8 @@ class Kept(GeneralTracker):
 
 def trackers_of(accelerator: Accelerator, *kept: Kept, ranks: Ranks | None = None) -> tuple[Trackers, list[str]]:
     said: list[str] = []
-    accelerator.log_with = [*kept]
+    wanted: Any = [*kept]
+    accelerator.log_with = wanted
     return Trackers(accelerator, ranks or OneRank(), said.append), said
 
 
