@@ -86,8 +86,8 @@ def merge_into(
     """Write the base of a run with its adapter merged in, in `dtype` or that of the base's file; on the CPU.
 
     What is written is loaded by transformers, and compared with the adapter on `examples` of the task, in float32,
-    where the model is small enough for that. In float32 outputs differ by at most 1e-5 (of the largest output, where
-    that is more than 1); in 16 bits by at most three times what it does to change each weight as rounding may.
+    where the model is small enough for that. They differ by at most 1e-5 (of the largest output, where that is more
+    than 1), or three times what it does to change each weight as rounding to the type may.
 
     Raises:
         UserError: as `check_adapter`, `check_vacant`, `load_result` and `merge` do; if outputs differ by more than
@@ -183,10 +183,9 @@ def _compared(
             model.float()
     of_merged = _outputs(model, batches)
     difference = _largest(of_adapter, of_merged)
+    _shake(model, dtype)
     allowed = _LEAST * max(1.0, *(float(one.abs().max()) for one in of_adapter))
-    if dtype != torch.float32:
-        _shake(model, dtype)
-        allowed += 3 * _largest(of_merged, _outputs(model, batches))
+    allowed = max(allowed, 3 * _largest(of_merged, _outputs(model, batches)))
     named = str(dtype).removeprefix("torch.")
     if not difference <= allowed:
         raise UserError(

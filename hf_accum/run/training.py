@@ -187,21 +187,13 @@ class Training:
         self._contexts = ExitStack()
 
     def __enter__(self) -> "Training":
-        """Listen to signals, start the trackers and the display, and say what the run will do.
-
-        Raises:
-            UserError: if a tracker does not start.
-        """
+        """Start the trackers, say what the run will do, listen to signals, start the display."""
+        self._log.start(self._config, self._description)  # or a tracker does not start
         # The display is closed first: a signal meanwhile, as torchrun's where another rank has failed, would end this
         # process by default, before it has said what it fails of.
         self._contexts.enter_context(self._run.stop)
         self._contexts.enter_context(self._log)
         self._contexts.callback(self.nonfinite.close)
-        try:
-            self._log.start(self._config, self._description)
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
-            raise
         for note in self._run.notes:
             self._log.say(note)
         return self

@@ -132,7 +132,7 @@ def test_a_language_model_is_whole(tmp_path: Path, accelerator: object, capsys: 
     from recipes.medical_lm import main as train
 
     base = tmp_path / "base"
-    save_chat_model(base, dtype=torch.bfloat16, tie_word_embeddings=True)
+    save_chat_model(base, dtype=torch.bfloat16, tie_word_embeddings=True, initializer_range=0.1)
     GenerationConfig(eos_token_id=[1, 5], do_sample=True, temperature=0.6).save_pretrained(base)
     data = tmp_path / "chats.jsonl"
     said = [[("user", f"what is {n}"), ("assistant", f"{n} is {n}")] for n in range(40)]
@@ -170,7 +170,7 @@ def test_a_language_model_is_whole(tmp_path: Path, accelerator: object, capsys: 
         expected = adapted(**ids).logits
     exact = merge(tmp_path / "run", tmp_path / "exact", "--dtype=float32")
     got = loaded_apart("AutoModelForCausalLM", exact, ids, tmp_path)
-    torch.testing.assert_close(got, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
     rounded = load_file(output / "model.safetensors")
     for name, weight in load_file(exact / "model.safetensors").items():
         assert torch.equal(rounded[name], weight.bfloat16()), name
