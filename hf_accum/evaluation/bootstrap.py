@@ -27,9 +27,21 @@ class Weighted(NamedTuple):
     width: int = 1
 
 
+class Bootstrapped(dict[str, Any]):
+    """Figures, with what a bootstrap computes them of: which stays in this process, and goes to no other rank."""
+
+    def __init__(self, figures: Mapping[str, Any], groups: np.ndarray, parts: Sequence[Weighted]) -> None:
+        super().__init__(figures)
+        self.groups, self.parts = groups, parts
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
+        """As the figures alone: what computes them is made of functions."""
+        return dict, (dict(self),)
+
+
 def with_intervals(
     figures: Mapping[str, Any], groups: np.ndarray, parts: Sequence[Weighted], num_rank: int | None = None
-) -> dict[str, Any]:
+) -> Bootstrapped:
     """The figures, with 95 % intervals of those of them that a bootstrap over groups computes again, and how these
     came about; as they are where there is one group alone.
 
@@ -39,7 +51,7 @@ def with_intervals(
         num_rank: how many resamples AUROC and average precision got.
     """
     if not groups.any():
-        return dict(figures)
+        return Bootstrapped(figures, groups, parts)
     found: dict[str, Interval] = {}
     for part in parts:
         found |= intervals(groups, part.figures, part.num_resamples, width=part.width)
@@ -47,7 +59,7 @@ def with_intervals(
     how = {"level": LEVEL, "num_groups": int(groups.max()) + 1, "num_resamples": NUM_RESAMPLES}
     if num_rank is not None:
         how["num_resamples_of_auroc_and_average_precision"] = num_rank
-    return {**figures, "confidence_intervals": known, "bootstrap": how}
+    return Bootstrapped({**figures, "confidence_intervals": known, "bootstrap": how}, groups, parts)
 
 
 def num_rank_resamples(num_scores: int) -> int:

@@ -3,25 +3,50 @@
 Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13: percentile intervals, of the difference.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
 from hf_accum.errors import UserError, shortened
-from hf_accum.evaluation.bootstrap import Interval, Weighted, intervals
+from hf_accum.evaluation.bootstrap import Bootstrapped, Interval, Weighted, intervals
 from hf_accum.evaluation.classification import weighted_figures
 from hf_accum.evaluation.decisions import Decisions
 from hf_accum.evaluation.evaluate import LOWER_IS_BETTER
 from hf_accum.evaluation.judge import Judged
 
 
-class Side(NamedTuple):
-    """One model's examples, judged, and how its logits are read; None: they are numbers."""
+@dataclass(frozen=True)
+class Side:
+    """One model on all examples: the number of each one's group, and what a bootstrap computes again.
 
-    judged: Judged
-    decisions: Decisions | None
+    Of a classification or regression also its examples, judged, and how its logits are read; None: they are numbers.
+    """
+
+    groups: np.ndarray
+    parts: Sequence[Weighted]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Of examples, of tokens, ...: what the figures are means over."""
+    judged: Judged | None = None
+    decisions: Decisions | None = None
+
+    @classmethod
+    def of_each(cls, judged: Judged, decisions: Decisions | None) -> "Side":
+        """That of a classification or regression."""
+        return cls(judged.groups, weighted_figures(judged, decisions), {}, judged, decisions)
+
+    @classmethod
+    def of_figures(cls, figures: Mapping[str, Any]) -> "Side":
+        """That of any task that gives intervals.
+
+        Raises:
+            UserError: if it does not, or the figures are of several ranks.
+        """
+        if not isinstance(figures, Bootstrapped):
+            raise UserError("this task has no intervals, or was evaluated on several ranks: compare on one")
+        counts = {name: value for name, value in figures.items() if name.startswith("num_")}
+        return cls(figures.groups, figures.parts, counts)
 
 
 @dataclass(frozen=True)
@@ -86,8 +111,8 @@ def compared(first: Side, second: Side) -> dict[str, Difference]:
     """
     _check_alike(first, second)
     found: dict[str, Difference] = {}
-    groups = first.judged.groups
-    for one, other in zip(*(weighted_figures(*side) for side in (first, second)), strict=False):
+    groups = first.groups
+    for one, other in zip(first.parts, second.parts, strict=False):
         once = np.ones((1, len(groups)))
         points = [{name: float(v[0]) for name, v in part.figures(once).items()} for part in (one, other)]
         ranges = _ranges(groups, one, other) if groups.any() else {}
@@ -109,6 +134,15 @@ def _ranges(groups: np.ndarray, one: Weighted, other: Weighted) -> dict[str, Int
 
 def _check_alike(first: Side, second: Side) -> None:
     """Look whether they were judged on the same rows, with the same labels in any order."""
+    if first.counts != second.counts or not np.array_equal(first.groups, second.groups):
+        differing = {name: (n, second.counts.get(name)) for name, n in first.counts.items()}
+        told = ", ".join(f"{name} {n:,} and {m:,}" for name, (n, m) in differing.items() if m is not None and n != m)
+        raise UserError(
+            "the two runs were judged on different rows, or their tokenizers cut these into different tokens"
+            f"{f' ({told})' if told else ''}: have both read all of them (`dataset`), alike"
+        )
+    if first.judged is None or second.judged is None:
+        return
     if first.judged.ids != second.judged.ids:
         raise UserError("the two runs were judged on different rows: have both read all of them (`dataset`)")
     if (first.decisions is None) != (second.decisions is None):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from every_recipe import run_of
 
 from hf_accum.cli.main import main
 
@@ -38,3 +39,33 @@ def test_a_run_that_learned_is_better_and_the_rule_decides_the_status(
             main(["compare", str(worse), str(better), *how, *wrong])
         assert ended.value.code == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "recipe_id",
+    [
+        "clinical_ner",
+        *(
+            pytest.param(recipe_id, marks=pytest.mark.slow)
+            for recipe_id in ("medical_lm", "medical_mlm", "term_retrieval", "driving_images-segmentation")
+        ),
+    ],
+)
+def test_runs_of_every_task_are_compared_by_the_figures_that_evaluate_gives(
+    recipe_id: str, tmp_path: Path, accelerator: object
+) -> None:
+    runs = [run_of(recipe_id, tmp_path, output=tmp_path / f"run-{seed}", seed=seed) for seed in (0, 1)]
+    named = recipe_id.split("-")[0]
+    data, found = tmp_path / f"{named}-data", tmp_path / "found.json"
+    main(["compare", *map(str, runs), f"--dataset={data}", f"--output={found}"])
+    figures = json.loads(found.read_text())["figures"]
+    for side, run in zip(("first", "second"), runs, strict=True):
+        main(["evaluate", str(run), f"--dataset={data}", f"--output={tmp_path / side}"])
+        own = json.loads((tmp_path / side / "evaluation.json").read_text())
+        assert figures
+        for name, one in figures.items():
+            assert one[side] == pytest.approx(own[name], rel=1e-5, abs=1e-7), name
+    main(["compare", str(runs[0]), str(runs[0]), f"--dataset={data}", f"--output={found}"])
+    for name, one in json.loads(found.read_text())["figures"].items():
+        assert one["first"] == one["second"], name
+        assert one["interval_of_difference"] in ([0.0, 0.0], None), name

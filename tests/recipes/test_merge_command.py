@@ -80,7 +80,7 @@ QUICK = ("clinical_classification", "medical_lm")
 def test_plain_transformers_gets_what_the_adapter_tells(
     recipe_id: str, tmp_path: Path, accelerator: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = run_of(recipe_id, tmp_path, **{"lora.rank": 2})
+    run = run_of(recipe_id, tmp_path, None, **{"lora.rank": 2})
     output = merge(run, tmp_path / "out" / "merged")
     usage = read_usage(output)
     assert usage is not None

@@ -128,9 +128,10 @@ RECIPES = (
 )
 
 
-def run_of(recipe_id: str, folder: Path, **flags: Any) -> Path:
-    """A run of three steps in this process; returns its folder."""
+def run_of(recipe_id: str, folder: Path, output: Path | None = None, **flags: Any) -> Path:
+    """A run of three steps by a recipe of this id, in `folder`/run or in `output`."""
     (recipe,) = (recipe for recipe in RECIPES if recipe.id == recipe_id)
+    output = output or folder / "run"
     how = {"max_steps": 3, "learning_rate": 0.01, "micro_batch_size": 4} | flags
-    importlib.import_module(f"recipes.{recipe.name}").main(recipe.make_flags(folder, folder / "run", **how))
-    return folder / "run"
+    importlib.import_module(f"recipes.{recipe.name}").main(recipe.make_flags(folder, output, **how))
+    return output

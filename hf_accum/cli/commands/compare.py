@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from hf_accum.evaluation.comparison import Difference, Side
 
 _COMPARE = f"""Two runs that are through, on the same rows: the figures of both, and the 95 % interval of their
-differences, by a bootstrap over groups in which both get the same draws. Classifications and regressions. With
---require the status is {FAULT} where the second run is not as good as the rule asks. Flags of their recipe say how
-rows are read."""
+differences, by a bootstrap over groups in which both get the same draws. With --require the status is {FAULT} where
+the second run is not as good as the rule asks. Flags of their recipe say how rows are read."""
 
 
 def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -61,7 +60,7 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
     for name, one in found.items():
         between = "-" if one.interval is None else f"{one.interval[0]:+.4f} to {one.interval[1]:+.4f}"
         table.add_row(name, short(one.first), short(one.second), f"{one.second - one.first:+.4f}", between)
-    console.print(f"{len(first.judged.ids):,} rows in {int(first.judged.groups.max()) + 1:,} groups", markup=False)
+    console.print(f"{len(first.groups):,} rows in {int(first.groups.max()) + 1:,} groups", markup=False)
     console.print(table)
     if parsed.output is not None:
         write_json(Path(parsed.output), _as_json(parsed, found, is_kept))
@@ -87,12 +86,15 @@ def _judged(
 ) -> "Side":
     from hf_accum.cli.evaluation import open_evaluation
     from hf_accum.evaluation.comparison import Side
+    from hf_accum.tasks.judging import Classifies
 
     on_rows = (parsed.dataset, parsed.split)
     with open_evaluation(module, folder, config, *on_rows, more_labels=more_labels) as opened:
+        if not isinstance(opened.task, Classifies):
+            return Side.of_figures(opened.evaluation.figures(opened.model, opened.cutter, opened.folder))
         judged = opened.evaluation.judged(opened.model, opened.cutter)
         is_regression = getattr(config, "problem", None) == "regression"
-        return Side(judged, None if is_regression else opened.task.decisions)
+        return Side.of_each(judged, None if is_regression else opened.task.decisions)
 
 
 def _as_json(parsed: argparse.Namespace, found: "dict[str, Difference]", is_kept: bool) -> dict[str, object]:

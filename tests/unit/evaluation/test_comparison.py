@@ -25,7 +25,7 @@ def side(noise: float, names: tuple[str, ...] = NAMES) -> Side:
     ids, ones = [f"0:{place}" for place in range(60)], np.ones(60)
     losses = -np.log(np.exp(logits)[np.arange(60), truth] / np.exp(logits).sum(axis=1))
     judged = Judged(ids, GROUPS, ones, logits.astype(np.float32), truth, float(losses.mean()), losses)
-    return Side(judged, Decisions(names, False))
+    return Side.of_each(judged, Decisions(names, False))
 
 
 def test_points_and_intervals_are_those_of_a_bootstrap_by_hand() -> None:
@@ -60,10 +60,13 @@ def test_other_rows_labels_or_problems_are_refused() -> None:
     first = side(2.0)
     assert first.decisions is not None
     for other, message in (
-        (Side(replace(first.judged, ids=first.judged.ids[::-1]), first.decisions), "different rows"),
-        (Side(first.judged, Decisions(("a", "b", "d"), False)), "different labels"),
-        (Side(replace(first.judged, references=(TRUTH + 1) % 3), first.decisions), "different labels of the same"),
-        (Side(first.judged, None), "different problems"),
+        (Side.of_each(replace(first.judged, ids=first.judged.ids[::-1]), first.decisions), "different rows"),
+        (Side.of_each(first.judged, Decisions(("a", "b", "d"), False)), "different labels"),
+        (
+            Side.of_each(replace(first.judged, references=(TRUTH + 1) % 3), first.decisions),
+            "different labels of the same",
+        ),
+        (Side.of_each(first.judged, None), "different problems"),
     ):
         with pytest.raises(UserError, match=message):
             compared(first, other)
