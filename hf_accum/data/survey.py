@@ -13,6 +13,7 @@ import numpy as np
 from hf_accum.data.source import Row, Source, good_rows
 from hf_accum.distributed.collectives import on_all_ranks
 from hf_accum.distributed.ranks import Ranks
+from hf_accum.distributed.telling import told_if_long
 from hf_accum.seeding import derive_seed
 
 SAMPLE_SIZE = 1_000
@@ -121,8 +122,9 @@ def survey(
         seen = observe(row)  # a row without a text has no group either: the text is what is missed first
         return group_of(row), seen, row
 
+    found = Survey()
+
     def mine() -> Survey:
-        found = Survey()
         sample: list[tuple[int, int, int, Row]] = []  # a heap, the highest hash on top
         for shard in range(ranks.index, source.num_shards, ranks.count):
             for number, (group, seen, row) in good_rows(source, shard, 0, look, on_bad_row, found.bad_rows):
@@ -141,7 +143,10 @@ def survey(
         return found
 
     total = Survey()
-    for part in on_all_ranks(ranks, mine):
+    of_each = "" if ranks.count == 1 else f" on each of {ranks.count} ranks"
+    with told_if_long(ranks, "reading the dataset", lambda: f"{found.num_rows:,} rows{of_each}"):
+        parts = on_all_ranks(ranks, mine)
+    for part in parts:
         total.add(part, sample_size)
     return total
 

@@ -40,7 +40,7 @@ def write_facts(run: StartedRun, config: RecipeConfig, data: SplitData, model: n
         "precision": run.precision,
         "num_steps": num_steps,
         "versions": _versions(),
-        "notes": list(dict.fromkeys([*run.notes, *data.notes_of_files, *data.notes])),
+        "notes": list(dict.fromkeys([*run.told, *run.notes, *data.notes_of_files, *data.notes])),
         "data_digest": data.digest,
     }
     write_json(run.folder / FACTS, facts)

@@ -15,6 +15,7 @@ from hf_accum.device.live_bytes import sum_bytes, tensors_of
 from hf_accum.distributed.collectives import on_all_ranks
 from hf_accum.distributed.launch import start_accelerator
 from hf_accum.distributed.ranks import ranks_of
+from hf_accum.distributed.telling import tell
 from hf_accum.run.earlier_run import earlier_run
 from hf_accum.run.folder import FolderClaim, claim_folder
 from hf_accum.run.signals import StopRequest
@@ -26,7 +27,8 @@ class StartedRun:
     """The ranks of a run, its folder and its `planned` workload, before the data is read.
 
     `workload` is the recipe's own function: what it trains, by its flags alone, without weights. What is wrong with
-    the folder, with the launch, with the model or with the device's memory is said here; `notes` are for the log.
+    the folder, with the launch, with the model or with the device's memory is said here. `notes` are for the log;
+    what was `told` already is not.
 
     Raises:
         UserError: if the run cannot have that folder, was launched in a way that would train something else, has a
@@ -47,6 +49,9 @@ class StartedRun:
         self.precision = self.accelerator.mixed_precision
         self.device = self.accelerator.device
         self.ranks = ranks_of(self.accelerator, config.rank_timeout_minutes)
+        self.told = [] if config.preview or self.device.type != "cpu" else _of_cores()
+        for note in self.told:
+            tell(self.ranks, note)  # on a busy machine the log begins minutes later
         self.earlier = earlier_run(config)
         # A preview writes nothing: another run may be at work in the folder, or fill the card.
         self.claim = FolderClaim() if config.preview else claim_folder(self.folder, self.ranks)
@@ -57,10 +62,9 @@ class StartedRun:
         self.notes = [] if config.preview else self._check_memory(config)
 
     def _check_memory(self, config: RecipeConfig) -> list[str]:
-        """What is to be said of the ranks' devices, or of a CPU's cores, before the first step."""
+        """What is to be said of the ranks' devices before the first step."""
         if self.device.type == "cpu":
-            note = check_cores(torch.get_num_threads(), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-            return [] if note is None else [note]
+            return []
         size, budget = config.micro_batch_size, config.memory_budget
 
         def mine() -> str | None:
@@ -75,3 +79,9 @@ class StartedRun:
     def plan(self, config: RecipeConfig) -> Workload:
         """What would be computed with other flags."""
         return self._workload(config, self.precision)
+
+
+def _of_cores() -> list[str]:
+    """What is to be said of the cores that the threads of all processes here have."""
+    note = check_cores(torch.get_num_threads(), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return [] if note is None else [note]

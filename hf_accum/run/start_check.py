@@ -13,6 +13,7 @@ from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.collectives import on_all_ranks
 from hf_accum.distributed.ranks import Ranks
+from hf_accum.distributed.telling import told_if_long
 from hf_accum.errors import UserError
 from hf_accum.gradient_check.cut_dependence import find_cut_dependence
 from hf_accum.gradient_check.forwards import CannotCheck, Computed, Forwards
@@ -82,7 +83,9 @@ def refuse_cut_dependence(
             raise UserError(f"{fault}; {ways}`allow_cut_dependence true` trains it as it is")
         return None if fault is None else f"{fault}: allowed"
 
-    return list(dict.fromkeys(note for note in on_all_ranks(ranks, ask) if note is not None))
+    with told_if_long(ranks, "checking that the gradient does not depend on how windows are cut"):
+        notes = on_all_ranks(ranks, ask)
+    return list(dict.fromkeys(note for note in notes if note is not None))
 
 
 def _batch(task: Task[Any], examples: Any, length: int, device: torch.device) -> Any:

@@ -21,6 +21,7 @@ from hf_accum.data.stream import WindowStream
 from hf_accum.device.accelerator import begin_counting, reserved_and_retries
 from hf_accum.distributed.collectives import broadcast_weights, on_all_ranks
 from hf_accum.distributed.launch import end_accelerator
+from hf_accum.distributed.telling import told_if_long
 from hf_accum.files import write_json
 from hf_accum.models.forward_failure import naming_forward_failure
 from hf_accum.models.offload import check_offload
@@ -85,7 +86,8 @@ class Training:
         facts = facts_of_run(config, ranks, run.precision, num_train=data.num_train, data_digest=data.digest)
         self.resumed = find_resume(run.folder, config, facts, ranks)  # before the weights are loaded
 
-        trainable = load_trainable(spec, processor, config, precision=run.precision, device=run.device)
+        with told_if_long(ranks, "loading the weights"):
+            trainable = load_trainable(spec, processor, config, precision=run.precision, device=run.device)
         workload = workload_of(trainable.model, task, config, run.precision)
         if self.resumed.leaves_out_unused_adapters:
             workload.leave_out_unused_adapters(config.lora, run.device)
@@ -117,7 +119,8 @@ class Training:
         self.model: nn.Module = self.accelerator.prepare_model(trainable.model, evaluation_mode=True)
 
         self._windows = Pipeline(windows, self.capacity, task.collate, run.device, keeps_failure=True)
-        self._evaluation = Evaluation(run, config, data, task, draw)
+        with told_if_long(ranks, "reading which examples to evaluate on"):
+            self._evaluation = Evaluation(run, config, data, task, draw)
 
         self._log = RunLog(
             self.accelerator,

@@ -1,6 +1,6 @@
 """Micro-batches run for real, to see what they take; afterwards all is as it was."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -35,13 +35,19 @@ class Prober:
     """Runs micro-batches for real, with gradients and optimizer state alive, and keeps what was measured."""
 
     def __init__(
-        self, workload: Workload, memory: DeviceMemory, device: torch.device, prediction: Prediction
+        self,
+        workload: Workload,
+        memory: DeviceMemory,
+        device: torch.device,
+        prediction: Prediction,
+        watch: Callable[[int, int], object] = lambda *_: None,
     ) -> None:
         self.workload = workload
         self.memory = memory
         self.device = device
         self.prediction = prediction
         self.probes: list[Probe] = []
+        self._watch = watch  # is told of each probe before it: its examples, their length
         self.used_bytes = memory.used_bytes(self._held())
         self.slope = 1.0
         self.offset_bytes = float(self.used_bytes - sum_bytes(self._held()))
@@ -69,6 +75,7 @@ class Prober:
 
     def run(self, num_examples: int, length: int) -> Probe:
         """Probe one size."""
+        self._watch(num_examples, length)
         predicted = self.prediction.training.bytes_at(num_examples, length)
         timing: Stopwatch | None = None
         with leaving_no_trace(self.workload.model, self.device):

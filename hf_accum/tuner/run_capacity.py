@@ -13,6 +13,7 @@ from hf_accum.config.recipe import RecipeConfig
 from hf_accum.device.memory import device_name, open_memory
 from hf_accum.distributed.collectives import on_all_ranks, refuse_layers_that_talk
 from hf_accum.distributed.ranks import Ranks
+from hf_accum.distributed.telling import told_if_long
 from hf_accum.errors import OutOfMemory, UserError
 from hf_accum.tuner.cache import cache_path, read, write
 from hf_accum.tuner.search import NothingFits, Tuning, tune
@@ -45,6 +46,10 @@ def find_run_capacity(
     if config.stream_split == "examples":
         share = -(-share // ranks.count)
     share *= workload.num_parts
+    probed: list[str] = []
+
+    def watch(num_examples: int, length: int) -> None:
+        probed.append(f"probe {len(probed) + 1}: {num_examples}{workload.lengths.of(length)}")
 
     def mine() -> Tuning:
         size = config.micro_batch_size
@@ -62,7 +67,8 @@ def find_run_capacity(
         def remembered(checkpointing: bool) -> Tuning:
             longest = config.max_probe_seconds
             path = cache_path(workload, memory, device, ranks.count, longest)
-            tuning = tune(workload, memory, device, most=share, known=read(path), max_probe_seconds=longest)
+            how = {"known": read(path), "max_probe_seconds": longest, "watch": watch}
+            tuning = tune(workload, memory, device, most=share, **how)
             write(path, tuning)
             return replace(tuning, checkpointing=checkpointing, cache=path)
 
@@ -86,7 +92,12 @@ def find_run_capacity(
         except CannotTrace as error:
             raise UserError(f"`micro_batch_size` auto: {error}; give a number") from error
 
-    return on_all_ranks(ranks, mine)
+    trying = (
+        f"trying which micro-batches fit, of at most {share}{workload.lengths.of(workload.max_length)}, before "
+        "the first step (a number as `micro_batch_size` spares it)"
+    )
+    with told_if_long(ranks, trying, lambda: probed[-1] if probed else "the prediction comes first"):
+        return on_all_ranks(ranks, mine)
 
 
 def cutter_of(tuning: Tuning, device: torch.device, *, learns: bool = True) -> Cutter:

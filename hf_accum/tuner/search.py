@@ -134,6 +134,7 @@ def tune(
     most: int,
     known: Tuning | None = None,
     max_probe_seconds: float | None = None,
+    watch: Callable[[int, int], object] = lambda *_: None,
 ) -> Tuning:
     """The largest micro-batch of each length that fits, up to `most` examples.
 
@@ -142,7 +143,7 @@ def tune(
     the same).
 
     `known` is an earlier result for the same workload on such a device: if one probe at what it says for the limit
-    of today agrees with it, that is the result.
+    of today agrees with it, that is the result. `watch` is told of each probe before it: its examples, their length.
 
     Everything is as before afterwards: weights, buffers, gradients, optimizer state, modes, random generators.
 
@@ -154,7 +155,7 @@ def tune(
     prober, good, enough = None, 0, None
     if known is not None and known.prediction is not None:
         memory.expect(known.prediction.training.bytes_at(most, workload.max_length))
-        prober = Prober(workload, memory, device, known.prediction)
+        prober = Prober(workload, memory, device, known.prediction, watch)
         prober.trust(known.slope, known.offset_bytes)
         good = _verify(prober, min(most, known.enough or most))
         enough = known.enough if good == known.enough else None
@@ -164,7 +165,7 @@ def tune(
     if prober is None:
         prediction = predict(workload, untraced=True)
         memory.expect(prediction.training.bytes_at(most, workload.max_length))
-        prober = Prober(workload, memory, device, prediction)
+        prober = Prober(workload, memory, device, prediction, watch)
         good, enough = _search(prober, most, max_probe_seconds)
     peak, longest = prober.prediction.training, workload.max_length
     if good == 0:

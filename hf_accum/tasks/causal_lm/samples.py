@@ -13,6 +13,8 @@ from torch import nn
 from hf_accum.data.source import Row, good_rows
 from hf_accum.data.split import SplitData
 from hf_accum.device.out_of_memory import Failure, classify, release
+from hf_accum.distributed.ranks import OneRank
+from hf_accum.distributed.telling import told_if_long
 from hf_accum.errors import first_line, shortened
 from hf_accum.files import keep_lines
 from hf_accum.tasks.causal_lm.data import Passage, passage_of
@@ -112,7 +114,8 @@ class Samples:
         samples: list[tuple[int, Sample]] = []
         for number, passage in enumerate(self.passages, 1):
             try:
-                sample = generate(model, self.tokenizer, passage, self.num_new_tokens)
+                with told_if_long(OneRank(), f"sample {number} of {len(self.passages)} is being written"):
+                    sample = generate(model, self.tokenizer, passage, self.num_new_tokens)
             except Exception as error:
                 if classify(error) is Failure.OTHER:
                     raise

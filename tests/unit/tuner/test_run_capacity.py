@@ -1,5 +1,6 @@
 """The capacity of a run by its flags: checkpointing where it is needed, and all ranks together."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from workload_cases import CPU, peak_of_training
 from hf_accum.accumulation.time_model import UNLEARNED, Costs
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.errors import OutOfMemory, RankFailed
+from hf_accum.tuner import run_capacity
 from hf_accum.tuner.run_capacity import cutter_of, keep_costs, tuning_json
 
 
@@ -85,6 +87,18 @@ def test_what_a_run_has_learned_of_times_is_kept_for_the_next(cache: Path) -> No
     assert again.costs == kept.costs == Costs(1.0, 2.0, 3.0)
     assert again.settled
     assert tuning_json([kept])["costs"]["token"] == 2.0
+
+
+def test_before_the_probes_it_is_said_what_comes_and_then_which_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, Any]] = []
+    monkeypatch.setattr(
+        run_capacity, "told_if_long", lambda _, what, how_far: nullcontext(told.append((what, how_far)))
+    )
+    (tuning,) = find(llama(), 4 * peak_of_two())
+    ((what, how_far),) = told
+    assert what.startswith("trying which micro-batches fit, of at most ")
+    last = tuning.probes[-1]
+    assert how_far() == f"probe {len(tuning.probes)}: {last.num_examples} of {last.length} tokens"
 
 
 def test_each_rank_has_its_own_capacity_and_its_share_of_the_window() -> None:
