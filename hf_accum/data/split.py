@@ -1,7 +1,6 @@
 """A dataset with a part that is held out: opened, and read once for what has to be known before training."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
@@ -10,6 +9,7 @@ import numpy as np
 
 from hf_accum.config.datasets import Datasets, parts_of
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.data.label_notes import notes_of_labels
 from hf_accum.data.mixture import Mixture, joined, part_of
 from hf_accum.data.same_columns import check_alike
 from hf_accum.data.skipped_rows import MOST_SKIPPED_SHARE, check_share
@@ -19,8 +19,6 @@ from hf_accum.data.survey import SAMPLE_SIZE, Observed, Survey, hash_of_group, n
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError, shortened, shown
 from hf_accum.seeding import derive_seed
-
-_MOST_LABELS_TOLD = 20
 
 
 @dataclass(frozen=True)
@@ -327,19 +325,7 @@ def notes_of_split(data: SplitData) -> list[str]:
             f"{data.num_held_out:,} of {data.num_train + data.num_held_out:,} examples are held out, where "
             f"`eval_fraction` is {wanted:g}: groups are held out whole, at least one, and of each label at least one"
         )
-    counts = Counter(data.label_counts) + Counter(data.held_out_label_counts)
-    if counts:
-        told = [
-            f"{shortened(name, 40)} {data.label_counts.get(name, 0):,} + {data.held_out_label_counts.get(name, 0):,}"
-            for name, _ in sorted(counts.items(), key=lambda one: (-one[1], one[0]))
-        ]
-        if len(told) > _MOST_LABELS_TOLD:
-            rare = len(told) - _MOST_LABELS_TOLD
-            told[_MOST_LABELS_TOLD:] = [f"{rare:,} rarer ones (the last: {told[-1]})"]
-        notes.append(f"examples with each label, to train on + held out: {', '.join(told)}")
-    unseen = [name for name in counts if not data.held_out_label_counts.get(name)]
-    if unseen:
-        notes.append(f"no held-out example has the label {shortened(', '.join(sorted(unseen)), 200)}")
+    notes += notes_of_labels(data.label_counts, data.held_out_label_counts)
     if data.num_repeated:
         notes.append(
             f"{data.num_repeated:,} of the {data.num_held_out:,} held-out examples are trained on too (the same, "
