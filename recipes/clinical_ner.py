@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from hf_accum import recipe  # its parts are imported when they are used: help and a wrong flag need no torch
+from hf_accum.config.long_texts import default_overlap
 from hf_accum.config.validation import require, require_not_empty
 from recipes.embedded.models import minilm
 from recipes.embedded.nero import biomedical_entities
@@ -35,9 +36,9 @@ class ClinicalNerConfig(recipe.RecipeConfig):
     """What tags that are numbers mean, from 0 on: O,B-drug,I-drug; default: as the column is typed."""
     nested: Literal["longest", "each_label"] = "longest"
     """Of entities that overlap the longest is kept, or those of different types are (a layer of tags for each)."""
-    overlap: int = 64
+    overlap: int | None = None
     """Tokens that the parts of a text share which is longer than max_length: a word counts once, in the part where it
-    has more context."""
+    has more context. null: a quarter of max_length, at most 64."""
     max_length: int = 256
     """Tokens in one forward; longer texts are cut into parts."""
     learning_rate: float | None = 1e-3
@@ -49,7 +50,16 @@ class ClinicalNerConfig(recipe.RecipeConfig):
         require_not_empty(self, "words_column", "tags_column", "text_column", rule="not empty")
         require_not_empty(self, "entities_column")
         require(len(set(self.types)) == len(self.types), "types", self.types, "all different")
-        require(0 <= self.overlap < self.max_length, "overlap", self.overlap, "at least 0, and below `max_length`")
+        if self.overlap is None:
+            object.__setattr__(self, "overlap", default_overlap(self.max_length))
+        require(
+            0 <= self.tokens_shared < self.max_length, "overlap", self.overlap, "at least 0, and below `max_length`"
+        )
+
+    @property
+    def tokens_shared(self) -> int:
+        """The overlap: a number by now."""
+        return self.overlap or 0
 
 
 def train(config: ClinicalNerConfig):
@@ -90,7 +100,7 @@ def task_of(config: ClinicalNerConfig, labels: tuple[str, ...], tokenizer: Any):
     from hf_accum.tasks.token_classification.task import EntityTagging
 
     types = tuple(config.types) if config.nested == "each_label" else ()
-    return EntityTagging(labels, CrossEntropy(), tokenizer, config.max_length, types, config.overlap)
+    return EntityTagging(labels, CrossEntropy(), tokenizer, config.max_length, types, config.tokens_shared)
 
 
 def spec_of(config: ClinicalNerConfig, labels: tuple[str, ...]) -> "recipe.ModelSpec":
@@ -136,7 +146,7 @@ def open_data(config: ClinicalNerConfig, ranks: "recipe.Ranks", tokenizer: Any, 
         group_column=config.group_column,
         types=tuple(config.types),
         earlier_types=earlier_types,
-        overlap=config.overlap,
+        overlap=config.tokens_shared,
         names=tuple(config.labels),
         nested=config.nested,
     )

@@ -100,6 +100,8 @@ def _shortened(config: RecipeConfig, output_dir: Path) -> RecipeConfig:
     shorter: dict[str, Any] = {"max_length": min(_MAX_LENGTH, config.max_length), "on_bad_row": "skip"}
     if getattr(config, "long_texts", "truncate") == "windows":  # so that short texts have several
         shorter |= {"max_length": min(_WINDOW, config.max_length), "window_overlap": _WINDOW_OVERLAP}
+    if hasattr(config, "overlap"):
+        shorter |= {"overlap": None}  # so many as go with short texts
     with suppress(UserError):  # where other flags go with it
         return replace(config, **shorter)
     return config

@@ -33,7 +33,7 @@ def notes_of_labels(to_train_on: Mapping[str, int], held_out: Mapping[str, int])
 
 
 def _alike(counts: Mapping[str, int]) -> str:
-    """The labels that are the same but for capitals and white space, with their numbers, each such group by itself."""
+    """The labels that are the same but for capitals and white space, with their numbers, by such groups."""
     groups: dict[str, list[str]] = {}
     for name in sorted(counts):
         groups.setdefault("".join(name.casefold().split()), []).append(name)

@@ -5,6 +5,7 @@ from flags import Refused, check_refused
 
 from hf_accum.config.long_texts import TextWindows, windows_of
 from recipes.clinical_classification import ClinicalClassificationConfig
+from recipes.clinical_ner import ClinicalNerConfig
 
 
 def test_texts_are_truncated_by_default() -> None:
@@ -16,6 +17,19 @@ def test_windows_are_those_of_the_flags() -> None:
         long_texts="windows", max_length=256, window_overlap=32, window_pooling="max", max_windows=9
     )
     assert windows_of(config) == TextWindows(256, 32, 9, "max")
+
+
+@pytest.mark.parametrize(("max_length", "shared"), [(512, 64), (256, 64), (128, 32), (64, 16), (2, 0)])
+def test_by_default_windows_and_parts_share_a_quarter_of_their_length_and_at_most_64(
+    max_length: int, shared: int
+) -> None:
+    config = ClinicalClassificationConfig(long_texts="windows", max_length=max_length)
+    assert windows_of(config) == TextWindows(max_length, shared, 64, "mean")
+    assert (
+        config.window_overlap == ClinicalNerConfig(max_length=max_length).overlap == shared
+    )  # as config.yaml has it
+    assert ClinicalNerConfig(max_length=max_length, overlap=1).overlap == 1
+    assert ClinicalClassificationConfig(max_length=max_length).window_overlap == 64  # as in runs that there are
 
 
 @pytest.mark.parametrize(
