@@ -31,6 +31,9 @@ def masked(folder: Path, masks: list[bytes], sizes: list[tuple[int, int]], **fla
         for index, (size, mask) in enumerate(zip(sizes, masks, strict=True))
     ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "train.parquet")
-    named: dict[str, Any] = {"label_names": flags.pop("label_names", ()), "ignore_index": 255}
+    named: dict[str, Any] = {
+        "label_names": flags.pop("label_names", ()),
+        "ignore_index": flags.pop("ignore_index", 255),
+    }
     config = RecipeConfig(**{"num_epochs": 1, "max_steps": 1, "eval_fraction": 0.3, "group_column": "group"} | flags)
     return open_masked_images(str(folder), OneRank(), config, image_column="image", mask_column="mask", **named)

@@ -34,6 +34,7 @@ from hf_accum.tasks.vision.looks import Looks, Seen
 
 _SMALL = (32, 32)  # to which a JPEG is decoded where it only has to be seen whether it can be
 _MOST_CLASSES = 256
+_MANY_CLASSES, _FAR_MORE = 64, 10  # of so many classes, one in so many at least has to occur
 T = TypeVar("T")
 
 
@@ -228,14 +229,32 @@ def open_masked_images(
             f"(a pixel of `ignore_index` {ignore_index} has none: if it is a class here, store it as a number below "
             f"{len(label_names) or _MOST_CLASSES - 1}, as 0 and 1 in the place of 0 and {ignore_index})"
         )
-    highest = max(map(int, [*data.label_counts, *data.held_out_label_counts]))
     return replace(
         data,
-        names=label_names or tuple(map(str, range(highest + 1))),
+        names=label_names or _numbered({*data.label_counts, *data.held_out_label_counts}, mask_column, ignore_index),
         pictures=replace(images, bad=_of_all_ranks(bad, ranks), seen=True),
         masks=replace(masks, bad=_of_all_ranks(bad_masks, ranks), seen=True),
         seen=seen.of_all_ranks(ranks),
     )
+
+
+def _numbered(keys: set[str], column: str, ignore_index: int) -> tuple[str, ...]:
+    """The classes from 0 to the highest number in the masks, without names.
+
+    Raises:
+        UserError: where that is far more than occur: the numbers are shades of grey, say, or bits.
+    """
+    found = sorted(map(int, keys))
+    highest = found[-1]
+    if highest >= _MANY_CLASSES and highest + 1 > _FAR_MORE * len(found):
+        some = ", ".join(map(str, found[:8])) + (", ..." if len(found) > 8 else "")
+        ignored = f"; or, if {highest} is no class, give `ignore_index {highest}`" if len(found) > 2 else ""
+        raise UserError(
+            f"column {column!r}: the masks have {len(found)} different numbers ({some}; `ignore_index` {ignore_index}"
+            f" aside), which by the highest would be {highest + 1} classes, nearly all without a pixel: store the "
+            f"classes as 0 to {len(found) - 1}{ignored}; or give the names of all {highest + 1} by `labels`"
+        )
+    return tuple(map(str, range(highest + 1)))
 
 
 def _opened(

@@ -77,6 +77,32 @@ def test_masks_of_0_and_255_are_told_what_to_do(tmp_path: Path) -> None:
         masked(tmp_path / "data", [mask_of(0, upper=255)] * 20, [(32, 32)] * 20)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "ways"),
+    [
+        ((0, 255), r"as 0 to 1; or give the names of all 256"),
+        ((0, 128, 255), r"as 0 to 2; or, if 255 is no class, give `ignore_index 255`; or"),
+        ((0, 127), r"as 0 to 1; or give the names of all 128"),
+    ],
+)
+def test_masks_with_far_more_classes_than_occur_are_refused(
+    numbers: tuple[int, ...], ways: str, tmp_path: Path
+) -> None:
+    masks = [mask_of(0, upper=number) for number in numbers[1:]] * 20
+    sizes = [(32, 32)] * len(masks)
+    with pytest.raises(ValueError, match=rf"have {len(numbers)} different numbers \(0, .*store the classes {ways}"):
+        masked(tmp_path / "data", masks, sizes, ignore_index=254)
+    names = tuple(map(str, range(numbers[-1] + 1)))
+    assert masked(tmp_path / "named", masks, sizes, ignore_index=254, label_names=names).names == names
+
+
+@pytest.mark.parametrize("numbers", [(0, 17, 53), tuple(range(0, 150, 9))])
+def test_masks_of_sparse_numbers_are_not(numbers: tuple[int, ...], tmp_path: Path) -> None:
+    """Of a few structures of an atlas, or of a small part of a dataset with many classes."""
+    masks = [mask_of(0, upper=number) for number in numbers[1:]] * 10
+    assert len(masked(tmp_path / "data", masks, [(32, 32)] * len(masks)).names) == numbers[-1] + 1
+
+
 def test_images_of_12_bits_are_said(tmp_path: Path) -> None:
     (tmp_path / "data" / "a").mkdir(parents=True)
     (tmp_path / "data" / "b").mkdir()
