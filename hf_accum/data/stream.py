@@ -59,7 +59,7 @@ class WindowStream(Generic[T]):
 
     `stopping` is asked before each window is agreed on, whether this rank wants to end (and stays True then): the
     first window for which any rank does is the last one, on all of them. A `Pipeline` is ahead of the device: what it
-    has made by then is still used.
+    has made by then is still used. `stop_is_agreed` says on all ranks alike whether one was, by then.
 
     A window whose total weight is zero has no gradient: it is left out and counted (`skip_weightless`).
 
@@ -107,6 +107,7 @@ class WindowStream(Generic[T]):
         self.draw = draw
         self.balance = balance if ranks.count > 1 else None
         self.stopping = stopping
+        self.stop_is_agreed = False
         self.start = self._state = StreamState()
         self.counts = self.start.counts.copy()
         """Of all windows so far."""
@@ -319,6 +320,7 @@ class WindowStream(Generic[T]):
             if failure is error or isinstance(failure, ReadingFailed):
                 self.failure = failure
             raise
+        self.stop_is_agreed = facts.is_stop_asked
         self.counts.num_truncated_examples += facts.num_truncated_examples
         self.counts.num_truncated_tokens += facts.num_truncated_tokens
         return piece, facts

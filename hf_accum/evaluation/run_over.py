@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,10 @@ from hf_accum.errors import OutOfMemory, first_line
 from hf_accum.models.modes import keeping_modes
 
 R = TypeVar("R")
+
+
+class LeftEarly(RuntimeError):
+    """A pass that was to stop has, on all ranks alike; what it found is of some examples, and of no use."""
 
 
 def run_over(
@@ -33,23 +38,36 @@ def run_over(
     In eval mode and without gradients; the model is left in the mode it was in. Batches are cut as micro-batches of
     training are, smaller where one runs out of memory, which changes nothing for the training.
 
+    A stream that is `stopping` is left after this rank's batch, and on the others after their part of the window.
+
     Raises:
         UserError: for a bad row.
         OutOfMemory: if a single example does not fit.
+        LeftEarly: if any rank was asked to stop before the last window was through.
     """
+    is_asked = stream.stopping or (lambda: False)
     cutter = replace(cutter, capacity=WorkingCapacity(cutter.capacity.tuned))
     device = next(model.parameters()).device
     results: list[R] = []
     weight = 0.0
+    is_left = False
     with keeping_modes(model), torch.no_grad():
         model.eval()
         for window in stream:
+            is_left = is_left or stream.stop_is_agreed or is_asked()
+            if is_left:
+                continue  # to the end of the stream, which all ranks leave together
             weight += window.num_items
-            of_pieces = in_pieces(inputs_of(window.examples), forward, cutter, device)
-            if join is None:
+            pieces = in_pieces(inputs_of(window.examples), forward, cutter, device)
+            of_pieces = list(takewhile(lambda _: not is_asked(), pieces))
+            if is_asked():
+                is_left = True
+            elif join is None:
                 results += of_pieces
             elif window.examples:
-                results.append(join(window.examples, list(of_pieces)))
+                results.append(join(window.examples, of_pieces))
+    if stream.stopping is not None and any(left for (left,) in stream.ranks.gather([int(is_left)])):
+        raise LeftEarly("asked to stop")
     return results, weight
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.errors import UserError
 from hf_accum.evaluation.judge import Judged
 from hf_accum.files import write_json
+from hf_accum.run.signals import StopRequest
 from hf_accum.run.start import StartedRun
 from hf_accum.tasks.judging import Classifies, judge_each
 from hf_accum.tasks.task import Calibrates, Shows, Task
@@ -52,6 +54,7 @@ class Evaluation:
         self._run, self._config, self._data, self._task, self._draw = run, config, data, task, draw
         self._num_examples = data.num_held_out
         self._seconds: float | None = None
+        self._stop: StopRequest | None = None
         source = data.eval_source
         if config.max_eval_examples is not None:
             source, number = sample_rows(
@@ -85,12 +88,25 @@ class Evaluation:
         number = "" if self._num_examples is None else f" of {self._num_examples:,} examples"
         return f"evaluation{number}: about {minutes}:{rest:02} minutes, {by}{sample}"
 
-    def figures(self, model: nn.Module, cutter: Cutter, result: Path | None = None) -> Mapping[str, Any]:
+    def figures(
+        self, model: nn.Module, cutter: Cutter, result: Path | None = None, stop: StopRequest | None = None
+    ) -> Mapping[str, Any]:
         """The figures of a model. A collective.
 
         With `result`, the folder of the weights, at the end of a run, also all that a task tells of each example,
-        and in that folder what was fitted to calibrate by.
+        and in that folder what was fitted to calibrate by. With `stop` it is left where any rank is asked to.
+
+        Raises:
+            LeftEarly: if it was left, on all ranks.
         """
+        self._stop = stop
+        try:
+            with nullcontext() if stop is None else stop.during_evaluation():
+                return self._figures(model, cutter, result)
+        finally:
+            self._stop = None
+
+    def _figures(self, model: nn.Module, cutter: Cutter, result: Path | None) -> Mapping[str, Any]:
         started = time.perf_counter()
         how: dict[str, Any] = {"ranks": self._run.ranks, "cutter": cutter}
         if self._calibration is not None:
@@ -133,6 +149,9 @@ class Evaluation:
                 found[name] = self._task.evaluate(model, stream, ranks=self._run.ranks, cutter=cutter)
         return found
 
+    def _is_to_be_left(self) -> bool:
+        return self._stop is not None and self._stop.is_asked()
+
     def _is_held_out(self, row: Row) -> bool:
         return self._data.is_held_out(row, of_eval_source=True)
 
@@ -173,5 +192,6 @@ class Evaluation:
             on_bad_row=config.on_bad_row,
             skip_weightless=False,
             draw=None if draw is None else lambda example, epoch: draw(example, None),
+            stopping=self._is_to_be_left,
             shards=shards,
         )

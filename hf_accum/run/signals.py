@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -46,6 +47,7 @@ class StopRequest:
         """The first signal's number, or one of the numbers below zero."""
         self._asked_at = 0.0
         self._window_at, self._window_seconds = time.monotonic(), 0.0
+        self._is_evaluating = False
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -69,6 +71,15 @@ class StopRequest:
             _tell_when_parent_ends(0)
         while self._former:
             signal.signal(*self._former.popitem())
+
+    @contextmanager
+    def during_evaluation(self) -> Iterator[None]:
+        """Around an evaluation that is left as soon as any rank is asked to stop: the first signal is answered so."""
+        self._is_evaluating = True
+        try:
+            yield
+        finally:
+            self._is_evaluating = False
 
     def window_done(self) -> None:
         """Take the time of a window, for what is said of how long the next one takes."""
@@ -114,9 +125,12 @@ class StopRequest:
         if os.environ.get("RANK", "0") != "0":
             return
         about = f", in about {math.ceil(self._window_seconds)} s" if self._window_seconds else ""
+        what, then = f"stopping after {self._after}{about}; {self._then}", "goes on from there"
+        if self._is_evaluating:
+            what, then = f"leaving the evaluation; {self._then}", "goes on with it from its start"
         line = (
-            f"\n{signal.Signals(number).name}: stopping after {self._after}{about}; {self._then}, and the "
-            "same command goes on from there (a second signal ends it at once, unsaved)\n"
+            f"\n{signal.Signals(number).name}: {what}, and the same command {then} (a second signal ends it at once, "
+            "unsaved)\n"
         )
         with suppress(OSError):
             os.write(2, line.encode())

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
@@ -15,13 +15,12 @@ from hf_accum.accumulation.nonfinite import NonFiniteCheck
 from hf_accum.accumulation.part_cache import PartCache
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.pipeline import Pipeline
-from hf_accum.data.source import Row
 from hf_accum.data.split import SplitData
-from hf_accum.data.stream import WindowStream
 from hf_accum.device.accelerator import begin_counting, reserved_and_retries
 from hf_accum.distributed.collectives import broadcast_weights, on_all_ranks
 from hf_accum.distributed.launch import end_accelerator
 from hf_accum.distributed.telling import told_if_long
+from hf_accum.evaluation.run_over import LeftEarly
 from hf_accum.files import write_json
 from hf_accum.models.forward_failure import naming_forward_failure
 from hf_accum.models.offload import check_offload
@@ -38,9 +37,11 @@ from hf_accum.run.log import RunLog
 from hf_accum.run.preview import show_preview
 from hf_accum.run.resume import RunState, facts_of_run, find_resume
 from hf_accum.run.schedule import build_scheduler, count_steps
+from hf_accum.run.signals import StopRequest
 from hf_accum.run.start import StartedRun
 from hf_accum.run.start_check import refuse_cut_dependence
 from hf_accum.run.summary import describe_run
+from hf_accum.run.training_stream import training_stream
 from hf_accum.run.usage import usage_of
 from hf_accum.tasks.task import PoolsParts, Task
 from hf_accum.tuner.plan import what_would_fit
@@ -104,7 +105,7 @@ class Training:
             )
         self._tuning = self._tunings[ranks.index]
         self.capacity = cutter_of(self._tuning, run.device, learns=not config.full_determinism)
-        windows = self._training_stream(data, task, draw)
+        windows = training_stream(run, config, data, task, draw, self.capacity)
         run.notes += refuse_cut_dependence(
             config, workload, task, windows, draw, self.capacity, ranks, run.device
         )  # before anything is written
@@ -213,8 +214,10 @@ class Training:
         if self._is_through:
             return
         if self._state.owes_evaluation:
-            self._state.owes_evaluation = False
-            if self._evaluate_between():
+            is_best = self._evaluate_between()
+            if self._state.owes_evaluation:
+                return
+            if is_best:
                 self._save()
         for window in self._windows:
             self._learning_rate = self.scheduler.get_last_lr()[0]
@@ -242,15 +245,22 @@ class Training:
                 self._state.owes_evaluation = True  # the run ends here, and begins with it when it goes on
                 return
             is_due = self._evaluate_between() or is_due
+            if self._state.owes_evaluation:
+                return
             self._run.stop.window_done()
         if is_due and self._step < self.num_steps:
             self._log.flush()
             self._save()
 
     def _evaluate_between(self) -> bool:
-        """Whether it is the best so far. A collective."""
+        """Whether it is the best so far; one that is left, for a signal, is owed. A collective."""
         self._log.flush()  # what comes now is no part of a step
-        figures = self._evaluate()
+        self._state.owes_evaluation = True
+        try:
+            figures = self._evaluate(stop=self._run.stop)
+        except LeftEarly:
+            return False
+        self._state.owes_evaluation = False
         self._log.evaluation(self._step, figures)
         return self._best.update(self._step, figures)
 
@@ -276,18 +286,18 @@ class Training:
         """
         run, ranks, checkpoints = self._run, self._run.ranks, self._checkpoints
         self._log.flush()
-        early = self.nonfinite.gave_up or self._windows.failure or run.stop.agreed(ranks)
-        if early:
-            checkpoints.wait()
-            if self._step:
-                self._save()
-            self._log.end_early(self._step, early, on_all_ranks(ranks, checkpoints.wait)[0])
-            end_accelerator(self.accelerator)
-            raise early
+        early = self.nonfinite.gave_up or self._windows.failure
+        if early or run.stop.is_asked_of_any(ranks):
+            self._end_early(early or run.stop.agreed(ranks))
         checkpoints.wait(hurry=False)
         self._state.refuse_changed_base()
         exported = on_all_ranks(ranks, checkpoints.export)[0]  # before anything else can fail
-        step, best, figures = self._step, self._best, self._evaluate(exported)
+        try:
+            figures = self._evaluate(exported, run.stop)
+        except LeftEarly:  # all that is left to do when the run goes on
+            self._end_early(run.stop.agreed(ranks))
+        run.stop.__exit__()  # from here on a signal ends the process, as signals do
+        step, best = self._step, self._best
         self._log.evaluation(step, figures)
         is_best = best.update(step, figures) or best.step is None
         if not is_best and on_all_ranks(ranks, lambda: checkpoints.restore_weights(best.step or 0))[0]:
@@ -303,6 +313,15 @@ class Training:
         end_accelerator(self.accelerator)
         return figures
 
+    def _end_early(self, why: Exception | None) -> NoReturn:
+        assert why is not None
+        self._checkpoints.wait()
+        if self._step:
+            self._save()
+        self._log.end_early(self._step, why, on_all_ranks(self._run.ranks, self._checkpoints.wait)[0])
+        end_accelerator(self.accelerator)
+        raise why
+
     @property
     def _is_through(self) -> bool:
         return self._step >= self.num_steps or self._best.is_beaten_for(self._config.early_stopping_patience)
@@ -314,33 +333,7 @@ class Training:
         if self._run.ranks.index == 0:
             write_json(self._run.folder / "tuning.json", tuning_json(tunings))
 
-    def _evaluate(self, result: Path | None = None) -> Mapping[str, Any]:
+    def _evaluate(self, result: Path | None = None, stop: StopRequest | None = None) -> Mapping[str, Any]:
         if expected := self._evaluation.expected(self._log.seconds_per_example):
             self._log.say(expected)
-        return self._evaluation.figures(self.plain_model, self.capacity, result)
-
-    def _training_stream(
-        self, data: SplitData, task: Task[Any], draw: Callable[[Example, int | None], Example] | None
-    ) -> WindowStream[Any]:
-        config = self._config
-
-        def prepare(row: Row) -> Any:
-            return task.prepare(row) if data.is_to_train_on(row) else None
-
-        return WindowStream(
-            data.source,
-            prepare,
-            task.encode,
-            ranks=self._run.ranks,
-            effective_batch_size=config.effective_batch_size,
-            seed=config.seed,
-            num_epochs=config.num_epochs,
-            split=config.stream_split,
-            shuffle_block_size=config.shuffle_block_size,
-            on_bad_row=config.on_bad_row,
-            max_skipped_share=config.max_skipped_share if data.num_train is None else None,  # else it is known
-            draw=draw,
-            balance=self.capacity.speed_at_step if config.balance_ranks else None,
-            stopping=self._run.stop.is_asked,
-            mixture=data.mixture,
-        )
+        return self._evaluation.figures(self.plain_model, self.capacity, result, stop)

@@ -128,6 +128,14 @@ def test_the_first_signal_is_answered_at_once_by_one_rank(
         ) == says
         os.kill(os.getpid(), signal.SIGTERM)
         assert capfd.readouterr().err == ""
+    with StopRequest() as stop:
+        with stop.during_evaluation():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.is_asked()
+    line = (
+        "SIGTERM: leaving the evaluation; the run is saved then, and the same command goes on with it from its start"
+    )
+    assert (line in capfd.readouterr().err) == says
     with StopRequest():
         os.kill(os.getpid(), signal.SIGTERM)
     assert ("SIGTERM: stopping after this window; the run" in capfd.readouterr().err) == says

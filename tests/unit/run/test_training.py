@@ -13,6 +13,7 @@ from hf_accum.accumulation.capacity import Capacity, Peak, WorkingCapacity
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.distributed.ranks import OneRank
+from hf_accum.evaluation.run_over import LeftEarly
 from hf_accum.run import training
 from hf_accum.run.checkpoint import BestCheckpoint
 from hf_accum.run.signals import StopRequest
@@ -34,6 +35,7 @@ class Recorded(Training):
         self.nonfinite: Any = SimpleNamespace(gave_up=None)
         self.scheduler: Any = SimpleNamespace(get_last_lr=lambda: [0.5])
         self.done: list[tuple[str, int]] = []
+        self.left_at: set[int] = set()  # whose evaluations a signal comes in
         self._run: Any = SimpleNamespace(device=torch.device("cpu"), ranks=OneRank(), stop=StopRequest())
         self._state: Any = SimpleNamespace(owes_evaluation=False)
         self.capacity: Any = Cutter(WorkingCapacity(Capacity(64, LINE, 1000.0)))
@@ -47,7 +49,11 @@ class Recorded(Training):
         steps = range(first + 1, 1000)
         self._windows: Any = (SimpleNamespace(window=SimpleNamespace(step=step)) for step in steps)
 
-    def _evaluate(self, result: Path | None = None) -> dict[str, Any]:
+    def _evaluate(self, result: Path | None = None, stop: StopRequest | None = None) -> dict[str, Any]:
+        assert stop is not None
+        if self._step in self.left_at:
+            stop._asked_by = 2
+            raise LeftEarly
         return {"accuracy": self._accuracy.get(self._step, 0.0)}
 
     def _save(self) -> None:
@@ -80,6 +86,21 @@ def test_an_evaluation_that_is_due_when_the_run_is_to_stop_is_left_to_the_run_th
     assert run._step == 4
     on = Recorded(6, first=4, accuracy={4: 0.5}, **how)
     on._state = run._state
+    assert list(on.train()) == [5, 6]
+    assert on.done == [("evaluated", 4), ("saved", 4), ("step", 5), ("step", 6)]
+
+
+def test_an_evaluation_that_is_left_is_made_by_the_run_that_goes_on() -> None:
+    how: dict[str, Any] = {"eval_every": 2, "save_every": 2, "best_metric": "accuracy"}
+    run = Recorded(6, accuracy={4: 0.5}, **how)
+    run.left_at = {4}
+    assert list(run.train()) == [1, 2, 3, 4]
+    assert [done for done in run.done if done[0] != "step"] == [("evaluated", 2), ("saved", 2)]
+    once_more = Recorded(6, first=4, accuracy={4: 0.5}, **how)
+    once_more._state, once_more.left_at = run._state, {4}
+    assert (list(once_more.train()), once_more.done) == ([], [])
+    on = Recorded(6, first=4, accuracy={4: 0.5}, **how)
+    on._state = once_more._state
     assert list(on.train()) == [5, 6]
     assert on.done == [("evaluated", 4), ("saved", 4), ("step", 5), ("step", 6)]
 
