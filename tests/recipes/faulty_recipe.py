@@ -4,7 +4,8 @@ The recipe of text classification, or that which FAULTY_RECIPE names.
 
 Arguments: what happens, the rank, the window in which it does (from 1), and the recipe's flags: `nothing`; `raise`,
 an error; `sleep`, for a minute; or the name of a signal, which the process sends itself. A line `training` from rank
-0 says that it has begun. Each forward takes a while longer, so that others have time to act.
+0 says that it has begun. Each forward takes a while longer, so that others have time to act. With
+FAULTY_EVALUATION_SECONDS so does each batch of an evaluation, of which a line `evaluating` tells.
 """
 
 import importlib
@@ -17,9 +18,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import hf_accum.accumulation.accumulate
+from hf_accum.evaluation import run_over
 
 RECIPE = os.environ.get("FAULTY_RECIPE", "clinical_classification")
 SECONDS = float(os.environ.get("FAULTY_SECONDS", "0.05"))
+EVALUATION_SECONDS = float(os.environ.get("FAULTY_EVALUATION_SECONDS", "0"))
 
 
 def patch(what: str, rank: int, at_window: int) -> None:
@@ -48,7 +51,22 @@ def patch(what: str, rank: int, at_window: int) -> None:
     hf_accum.accumulation.accumulate.accumulate = with_a_fault
 
 
+def slow_evaluation() -> None:
+    in_pieces = run_over.in_pieces
+
+    def slowly(*arguments: Any) -> Iterator[Any]:
+        if os.environ.get("RANK", "0") == "0":
+            print("evaluating", flush=True)
+        for piece in in_pieces(*arguments):
+            time.sleep(EVALUATION_SECONDS)
+            yield piece
+
+    run_over.in_pieces = slowly
+
+
 if __name__ == "__main__":
+    if EVALUATION_SECONDS:
+        slow_evaluation()
     what, rank, at_window, *flags = sys.argv[1:]
     patch(what, int(rank), int(at_window))
     importlib.import_module(f"recipes.{RECIPE}").main(flags)

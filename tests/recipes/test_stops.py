@@ -69,6 +69,37 @@ def test_an_interrupt_that_reaches_the_ranks_twice_is_one_request(flags: list[st
     check_saved(tmp_path / "run", text, "SIGINT")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("num_steps", [3, 2])
+def test_an_interrupt_in_an_evaluation_leaves_it_to_the_same_command(
+    num_steps: int, tiny_model: Path, notes: Path, tmp_path: Path
+) -> None:
+    """In one between steps, and in that at the end."""
+    how = [f"--model={tiny_model}", f"--dataset={notes}", "--max_length=64", "--micro_batch_size=2"]
+    how += ["--effective_batch_size=16", f"--max_steps={num_steps}", "--num_epochs=null", "--eval_fraction=0.4"]
+    how += ["--eval_every=2", "--full_determinism=true"]
+    flags = [*how, f"--output_dir={tmp_path / 'run'}"]
+    start = [SCRIPT, "nothing", "0", "0", *flags]
+    with launched(*start, until="evaluating", num_processes=2, FAULTY_EVALUATION_SECONDS="2") as (launcher, output):
+        began = time.monotonic()
+        os.killpg(launcher.pid, signal.SIGINT)
+        text = output()
+        assert launcher.wait(GRACE) != 0
+        assert time.monotonic() - began < GRACE
+    assert text.count("SIGINT: leaving the evaluation; the run is saved then") == 1
+    folder = tmp_path / "run"
+    assert f"stopped by SIGINT after step 2: saved in {folder / 'checkpoints'}" in text
+    assert not (folder / "evaluation.json").exists()
+    done = launch("-m", "recipes.clinical_classification", *flags, num_processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed    after step 2" in done.stdout
+    assert done.stdout.count("evaluation after step 2") == 1
+    whole = [*how, f"--output_dir={tmp_path / 'whole'}"]
+    assert launch("-m", "recipes.clinical_classification", *whole, num_processes=2).returncode == 0
+    figures = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("run", "whole")]
+    assert figures[0] == figures[1]
+
+
 @pytest.mark.by_hand
 def test_slurm_s_signal_passes_torchrun_where_it_is_told_to(flags: list[str], tmp_path: Path) -> None:
     passed_on = {"PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGUSR1"}
