@@ -16,6 +16,7 @@ from run_files import metrics_of
 Recipe = Callable[..., Path]
 
 SCRIPT = str(Path(__file__).with_name("faulty_recipe.py"))
+MANY = {"OMP_NUM_THREADS": "999"}  # of which the first line of a run tells
 GRACE = 20  # seconds, for anything that has to end
 
 
@@ -98,6 +99,22 @@ def test_an_interrupt_in_an_evaluation_leaves_it_to_the_same_command(
     assert launch("-m", "recipes.clinical_classification", *whole, num_processes=2).returncode == 0
     figures = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("run", "whole")]
     assert figures[0] == figures[1]
+
+
+@pytest.mark.slow
+def test_an_interrupt_before_the_first_window_ends_all_ranks_with_a_line(flags: list[str], tmp_path: Path) -> None:
+    start = launched(
+        *("-m", "recipes.clinical_classification", *flags), until="threads that", num_processes=2, **MANY
+    )
+    with start as (launcher, output):
+        os.killpg(launcher.pid, signal.SIGINT)
+        text = output()
+        assert launcher.wait(GRACE) != 0
+    assert text.count("interrupted: ended at once") == 1
+    assert "error:" not in text
+    assert text.partition("interrupted")[0].count("Traceback") == 0  # torchrun's own comes behind it
+    assert text.count("Traceback") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.by_hand

@@ -23,7 +23,7 @@ def launch(
 def launched(
     *arguments: str, until: str, num_processes: int, timeout: float = 240, **environment: str
 ) -> Iterator[tuple[subprocess.Popen[str], Callable[[], str]]]:
-    """The same, which goes on after it has said a line `until`: the launcher, and its output once it has ended.
+    """The same, which goes on after it has said a line that begins as `until`: the launcher, and its output once it has ended.
 
     It leads a process group of its own, which is killed where something is left of it.
     """
@@ -43,7 +43,7 @@ def launched(
         lines = []
         for line in process.stdout:
             lines.append(line)
-            if line.strip() == until:
+            if line.strip().startswith(until):
                 break
         # The end of the output is that of the last process which has it.
         yield process, lambda: "".join([*lines, process.stdout.read()])  # type: ignore[union-attr]
