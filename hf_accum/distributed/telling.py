@@ -1,5 +1,6 @@
 """Lines for the user before a run has its log: what is to be known at once, and what takes long."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +15,9 @@ AGAIN_AFTER_SECONDS = 20.0
 
 
 def tell(ranks: Ranks, text: str) -> None:
-    """A line from rank 0, at once; arguments in backticks as flags."""
+    """A line from rank 0, at once; arguments in backticks as flags. Commands have their results in stdout."""
     if ranks.index == 0:
-        print(as_flags(text, flag_names()), flush=True)
+        print(as_flags(text, flag_names()), file=sys.stderr, flush=True)
 
 
 @contextmanager

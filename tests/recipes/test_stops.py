@@ -16,7 +16,6 @@ from run_files import metrics_of
 Recipe = Callable[..., Path]
 
 SCRIPT = str(Path(__file__).with_name("faulty_recipe.py"))
-MANY = {"OMP_NUM_THREADS": "999"}  # of which the first line of a run tells
 GRACE = 20  # seconds, for anything that has to end
 
 
@@ -103,9 +102,8 @@ def test_an_interrupt_in_an_evaluation_leaves_it_to_the_same_command(
 
 @pytest.mark.slow
 def test_an_interrupt_before_the_first_window_ends_all_ranks_with_a_line(flags: list[str], tmp_path: Path) -> None:
-    start = launched(
-        *("-m", "recipes.clinical_classification", *flags), until="threads that", num_processes=2, **MANY
-    )
+    command = ("-m", "recipes.clinical_classification", *flags)
+    start = launched(*command, until="threads that compute", num_processes=2, OMP_NUM_THREADS="999")  # its first line
     with start as (launcher, output):
         os.killpg(launcher.pid, signal.SIGINT)
         text = output()

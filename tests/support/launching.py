@@ -23,7 +23,7 @@ def launch(
 def launched(
     *arguments: str, until: str, num_processes: int, timeout: float = 240, **environment: str
 ) -> Iterator[tuple[subprocess.Popen[str], Callable[[], str]]]:
-    """The same, which goes on after it has said a line that begins as `until`: the launcher, and its output once it has ended.
+    """The same, which goes on after a line that begins with `until`: the launcher, and its output once it has ended.
 
     It leads a process group of its own, which is killed where something is left of it.
     """

@@ -16,13 +16,13 @@ OTHER: Any = SimpleNamespace(index=1, count=2)
 def test_a_line_is_told_by_rank_0_with_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
     tell(OneRank(), "a number as `micro_batch_size` spares it")
     tell(OTHER, "nobody hears this")
-    assert capsys.readouterr().out == "a number as --micro_batch_size spares it\n"
+    assert capsys.readouterr().err == "a number as --micro_batch_size spares it\n"
 
 
 def test_what_is_through_soon_is_not_told(capsys: pytest.CaptureFixture[str]) -> None:
     with told_if_long(OneRank(), "reading"):
         pass
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 def test_what_takes_long_is_told_again_and_again_with_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,12 +55,12 @@ def test_threads_without_cores_are_spoken_of_before_anything_else_is_looked_at(
     monkeypatch.setattr(start, "check_cores", lambda num_threads, num_processes: "threads that compute: 4")
 
     def workload(*_: Any) -> Any:
-        assert capsys.readouterr().out == "threads that compute: 4\n"
+        assert capsys.readouterr().err == "threads that compute: 4\n"
 
     run = StartedRun(RecipeConfig(output_dir=str(tmp_path / "run")), workload)
     assert (run.told, run.notes) == (["threads that compute: 4"], [])  # the log does not say it once more
     StartedRun(RecipeConfig(output_dir=str(tmp_path / "run"), preview=True), lambda *_: None)  # type: ignore[arg-type]
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 @pytest.fixture
