@@ -75,7 +75,7 @@ def part(name: str, file: str) -> dict[str, Any]:
 
 
 def recipe(file: Path, folder: Path, *flags: str) -> dict[str, Any]:
-    """The recipe up to its first step: seconds of the whole process, its memory at three quarters of them, its peak."""
+    """The recipe up to its first step: seconds of the whole process, its memory at the quarters, its peak."""
     command = [sys.executable, "-m", "recipes.clinical_classification", f"--dataset={file}", *flags]
     command += [f"--output_dir={folder / 'run'}", "--max_steps=2", "--micro_batch_size=8", "--max_length=20"]
     started = time.perf_counter()
