@@ -34,7 +34,8 @@ class HeldOut:
 
     def of(self, groups: np.ndarray) -> np.ndarray:
         """The same of many, (num_rows,) each."""
-        return np.fromiter((group in self for group in groups.tolist()), dtype=bool, count=len(groups))
+        named = np.isin(groups, np.fromiter(self.groups, dtype=np.uint64, count=len(self.groups)))
+        return named | (groups <= np.uint64(self.below - 1)) if self.below else named
 
 
 def by_hash(fraction: float) -> HeldOut:
