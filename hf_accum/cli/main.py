@@ -1,9 +1,9 @@
-"""The commands: `hf-accum check`, `compare`, `evaluate`, `merge`, `plan`, `predict`, `publish`, `report`."""
+"""The commands: `hf-accum check`, `compare`, `evaluate`, `merge`, `plan`, `predict`, `publish`, `report`, `serve`."""
 
 import argparse
 from typing import NoReturn
 
-from hf_accum.cli.commands import check, compare, evaluate, merge, plan, predict, publish, report
+from hf_accum.cli.commands import check, compare, evaluate, merge, plan, predict, publish, report, serve
 from hf_accum.cli.exit import run
 
 
@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     predict.add_to(commands)
     publish.add_to(commands)
     report.add_to(commands)
+    serve.add_to(commands)
     parsed, flags = parser.parse_known_args(arguments)
     debug = "--debug" in flags or "--debug=true" in flags  # also for what fails before the recipe reads its flags
     run(lambda: parsed.work(parsed, flags), debug=debug)

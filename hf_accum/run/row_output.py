@@ -128,7 +128,7 @@ class RowOutput:
             if self.path.suffix == ".parquet":
                 self._schema = _write_table(part, written, columns, self._schema)
             else:
-                write_json_lines(part, map(_plain, written))
+                write_json_lines(part, map(plain, written))
             state = {"facts": self.facts, "place": asdict(place), "columns": list(columns)}
             write_json(self.folder / _STATE, {**state, "num_parts": self._num_parts + 1})
         except OSError as error:
@@ -250,15 +250,15 @@ def _table(names: list[str], rows: Iterable[Row]) -> Iterator[list[Any]]:
         yield [json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value for value in values]
 
 
-def _plain(value: Any) -> Any:
-    """What JSON has: dates as ISO 8601, bytes in base 64, the names of images in files, other things as text."""
+def plain(value: Any) -> Any:
+    """A value for JSON: dates as ISO 8601, bytes in base 64, the names of images in files, other things as text."""
     match value:
         case None | bool() | int() | float() | str():
             return value
         case Mapping():
-            return {str(name): _plain(item) for name, item in value.items()}
+            return {str(name): plain(item) for name, item in value.items()}
         case list() | tuple():
-            return [_plain(item) for item in value]
+            return [plain(item) for item in value]
         case ImageFile():
             return value.name
         case date() | time():
@@ -266,6 +266,6 @@ def _plain(value: Any) -> Any:
         case bytes():
             return base64.b64encode(value).decode("ascii")
         case np.ndarray() | np.generic():
-            return _plain(value.tolist())
+            return plain(value.tolist())
         case _:
             return str(value)

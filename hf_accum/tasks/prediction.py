@@ -40,6 +40,11 @@ class Predictor(Protocol[T]):
         """How many rows are in memory at once, at most."""
         ...
 
+    @property
+    def image_column(self) -> str | None:
+        """The column with an image, whose bytes JSON has as base64; None of texts."""
+        ...
+
     def prepare(self, row: Row) -> T:
         """What is kept of a row.
 

@@ -34,7 +34,7 @@ DOCUMENTS = [
     ),
 ]
 RECIPES = {path.stem for path in (ROOT / "recipes").glob("*.py") if path.stem != "__init__"}
-ON_THE_WAY = {"pip", "export", "pytest", "ruff", "pyright", "pre-commit"}
+ON_THE_WAY = {"curl", "pip", "export", "pytest", "ruff", "pyright", "pre-commit"}
 """Commands that are not looked into."""
 
 
@@ -118,6 +118,7 @@ def check_evaluate(arguments: list[str]) -> None:
     """What are no flags of the command are flags of a recipe."""
     given = {word.removeprefix("--") for word in arguments if word.startswith("--")}
     own = {"dataset", "split", "output", "recipe", "require", "max_new_tokens"}
+    own |= {"host", "port", "max_request_bytes", "max_rows", "max_waiting", "timeout_seconds"}
     assert given - own <= {field.name for field in dataclasses.fields(ClinicalClassificationConfig)}, arguments
 
 
@@ -142,7 +143,7 @@ def check(words: list[str], path: Path, folder: Path, capsys: pytest.CaptureFixt
             check_plan(arguments, path, folder, capsys)
         case ["hf-accum", "check", *arguments]:
             check_check(arguments, path, folder, capsys)
-        case ["hf-accum", "evaluate" | "compare" | "predict", *arguments]:
+        case ["hf-accum", "evaluate" | "compare" | "predict" | "serve", *arguments]:
             check_evaluate(arguments)
         case ["hf-accum", "merge" | "publish" | "report" as command, *arguments]:
             check_own_flags(command, arguments, capsys)
@@ -185,7 +186,7 @@ def test_a_wrong_flag_module_or_file_in_a_command_is_found(
         with pytest.raises((SystemExit, AssertionError)):
             check(shlex.split(command), GUIDES[0], tmp_path, capsys)
     with pytest.raises(pytest.fail.Exception):
-        check(["curl", "somewhere"], GUIDES[0], tmp_path, capsys)
+        check(["wget", "somewhere"], GUIDES[0], tmp_path, capsys)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)

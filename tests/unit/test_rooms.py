@@ -45,6 +45,10 @@ WITHOUT_TEST_FILE = {
     "cli/merging": "tests/recipes/test_merge_command.py",
     "run/merge": "tests/recipes/test_merge_command.py",
     "cli/prediction": "tests/recipes/test_predict_command.py",
+    **{
+        f"cli/{module}": "tests/recipes/test_serve_command.py"
+        for module in ("commands/serve", "serving/app", "serving/server")
+    },
     "run/row_predictions": "tests/recipes/test_predict_command.py",
     "tasks/prediction": "a protocol",
     "tasks/causal_lm/generation": "tests/unit/tasks/causal_lm/test_samples.py",

@@ -25,6 +25,7 @@ class EmbeddingPredictor:
 
     task: TextRetrieval
     most_rows: int = 4_096
+    image_column: None = None
 
     @property
     def _columns(self) -> tuple[str, str]:

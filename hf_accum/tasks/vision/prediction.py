@@ -33,6 +33,11 @@ class ImagePredictor:
     most_rows: int = _MOST_ROWS
 
     @property
+    def image_column(self) -> str:
+        """Where a row's image is."""
+        return self.pictures.column
+
+    @property
     def adds(self) -> tuple[str, ...]:
         """The columns that `told` adds."""
         is_of_pixels = isinstance(self.task, SemanticSegmentation)

@@ -1,0 +1,1 @@
+"""Answers over HTTP: what a run that is through predicts of rows as they come."""
