@@ -1,9 +1,11 @@
-"""The commands: `hf-accum check`, `compare`, `evaluate`, `merge`, `plan`, `predict`, `publish`, `report`, `serve`."""
+"""The commands: `hf-accum check`, `compare`, `evaluate`, `export`, `merge`, `plan`, `predict`, `publish`,
+`report`, `serve`.
+"""
 
 import argparse
 from typing import NoReturn
 
-from hf_accum.cli.commands import check, compare, evaluate, merge, plan, predict, publish, report, serve
+from hf_accum.cli.commands import check, compare, evaluate, export, merge, plan, predict, publish, report, serve
 from hf_accum.cli.exit import run
 
 
@@ -22,6 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     check.add_to(commands)
     compare.add_to(commands)
     evaluate.add_to(commands)
+    export.add_to(commands)
     merge.add_to(commands)
     plan.add_to(commands)
     predict.add_to(commands)

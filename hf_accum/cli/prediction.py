@@ -46,7 +46,7 @@ class OpenedModel:
 
     ranks: Ranks
     rows: RowModel[Any]
-    lengths: Any
+    task: Any
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def open_predictions(module: ModuleType, folder: Path, config: RecipeConfig, **h
         stack.callback(started.claim.release)
         task, model, cutter = ready(result, handed.task, handed.spec, handed.processor, handed.config, started)
         fold_adapters(model)
-        yield OpenedModel(started.ranks, RowModel(model, make(config, task, **how), cutter), task.lengths)
+        yield OpenedModel(started.ranks, RowModel(model, make(config, task, **how), cutter), task)
 
 
 def without_training(config: RecipeConfig) -> RecipeConfig:

@@ -118,7 +118,7 @@ def check_evaluate(arguments: list[str]) -> None:
     """What are no flags of the command are flags of a recipe."""
     given = {word.removeprefix("--") for word in arguments if word.startswith("--")}
     own = {"dataset", "split", "output", "recipe", "require", "max_new_tokens"}
-    own |= {"host", "port", "max_request_bytes", "max_rows", "max_waiting", "timeout_seconds"}
+    own |= {"int8", "host", "port", "max_request_bytes", "max_rows", "max_waiting", "timeout_seconds"}
     assert given - own <= {field.name for field in dataclasses.fields(ClinicalClassificationConfig)}, arguments
 
 
@@ -143,7 +143,7 @@ def check(words: list[str], path: Path, folder: Path, capsys: pytest.CaptureFixt
             check_plan(arguments, path, folder, capsys)
         case ["hf-accum", "check", *arguments]:
             check_check(arguments, path, folder, capsys)
-        case ["hf-accum", "evaluate" | "compare" | "predict" | "serve", *arguments]:
+        case ["hf-accum", "evaluate" | "compare" | "export" | "predict" | "serve", *arguments]:
             check_evaluate(arguments)
         case ["hf-accum", "merge" | "publish" | "report" as command, *arguments]:
             check_own_flags(command, arguments, capsys)

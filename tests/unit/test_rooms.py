@@ -49,6 +49,10 @@ WITHOUT_TEST_FILE = {
         f"cli/{module}": "tests/recipes/test_serve_command.py"
         for module in ("commands/serve", "serving/app", "serving/server")
     },
+    **{
+        f"cli/{module}": "tests/recipes/test_export_command.py"
+        for module in ("commands/export", *(f"exporting/{name}" for name in ("folder", "graph", "lines", "session")))
+    },
     "run/row_predictions": "tests/recipes/test_predict_command.py",
     "tasks/prediction": "a protocol",
     "tasks/causal_lm/generation": "tests/unit/tasks/causal_lm/test_samples.py",

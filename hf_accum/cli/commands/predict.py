@@ -88,7 +88,7 @@ def predict_file(module: "ModuleType", folder: Path, config: "RecipeConfig", out
             started, before = time.perf_counter(), rows_output.place.num_rows
             place = predict_rows(opened.rows, rows.source, rows_output, asked, ranks, stop, say)
             seconds = time.perf_counter() - started
-        for note in notes_of(place, opened.lengths):
+        for note in notes_of(place, opened.task.lengths):
             say(f"note: {note}")
         speed = (place.num_rows - before) / seconds
         say(f"{place.num_rows:,} rows, {speed:,.1f} a second, written: {output}")

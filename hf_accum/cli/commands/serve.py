@@ -97,7 +97,7 @@ def serve_run(
         if address[0] not in LOOPBACK:
             say(f"note: whoever reaches this machine at {address[0]} is answered: there is no login, no encryption")
         metrics = Metrics()
-        batcher = Batcher(opened.rows, limits.max_rows, metrics, opened.lengths.unit)
+        batcher = Batcher(opened.rows, limits.max_rows, metrics, opened.task.lengths.unit)
         about = {"run": folder.name, "columns": list(predictor.adds)}
         try:
             serve(app_of(batcher, limits, metrics, about), listening, limits.timeout_seconds, say)

@@ -1,0 +1,1 @@
+"""A run's model as ONNX, for programs without torch."""
