@@ -96,6 +96,7 @@ def test_200_at_once_are_told_what_predict_tells(recipe: Recipe, tmp_path: Path)
         assert text not in server.log
 
 
+@pytest.mark.slow
 def test_what_is_too_large_too_slow_or_wrong_harms_nobody_else(recipe: Recipe) -> None:
     run = recipe(**MADE)
     limits = ("--max_request_bytes=1000", "--max_rows=3", "--max_waiting=4", "--timeout_seconds=2")
@@ -128,8 +129,9 @@ def test_what_is_too_large_too_slow_or_wrong_harms_nobody_else(recipe: Recipe) -
         assert server.ask({"rows": []}) == (200, {"rows": []})
 
         # Requests that wait for each other are computed together, and only one of them fails.
+        before = server.metric("batch_rows_count")
         waiting = pool.submit(server.ask, {"text": "sleep"})
-        wait_until(lambda: server.metric("batch_rows_count") == 2)
+        wait_until(lambda: server.metric("batch_rows_count") > before)
         others = [pool.submit(server.ask, {"text": text}) for text in ("fail private", "memory", "syncope")]
         wait_until(lambda: server.metric("requests_in_progress") == 4)
         connection = server.connect()
