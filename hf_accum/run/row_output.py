@@ -51,13 +51,18 @@ def check_output(path: Path) -> None:
         raise UserError(f"`output` {path}: has to be a file .jsonl, .csv or .parquet")
     if not path.parent.is_dir():
         raise UserError(f"`output` {path}: there is no folder {path.parent}; make it, or give another file")
-    for there in (path, _images_of(path)):
+    images = _images_of(path)
+    for there in (path, *([] if _partial_of(path).exists() else [images])):  # images come first, then the file
         if there.exists():
             raise UserError(f"`output` {path}: {there.name} is there already; move it, or give another file")
 
 
 def _images_of(path: Path) -> Path:
     return path.with_name(f"{path.stem}-images")
+
+
+def _partial_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
 
 
 class RowOutput:
@@ -72,7 +77,7 @@ class RowOutput:
     def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
         check_output(path)
         self.path, self.facts = path, json.loads(json.dumps(facts))
-        self.folder = path.with_name(f"{path.name}.partial")
+        self.folder = _partial_of(path)
         self.images = _images_of(path)
         self.place, self._columns, self._num_parts = Place(), dict[str, None](), 0
         self._schema: Any = None
@@ -116,10 +121,16 @@ class RowOutput:
         """Write some rows, each with the columns that are added to it; `place` is that behind them.
 
         Raises:
-            UserError: if a column of Parquet would have values of several types, or the disk is full: what was added
-                before is kept.
+            UserError: if a row has a column of those that are added, a column of Parquet would have values of several
+                types, or the disk is full: what was added before is kept.
         """
         added = [_flat(columns) if self.path.suffix == ".csv" else columns for _, columns in rows]
+        for (row, _), columns in zip(rows, added, strict=True):
+            if both := row.keys() & columns.keys():
+                raise UserError(
+                    f"column {min(both)!r}: is in the data, and is what a prediction is called in a file "
+                    f"{self.path.suffix}: rename it there, or leave it out"
+                )
         written = [{**row, **columns} for (row, _), columns in zip(rows, added, strict=True)]
         columns = self._columns | dict.fromkeys(str(name) for row in written for name in row)
         try:

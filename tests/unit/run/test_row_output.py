@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from hf_accum.errors import UserError
 from hf_accum.run import row_output
@@ -122,3 +123,30 @@ def test_what_was_begun_of_other_rows_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out.jsonl.partial" / "state.json").write_text("{")
     with pytest.raises(UserError, match="cannot be gone on with"):
         RowOutput(tmp_path / "out.jsonl", FACTS)
+
+
+def test_a_column_that_a_prediction_has_in_this_format_is_refused(tmp_path: Path) -> None:
+    row = {"text": "a", "probabilities.yes": 0.5}  # of an earlier file of predictions, its `prediction` renamed
+    with pytest.raises(UserError, match=r"column 'probabilities.yes': is in the data.*in a file .csv: rename it"):
+        fill(RowOutput(tmp_path / "out.csv", FACTS), [row])
+    output = RowOutput(tmp_path / "out.jsonl", FACTS)
+    fill(output, [row])
+    output.finish()
+    told = json.loads((tmp_path / "out.jsonl").read_text())
+    assert (told["probabilities.yes"], told["probabilities"]["yes"]) == (0.5, 0.75)
+
+
+def test_images_that_are_in_their_place_do_not_stop_the_file_from_being_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = RowOutput(tmp_path / "out.jsonl", FACTS)
+    output.save_image("0-1.png", Image.new("L", (2, 2)))
+    fill(output, [{"n": 1}])
+    with monkeypatch.context() as patched:
+        patched.setattr(row_output, "write_atomically", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        with pytest.raises(UserError, match="1 rows are kept"):
+            output.finish()
+    RowOutput(tmp_path / "out.jsonl", FACTS).finish()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out-images", "out.jsonl"]
+    with pytest.raises(UserError, match="out-images is there already"):
+        RowOutput(tmp_path / "out.csv", FACTS)
