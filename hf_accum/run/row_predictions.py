@@ -12,7 +12,7 @@ from torch import nn
 
 from hf_accum.accumulation.example import inputs_of
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.data.formats.rows import BadColumn, BadRow, Row
+from hf_accum.data.formats.rows import BadColumn, BadRow, Row, check_unicode
 from hf_accum.data.skipped_rows import ENOUGH, check_share
 from hf_accum.data.source import MOST_REASONS, OTHER_REASONS, Source, refused
 from hf_accum.distributed.collectives import on_all_ranks, on_rank_0
@@ -171,6 +171,7 @@ def _done(
             if isinstance(row, BadRow):
                 raise row
             _check_columns(row, row_model.predictor.adds)
+            _check_texts(row)
             prepared.append(row_model.predictor.prepare(row))
             good.append((at, row, f"{shard}-{number + 1}"))
         except BadRow as bad:
@@ -189,6 +190,23 @@ def _check_columns(row: Row, added: Sequence[str]) -> None:
             raise BadColumn(
                 column, "is in the data, and is what the predictions are called: rename it there, or leave it out"
             )
+
+
+def _check_texts(row: Row) -> None:
+    for column, value in row.items():
+        for text in _texts_in([column, value]):
+            check_unicode(column, text)
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case Mapping():
+            yield from _texts_in([*value, *value.values()])
+        case list() | tuple():
+            for item in value:
+                yield from _texts_in(item)
 
 
 def _behind(place: Place, shard: int, number: int, done: Sequence[_Done]) -> Place:

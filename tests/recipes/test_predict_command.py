@@ -254,6 +254,9 @@ def test_what_cannot_be_predicted_is_said(recipe: Recipe, tmp_path: Path, capsys
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     assert "no row" in said(run, f"--dataset={empty}", new)
+    surrogates = tmp_path / "surrogates.jsonl"
+    surrogates.write_text('{"text": "a", "more": [{"half": "\\ud800"}]}\n')
+    assert "row 1: field 'more': not UTF-8 (a lone surrogate)" in said(run, f"--dataset={surrogates}", new)
     (run / "evaluation.json").unlink()
     assert "has to be a run that is through" in said(run, f"--dataset={data}", new)
 
