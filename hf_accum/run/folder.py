@@ -34,7 +34,7 @@ _PATIENCE_SECONDS = 10.0  # with a run that is about to end
 
 
 class FolderClaim:
-    """A run's folder for this process alone, until it is released; where it is not there yet, once it is.
+    """A run's folder for this process alone, until it is released; where it is not there yet, once it is. Or a file.
 
     Two runs that write into one folder would spoil each other's results: say, a run that was taken for dead, and the
     one that goes on in its place. What a killed process has is free at once.
@@ -50,16 +50,32 @@ class FolderClaim:
         Raises:
             UserError: if another process has it.
         """
-        if self._is_taken or not folder.is_dir():
+        if folder.is_dir():
+            self._take(
+                _lock_file(folder),
+                f"`output_dir` {folder}: another run is at work in it; wait until it has ended, end it, or give "
+                "another folder",
+            )
+
+    def take_file(self, path: Path) -> None:
+        """Claim a file that is written, which need not be there yet.
+
+        Raises:
+            UserError: if another process has it.
+        """
+        self._take(
+            path.with_name(f".{path.name}{LOCK}"),
+            f"`output` {path}: another process is writing it; wait until it has ended, end it, or give another file",
+        )
+
+    def _take(self, file: Path, refusal: str) -> None:
+        if self._is_taken:
             return
-        lock = FileLock(_lock_file(folder), thread_local=False, is_singleton=True, fallback_to_soft=False)
+        lock = FileLock(file, thread_local=False, is_singleton=True, fallback_to_soft=False)
         try:
             lock.acquire(timeout=_PATIENCE_SECONDS)
         except Timeout:
-            raise UserError(
-                f"`output_dir` {folder}: another run is at work in it; wait until it has ended, end it, or give "
-                "another folder"
-            ) from None
+            raise UserError(refusal) from None
         except OSError:
             return  # a file system without locks
         self._is_taken = True

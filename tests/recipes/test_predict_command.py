@@ -1,6 +1,7 @@
 """`hf-accum predict`: what a run tells of rows is what its model tells of each alone, and no row is lost or twice."""
 
 import csv
+import fcntl
 import json
 import os
 import signal
@@ -259,6 +260,21 @@ def test_what_cannot_be_predicted_is_said(recipe: Recipe, tmp_path: Path, capsys
     assert "row 1: field 'more': not UTF-8 (a lone surrogate)" in said(run, f"--dataset={surrogates}", new)
     (run / "evaluation.json").unlink()
     assert "has to be a run that is through" in said(run, f"--dataset={data}", new)
+
+
+def test_a_file_is_one_process_s_at_a_time(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hf_accum.run.folder._PATIENCE_SECONDS", 0.2)
+    run, data, output = recipe(**MADE), tmp_path / "texts.jsonl", tmp_path / "out.jsonl"
+    data.write_text('{"text": "syncope"}\n')
+    with (tmp_path / ".out.jsonl.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit):
+            predict(run, data, output)
+        assert "another process is writing it" in capsys.readouterr().err
+    assert len(predict(run, data, output)) == 1
+    assert not list(tmp_path.glob(".out*"))
 
 
 def test_a_recipe_that_predicts_nothing_says_so(

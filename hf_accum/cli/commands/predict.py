@@ -55,15 +55,18 @@ def predict_file(module: "ModuleType", folder: Path, config: "RecipeConfig", out
     `how` goes to the recipe's function `predictor`.
 
     Raises:
-        UserError: as `open_predictions`, `open_rows_of`, `RowOutput` and `predict_rows` do.
+        UserError: as `open_predictions`, `open_rows_of`, `RowOutput` and `predict_rows` do; if another process is
+            writing the file.
         Stopped: if it was asked to stop; the same call goes on.
     """
     import time
+    from contextlib import ExitStack
 
     from rich.console import Console
 
     from hf_accum.cli.prediction import facts_of, open_predictions, open_rows_of
-    from hf_accum.distributed.collectives import on_all_ranks
+    from hf_accum.distributed.collectives import on_all_ranks, on_rank_0
+    from hf_accum.run.folder import FolderClaim
     from hf_accum.run.row_output import RowOutput
     from hf_accum.run.row_predictions import Asked, notes_of, predict_rows
     from hf_accum.run.signals import StopRequest
@@ -78,7 +81,10 @@ def predict_file(module: "ModuleType", folder: Path, config: "RecipeConfig", out
 
         dataset = str(config.dataset)
         stop = StopRequest(after="these rows", then="what is written is kept then")
-        with open_rows_of(config, dataset, ranks) as rows, stop:
+        claim = FolderClaim()
+        with open_rows_of(config, dataset, ranks) as rows, stop, ExitStack() as stack:
+            stack.callback(claim.release)
+            on_rank_0(ranks, lambda: claim.take_file(output))
             for note in rows.source.notes:
                 say(f"note: {note}")
             (rows_output, *_) = on_all_ranks(ranks, lambda: RowOutput(output, facts_of(config, folder, rows, **how)))
