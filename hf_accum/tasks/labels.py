@@ -301,6 +301,15 @@ def found_names(keys: Iterable[str], earlier: Sequence[str], column: str) -> tup
     return (*earlier, *_in_order(found - set(earlier)))
 
 
+def names_of_classes(class_names: Sequence[str], earlier: Sequence[str], column: str) -> tuple[str, ...]:
+    """The names of a column that is typed as classes, behind those of an earlier run, if there is one.
+
+    Raises:
+        UserError: if the column has none of the earlier ones.
+    """
+    return found_names(class_names, earlier, column) if class_names and earlier else tuple(class_names)
+
+
 def _in_order(keys: Iterable[str]) -> list[str]:
     return sorted(set(keys), key=lambda key: (0, int(key), key) if _is_integer(key) else (1, 0, key))
 

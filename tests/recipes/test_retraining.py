@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Value
 from every_recipe import RECIPES, run_of
 from safetensors.torch import load_file
 
@@ -93,6 +94,23 @@ def test_a_new_label_stands_behind_the_others_which_are_told_as_before(
         old = {name: other["probabilities"][name] for name in row["probabilities"]}
         total = sum(old.values())  # of the old labels among themselves
         assert {name: value / total for name, value in old.items()} == pytest.approx(row["probabilities"], abs=1e-4)
+
+
+def test_a_column_of_classes_keeps_the_places_of_the_labels_too(recipe: Recipe, notes: Path, tmp_path: Path) -> None:
+    first = recipe(**{**MADE, "max_steps": 2})
+    draw = random.Random(2)
+    names = ["rash", "heart", "eye"]  # one is new, one is not there, and the others have other numbers
+    rows = {
+        "text": [" ".join(draw.choices(RASH, k=draw.randint(2, 9))) for _ in range(60)],
+        "label": [number % 3 for number in range(60)],
+        "patient": list(range(60)),
+    }
+    typed = Features({"text": Value("string"), "label": ClassLabel(names=names), "patient": Value("int64")})
+    Dataset.from_dict(rows, features=typed).to_parquet(tmp_path / "typed.parquet")
+    second = recipe(**{**MADE, "max_steps": 2}, dataset=tmp_path / "typed.parquet", init_from=first)
+    told = told_in(second)
+    assert list(told[0]["probabilities"]) == ["eye", "heart", "muscle", "rash"]
+    assert {row["label"] for row in told} == set(names)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError, shortened
 from hf_accum.tasks.label_codes import codes_of
 from hf_accum.tasks.label_columns import join_labels, joined_name
-from hf_accum.tasks.labels import LabelColumn, LabelFormat, Problem, found_names
+from hf_accum.tasks.labels import LabelColumn, LabelFormat, Problem, found_names, names_of_classes
 from hf_accum.tasks.text_classification.pairs import texts_of
 from hf_accum.tasks.text_template import TextTemplate, with_texts
 
@@ -98,7 +98,13 @@ def open_labelled_texts(
         before, their_codes = codes_of(earlier_labels)
         names, codes = codes_of(label_names or (earlier_labels if their_codes else ()))
         labels = LabelColumn(
-            columns[0], problem, names or class_names, label_separator, class_names, codes, label_format
+            columns[0],
+            problem,
+            names or names_of_classes(class_names, before, columns[0]),
+            label_separator,
+            class_names,
+            codes,
+            label_format,
         )
     if label_format in ("indices", "multi_hot") and not labels.names:
         raise UserError(

@@ -16,7 +16,7 @@ from hf_accum.data.split import SplitData, open_split
 from hf_accum.data.survey import Observed
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError, shortened
-from hf_accum.tasks.labels import found_names
+from hf_accum.tasks.labels import found_names, names_of_classes
 from hf_accum.tasks.token_classification.files import Columns
 from hf_accum.tasks.token_classification.reading import SIGN, Reader, SpanColumns, TagColumns, TaggedText
 from hf_accum.tasks.token_classification.spans import DISCONTINUOUS, SPAN_COLUMNS, TRIMMED
@@ -206,7 +206,7 @@ def open_tagged_texts(
     known = types
     if isinstance(reader, TagColumns):
         reader = replace(reader, names=names or opened.source.class_names.get(reader.tags, ()))
-        known = types or types_of(reader.names)
+        known = types or names_of_classes(types_of(reader.names), earlier_types, reader.tags)
     most = config.max_length - tokenizer.num_special_tokens_to_add()
     if most < 1:
         raise UserError(f"`max_length` {config.max_length}: has to leave place for words beside the special tokens")

@@ -19,7 +19,7 @@ from hf_accum.data.split import SplitData, open_split
 from hf_accum.data.survey import Observed
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
-from hf_accum.tasks.labels import LabelColumn, found_names
+from hf_accum.tasks.labels import LabelColumn, found_names, names_of_classes
 from hf_accum.tasks.vision.images import (
     MOST_PIXELS,
     Colours,
@@ -152,7 +152,7 @@ def open_labelled_images(
     """
     opened, images = _opened(dataset, config, [image_column], [label_column], most_pixels)
     class_names = opened.source.class_names.get(label_column, ())
-    names = label_names or class_names
+    names = label_names or names_of_classes(class_names, earlier_labels, label_column)
     labels = LabelColumn(label_column, "single_label_classification", names, "", class_names)
     data = LabelledImages(labels=labels, pictures=images, **vars(opened))
     if not _needs_pass(config, names):
