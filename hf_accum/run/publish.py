@@ -76,13 +76,11 @@ def write_published(run: Path, folder: Path, licence: str | None = None) -> Publ
     return Published(tuple(sorted({*files, CARD})), tuple(left_out))
 
 
-def publish(
-    run: Path, repo: str, *, private: bool = False, licence: str | None = None, revision: str | None = None
-) -> tuple[Published, str]:
-    """Upload a run's result, in one commit; returns what was uploaded, and the commit's address.
+def check_repo(repo: str) -> None:
+    """Look whether this can be a repository of the hub.
 
     Raises:
-        UserError: as `write_published` does; if there is no token, or the hub cannot be reached or refuses.
+        UserError: if it cannot, or has no owner.
     """
     try:
         validate_repo_id(repo)
@@ -90,6 +88,18 @@ def publish(
         raise UserError(f"{repo}: has to be the id of a repository, as name/model ({first_line(error)})") from error
     if "/" not in repo:
         raise UserError(f"{repo}: has to be the id of a repository with its owner, as name/model")
+
+
+def publish(
+    run: Path, repo: str, *, private: bool = False, licence: str | None = None, revision: str | None = None
+) -> tuple[Published, str]:
+    """Upload a run's result, in one commit; returns what was uploaded, and the commit's address.
+
+    Raises:
+        UserError: as `check_repo` and `write_published` do; if there is no token, or the hub cannot be reached or
+            refuses.
+    """
+    check_repo(repo)
     check_through(run)
     if get_token() is None:
         raise UserError("the hub needs a token that may write: `hf auth login` keeps one, or HF_TOKEN holds it")

@@ -30,10 +30,11 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
 
 def _publish(parsed: argparse.Namespace, flags: list[str]) -> None:
     refuse(flags, "is no flag of publish")
-    from hf_accum.run.publish import publish, write_published
+    from hf_accum.run.publish import check_repo, publish, write_published
 
     run = Path(parsed.run)
     if parsed.dry_run is not None:
+        check_repo(parsed.repo)
         published = write_published(run, Path(parsed.dry_run), parsed.licence)
         _say(published, f"written to {parsed.dry_run}, not uploaded")
         print("the card's metadata were read by huggingface_hub, without the hub's own look at them")

@@ -20,8 +20,14 @@ def test_a_dry_run_writes_the_folder_and_says_what_stays(tmp_path: Path, capsys:
 
 
 def test_a_mistake_ends_with_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for flags in ([], ["--no_such_flag"]):
+    for repo, flags in (
+        ("me/model", []),
+        ("my model", ["--dry_run", str(tmp_path / "out")]),
+        ("me/model", ["--no_such_flag"]),
+    ):
         with pytest.raises(SystemExit) as ended:
-            main(["publish", str(tmp_path / "none"), "me/model", *flags])
+            main(["publish", str(tmp_path / "none"), repo, *flags])
         assert ended.value.code == 2
-    assert "no flag of publish" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no flag of publish" in said
+    assert "my model: has to be the id of a repository" in said
