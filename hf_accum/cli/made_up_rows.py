@@ -68,7 +68,9 @@ def with_made_up_rows(config: RecipeConfig) -> Iterator[RecipeConfig]:
         else:
             rows, changes = _rows(config, draw)
             (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        yield replace(config, dataset=name, eval_split=None, dataset_revision=None, **changes)
+        whole: dict[str, Any] = {"train_split": "train", "eval_split": None}
+        whole |= {"dataset_revision": None, "dataset_config": None}
+        yield replace(config, dataset=name, **whole, **changes)
 
 
 def _rows(config: Any, draw: random.Random) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -47,6 +47,13 @@ def test_each_row_has_what_the_columns_ask_for(recipe: str, flags: dict[str, Any
     assert not Path(config.dataset).exists()
 
 
+def test_other_splits_are_those_of_the_data_that_is_not_read() -> None:
+    given = RecipeConfig(train_split="test", eval_split="validation", dataset_config="of_the_hub")
+    config = config_class_of("medical_mlm")(**vars(given))
+    with with_made_up_rows(config) as made_up:
+        assert (made_up.train_split, made_up.eval_split, made_up.dataset_config) == ("train", None, None)
+
+
 def test_a_recipe_of_other_columns_is_refused() -> None:
     with pytest.raises(UserError, match="whose columns are not known"), with_made_up_rows(RecipeConfig()):
         pass
