@@ -1,11 +1,11 @@
 """The evaluation of a run that is through, on what it held out or on other data: opened for a command."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -45,12 +45,12 @@ def open_evaluation(
     dataset: str | None,
     split: str = "train",
     output: Path | None = None,
-    more_labels: Sequence[str] = (),
+    more_labels: Mapping[str, str | None] = MappingProxyType({}),
 ) -> Iterator[Opened]:
     """Open the evaluation of the run in `folder`, made by a recipe's module, on a dataset; None: what it held out.
 
-    `more_labels`, as the flag `labels` has them, are those that it did not learn: it is judged on rows with them, and
-    never predicts them.
+    `more_labels`, as the flag `labels` has them, are those that it did not learn, each with its column where it has
+    one of its own: it is judged on rows with them, and never predicts them.
 
     `config` are its flags, or others where rows are to be read otherwise. What is written goes to `output`, or to a
     folder that is not kept. A collective.
@@ -65,6 +65,8 @@ def open_evaluation(
         config = replace(as_trained(config, dataset, split), output_dir=str(place))
         if more_labels:
             changes: dict[str, Any] = {"labels": [*getattr(config, "labels", ()), *more_labels]}
+            if isinstance(columns := getattr(config, "label_column", None), list):
+                changes["label_column"] = [*columns, *filter(None, more_labels.values())]
             config = replace(config, **changes)
         handed = handed_over(module, config)
         started, config = handed.run, handed.config
@@ -76,7 +78,7 @@ def open_evaluation(
             spec = replace(spec, config_values={**spec.config_values, **named_labels(own)})
         task, model, cutter = ready(result, handed.task, spec, handed.processor, config, started)
         if more_labels:
-            with_unknown_labels(model, len(own), len(codes_of(more_labels)[0]))
+            with_unknown_labels(model, len(own), len(codes_of(list(more_labels))[0]))
         on_rank_0(started.ranks, lambda: place.mkdir(parents=True, exist_ok=True))
         evaluation = Evaluation(started, config, data, task, handed.draw)
         yield Opened(started.ranks, task, model, cutter, data, evaluation, place)

@@ -69,3 +69,30 @@ def test_runs_of_every_task_are_compared_by_the_figures_that_evaluate_gives(
     for name, one in json.loads(found.read_text())["figures"].items():
         assert one["first"] == one["second"], name
         assert one["interval_of_difference"] in ([0.0, 0.0], None), name
+
+
+def test_a_column_for_each_label_that_one_run_does_not_know(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"text": f"cough {n % 7} {n}", "fever": n % 2, "rash": n % 3 % 2, "cough": int(n % 5 > 2)} for n in range(90)
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    how = {"dataset": data, "problem": "multi_label_classification", "max_steps": 2, "group_column": "text"}
+    first = recipe(**how, label_column="fever,cough")
+    second = recipe(**how, label_column="rash,cough,fever")
+    found, told = tmp_path / "found.json", tmp_path / "told.jsonl"
+    main(["compare", str(first), str(second), f"--dataset={data}", f"--output={found}"])
+    assert "does not know all labels of the other" in " ".join(capsys.readouterr().out.split())
+    figures = json.loads(found.read_text())["figures"]
+    assert "loss" not in figures
+    main(["predict", str(first), f"--dataset={data}", f"--output={told}"])
+    right = [
+        {name for name in ("fever", "cough", "rash") if row[name]} == set(json.loads(line)["prediction"])
+        for row, line in zip(rows, told.read_text().splitlines(), strict=True)
+    ]
+    assert figures["accuracy"]["first"] == pytest.approx(sum(right) / len(right))
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", str(first), str(second), f"--dataset={data}", "--require=better:loss"])
+    assert ended.value.code == 2

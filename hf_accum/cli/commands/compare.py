@@ -1,12 +1,13 @@
 """`hf-accum compare`: two runs on the same rows, and a rule that decides."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_accum.cli.exit import FAULT
 from hf_accum.cli.recipes import recipe_of
-from hf_accum.errors import UserError
+from hf_accum.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -50,8 +51,11 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
     try:
         rule = None if parsed.require is None else Rule.of(parsed.require)
         with keeping_processes():
-            first, second = _sides([Path(folder).expanduser().resolve() for folder in parsed.runs], parsed, flags)
+            folders = [Path(folder).expanduser().resolve() for folder in parsed.runs]
+            (first, second), have_other_labels = _sides(folders, parsed, flags)
         found = compared(first, second)
+        if have_other_labels:  # in which what a run does not know has no probability
+            found.pop("loss", None)
         is_kept = rule is None or rule.is_kept(found)
     except UserError as error:
         raise UserError(as_flags(str(error), {"require", "dataset"})) from error
@@ -62,34 +66,53 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
         table.add_row(name, short(one.first), short(one.second), f"{one.second - one.first:+.4f}", between)
     console.print(f"{len(first.groups):,} rows in {int(first.groups.max()) + 1:,} groups", markup=False)
     console.print(table)
+    if have_other_labels:
+        console.print("note: one run does not know all labels of the other: they count as wrong, and have no loss")
     if parsed.output is not None:
-        write_json(Path(parsed.output), _as_json(parsed, found, is_kept))
+        try:
+            write_json(Path(parsed.output), _as_json(parsed, found, is_kept))
+        except OSError as error:
+            raise UserError(f"--output {parsed.output}: cannot be written ({first_line(error)})") from error
     if rule is not None:
         console.print(f"{parsed.require}: {'kept' if is_kept else 'not kept'}", markup=False, highlight=False)
     if not is_kept:
         raise SystemExit(FAULT)
 
 
-def _sides(folders: list[Path], parsed: argparse.Namespace, flags: list[str]) -> "list[Side]":
-    """Both runs judged: where one has learned labels that the other has not, both on rows with all of them."""
+def _sides(folders: list[Path], parsed: argparse.Namespace, flags: list[str]) -> "tuple[list[Side], bool]":
+    """Both runs judged: where one has learned labels that the other has not, both on rows with all of them.
+
+    Also whether that is so.
+    """
     opened = [recipe_of(folder, parsed.recipe, flags) for folder in folders]
-    known: list[list[str]] = [list(getattr(config, "labels", ())) for _, config in opened]
-    sides = []
-    for folder, (module, config), own, others in zip(folders, opened, known, reversed(known), strict=True):
-        more = [label for label in others if own and label not in own]
+    columns = [_columns_of(config) for _, config in opened]
+    sides, have_other_labels = [], False
+    for folder, (module, config), own, others in zip(folders, opened, columns, reversed(columns), strict=True):
+        more = {label: column for label, column in others.items() if own and label not in own}
+        have_other_labels |= bool(more)
         sides.append(_judged(folder, module, config, parsed, more))
-    return sides
+    return sides, have_other_labels
+
+
+def _columns_of(config: "RecipeConfig") -> dict[str, str | None]:
+    """The labels of a run, each with its column where it has one of its own."""
+    labels, column = list(getattr(config, "labels", ())), getattr(config, "label_column", None)
+    return dict(zip(labels, column, strict=True)) if isinstance(column, list) else dict.fromkeys(labels)
 
 
 def _judged(
-    folder: Path, module: "ModuleType", config: "RecipeConfig", parsed: argparse.Namespace, more_labels: list[str]
+    folder: Path,
+    module: "ModuleType",
+    config: "RecipeConfig",
+    parsed: argparse.Namespace,
+    more: Mapping[str, str | None],
 ) -> "Side":
     from hf_accum.cli.evaluation import open_evaluation
     from hf_accum.evaluation.comparison import Side
     from hf_accum.tasks.judging import Classifies
 
     on_rows = (parsed.dataset, parsed.split)
-    with open_evaluation(module, folder, config, *on_rows, more_labels=more_labels) as opened:
+    with open_evaluation(module, folder, config, *on_rows, more_labels=more) as opened:
         if not isinstance(opened.task, Classifies):
             return Side.of_figures(opened.evaluation.figures(opened.model, opened.cutter, opened.folder))
         judged = opened.evaluation.judged(opened.model, opened.cutter)
