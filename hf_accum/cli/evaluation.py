@@ -1,7 +1,7 @@
 """The evaluation of a run that is through, on what it held out or on other data: opened for a command."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +13,7 @@ from torch import nn
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.cli.handed_over import handed_over
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.data.held_out import all_held_out
 from hf_accum.data.split import SplitData
 from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.launch import end_accelerator
@@ -23,6 +24,9 @@ from hf_accum.run.finished import ready
 from hf_accum.run.result import check_through
 from hf_accum.tasks.label_codes import codes_of
 from hf_accum.tasks.labels import named_labels
+
+ALL_ROWS = "--max_eval_examples=null"
+"""The flag by which no sample of other data is taken, as a run took one of its held-out part."""
 
 
 class Opened(NamedTuple):
@@ -68,7 +72,8 @@ def open_evaluation(
             if isinstance(columns := getattr(config, "label_column", None), list):
                 changes["label_column"] = [*columns, *filter(None, more_labels.values())]
             config = replace(config, **changes)
-        handed = handed_over(module, config)
+        with nullcontext() if dataset is None else all_held_out():
+            handed = handed_over(module, config)
         started, config = handed.run, handed.config
         data = handed.data if dataset is None else held_out_whole(handed.data)
         stack.callback(end_accelerator, started.accelerator)

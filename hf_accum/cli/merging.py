@@ -1,7 +1,7 @@
 """What merging a run needs of its recipe: the base, and rows to compare the adapter and the merged model on."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +13,7 @@ from hf_accum.cli.handed_over import Handed, handed_over
 from hf_accum.cli.made_up_rows import with_made_up_rows
 from hf_accum.cli.prediction import without_training
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.data.held_out import all_held_out
 from hf_accum.distributed.launch import end_accelerator
 from hf_accum.errors import UserError
 from hf_accum.run.evaluation import Evaluation
@@ -60,7 +61,8 @@ def open_merge(module: ModuleType, config: RecipeConfig, dataset: str | None) ->
 def _opened(module: ModuleType, config: RecipeConfig, *, whole: bool) -> Iterator[tuple[Handed, list[Example]]]:
     with ExitStack() as stack:
         place = Path(stack.enter_context(TemporaryDirectory())) / "run"
-        handed = handed_over(module, replace(config, output_dir=str(place)))
+        with all_held_out() if whole else nullcontext():
+            handed = handed_over(module, replace(config, output_dir=str(place)))
         stack.callback(end_accelerator, handed.run.accelerator)
         stack.callback(handed.run.claim.release)
         if handed.run.ranks.count > 1:

@@ -1,6 +1,5 @@
 """A dataset with a part that is held out: opened, and read once for what has to be known before training."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
@@ -9,54 +8,16 @@ import numpy as np
 
 from hf_accum.config.datasets import Datasets, parts_of
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.data.held_out import HeldOut, by_hash, by_rows, holds_out_all
 from hf_accum.data.label_notes import notes_of_labels
 from hf_accum.data.mixture import Mixture, joined, part_of
 from hf_accum.data.same_columns import check_alike
 from hf_accum.data.skipped_rows import MOST_SKIPPED_SHARE, check_share
 from hf_accum.data.source import BadRow, Row, Source, open_source
-from hf_accum.data.stratification import stratify
 from hf_accum.data.survey import SAMPLE_SIZE, Observed, Survey, hash_of_group, num_of_both, survey
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError, shortened, shown
 from hf_accum.seeding import derive_seed
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Which groups are held out, by their hashes: those `below` a number, and some besides."""
-
-    below: int = 0
-    groups: frozenset[int] = frozenset()
-
-    def __contains__(self, group: int) -> bool:
-        """Whether the group of this hash is held out."""
-        return group < self.below or group in self.groups
-
-    def of(self, groups: np.ndarray) -> np.ndarray:
-        """The same of many, (num_rows,) each."""
-        named = np.isin(groups, np.fromiter(self.groups, dtype=np.uint64, count=len(self.groups)))
-        return named | (groups <= np.uint64(self.below - 1)) if self.below else named
-
-
-def by_hash(fraction: float) -> HeldOut:
-    """The share of groups that a hash of the group's value alone holds out: known before any row is read.
-
-    The split is the same on every machine, in every order and for every seed; a larger share has all groups of a
-    smaller one.
-    """
-    return HeldOut(below=math.ceil(fraction * 2**64))
-
-
-def by_rows(found: Survey, fraction: float) -> HeldOut:
-    """What is held out of rows that were seen: of each label its share (`stratify`), and without labels by the hash.
-
-    Of two groups or more at least one is held out, and at least one is not.
-    """
-    groups = np.asarray(found.groups)
-    if any(found.label_sets):
-        return HeldOut(groups=stratify(groups, np.asarray(found.kinds), tuple(found.label_sets), fraction))
-    lowest, highest = int(groups.min()), int(groups.max())
-    return HeldOut(below=min(max(by_hash(fraction).below, lowest + 1), max(highest, lowest + 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +29,7 @@ class SplitData:
     group_column: str
     eval_fraction: float | None
     """None: there is a split of its own to evaluate on."""
-    held_out: HeldOut = HeldOut()
+    held_out: HeldOut = field(default_factory=HeldOut)
     """Of the rows of `source`."""
     split_by: str = ""
     """The dataset's own column by which it is split, for messages."""
@@ -207,7 +168,7 @@ class SplitData:
                 f"`calibration_fraction` {self.calibration_fraction}: has to be more for so little data, of which no "
                 "row is kept to calibrate on"
             )
-        if mixture is not None:
+        if mixture is not None and self.eval_fraction != 1:
             ends = np.cumsum(sizes)
             mixture = mixture.with_sizes([int(part.sum()) for part in np.split(to_train_on[: ends[-1]], ends[:-1])])
             digest = derive_seed(digest, str(mixture.weights))
@@ -229,8 +190,10 @@ class SplitData:
         )
 
     def _check_sides(self, found: Survey, num_train: int, num_held_out: int) -> None:
-        if num_train and num_held_out:
+        if num_held_out and (num_train or self.eval_fraction == 1):
             return
+        if self.eval_fraction == 1:
+            raise UserError(f"the dataset has no usable row ({found.bad_rows.total()} bad rows)")
         if self.eval_fraction is not None and found.num_rows > 1:  # one group: two are on both sides
             raise UserError(
                 f"column {self.split_by!r}, by which the rows are split, is the same in all {found.num_rows:,} rows: "
@@ -301,7 +264,7 @@ def open_split(
     notes = [*source.notes, *eval_source.notes]
     if unused := [split for split in sorted(source.splits) if split not in (config.train_split, config.eval_split)]:
         notes.append(f"splits of the dataset that are not used: {', '.join(unused)} (`eval_split` evaluates on one)")
-    fraction = None if config.eval_split else config.eval_fraction
+    fraction = None if config.eval_split else 1.0 if holds_out_all() else config.eval_fraction
     return SplitData(
         source=source,
         eval_source=eval_source,

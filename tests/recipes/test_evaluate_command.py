@@ -64,6 +64,22 @@ def test_all_rows_of_other_data_are_judged_as_scikit_learn_does(
     assert not list(folder.parent.glob("*evaluation*"))
 
 
+def test_all_rows_are_judged_of_few_or_of_one_group_and_no_sample(
+    recipe: Recipe, notes: Path, tmp_path: Path
+) -> None:
+    folder = recipe(**MADE, max_eval_examples=4)
+    one, same = tmp_path / "one.jsonl", tmp_path / "same.jsonl"
+    one.write_text('{"text": "syncope", "label": "heart"}\n')
+    same.write_text("".join(f'{{"text": "syncope {n}", "label": "heart", "patient": 7}}\n' for n in range(9)))
+    for number, (data, expected) in enumerate([(one, 1), (same, 9), (notes, 150), (f"{notes}:0.5,{same}:0.5", 159)]):
+        group = ["--group_column=text"] if data == one else ["--group_column=patient"]
+        figures = evaluated(folder, tmp_path / f"out-{number}", f"--dataset={data}", *group)
+        assert figures["num_examples"] == expected
+        assert len(told_in(tmp_path / f"out-{number}")) == expected
+    asked = evaluated(folder, tmp_path / "asked", f"--dataset={notes}", "--max_eval_examples=5")
+    assert asked["num_examples"] == 5
+
+
 def test_what_cannot_be_evaluated_is_said(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = recipe(**MADE)
     other = tmp_path / "other.jsonl"
@@ -84,6 +100,9 @@ def test_what_cannot_be_evaluated_is_said(recipe: Recipe, tmp_path: Path, capsys
     assert "has to be the folder of a run" in said(tmp_path)
     assert "no_such.jsonl" in said(folder, "--dataset=no_such.jsonl")
     assert "--no_flag" in said(folder, "--no_flag=1")
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    assert "error: the dataset has no usable row (0 bad rows)" in said(folder, f"--dataset={empty}")
     assert "no column 'other'" in said(folder, *on_other, "--text_column=other")
     assert "has to be a new or empty folder" in said(folder, f"--output={folder}")
     (folder / "evaluation.json").unlink()

@@ -84,7 +84,9 @@ def _sides(folders: list[Path], parsed: argparse.Namespace, flags: list[str]) ->
 
     Also whether that is so.
     """
-    opened = [recipe_of(folder, parsed.recipe, flags) for folder in folders]
+    from hf_accum.cli.evaluation import ALL_ROWS
+
+    opened = [recipe_of(folder, parsed.recipe, [ALL_ROWS, *flags]) for folder in folders]
     columns = [_columns_of(config) for _, config in opened]
     sides, have_other_labels = [], False
     for folder, (module, config), own, others in zip(folders, opened, columns, reversed(columns), strict=True):

@@ -34,11 +34,13 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
 
 
 def _evaluate(parsed: argparse.Namespace, flags: list[str]) -> None:
+    from hf_accum.cli.evaluation import ALL_ROWS
+
     folder = Path(parsed.run).expanduser().resolve()
     output = None if parsed.output is None else Path(parsed.output).expanduser().resolve()
     if output is not None and not is_vacant(output):
         raise UserError(f"--output {parsed.output}: has to be a new or empty folder")
-    module, config = recipe_of(folder, parsed.recipe, flags)
+    module, config = recipe_of(folder, parsed.recipe, flags if parsed.dataset is None else [ALL_ROWS, *flags])
     run(lambda: evaluate_run(module, folder, config, parsed.dataset, parsed.split, output), config)
 
 

@@ -1,19 +1,18 @@
 """A dataset split into rows to train on and held-out ones: no row in both, none lost."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.data.held_out import all_held_out
 from hf_accum.data.source import BadRow, Row
-from hf_accum.data.split import HeldOut, SplitData, by_hash, open_split
-from hf_accum.data.survey import Observed, hash_of_group
+from hf_accum.data.split import SplitData, open_split
+from hf_accum.data.survey import Observed
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.errors import UserError
 
@@ -178,6 +177,19 @@ def test_rows_that_are_one_group_are_told_with_the_column(tmp_path: Path) -> Non
         opened(tmp_path / "rows.jsonl").surveyed(observe, OneRank(), "error")
 
 
+def test_all_rows_are_held_out_where_none_is_trained_on(tmp_path: Path) -> None:
+    save(tmp_path / "rows.jsonl", ["p0 a", "p1 b", "p2 a"])
+    (tmp_path / "empty.jsonl").write_text("")
+    with all_held_out():
+        data = opened(tmp_path / "rows.jsonl").surveyed(observe, OneRank(), "error")
+        with pytest.raises(UserError, match=r"has no usable row \(0 bad rows\)"):
+            opened(tmp_path / "empty.jsonl").surveyed(observe, OneRank(), "error")
+    assert (data.num_train, data.num_held_out) == (0, 3)
+    assert sides_of(data)[False] == set()
+    with pytest.raises(UserError, match="by which the rows are split"):
+        opened(tmp_path / "rows.jsonl").surveyed(observe, OneRank(), "error")
+
+
 def test_texts_on_both_sides_are_counted(tmp_path: Path) -> None:
     save(tmp_path / "train.jsonl", ["Fever  and cough a", "rash b", "rash b"])
     save(tmp_path / "validation.jsonl", ["fever and\tCOUGH a", "rash b", "rash c", "Rash b"])
@@ -215,40 +227,6 @@ def test_the_digest_knows_of_the_split(tmp_path: Path) -> None:
         split = opened(tmp_path / folder, eval_split="validation").surveyed(observe, OneRank(), "error")
         digests.append(split.digest)
     assert digests[3] != digests[4]
-
-
-# The held-out share
-
-
-def is_held_out(group: Any, fraction: float) -> bool:
-    return hash_of_group(group) in by_hash(fraction)
-
-
-@given(group=st.text(min_size=1), smaller=st.floats(0, 1), larger=st.floats(0, 1))
-def test_a_larger_share_holds_out_the_groups_of_a_smaller_one_too(group: str, smaller: float, larger: float) -> None:
-    smaller, larger = sorted((smaller, larger))
-    if is_held_out(group, smaller):
-        assert is_held_out(group, larger)
-
-
-@pytest.mark.parametrize("fraction", [0.02, 0.1, 0.5, 0.9])
-def test_the_share_is_what_was_asked_for(fraction: float) -> None:
-    """Of 10,000 groups, within four standard deviations of a binomial."""
-    n = 10_000
-    held_out = sum(is_held_out(f"patient {i}", fraction) for i in range(n))
-    assert abs(held_out - n * fraction) < 4 * math.sqrt(n * fraction * (1 - fraction))
-
-
-def test_the_split_is_the_same_everywhere_and_ever() -> None:
-    """Figures of another day or machine are about the same held-out rows: these, written down once."""
-    held_out = [i for i in range(20) if is_held_out(f"disease {i}", 0.5)]
-    assert held_out == [0, 1, 3, 4, 5, 7, 8, 9, 10, 13, 14, 16, 19]
-
-
-def test_many_groups_are_told_at_once() -> None:
-    held_out = HeldOut(below=10, groups=frozenset([2**63 + 5, 20]))
-    groups = [0, 9, 10, 20, 2**63 + 5, 2**64 - 1]
-    assert held_out.of(np.array(groups, dtype=np.uint64)).tolist() == [True, True, False, True, True, False]
 
 
 @pytest.mark.parametrize("row", [{"text": "a"}, {"patient": None}, {"patient": ["p"]}])

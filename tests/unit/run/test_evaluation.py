@@ -13,8 +13,9 @@ from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.data.held_out import by_hash
 from hf_accum.data.source import Source
-from hf_accum.data.split import SplitData, by_hash
+from hf_accum.data.split import SplitData
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.run.evaluation import Evaluation
 

@@ -12,8 +12,9 @@ from transformers import AutoModel
 
 from hf_accum.accumulation.losses import CrossEntropy
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.data.held_out import by_hash
 from hf_accum.data.source import Source
-from hf_accum.data.split import SplitData, by_hash
+from hf_accum.data.split import SplitData
 from hf_accum.tasks.labels import LabelColumn
 from hf_accum.tasks.text_classification.baselines import FILE, FrozenEncoder, compare_with_baselines, sample_of
 from hf_accum.tasks.text_classification.task import TextClassification

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hf_accum.config.recipe import RecipeConfig
-from hf_accum.data.split import by_hash
+from hf_accum.data.held_out import by_hash
 from hf_accum.distributed.ranks import OneRank
 from hf_accum.errors import UserError
 from hf_accum.tasks.labels import Problem
