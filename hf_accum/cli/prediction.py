@@ -38,6 +38,8 @@ _FREE = frozenset(
 )
 """Flags by which no prediction becomes another one."""
 _PIECE = 1 << 20
+_PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+"""What gzip, zip (and Excel), bzip2, xz and zstd begin with."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,9 @@ def _keep_stdin() -> tuple[str, str]:
     if not head.strip():
         shutil.rmtree(folder)
         raise UserError("`dataset` -: nothing came by standard input: pipe rows into it (JSON lines, CSV or Parquet)")
+    if head.startswith(_PACKED):
+        shutil.rmtree(folder)
+        raise UserError("`dataset` -: is compressed, or of Excel: unpack it before (JSON lines, CSV or Parquet)")
     begins = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     suffix = ".parquet" if begins[:4] == b"PAR1" else ".jsonl" if begins[:1] in (b"{", b"[") else ".csv"
     file = folder / f"stdin{suffix}"

@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import gzip
 import json
 import os
 import signal
@@ -93,7 +94,9 @@ def test_a_number_and_a_pair_and_a_template(recipe: Recipe, notes: Path, tmp_pat
     assert all(texts.get(f"{r['patient']}: {r['text']}", r["prediction"]) == r["prediction"] for r in told)
 
 
-def test_the_formats_hold_the_same(recipe: Recipe, notes: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_formats_hold_the_same(
+    recipe: Recipe, notes: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = recipe(**MADE)
     first = predict(run, notes, tmp_path / "out.jsonl")
     assert [row["text"] for row in first] == [
@@ -113,6 +116,13 @@ def test_the_formats_hold_the_same(recipe: Recipe, notes: Path, tmp_path: Path, 
         monkeypatch.setattr(sys, "stdin", file)
         piped = predict(run, "-", tmp_path / "piped.jsonl")
     assert [row["probabilities"] for row in piped] == [row["probabilities"] for row in first]
+    packed = tmp_path / "packed.gz"
+    packed.write_bytes(gzip.compress(stdin.read_bytes()))
+    with packed.open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        with pytest.raises(SystemExit):
+            predict(run, "-", tmp_path / "none.jsonl")
+    assert "--dataset -: is compressed" in capsys.readouterr().err
 
 
 def test_entities_are_where_plain_transformers_finds_them(tmp_path: Path, accelerator: object) -> None:
