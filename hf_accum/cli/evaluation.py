@@ -89,6 +89,12 @@ def open_evaluation(
         yield Opened(started.ranks, task, model, cutter, data, evaluation, place)
 
 
+def notes_of(data: Any) -> list[str]:
+    """What is to be said of how the labels of other data are read."""
+    labels = getattr(data, "labels", None)
+    return [] if labels is None else list(labels.notes)
+
+
 def held_out_whole(data: Any) -> Any:
     """All rows to evaluate on: none was trained on, however they were split when they were read."""
     return replace(data, eval_fraction=None, eval_source=data.source)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from hf_accum.config.validation import holds_secret
 from hf_accum.data.formats.rows import BadColumn, BadRow, check_unicode, is_missing, value_of
-from hf_accum.errors import UserError, shown
+from hf_accum.errors import UserError, shortened, shown
 from hf_accum.tasks.label_codes import as_flag
 from hf_accum.tasks.label_lists import binary, is_multi_hot, is_of_numbers, written_list
 
@@ -49,6 +49,14 @@ class LabelColumn:
     def as_flag(self) -> list[str]:
         """The names as the flags give them, with their codes."""
         return as_flag(self.names, self.codes)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of how it is read: that its classes have other names here."""
+        if not self.class_names or not self._are_renamed:
+            return []
+        theirs, ours = (shortened(", ".join(names), 200) for names in (self.class_names, self.names))
+        return [f"column {self.column!r} has the classes {theirs}: they are taken for {ours}, in this order"]
 
     def keys(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         """The row's labels by name, none for a regression. Where `names` are not known yet, any will do.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 from sklearn.metrics import accuracy_score, f1_score
 
 from hf_accum.cli.main import main
@@ -78,6 +79,21 @@ def test_all_rows_are_judged_of_few_or_of_one_group_and_no_sample(
         assert len(told_in(tmp_path / f"out-{number}")) == expected
     asked = evaluated(folder, tmp_path / "asked", f"--dataset={notes}", "--max_eval_examples=5")
     assert asked["num_examples"] == 5
+
+
+def test_classes_that_are_taken_for_others_are_said(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = recipe(**MADE)
+    typed = Features({"text": Value("string"), "label": ClassLabel(names=["lung", "skin", "brain"])})
+    rows = {"text": [f"syncope {n}" for n in range(9)], "label": [n % 3 for n in range(9)]}
+    Dataset.from_dict(rows, features=typed).to_parquet(tmp_path / "typed.parquet")
+    said = "the classes lung, skin, brain: they are taken for eye, heart, muscle"
+    on_typed = f"--dataset={tmp_path / 'typed.parquet'}"
+    main(["evaluate", str(folder), on_typed, "--group_column=text"])
+    assert said in capsys.readouterr().out
+    main(["compare", str(folder), str(folder), on_typed, "--group_column=text"])
+    assert capsys.readouterr().out.count(said) == 2
 
 
 def test_what_cannot_be_evaluated_is_said(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,11 @@ class LabelledTexts(SplitData):
     @property
     def notes(self) -> list[str]:
         """Also labels that no row to train on has, and those that are not read as they stand, as far as is known."""
-        notes = [*super().notes, *self.notes_of_missing("no row to train on has the label", self.labels.names)]
+        notes = [
+            *super().notes,
+            *self.labels.notes,
+            *self.notes_of_missing("no row to train on has the label", self.labels.names),
+        ]
         if self.num_train is None:
             share = (
                 ""

@@ -108,7 +108,11 @@ class LabelledImages(ImageData):
     @property
     def notes(self) -> list[str]:
         """Also labels that no row to train on has, as far as they were counted."""
-        return [*super().notes, *self.notes_of_missing("no row to train on has the label", self.labels.names)]
+        return [
+            *super().notes,
+            *self.labels.notes,
+            *self.notes_of_missing("no row to train on has the label", self.labels.names),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,14 @@ def refused(column: LabelColumn, row: dict[str, Any]) -> str:
     return error.value.reason
 
 
+def test_classes_that_have_other_names_here_are_told() -> None:
+    column = LabelColumn("label", SINGLE, ("no", "yes"), class_names=("neg", "pos"))
+    assert column.encode({"label": 1}) == 1
+    assert column.notes == ["column 'label' has the classes neg, pos: they are taken for no, yes, in this order"]
+    for other in (replace(column, class_names=("yes", "no")), replace(column, class_names=())):
+        assert other.notes == []
+
+
 # One class
 
 
