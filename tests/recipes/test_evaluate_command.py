@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
+from every_recipe import run_of
 from sklearn.metrics import accuracy_score, f1_score
 
 from hf_accum.cli.main import main
@@ -79,6 +80,12 @@ def test_all_rows_are_judged_of_few_or_of_one_group_and_no_sample(
         assert len(told_in(tmp_path / f"out-{number}")) == expected
     asked = evaluated(folder, tmp_path / "asked", f"--dataset={notes}", "--max_eval_examples=5")
     assert asked["num_examples"] == 5
+
+
+def test_all_masks_of_other_data_are_judged(tmp_path: Path, accelerator: object) -> None:
+    folder = run_of("driving_images-segmentation", tmp_path)
+    figures = evaluated(folder, tmp_path / "out", f"--dataset={tmp_path / 'driving_images-data'}")
+    assert figures["num_examples"] == 120
 
 
 def test_classes_that_are_taken_for_others_are_said(

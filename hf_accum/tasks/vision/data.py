@@ -220,13 +220,14 @@ def open_masked_images(
         return Observed(keys, (content, _digest(mask)), content.encode())
 
     data = data.surveyed(observe, ranks, config.on_bad_row, sample_size=0)
-    for counts, part in ((data.label_counts, "to train on"), (data.held_out_label_counts, "that are held out")):
+    to_train_on = [(data.label_counts, "to train on")] if data.num_train else []
+    for counts, part in (*to_train_on, (data.held_out_label_counts, "that are held out")):
         if not counts:
             raise UserError(
                 f"column {mask_column!r}: no pixel of the masks {part} has a class, all are `ignore_index` "
                 f"{ignore_index}: there is nothing to learn or to measure; give masks with classes, or another number"
             )
-    if len(data.label_counts) < 2:
+    if to_train_on and len(data.label_counts) < 2:
         (only,) = data.label_counts
         raise UserError(
             f"column {mask_column!r}: the masks to train on have no class but {only}, and at least 2 are needed "
