@@ -127,6 +127,7 @@ def test_a_pooled_classifier_with_what_was_fitted(
     assert AutoConfig.from_pretrained(output).hidden_dropout_prob == 0.1  # the base's own
 
 
+@pytest.mark.slow
 def test_a_language_model_is_whole(tmp_path: Path, accelerator: object, capsys: pytest.CaptureFixture[str]) -> None:
     """Trained on in 4 bits, stored in 16, tied: what vLLM and llama.cpp's converter read is there."""
     from recipes.medical_lm import main as train

@@ -84,9 +84,13 @@ def _sides(folders: list[Path], parsed: argparse.Namespace, flags: list[str]) ->
 
     Also whether that is so.
     """
+    from dataclasses import replace
+
     from hf_accum.cli.evaluation import ALL_ROWS
 
     opened = [recipe_of(folder, parsed.recipe, [ALL_ROWS, *flags]) for folder in folders]
+    seed = opened[0][1].seed  # by which masks are drawn: the same for both
+    opened = [(module, replace(config, seed=seed)) for module, config in opened]
     columns = [_columns_of(config) for _, config in opened]
     sides, have_other_labels = [], False
     for folder, (module, config), own, others in zip(folders, opened, columns, reversed(columns), strict=True):

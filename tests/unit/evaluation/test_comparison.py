@@ -28,10 +28,15 @@ def side(noise: float, names: tuple[str, ...] = NAMES) -> Side:
     return Side.of_each(judged, Decisions(names, False))
 
 
+def judged_of(one: Side) -> Judged:
+    assert one.judged is not None
+    return one.judged
+
+
 def test_points_and_intervals_are_those_of_a_bootstrap_by_hand() -> None:
     first, second = side(3.0), side(1.5)
     found = compared(first, second)
-    predicted = [one.judged.outputs.argmax(axis=1) for one in (first, second)]
+    predicted = [judged_of(one).outputs.argmax(axis=1) for one in (first, second)]
     for name, figure in (
         ("accuracy", lambda truth, chosen: (truth == chosen).mean()),
         ("macro_f1", lambda truth, chosen: f1_score(truth, chosen, average="macro", labels=[0, 1, 2])),
@@ -45,7 +50,7 @@ def test_points_and_intervals_are_those_of_a_bootstrap_by_hand() -> None:
             of_each = [figure(TRUTH[rows], chosen[rows]) for chosen in predicted]
             differences.append(of_each[1] - of_each[0])
         assert found[name].interval == pytest.approx(tuple(np.percentile(differences, [2.5, 97.5])), abs=1e-9)
-    assert found["loss"].first == pytest.approx(first.judged.loss)
+    assert found["loss"].first == pytest.approx(judged_of(first).loss)
     assert {"macro_auroc", "macro_average_precision"} <= found.keys()
 
 
@@ -58,15 +63,16 @@ def test_labels_in_another_order_are_the_same() -> None:
 
 def test_other_rows_labels_or_problems_are_refused() -> None:
     first = side(2.0)
+    judged = judged_of(first)
     assert first.decisions is not None
     for other, message in (
-        (Side.of_each(replace(first.judged, ids=first.judged.ids[::-1]), first.decisions), "different rows"),
-        (Side.of_each(first.judged, Decisions(("a", "b", "d"), False)), "different labels"),
+        (Side.of_each(replace(judged, ids=judged.ids[::-1]), first.decisions), "different rows"),
+        (Side.of_each(judged, Decisions(("a", "b", "d"), False)), "different labels"),
         (
-            Side.of_each(replace(first.judged, references=(TRUTH + 1) % 3), first.decisions),
+            Side.of_each(replace(judged, references=(TRUTH + 1) % 3), first.decisions),
             "different labels of the same",
         ),
-        (Side.of_each(first.judged, None), "different problems"),
+        (Side.of_each(judged, None), "different problems"),
     ):
         with pytest.raises(UserError, match=message):
             compared(first, other)
