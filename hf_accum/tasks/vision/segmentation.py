@@ -212,10 +212,15 @@ def _of_example(example: Example, bad: BadRow) -> UserError:
 
 
 def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """How many pixels of each class (rows) were taken for each class (columns); of those with a label."""
-    kept = labels != IGNORE
-    pairs = labels[kept] * num_classes + predicted[kept]
-    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+    """How many pixels of each class (rows) were taken for each class (columns); of those with a label.
+
+    Its operations have shapes that depend on no value, so that an evaluation can be traced.
+    """
+    num_pairs = num_classes**2
+    pairs = torch.where(labels == IGNORE, num_pairs, labels * num_classes + predicted).flatten()
+    counts = torch.zeros(num_pairs + 1, dtype=torch.long, device=pairs.device)
+    counts.index_add_(0, pairs, torch.ones_like(pairs))
+    return counts[:-1].reshape(num_classes, num_classes)
 
 
 def figures_of(counts: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
