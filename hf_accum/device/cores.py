@@ -1,11 +1,13 @@
 """How many cores a process has for its threads: those it may use, and those that others leave free."""
 
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 _OWN_LOAD = 1.0  # of this process, which has been starting
+_LITTLE = 0.5  # of a core, that others use: of what ended just now, say
 
 
 def check_cores(num_threads: int, num_processes: int) -> str | None:
@@ -15,7 +17,7 @@ def check_cores(num_threads: int, num_processes: int) -> str | None:
     """
     allowed, free = allowed_cores(), free_cores()
     needed = num_threads * num_processes
-    if free >= needed:
+    if free >= (needed if allowed < needed else needed - _LITTLE):
         return None
     of_each = f" in each of {num_processes} processes" if num_processes > 1 else ""
     why = (
@@ -39,10 +41,10 @@ def allowed_cores(cgroup: Path = _CGROUP) -> float:
 
 
 def free_cores() -> float:
-    """Those of them that nobody used within the last minute; of the whole machine, the load counts."""
-    load = 0.0
+    """Those of them that no other process used within the last minute; of the whole machine, the load counts."""
+    load, own = 0.0, max(_OWN_LOAD, time.process_time() / 60)  # of one that has computed: a run of another seed
     with suppress(OSError, AttributeError):  # not on Windows
-        load = max(0.0, os.getloadavg()[0] - _OWN_LOAD)
+        load = max(0.0, os.getloadavg()[0] - own)
     return min(allowed_cores(), (os.cpu_count() or 1) - load)
 
 

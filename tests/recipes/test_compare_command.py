@@ -30,6 +30,10 @@ def test_a_run_that_learned_is_better_and_the_rule_decides_the_status(
         main(["compare", str(better), str(worse), *how, "--require=not_worse:accuracy:0.05"])
     assert ended.value.code == 1
     assert "not_worse:accuracy:0.05: not kept" in capsys.readouterr().out
+    main(["compare", str(worse), str(better), f"--output={found}"])  # on what both held out
+    both = json.loads(found.read_text())["figures"]["accuracy"]
+    for side, run in (("first", worse), ("second", better)):
+        assert both[side] == pytest.approx(json.loads((run / "evaluation.json").read_text())["accuracy"])
     for wrong, said in (
         (["--require=best"], "--require best: has to be"),
         (["--output=no/such/file"], "has to be in a folder that is there"),

@@ -28,7 +28,7 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument(
         "runs", nargs=2, metavar="RUN", help="their folders: the earlier run, and the one in question"
     )
-    parser.add_argument("--dataset", required=True, help="hub id, folder or file; all rows of it are taken")
+    parser.add_argument("--dataset", help="hub id, folder or file, all rows of it; default: what both held out")
     parser.add_argument("--split", default="train", help="the split of --dataset; a file is called train")
     parser.add_argument("--require", help="not_worse:FIGURE:MARGIN, as not_worse:macro_f1:0.01, or better:FIGURE")
     parser.add_argument("--output", metavar="FILE", help="what was found, as JSON")

@@ -15,6 +15,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 0.0, 0.0))
     monkeypatch.setattr("hf_accum.device.cores._quota", lambda _: None)
+    monkeypatch.setattr("time.process_time", lambda: 9.0)
     return monkeypatch
 
 
@@ -23,6 +24,16 @@ def test_threads_with_a_core_each_need_no_word(machine: pytest.MonkeyPatch) -> N
     assert check_cores(4, 2) is None
     machine.setattr(os, "getloadavg", lambda: (4.9, 0.0, 0.0))
     assert check_cores(4, 1) is None  # 3.9 are used by others
+
+
+def test_what_this_process_computed_itself_is_no_load_of_others(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(os, "getloadavg", lambda: (8.0, 0.0, 0.0))
+    assert check_cores(8, 1) is not None
+    machine.setattr("time.process_time", lambda: 8 * 60.0)  # the run of a seed before
+    assert check_cores(8, 1) is None
+    machine.setattr(os, "getloadavg", lambda: (1.4, 0.0, 0.0))
+    machine.setattr("time.process_time", lambda: 9.0)
+    assert check_cores(8, 1) is None  # of a command that ended just now
 
 
 def test_a_load_of_others_is_said_with_the_way_out(machine: pytest.MonkeyPatch) -> None:
