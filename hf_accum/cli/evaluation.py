@@ -1,22 +1,19 @@
 """The evaluation of a run that is through, on what it held out or on other data: opened for a command."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from hf_accum.accumulation.splitting import Cutter
-from hf_accum.cli.handed_over import handed_over
+from hf_accum.cli.handed_over import opened
 from hf_accum.config.recipe import RecipeConfig
-from hf_accum.data.held_out import all_held_out
 from hf_accum.data.split import SplitData
 from hf_accum.distributed.collectives import on_rank_0
-from hf_accum.distributed.launch import end_accelerator
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.models.earlier_weights import labels_in, with_unknown_labels
 from hf_accum.run.evaluation import Evaluation
@@ -64,20 +61,14 @@ def open_evaluation(
             the model does not know, say.
     """
     result = check_through(folder)
-    with ExitStack() as stack:
-        place = output or Path(stack.enter_context(TemporaryDirectory())) / "evaluation"
-        config = replace(as_trained(config, dataset, split), output_dir=str(place))
-        if more_labels:
-            changes: dict[str, Any] = {"labels": [*getattr(config, "labels", ()), *more_labels]}
-            if isinstance(columns := getattr(config, "label_column", None), list):
-                changes["label_column"] = [*columns, *filter(None, more_labels.values())]
-            config = replace(config, **changes)
-        with nullcontext() if dataset is None else all_held_out():
-            handed = handed_over(module, config)
-        started, config = handed.run, handed.config
-        data = handed.data if dataset is None else held_out_whole(handed.data)
-        stack.callback(end_accelerator, started.accelerator)
-        stack.callback(started.claim.release)
+    config = as_trained(config, dataset, split)
+    if more_labels:
+        changes: dict[str, Any] = {"labels": [*getattr(config, "labels", ()), *more_labels]}
+        if isinstance(columns := getattr(config, "label_column", None), list):
+            changes["label_column"] = [*columns, *filter(None, more_labels.values())]
+        config = replace(config, **changes)
+    with opened(module, config, output, all_rows=dataset is not None) as handed:
+        started, config, data, place = handed.run, handed.config, handed.data, handed.run.folder
         own, spec = labels_in(result), handed.spec
         if more_labels:
             spec = replace(spec, config_values={**spec.config_values, **named_labels(own)})
@@ -95,18 +86,12 @@ def notes_of(data: Any) -> list[str]:
     return [] if labels is None else list(labels.notes)
 
 
-def held_out_whole(data: Any) -> Any:
-    """All rows to evaluate on: none was trained on, however they were split when they were read."""
-    return replace(data, eval_fraction=None, eval_source=data.source)
-
-
 def as_trained(config: RecipeConfig, dataset: str | None, split: str) -> RecipeConfig:
-    """The flags with all rows of the dataset to evaluate on, and nothing that only a training has."""
-    changes: dict[str, Any] = {"trackers": [], "resume": "never", "preview": False, "num_seeds": 1}
-    changes["init_from"] = None
-    if dataset is not None:
-        changes |= {"dataset": dataset, "train_split": split, "eval_split": None}
-        weights = {"class_weights": "none", "positive_weights": [], "tune_thresholds": False}
-        weights |= {"temperature_scaling": False}
-        changes |= {name: value for name, value in weights.items() if hasattr(config, name)}
+    """The flags with the rows of a dataset, if one is given, and no weights that were of the data trained on."""
+    if dataset is None:
+        return config
+    changes: dict[str, Any] = {"dataset": dataset, "train_split": split, "eval_split": None}
+    weights = {"class_weights": "none", "positive_weights": [], "tune_thresholds": False}
+    weights |= {"temperature_scaling": False}
+    changes |= {name: value for name, value in weights.items() if hasattr(config, name)}
     return replace(config, **changes)

@@ -1,12 +1,16 @@
 """A recipe's model, task and data without its training: what it hands to its `Training`, taken there."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.data.held_out import all_held_out
+from hf_accum.distributed.launch import end_accelerator
 from hf_accum.errors import UserError
 from hf_accum.run import training
 
@@ -22,6 +26,38 @@ class Handed:
     spec: Any
     processor: Any
     draw: Any = None
+
+
+_NO_TRAINING: dict[str, Any] = {
+    "trackers": [],
+    "resume": "never",
+    "preview": False,
+    "num_seeds": 1,
+    "init_from": None,
+}
+
+
+@contextmanager
+def opened(
+    module: ModuleType, config: RecipeConfig, output: Path | None = None, *, all_rows: bool = False
+) -> Iterator[Handed]:
+    """What a recipe hands over, of flags without what only a training has; its run is ended afterwards.
+
+    What is written goes to `output`, or to a folder that is not kept. With `all_rows` none is trained on, and all of
+    them are there to evaluate on, however they would be split.
+
+    Raises:
+        UserError: as `handed_over` does.
+    """
+    with ExitStack() as stack:
+        place = output or Path(stack.enter_context(TemporaryDirectory())) / "run"
+        with all_held_out() if all_rows else nullcontext():
+            handed = handed_over(module, replace(config, **_NO_TRAINING, output_dir=str(place)))
+        stack.callback(end_accelerator, handed.run.accelerator)
+        stack.callback(handed.run.claim.release)
+        if all_rows:
+            handed = replace(handed, data=replace(handed.data, eval_fraction=None, eval_source=handed.data.source))
+        yield handed
 
 
 class _Taken(BaseException):  # no `except Exception` of a recipe stops it

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import mkdtemp
 from types import ModuleType
 from typing import Any
 
-from hf_accum.cli.handed_over import handed_over
+from hf_accum.cli.handed_over import opened
 from hf_accum.cli.made_up_rows import with_made_up_rows
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.serialization import as_dict, flattened
@@ -21,7 +21,6 @@ from hf_accum.data.embedded import PREFIX
 from hf_accum.data.formats.opening import suffix_of
 from hf_accum.data.source import Source, open_source
 from hf_accum.distributed.collectives import on_rank_0
-from hf_accum.distributed.launch import end_accelerator
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
 from hf_accum.models.lora import fold_adapters
@@ -67,27 +66,20 @@ def open_predictions(module: ModuleType, folder: Path, config: RecipeConfig, **h
             f"{module.__name__}: its models predict nothing of rows by themselves (it has no function "
             "`predictor(config, task)`): they are for others to build on"
         )
-    with ExitStack() as stack:
-        place = Path(stack.enter_context(TemporaryDirectory())) / "run"
-        made_up = stack.enter_context(with_made_up_rows(without_training(replace(config, output_dir=str(place)))))
-        handed = handed_over(module, made_up)
+    with with_made_up_rows(for_made_up_rows(config)) as made_up, opened(module, made_up) as handed:
         started = handed.run
-        stack.callback(end_accelerator, started.accelerator)
-        stack.callback(started.claim.release)
         task, model, cutter = ready(result, handed.task, handed.spec, handed.processor, handed.config, started)
         fold_adapters(model)
         yield OpenedModel(started.ranks, RowModel(model, make(config, task, **how), cutter), task)
 
 
-def without_training(config: RecipeConfig) -> RecipeConfig:
-    """The flags for made-up rows: of a language model plain texts, which are never too long."""
-    changes: dict[str, Any] = {"trackers": [], "resume": "never", "preview": False, "num_seeds": 1}
-    changes["init_from"] = None
+def for_made_up_rows(config: RecipeConfig) -> RecipeConfig:
+    """The flags with what made-up rows can be read by: of a language model plain texts, which are never too long."""
     of_recipes: dict[str, Any] = {"class_weights": "none", "positive_weights": [], "num_samples": 0}
     if hasattr(config, "messages_column"):
         columns = ("prompt_column", "response_column", "input_column", "messages_column")
         of_recipes |= dict.fromkeys(columns) | {"text_column": "text"}
-    changes |= {name: value for name, value in of_recipes.items() if hasattr(config, name)}
+    changes: dict[str, Any] = {name: value for name, value in of_recipes.items() if hasattr(config, name)}
     return replace(config, **changes)
 
 
