@@ -1,6 +1,7 @@
 """What a run that is through has learned, loaded again: its weights, its thresholds, its temperature."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hf_accum.accumulation.splitting import Cutter
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.errors import UserError
 from hf_accum.evaluation.decisions import Decisions
+from hf_accum.models.earlier_weights import labels_in
 from hf_accum.models.saving import Processor, load_weights
 from hf_accum.models.spec import ModelSpec
 from hf_accum.models.trainable import load_trainable
@@ -66,15 +68,12 @@ def ready(
 
 def _check_labels(result: Path, spec: ModelSpec) -> None:
     """Refuse flags that call the outputs of a head by other names than it was trained with, or in another order."""
-    file, names = result / "config.json", spec.config_values.get("id2label")
-    if names is None or not file.exists():
-        return
-    learned = json.loads(file.read_text(encoding="utf-8")).get("id2label") or {}
-    there, wanted = ({str(number): name for number, name in of.items()} for of in (learned, names))
-    if there and there != wanted:
+    names: Mapping[int, str] = spec.config_values.get("id2label") or {}
+    learned, wanted = labels_in(result), tuple(names.values())
+    if learned and wanted and learned != wanted:
         raise UserError(
-            f"`labels` {', '.join(wanted.values())}: have to be those that the run was trained with, in their order: "
-            f"{', '.join(there.values())}"
+            f"`labels` {', '.join(wanted)}: have to be those that the run was trained with, in their order: "
+            f"{', '.join(learned)}"
         )
 
 

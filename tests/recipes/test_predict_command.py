@@ -287,6 +287,19 @@ def test_a_file_is_one_process_s_at_a_time(
     assert not list(tmp_path.glob(".out*"))
 
 
+def test_names_in_another_order_are_refused_of_a_pooled_classifier_too(
+    recipe: Recipe, notes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = recipe(**MADE, pooling="mean")
+    with pytest.raises(SystemExit) as ended:
+        predict(run, notes, tmp_path / "out.jsonl", "--labels=muscle,heart,eye")
+    assert ended.value.code == 2
+    assert (
+        "have to be those that the run was trained with, in their order: eye, heart, muscle"
+        in capsys.readouterr().err
+    )
+
+
 def test_a_recipe_that_predicts_nothing_says_so(
     tmp_path: Path, accelerator: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
