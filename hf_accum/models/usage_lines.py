@@ -138,6 +138,18 @@ _IMAGE = [
     "with torch.no_grad():",
     '    logits = model(**processor(image, return_tensors="pt")).logits',
 ]
+ENTITIES_OF_TAGS = (
+    '    before = "O"',
+    "    for word, (start, end) in enumerate(words):",
+    '        _, tag = tags.get(word, (0, "O"))  # a word without tokens is in no entity',
+    '        if tag[0] == "I" and before[0] != "O" and before[2:] == tag[2:]:',
+    '            entities[-1] |= {"end": end, "text": text[entities[-1]["start"] : end]}',
+    '        elif tag[0] != "O":',
+    '            entities.append({"start": start, "end": end, "label": tag[2:], "text": text[start:end]})',
+    "        before = tag",
+    "print(entities)",
+)
+"""Lines that make entities of the `tags` of `words` in a `text`, within a loop over layers; and print them."""
 _OF_WINDOWS = {
     "mean": "logits.mean(0)",
     "max": "logits.amax(0)",
@@ -248,15 +260,7 @@ def _of_words(usage: Usage) -> tuple[list[str], list[str], list[str]]:
         "            if word is not None and word != numbers[place - 1]:  # its first token",
         "                found = (min(place, len(numbers) - place), labels[layer[int(scores[place].argmax())]])",
         "                tags[word] = max(tags.get(word, found), found)",
-        '    before = "O"',
-        "    for word, (start, end) in enumerate(words):",
-        '        _, tag = tags.get(word, (0, "O"))  # a word without tokens is in no entity',
-        '        if tag[0] == "I" and before[0] != "O" and before[2:] == tag[2:]:',
-        '            entities[-1] |= {"end": end, "text": text[entities[-1]["start"] : end]}',
-        '        elif tag[0] != "O":',
-        '            entities.append({"start": start, "end": end, "label": tag[2:], "text": text[start:end]})',
-        "        before = tag",
-        "print(entities)",
+        *ENTITIES_OF_TAGS,
     ]
     return lines, ["import re"], about
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_accum.models.usage import Usage
+from hf_accum.models.usage_lines import ENTITIES_OF_TAGS
 
 LABELS, MODEL = "labels.json", "model.onnx"
 _START = ["import json", "from pathlib import Path", "", "import numpy as np", "import onnxruntime"]
@@ -125,13 +126,5 @@ def _of_words(usage: Usage, names: Sequence[str]) -> list[str]:
         "            if word is not None and word != numbers[place - 1]:  # its first token",
         "                best = (min(place, len(numbers) - place), labels[layer[int(scores[place].argmax())]])",
         "                tags[word] = max(tags.get(word, best), best)",
-        '    before = "O"',
-        "    for word, (start, end) in enumerate(words):",
-        '        _, tag = tags.get(word, (0, "O"))  # a word without tokens is in no entity',
-        '        if tag[0] == "I" and before[0] != "O" and before[2:] == tag[2:]:',
-        '            entities[-1] |= {"end": end, "text": text[entities[-1]["start"] : end]}',
-        '        elif tag[0] != "O":',
-        '            entities.append({"start": start, "end": end, "label": tag[2:], "text": text[start:end]})',
-        "        before = tag",
-        "print(entities)",
+        *ENTITIES_OF_TAGS,
     ]
