@@ -69,9 +69,12 @@ def export_run(
     usage = exportable(folder, config)
     config = exported_flags(config)
     if not int8:
+        from dataclasses import replace
+
         from hf_accum.cli.prediction import open_predictions
 
-        with open_predictions(module, folder, config) as opened:
+        of_model = replace(config, micro_batch_size=1)  # no row is computed: nothing has to be found to fit
+        with open_predictions(module, folder, of_model) as opened:
             write_export(opened.rows.model, opened.task, usage, folder, output)
         return
     from hf_accum.cli.evaluation import open_evaluation
