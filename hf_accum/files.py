@@ -108,9 +108,14 @@ def is_leftover(path: Path) -> bool:
     return name == LOCK or (name.startswith(".") and (name.endswith((".partial", ".old")) or name.startswith(_TRIED)))
 
 
-def is_vacant(folder: Path) -> bool:
-    """Whether nothing is there, or an empty folder."""
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+def check_vacant(folder: Path) -> None:
+    """Refuse a folder for a result that holds something already, or is a file.
+
+    Raises:
+        UserError: naming it.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder}: has to be a new or empty folder")
 
 
 def check_output_dir(folder: Path) -> None:

@@ -16,7 +16,7 @@ from hf_accum.byte_sizes import format_bytes
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.trust import Trust
 from hf_accum.errors import UserError, first_line
-from hf_accum.files import fill_folder_atomically, is_vacant, write_atomically
+from hf_accum.files import check_vacant, fill_folder_atomically, write_atomically
 from hf_accum.models.base import from_json
 from hf_accum.models.loading import quiet_transformers
 from hf_accum.models.merging import DTYPES, merge, name_tokenizer_for_all, restore_config, stored_dtype
@@ -61,16 +61,6 @@ def check_adapter(run: Path) -> Path:
             "which transformers loads as it is"
         )
     return result
-
-
-def check_vacant(output: Path) -> None:
-    """Look whether a merged model can be written to a folder.
-
-    Raises:
-        UserError: if it holds something, or is a file.
-    """
-    if not is_vacant(output):
-        raise UserError(f"{output}: has to be a folder that is new or empty")
 
 
 def merge_into(

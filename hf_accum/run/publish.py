@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils import validate_repo_id
 
 from hf_accum.errors import UserError, first_line
-from hf_accum.files import fill_folder_atomically, is_vacant
+from hf_accum.files import check_vacant, fill_folder_atomically
 from hf_accum.run.card import card_of
 from hf_accum.run.result import check_through
 
@@ -55,8 +55,7 @@ def write_published(run: Path, folder: Path, licence: str | None = None) -> Publ
     result = check_through(run)
     if licence is not None and not _LICENCE.fullmatch(licence):
         raise UserError(f"`licence` {licence}: has to be an identifier of the hub, as apache-2.0 or cc-by-nc-4.0")
-    if not is_vacant(folder):
-        raise UserError(f"{folder}: has to be a folder that is new or empty")
+    check_vacant(folder)
     there = sorted(path.name for path in result.iterdir())
     files = [name for name in there if any(fnmatch(name, pattern) for pattern in _UPLOADED)]
     beside = sorted(path.name for path in run.iterdir() if path != result and not path.name.startswith("."))

@@ -193,7 +193,7 @@ def test_what_cannot_be_merged_is_said_and_nothing_is_left(
         return capsys.readouterr().err
 
     assert "has to be the folder of a run" in said(tmp_path, output)
-    assert "has to be a folder that is new or empty" in said(run, run)
+    assert "has to be a new or empty folder" in said(run, run)
     assert "no_such.jsonl" in said(run, output, "--dataset=no_such.jsonl")
     whole = recipe(max_steps=1, **{"lora.rank": 0})
     error = said(whole, output)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_accum.cli.exit import run
 from hf_accum.cli.recipes import recipe_of
-from hf_accum.errors import UserError
-from hf_accum.files import is_vacant
+from hf_accum.files import check_vacant
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -38,8 +37,8 @@ def _evaluate(parsed: argparse.Namespace, flags: list[str]) -> None:
 
     folder = Path(parsed.run).expanduser().resolve()
     output = None if parsed.output is None else Path(parsed.output).expanduser().resolve()
-    if output is not None and not is_vacant(output):
-        raise UserError(f"--output {parsed.output}: has to be a new or empty folder")
+    if output is not None:
+        check_vacant(output)
     module, config = recipe_of(folder, parsed.recipe, flags if parsed.dataset is None else [ALL_ROWS, *flags])
     run(lambda: evaluate_run(module, folder, config, parsed.dataset, parsed.split, output), config)
 

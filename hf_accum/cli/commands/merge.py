@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_accum.cli.exit import run
 from hf_accum.cli.recipes import recipe_of
+from hf_accum.files import check_vacant
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -42,7 +43,7 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
 
 
 def _merge(parsed: argparse.Namespace, flags: list[str]) -> None:
-    from hf_accum.run.merge import check_adapter, check_vacant
+    from hf_accum.run.merge import check_adapter
 
     folder, output = (Path(path).expanduser().resolve() for path in (parsed.run, parsed.output))
     check_adapter(folder)
