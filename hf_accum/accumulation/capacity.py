@@ -143,6 +143,8 @@ class WorkingCapacity:
     """A capacity as a run goes on: lowered where memory ran out, and raised again after enough clean windows."""
 
     tuned: Capacity
+    most_tokens: int = 0
+    """Without gradients: so many fit, in any number of examples."""
     version: int = field(default=0, init=False)
     """Another one whenever the numbers change."""
     _ceilings: list[_Ceiling] = field(default_factory=list)
@@ -151,7 +153,7 @@ class WorkingCapacity:
     def num_examples(self, length: int) -> int:
         """The most examples of at most this length in one micro-batch, for now; at least 1."""
         if length not in self._tuned_at:
-            self._tuned_at[length] = self.tuned.num_examples(length)
+            self._tuned_at[length] = max(self.tuned.num_examples(length), self.most_tokens // length)
         return int(min([self._tuned_at[length], *(ceiling.at(length) for ceiling in list(self._ceilings))]))
 
     def state_dict(self) -> dict[str, Any]:

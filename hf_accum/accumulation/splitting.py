@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
@@ -76,6 +76,17 @@ class Cutter:
         if self.costs.explores:
             return explore(examples, self.capacity.num_examples, self.padded)
         return cut(examples, self.capacity.num_examples, self.costs.costs, self.padded)
+
+    def for_forwards(self) -> "Cutter":
+        """One for a pass without gradients: it begins with what this one knows, and keeps to itself what it learns.
+
+        What was found to fit of the longest examples, with gradients, fits without in any number of shorter ones.
+        """
+        tuned, tokens = self.capacity.tuned, 0
+        if tuned.peak is not None and self.max_length is not None:
+            tokens = tuned.num_examples(self.max_length) * self.max_length
+        costs = None if self.costs is None else self.costs.for_forwards()
+        return replace(self, capacity=WorkingCapacity(tuned, tokens), costs=costs)
 
     def speed_at_step(self, step: int) -> Speed:
         """For what is decided ahead of the device, and so has to be the same whatever has been measured meanwhile."""

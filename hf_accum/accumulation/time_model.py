@@ -23,6 +23,7 @@ SIZES = tuple(2**power for power in range(3, 16))
 KNOTS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 _MOST_OBSERVATIONS = 512
 _LAST_UPDATE = 64  # windows
+_NUM_EXPLORED = 2  # windows, of an accelerator
 _PRIOR_WEIGHT = 1e-3
 _FASTEST = 5  # times as fast as what is no larger: that was not measured well
 _LEAST_SECONDS = 1e-9
@@ -200,10 +201,18 @@ class WorkingCosts:
         self._observations: deque[Observation] = deque(maxlen=_MOST_OBSERVATIONS)
         self._running: deque[tuple[int, int, Timing]] = deque()
 
+    def for_forwards(self) -> "WorkingCosts":
+        """Costs that begin as these and learn by themselves what forwards alone take; if these never learn, they."""
+        if self.is_settled and self.costs == UNLEARNED:
+            return self
+        own = WorkingCosts(self.costs, leaves_out_first=self._shapes is not None)
+        own.num_windows = 0 if self.explores else _NUM_EXPLORED
+        return own
+
     @property
     def explores(self) -> bool:
         """Whether nothing was learned yet: then micro-batches of many sizes say more than those taken for fastest."""
-        return self.num_windows < (1 if self._shapes is None else 2)
+        return self.num_windows < (1 if self._shapes is None else _NUM_EXPLORED)
 
     @property
     def is_settled(self) -> bool:

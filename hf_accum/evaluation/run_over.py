@@ -1,18 +1,17 @@
 """A forward over all examples of a stream, cut as training cuts them, smaller where memory runs out."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import takewhile
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from hf_accum.accumulation.capacity import WorkingCapacity
 from hf_accum.accumulation.example import Example, inputs_of
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.data.stream import WindowStream
 from hf_accum.device.out_of_memory import Failure, classify, release
+from hf_accum.device.timer import Stopwatch
 from hf_accum.errors import OutOfMemory, first_line
 from hf_accum.models.modes import keeping_modes
 
@@ -36,7 +35,8 @@ def run_over(
     examples.
 
     In eval mode and without gradients; the model is left in the mode it was in. Batches are cut as micro-batches of
-    training are, smaller where one runs out of memory, which changes nothing for the training.
+    training are, by what forwards take as soon as that is learned, and smaller where one runs out of memory. Nothing
+    of that changes the training.
 
     A stream that is `stopping` is left after this rank's batch, and on the others after their part of the window.
 
@@ -46,7 +46,7 @@ def run_over(
         LeftEarly: if any rank was asked to stop before the last window was through.
     """
     is_asked = stream.stopping or (lambda: False)
-    cutter = replace(cutter, capacity=WorkingCapacity(cutter.capacity.tuned))
+    cutter = cutter.for_forwards()
     device = next(model.parameters()).device
     results: list[R] = []
     weight = 0.0
@@ -66,6 +66,7 @@ def run_over(
                 results += of_pieces
             elif window.examples:
                 results.append(join(window.examples, of_pieces))
+            cutter.window_done()
     if stream.stopping is not None and any(left for (left,) in stream.ranks.gather([int(is_left)])):
         raise LeftEarly("asked to stop")
     return results, weight
@@ -80,6 +81,8 @@ def in_pieces(
 ) -> Iterator[R]:
     """`forward(examples, length)` over all examples in batches that fit, as the cutter has learned by then.
 
+    It learns how long they take, once it is told that the window is done.
+
     Raises:
         OutOfMemory: if a single example does not fit `during` what it is for.
     """
@@ -87,8 +90,9 @@ def in_pieces(
     while left:
         batch = left[0]
         length = cutter.padded(batch[0].length)
+        stopwatch = Stopwatch.on(device)
         try:
-            yield forward(batch, length)
+            result = forward(batch, length)
         except Exception as error:
             if classify(error) is not Failure.OUT_OF_MEMORY:
                 raise
@@ -101,4 +105,8 @@ def in_pieces(
             cutter.capacity.out_of_memory(len(batch), length)
             left = cutter.cut([example for piece in left for example in piece])
         else:
+            if cutter.costs is not None and stopwatch is not None:
+                stopwatch.stop()
+                cutter.costs.observe(len(batch), length, stopwatch)
+            yield result
             left = left[1:]

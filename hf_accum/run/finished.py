@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hf_accum.accumulation.splitting import Cutter
+from hf_accum.accumulation.time_model import UNLEARNED
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.errors import UserError
 from hf_accum.evaluation.decisions import Decisions
@@ -63,7 +64,8 @@ def ready(
     workload = workload_of(model, task, config, run.precision)
     how: dict[str, Any] = {"checkpoint": lambda: None, "advise": lambda budget: ()}
     tunings = find_run_capacity(config, workload, run.ranks, run.device, **how)
-    return task, model, cutter_of(tunings[run.ranks.index], run.device)
+    unlearned = replace(tunings[run.ranks.index], costs=UNLEARNED, settled=False)  # it learned what steps take
+    return task, model, cutter_of(unlearned, run.device, learns=not config.full_determinism)
 
 
 def _check_labels(result: Path, spec: ModelSpec) -> None:

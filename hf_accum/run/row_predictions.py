@@ -59,6 +59,7 @@ class RowModel(Generic[T]):
             model.eval()
             for of_batch in in_pieces(inputs_of(examples), forward, self.cutter, device, during="predicting"):
                 outputs |= of_batch
+        self.cutter.window_done()
         return [
             (
                 predictor.told(example, [outputs[part.id] for part in inputs_of([example])]),

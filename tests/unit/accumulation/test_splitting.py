@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
+from hf_accum.accumulation.capacity import Capacity, Peak, WorkingCapacity
 from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.splitting import Cutter, cut
 from hf_accum.accumulation.time_model import KNOTS, UNLEARNED, Costs, WorkingCosts
@@ -121,6 +121,25 @@ def test_lengths_are_padded_to_a_multiple_but_not_beyond_the_longest() -> None:
     assert [cutter.padded(length) for length in (1, 8, 9, 24, 25, 30)] == [8, 8, 16, 24, 30, 30]
     assert Cutter(WorkingCapacity(Capacity(4)), None, multiple_of=8, max_length=30).padded(40) == 40
     assert [Cutter(WorkingCapacity(Capacity(4))).padded(length) for length in (1, 9, 513)] == [1, 9, 513]
+
+
+def test_a_pass_without_gradients_has_the_tokens_of_the_longest_and_changes_nothing_of_the_training() -> None:
+    peak = Peak(((0.0, 0.0, 0.0, 1.0),), unit_length=1)  # a byte for each token of each example
+    training = Cutter(WorkingCapacity(Capacity(32, peak, 1000.0)), WorkingCosts(), max_length=100)
+    assert [training.capacity.num_examples(length) for length in (1, 10, 50, 100)] == [32, 32, 20, 10]
+    own = training.for_forwards()
+    assert [own.capacity.num_examples(length) for length in (1, 10, 50, 100)] == [1000, 100, 20, 10]
+    version = training.version
+    own.capacity.out_of_memory(10, 100)
+    own.window_done()
+    assert own.capacity.num_examples(100) == 5
+    assert training.version == version
+    assert training.capacity.num_examples(100) == 10
+
+
+def test_a_number_that_was_given_is_the_most_without_gradients_too() -> None:
+    given = Cutter(WorkingCapacity(Capacity(4)), max_length=100).for_forwards()
+    assert [given.capacity.num_examples(length) for length in (1, 10, 100)] == [4, 4, 4]
 
 
 def test_the_version_changes_with_whatever_changes_a_cut() -> None:

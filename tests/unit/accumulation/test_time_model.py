@@ -198,6 +198,31 @@ def test_what_is_decided_ahead_takes_the_first_costs_or_the_settled_ones() -> No
     assert working.at_step(129) == working.costs != UNLEARNED
 
 
+@pytest.mark.parametrize("leaves_out_first", [False, True])
+def test_a_pass_without_gradients_begins_as_the_training_is_and_learns_by_itself(leaves_out_first: bool) -> None:
+    training = WorkingCosts(leaves_out_first=leaves_out_first)
+    assert training.for_forwards().explores  # nothing is known
+    for _ in range(3):
+        training.observe(4, 100, Time(0.3))
+        training.window_done()
+    before = training.state_dict()
+    own = training.for_forwards()
+    assert own.costs == training.costs
+    assert not own.explores
+    for _ in range(8):
+        own.observe(4, 100, Time(0.1))
+        own.window_done()
+    assert float(own.costs.seconds(4, 100)) == pytest.approx(0.1, rel=0.1)
+    assert training.state_dict() == before
+
+
+def test_costs_that_never_learn_do_not_in_a_pass_without_gradients_either() -> None:
+    never = WorkingCosts(is_settled=True).for_forwards()
+    never.observe(4, 100, Time(5.0))
+    never.window_done()
+    assert (never.costs, never.version, never.explores) == (UNLEARNED, 0, False)
+
+
 def test_on_an_accelerator_the_first_time_of_a_shape_is_no_cost() -> None:
     """Kernels are chosen and loaded then: here it takes a hundred times as long."""
     costs, plain = WorkingCosts(leaves_out_first=True), WorkingCosts()

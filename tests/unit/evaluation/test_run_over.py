@@ -10,8 +10,10 @@ from thread_ranks import ThreadRanks, run_ranks
 from hf_accum.accumulation.capacity import Capacity, WorkingCapacity
 from hf_accum.accumulation.example import Example
 from hf_accum.accumulation.splitting import Cutter
+from hf_accum.accumulation.time_model import WorkingCosts
 from hf_accum.data.source import Source
 from hf_accum.data.stream import Split, WindowStream
+from hf_accum.evaluation import run_over as module
 from hf_accum.evaluation.run_over import LeftEarly, run_over
 
 NUM_ROWS, AT_ONCE, BATCH = 96, 8, 2
@@ -76,3 +78,35 @@ def test_all_ranks_leave_when_one_is_asked_to(stops_at: int, split: Split, whole
 @pytest.mark.parametrize("split", ["examples", "shards"])
 def test_a_pass_that_nobody_stops_or_that_is_through_by_then_has_all(split: Split) -> None:
     assert [what for what, _ in run_ranks(4, lambda ranks: outcome(ranks, split, None))] == ["through"] * 4
+
+
+class AlwaysASecond:
+    """A stopwatch on a device that takes as long for one example as for many."""
+
+    @staticmethod
+    def on(device: torch.device) -> "AlwaysASecond":
+        return AlwaysASecond()
+
+    def stop(self) -> None:
+        """It has been queued."""
+
+    def read(self) -> float:
+        return 1.0
+
+
+def test_what_forwards_take_is_learned_of_them_and_not_by_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Stopwatch", AlwaysASecond)
+    sizes: list[int] = []
+
+    def forward(examples: Sequence[Example], length: int) -> int:
+        sizes.append(len(examples))
+        return len(examples)
+
+    cutter = Cutter(WorkingCapacity(Capacity(AT_ONCE)), WorkingCosts())
+    before = cutter.state_dict()
+    stream = run_ranks(1, lambda ranks: make_stream(ranks, "examples", None))[0]
+    results, _ = run_over(torch.nn.Linear(1, 1), stream, forward, cutter)
+    assert sum(results) == NUM_ROWS
+    assert sizes[:4] == [1, 2, 4, 1]  # tried
+    assert sizes[4:] == [AT_ONCE] * (NUM_ROWS // AT_ONCE - 1)  # as there is no faster way
+    assert cutter.state_dict() == before
