@@ -24,6 +24,7 @@ from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
 from hf_accum.models.lora import fold_adapters
+from hf_accum.models.onednn import use_onednn_where_faster
 from hf_accum.run.finished import ready
 from hf_accum.run.result import check_through
 from hf_accum.run.row_predictions import RowModel
@@ -51,10 +52,13 @@ class OpenedModel:
 
 
 @contextmanager
-def open_predictions(module: ModuleType, folder: Path, config: RecipeConfig, **how: Any) -> Iterator[OpenedModel]:
+def open_predictions(
+    module: ModuleType, folder: Path, config: RecipeConfig, *, to_compute: bool = True, **how: Any
+) -> Iterator[OpenedModel]:
     """Load the run in `folder`, made by a recipe's module, to predict rows of the flags' columns; it needs no data.
 
-    `how` goes to the recipe's function `predictor(config, task)`. A collective.
+    Unless it is there `to_compute`, the model's layers stay as transformers makes them. `how` goes to the recipe's
+    function `predictor(config, task)`. A collective.
 
     Raises:
         UserError: if the run is not through, its recipe predicts nothing, or its labels are not those of the flags.
@@ -69,8 +73,11 @@ def open_predictions(module: ModuleType, folder: Path, config: RecipeConfig, **h
     with with_made_up_rows(for_made_up_rows(config)) as made_up, opened(module, made_up) as handed:
         started = handed.run
         task, model, cutter = ready(result, handed.task, handed.spec, handed.processor, handed.config, started)
-        fold_adapters(model)
-        yield OpenedModel(started.ranks, RowModel(model, make(config, task, **how), cutter), task)
+        model = fold_adapters(model)
+        if to_compute and started.precision == "no" and not config.full_determinism:
+            use_onednn_where_faster(model)
+        rows = RowModel(model, make(config, task, **how), cutter.for_forwards())
+        yield OpenedModel(started.ranks, rows, task)
 
 
 def for_made_up_rows(config: RecipeConfig) -> RecipeConfig:

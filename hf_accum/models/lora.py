@@ -129,15 +129,16 @@ def linear_and_conv(model: nn.Module, heads: Sequence[str], rank: int) -> list[s
     return names
 
 
-def fold_adapters(model: nn.Module) -> None:
-    """Add adapters to weights in float32 that are only computed with from here on: each layer is one product then.
+def fold_adapters(model: nn.Module) -> nn.Module:
+    """The model with adapters added to weights in float32, to be computed with alone: without peft's layers.
 
     Weights of fewer bits stay as they are: the sum would lose what the adapter has learned.
     """
     from peft import PeftModel
 
     if isinstance(model, PeftModel) and all(p.dtype == torch.float32 for p in model.parameters()):
-        model.merge_adapter()  # type: ignore[operator] (of LoRA's own model)
+        return model.merge_and_unload()  # type: ignore[operator] (of LoRA's own model)
+    return model
 
 
 def checkpoint_activations(model: "PreTrainedModel") -> None:

@@ -30,7 +30,10 @@ from transformers import (
     AutoTokenizer,
 )
 
+from hf_accum.accumulation.time_model import UNLEARNED
 from hf_accum.cli.main import main
+from hf_accum.cli.prediction import open_predictions
+from hf_accum.cli.recipes import recipe_of
 
 Recipe = Callable[..., Path]
 MADE = {"max_steps": 4, "effective_batch_size": 16, "learning_rate": 0.01}
@@ -225,6 +228,26 @@ def test_images_and_their_pixels(tmp_path: Path, accelerator: object) -> None:
         shares = [float((mask == number).mean()) for number in range(len(row["prediction"]))]
         assert list(row["prediction"].values()) == pytest.approx(shares, abs=1e-5)
         assert (mask != pixels_of(tmp_path / other["mask_file"])).mean() < 0.01
+
+
+@pytest.mark.parametrize("how", [{"micro_batch_size": "auto"}, {"micro_batch_size": 4, "full_determinism": "true"}])
+def test_it_learns_what_fits_and_what_is_fastest_as_it_goes_on(recipe: Recipe, how: dict[str, Any]) -> None:
+    run = recipe(**MADE, **how)
+    module, config = recipe_of(run)
+    with open_predictions(module, run, config) as opened:
+        rows = [opened.rows.predictor.prepare({"text": text}) for text in ("eye " * 3, "heart") * 8]
+        assert len(opened.rows.told(rows)) == 16
+        assert len(opened.rows.told(rows[:2])) == 2
+        costs, capacity = opened.rows.cutter.costs, opened.rows.cutter.capacity
+        assert costs is not None
+        if "full_determinism" in how:
+            assert costs.costs == UNLEARNED
+            assert costs.is_settled
+            assert capacity.num_examples(4) == 4
+        else:
+            assert costs.num_windows == 2
+            assert not costs.explores
+            assert capacity.num_examples(4) == 16 * capacity.num_examples(64)  # as many tokens, of max_length 64
 
 
 def test_what_cannot_be_predicted_is_said(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,13 +35,12 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
 
 def _export(parsed: argparse.Namespace, flags: list[str]) -> None:
     from hf_accum.cli.exporting.session import check_packages
-    from hf_accum.files import is_vacant
+    from hf_accum.files import check_vacant
 
     if parsed.dataset is not None and not parsed.int8:
         raise UserError(f"--dataset {parsed.dataset}: is for --int8, to show what that costs; leave it out")
     folder, output = (Path(path).expanduser().resolve() for path in (parsed.run, parsed.output))
-    if not is_vacant(output):
-        raise UserError(f"{output}: has to be a new or empty folder")
+    check_vacant(output)
     check_packages()
     module, config = recipe_of(folder, parsed.recipe, flags)
     on = (parsed.dataset, parsed.split)
@@ -74,16 +73,15 @@ def export_run(
         from hf_accum.cli.prediction import open_predictions
 
         of_model = replace(config, micro_batch_size=1)  # no row is computed: nothing has to be found to fit
-        with open_predictions(module, folder, of_model) as opened:
+        with open_predictions(module, folder, of_model, to_compute=False) as opened:
             write_export(opened.rows.model, opened.task, usage, folder, output)
         return
     from hf_accum.cli.evaluation import open_evaluation
     from hf_accum.models.lora import fold_adapters
 
     with open_evaluation(module, folder, config, *on) as opened:
-        fold_adapters(opened.model)
         write_export(
-            opened.model,
+            fold_adapters(opened.model),
             opened.task,
             usage,
             folder,

@@ -49,7 +49,7 @@ def _predict(parsed: argparse.Namespace, flags: list[str]) -> None:
     run(lambda: predict_file(module, folder, config, output, **how), config)
 
 
-def predict_file(module: "ModuleType", folder: Path, config: "RecipeConfig", output: Path, **how: int) -> None:
+def predict_file(module: "ModuleType", folder: Path, config: "RecipeConfig", output: Path, **how: Any) -> None:
     """Write what the run in `folder` predicts of the rows of `config.dataset`. A collective.
 
     `how` goes to the recipe's function `predictor`.

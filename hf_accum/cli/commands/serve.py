@@ -67,7 +67,7 @@ def serve_run(
     config: "RecipeConfig",
     address: tuple[str, int],
     limits: "Limits",
-    **how: int,
+    **how: Any,
 ) -> None:
     """Answer what the run in `folder` predicts of rows, until SIGTERM or Ctrl-C.
 
