@@ -18,6 +18,7 @@ from hf_accum.data.source import Row, Source
 from hf_accum.data.split import SplitData
 from hf_accum.data.stream import WindowStream
 from hf_accum.distributed.collectives import on_rank_0
+from hf_accum.durations import clock
 from hf_accum.errors import UserError
 from hf_accum.evaluation.judge import Judged
 from hf_accum.files import write_json
@@ -83,10 +84,9 @@ class Evaluation:
             seconds, by = seconds_per_example * self._num_examples * _SHARE_OF_A_STEP, "by the speed of training"
         if seconds is None or seconds < _LONG_SECONDS:
             return None
-        minutes, rest = divmod(round(seconds), 60)
         sample = "" if self._config.max_eval_examples else "; `max_eval_examples` takes a sample"
         number = "" if self._num_examples is None else f" of {self._num_examples:,} examples"
-        return f"evaluation{number}: about {minutes}:{rest:02} minutes, {by}{sample}"
+        return f"evaluation{number}: about {clock(seconds)}, {by}{sample}"
 
     def figures(
         self, model: nn.Module, cutter: Cutter, result: Path | None = None, stop: StopRequest | None = None

@@ -119,6 +119,6 @@ def test_a_long_evaluation_is_said_before(tmp_path: Path) -> None:
     assert evaluation.expected(0.01) is None
     said = evaluation.expected(0.2)  # 1,500 examples, half of the time of a step each
     assert said is not None
-    assert said.startswith("evaluation of 1,500 examples: about 2:30 minutes, by the speed of training; `max_eval")
+    assert said.startswith("evaluation of 1,500 examples: about 0:02:30, by the speed of training; `max_eval")
     evaluation.figures(nn.Linear(1, 1), CUTTER)
     assert evaluation.expected(10.0) is None  # the last one took no time
