@@ -153,7 +153,7 @@ class WorkingCapacity:
     def num_examples(self, length: int) -> int:
         """The most examples of at most this length in one micro-batch, for now; at least 1."""
         if length not in self._tuned_at:
-            self._tuned_at[length] = max(self.tuned.num_examples(length), self.most_tokens // length)
+            self._tuned_at[length] = max(self.tuned.num_examples(length), self.most_tokens // max(length, 1))
         return int(min([self._tuned_at[length], *(ceiling.at(length) for ceiling in list(self._ceilings))]))
 
     def state_dict(self) -> dict[str, Any]:

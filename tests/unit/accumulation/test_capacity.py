@@ -279,7 +279,7 @@ def test_where_memory_runs_out_half_is_allowed_from_that_length_on() -> None:
 
 def test_without_gradients_as_many_tokens_as_fit_of_the_longest_fit_of_shorter_ones() -> None:
     capacity = WorkingCapacity(Capacity(4), most_tokens=400)
-    assert sizes(capacity, 1, 7, 50, 100, 101, 1000) == [400, 57, 8, 4, 4, 4]
+    assert sizes(capacity, 0, 1, 7, 50, 100, 101, 1000) == [400, 400, 57, 8, 4, 4, 4]
     capacity.out_of_memory(8, 50)
     assert sizes(capacity, 50, 100, 26, 20) == [4, 4, 7, 20]
 
