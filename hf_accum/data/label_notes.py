@@ -19,7 +19,7 @@ def notes_of_labels(to_train_on: Mapping[str, int], held_out: Mapping[str, int])
     ]
     if len(told) > _MOST_LABELS_TOLD:
         rare = len(told) - _MOST_LABELS_TOLD
-        told[_MOST_LABELS_TOLD:] = [f"{rare:,} rarer ones (the last: {told[-1]})"]
+        told[_MOST_LABELS_TOLD:] = [f"{rare:,} rarer (the rarest: {told[-1]})"]
     notes = [f"examples with each label, to train on + held out: {', '.join(told)}"]
     if alike := _alike(counts):
         notes.append(

@@ -19,18 +19,17 @@ def check_cores(num_threads: int, num_processes: int) -> str | None:
     needed = num_threads * num_processes
     if free >= (needed if allowed < needed else needed - _LITTLE):
         return None
-    of_each = f" in each of {num_processes} processes" if num_processes > 1 else ""
+    threads = "1 thread" if needed == 1 else f"{needed} threads"
+    of_each = f" ({num_threads} in each of {num_processes} processes)" if num_processes > 1 else ""
+    cores = os.cpu_count()
     why = (
-        f"{allowed:.3g} cores that they may use"
+        f"may use {allowed:.3g} of {cores} cores"
         if allowed < needed
-        else f"{max(free, 0.0):.1f} cores that are free now"
+        else f"{max(free, 0.0):.1f} of {cores} cores are free, as others use them"
     )
     fewer = max(1, int(free) // num_processes)
     advice = f"; OMP_NUM_THREADS={fewer} before the command sets fewer" if fewer < num_threads else ""
-    return (
-        f"threads that compute{of_each}: {num_threads}, on {why}, of {os.cpu_count()}: those without a core of their "
-        f"own wait for others, and steps take far longer{advice}"
-    )
+    return f"slow: {threads}{of_each} to compute with, and {why}; it can take many times as long{advice}"
 
 
 def allowed_cores(cgroup: Path = _CGROUP) -> float:

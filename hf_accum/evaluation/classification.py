@@ -71,11 +71,11 @@ def _notes(per_class: Mapping[str, Mapping[str, Any]]) -> list[str]:
     notes = []
     if never:
         rows = int(sum(per_class[name]["support"] for name in never))
-        notes.append(f"never predicted, though {rows:,} held-out examples have them: {_listed(never)}")
+        notes.append(f"labels that are never predicted, of {rows:,} examples in all: {_listed(never)}")
     if unranked:
         notes.append(
-            "left out of the means of AUROC and average precision, since the held-out examples have them never or "
-            f"always (or a score is not a number): {_listed(unranked)}"
+            "labels that no example has, or all have (or with a score that is not a number), which the means of AUROC "
+            f"and average precision leave out: {_listed(unranked)}"
         )
     return notes
 

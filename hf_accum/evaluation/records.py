@@ -36,10 +36,10 @@ def write_records(
         write_json_lines(folder / ERRORS, (record(one.index, one.shown) for one in judged.worst))
     except OSError as error:
         return [f"{PREDICTIONS} and {ERRORS} could not be written ({first_line(error)})"]
-    which = f"the {len(judged.worst):,} of {len(judged.ids):,} of the greatest loss"
+    which = f"has the {len(judged.worst):,} of {len(judged.ids):,} with the greatest loss"
     if len(judged.worst) == len(judged.ids):
-        which = "all of them, the greatest loss first"
-    return [f"held-out examples: {PREDICTIONS} has all, {ERRORS} {which}"]
+        which = "has them too, the greatest loss first"
+    return [f"every evaluated example is in {PREDICTIONS}; {ERRORS} {which}"]
 
 
 def place_in(names: Sequence[str], parts_per_row: int = 1) -> Callable[[str], str]:

@@ -26,7 +26,10 @@ class _OfRun:
     events: list[Event]
     worst: list[Worst]
     samples: list[Sample]
+    said: list[str]
+    """Before the first step: of the data, the machine."""
     notes: list[str]
+    """Of the evaluation."""
     columns: list[str]
     """Of its table by class."""
     classes: list[tuple[str, list[str]]]
@@ -100,13 +103,13 @@ def render(
 def _of_run(run: RunFiles, *, texts: bool) -> _OfRun:
     rows = classes_of(run)
     columns = list(dict.fromkeys(name for _, row in rows for name in row))
-    notes = [*_texts(run.facts.get("notes") if texts else None), *_texts(run.evaluation.get("notes"))]
     return _OfRun(
         run,
         events=events_of(run),
         worst=worst_of(run, texts=texts),
         samples=samples_of(run) if texts else [],
-        notes=notes,
+        said=_texts(run.facts.get("notes") if texts else None),
+        notes=_texts(run.evaluation.get("notes")),
         columns=columns,
         classes=[(name, [summary.cell(column, row.get(column)) for column in columns]) for name, row in rows],
     )

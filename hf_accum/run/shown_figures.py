@@ -35,7 +35,7 @@ def show_classes(console: Console, figures: Mapping[str, Any]) -> None:
     columns = list(next(iter(per_class.values())))
     headers = [name.replace("_", " ") for name in columns]
     how: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
-    table = Table("class", *headers, title="held-out examples by class", title_justify="left", **how)
+    table = Table("class", *headers, title="by class", title_justify="left", **how)
     for name, row in per_class.items():
         cells = (
             "-" if v is None else f"{v:.0f}" if k in ("support", "predicted") else f"{v:.3f}" for k, v in row.items()

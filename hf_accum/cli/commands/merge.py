@@ -75,10 +75,10 @@ def merge_run(
         handed = opened.handed
         of_run = (handed.spec, handed.processor, config, handed.task)
         merged = merge_into(output, folder, *of_run, opened.examples, dtype)
-    lines = [f"adapter | merged, {merged.dtype}; the last outputs of {opened.rows}:"]
+    lines = [f"adapter | merged, {merged.dtype}; the largest outputs ([number]) of {opened.rows}:"]
     for number, both in enumerate(zip(merged.of_adapter, merged.of_merged, strict=True), start=1):
         lines.append(f"  {number}: {_side_by_side(*both)}")
-    lines.append(f"largest difference: {merged.difference:.2g} (the type explains {merged.allowed:.2g})")
+    lines.append(f"largest difference: {merged.difference:.2g} (allowed: {merged.allowed:.2g})")
     lines += [*(f"note: {note}" for note in merged.notes), f"written: {output}"]
     for line in lines:
         console.print(line, markup=False, highlight=False)

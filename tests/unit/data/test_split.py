@@ -208,7 +208,7 @@ def test_many_labels_are_not_all_told(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (note,) = opened(file).surveyed(observe, OneRank(), "error").notes
     assert note.startswith("examples with each label, to train on + held out: l00 36 + 4, l01 ")
-    assert note.endswith(", 5 rarer ones (the last: l24 14 + 2)")
+    assert note.endswith(", 5 rarer (the rarest: l24 14 + 2)")
 
 
 def test_the_digest_knows_of_the_split(tmp_path: Path) -> None:

@@ -40,20 +40,21 @@ def test_a_load_of_others_is_said_with_the_way_out(machine: pytest.MonkeyPatch) 
     machine.setattr(os, "getloadavg", lambda: (6.5, 0.0, 0.0))
     said = check_cores(8, 1)
     assert said is not None
-    assert said.startswith("threads that compute: 8, on 2.5 cores that are free now, of 8: ")
+    assert said.startswith("slow: 8 threads to compute with, and 2.5 of 8 cores are free, as others use them; ")
     assert said.endswith("; OMP_NUM_THREADS=2 before the command sets fewer")
     machine.setattr(os, "getloadavg", lambda: (30.0, 0.0, 0.0))
-    assert "8, on 0.0 cores that are free now" in (check_cores(8, 1) or "")
+    assert "0.0 of 8 cores are free" in (check_cores(8, 1) or "")
     assert "OMP_NUM_THREADS=1 " in (check_cores(8, 1) or "")
+    assert (check_cores(1, 1) or "").startswith("slow: 1 thread to compute with, and 0.0 of 8 cores")
     assert "OMP_NUM_THREADS" not in (check_cores(1, 1) or "OMP_NUM_THREADS")
 
 
 def test_fewer_cores_than_threads_are_said(machine: pytest.MonkeyPatch) -> None:
     machine.setattr(os, "sched_getaffinity", lambda _: {0, 3}, raising=False)
     assert free_cores() == 2
-    assert "8, on 2 cores that they may use, of 8:" in (check_cores(8, 1) or "")
+    assert "8 threads to compute with, and may use 2 of 8 cores; " in (check_cores(8, 1) or "")
     said = check_cores(2, 2) or ""
-    assert said.startswith("threads that compute in each of 2 processes: 2, on 2 cores that they may use")
+    assert said.startswith("slow: 4 threads (2 in each of 2 processes) to compute with, and may use 2 of 8 cores; ")
     assert "OMP_NUM_THREADS=1 " in said
 
 

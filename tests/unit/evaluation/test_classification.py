@@ -39,8 +39,8 @@ def test_one_label() -> None:
     right = softmax(logits.astype(float), axis=1).max(1)
     assert sum(row["count"] for row in figures["calibration"]["reliability"]) == 4
     assert figures["expected_calibration_error"] <= abs(right - [1, 1, 1, 0]).mean() + 1e-9
-    assert figures["notes"][0] == "never predicted, though 1 held-out examples have them: c"
-    assert "have them never or always" in figures["notes"][1]
+    assert figures["notes"][0] == "labels that are never predicted, of 1 examples in all: c"
+    assert "labels that no example has, or all have" in figures["notes"][1]
     assert figures["notes"][1].endswith(": d")
 
 

@@ -78,6 +78,16 @@ def test_without_texts_there_are_none(tmp_path: Path) -> None:
     assert "notes.jsonl:1" in without  # the examples can be looked up
 
 
+def test_what_is_said_at_the_start_is_no_note_of_the_evaluation(tmp_path: Path) -> None:
+    run = few(tmp_path / "run")
+    assert "Said before the first step" not in render([run]).html
+    (run.folder / "run.json").write_text(json.dumps({"notes": ["5 rows have no text"]}))
+    (run.folder / "evaluation.json").write_text(json.dumps({"loss": 1.0, "notes": ["never predicted: c"]}))
+    page = render([read_run(run.folder, "run")]).html
+    places = ["<h2>Held-out examples", "never predicted: c", "<h2>Events", "<h2>Said before the first", "5 rows have no"]
+    assert sorted(places, key=page.index) == places
+
+
 def test_a_run_that_goes_on_says_so_and_is_read_again(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", 0, through=False)
     write_lines(folder / "metrics.jsonl", [{"step": 1, "loss": 1.0}])

@@ -52,13 +52,13 @@ def test_a_folder_that_cannot_be_is_said_before_the_model_is_looked_at(tmp_path:
 def test_threads_without_cores_are_spoken_of_before_anything_else_is_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(start, "check_cores", lambda num_threads, num_processes: "threads that compute: 4")
+    monkeypatch.setattr(start, "check_cores", lambda num_threads, num_processes: "slow: 4 threads")
 
     def workload(*_: Any) -> Any:
-        assert capsys.readouterr().err == "threads that compute: 4\n"
+        assert capsys.readouterr().err == "slow: 4 threads\n"
 
     run = StartedRun(RecipeConfig(output_dir=str(tmp_path / "run")), workload)
-    assert (run.told, run.notes) == (["threads that compute: 4"], [])  # the log does not say it once more
+    assert (run.told, run.notes) == (["slow: 4 threads"], [])  # the log does not say it once more
     StartedRun(RecipeConfig(output_dir=str(tmp_path / "run"), preview=True), lambda *_: None)  # type: ignore[arg-type]
     assert capsys.readouterr().err == ""
 
