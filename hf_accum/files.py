@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,10 @@ def check_output_dir(folder: Path) -> None:
 
 
 def fill_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a folder beside `path`, then put it in the place of `path`."""
+    """Let `fill` write into a folder beside `path`, then put it in the place of `path`.
+
+    Its files are read by whom the umask lets: safetensors writes its own for their owner alone.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     # What a killed process of this id left behind: in a container every run has the same one.
@@ -151,7 +155,11 @@ def fill_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
     try:
         partial.mkdir(parents=True)
         fill(partial)
+        readers = partial.stat().st_mode & 0o666
         for written in (*partial.rglob("*"), partial):
+            if written.is_file() and readers & ~(mode := written.stat().st_mode):
+                with suppress(OSError):  # where there are no such modes
+                    written.chmod(mode | readers)
             _flush(written)
         if path.exists():
             path.rename(old)

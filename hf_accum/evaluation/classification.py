@@ -74,8 +74,8 @@ def _notes(per_class: Mapping[str, Mapping[str, Any]]) -> list[str]:
         notes.append(f"labels that are never predicted, of {rows:,} examples in all: {_listed(never)}")
     if unranked:
         notes.append(
-            "labels that no example has, or all have (or with a score that is not a number), which the means of AUROC "
-            f"and average precision leave out: {_listed(unranked)}"
+            "labels that no example has, or all have (or with a score that is not a number), which the means of "
+            f"AUROC and average precision leave out: {_listed(unranked)}"
         )
     return notes
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from hf_accum.files import JsonLines, fill_folder_atomically, is_leftover, write_atomically, write_json
 
@@ -174,6 +176,20 @@ def test_a_disk_that_fails_leaves_the_old_folder(tmp_path: Path, monkeypatch: py
             fill_folder_atomically(folder, write("new"))
     assert content(tmp_path) == {"adapter/weights": "old"}
     assert names(tmp_path) == ["adapter"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_weights_are_read_by_whom_the_umask_lets(tmp_path: Path, umask: int, mode: int) -> None:
+    def fill(folder: Path) -> None:
+        (folder / "sub").mkdir()
+        save_file({"weight": torch.ones(2)}, folder / "sub" / "model.safetensors")
+
+    before = os.umask(umask)
+    try:
+        fill_folder_atomically(tmp_path / "model", fill)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model" / "sub" / "model.safetensors").stat().st_mode & 0o777 == mode
 
 
 def test_what_a_killed_process_left_behind_is_no_obstacle(tmp_path: Path) -> None:

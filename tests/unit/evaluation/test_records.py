@@ -27,7 +27,9 @@ def test_all_predictions_and_the_worst(tmp_path: Path) -> None:
     of = judged(LOGITS, [0, 1, 0], [0.12692801, 0.3, 3.0])
     place_of = place_in(["a.jsonl", "b.jsonl"])
     notes = write_records(tmp_path, of, place_of, classified(of, Decisions(("no", "yes"), False)))
-    assert notes == ["every evaluated example is in predictions.jsonl; errors.jsonl has the 2 of 3 with the greatest loss"]
+    assert notes == [
+        "every evaluated example is in predictions.jsonl; errors.jsonl has the 2 of 3 with the greatest loss"
+    ]
     first, _, third = read(tmp_path / "predictions.jsonl")
     assert first == {
         "id": "a.jsonl:1",

@@ -84,7 +84,13 @@ def test_what_is_said_at_the_start_is_no_note_of_the_evaluation(tmp_path: Path) 
     (run.folder / "run.json").write_text(json.dumps({"notes": ["5 rows have no text"]}))
     (run.folder / "evaluation.json").write_text(json.dumps({"loss": 1.0, "notes": ["never predicted: c"]}))
     page = render([read_run(run.folder, "run")]).html
-    places = ["<h2>Held-out examples", "never predicted: c", "<h2>Events", "<h2>Said before the first", "5 rows have no"]
+    places = [
+        "<h2>Held-out examples",
+        "never predicted: c",
+        "<h2>Events",
+        "<h2>Said before the first",
+        "5 rows have no",
+    ]
     assert sorted(places, key=page.index) == places
 
 
