@@ -40,6 +40,8 @@ OF_THE_TRAINER = {
     "lora_target_modules": "--lora.target_modules",
     "load_in_4bit": "--quantization nf4",
     "ddp_timeout": "--rank_timeout_minutes",
+    "push_to_hub": "hf-accum publish, when the run is through",
+    "hub_model_id": "hf-accum publish, when the run is through",
 }
 """Names of the Trainer, its scripts, TRL, Axolotl and LLaMA-Factory, and what stands for them here.
 

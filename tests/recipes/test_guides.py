@@ -33,9 +33,15 @@ DOCUMENTS = [
         for path in sorted((ROOT / folder).rglob("*.md"))
     ),
 ]
+MOVING = ROOT / "recipes" / "guides" / "moving-from-the-trainer.md"
 RECIPES = {path.stem for path in (ROOT / "recipes").glob("*.py") if path.stem != "__init__"}
 ON_THE_WAY = {"curl", "pip", "export", "pytest", "ruff", "pyright", "pre-commit"}
 """Commands that are not looked into."""
+
+
+def section(path: Path, title: str) -> str:
+    """What stands below a heading of a document, up to the next one."""
+    return path.read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
 def name_of(path: Path) -> str:
@@ -248,7 +254,7 @@ def test_no_document_names_a_place_of_one_machine(path: Path) -> None:
 
 def test_the_table_of_the_trainer_s_arguments_names_real_ones() -> None:
     """Each argument is one of transformers, each flag one of a recipe or of `accelerate launch`."""
-    text = (ROOT / "recipes" / "guides" / "moving-from-the-trainer.md").read_text()
+    text = section(MOVING, "Flag by flag")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:3] == "| `"]
     assert len(rows) > 30
     arguments = {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -259,6 +265,15 @@ def test_the_table_of_the_trainer_s_arguments_names_real_ones() -> None:
         assert named
         assert set(named) <= arguments, theirs
         assert set(re.findall(r"--\w+", ours)) <= flags | launcher, ours
+
+
+def test_what_follows_a_training_is_named_with_commands_that_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = re.findall(r"`(hf-accum [^`]+)`", section(MOVING, "After the training"))
+    assert len(named) == 6
+    for command in named:
+        check(shlex.split(command), MOVING, tmp_path, capsys)
 
 
 def test_the_flags_in_tables_are_those_of_a_recipe() -> None:

@@ -37,7 +37,7 @@ def _publish(parsed: argparse.Namespace, flags: list[str]) -> None:
         check_repo(parsed.repo)
         published = write_published(run, Path(parsed.dry_run), parsed.licence)
         _say(published, f"written to {parsed.dry_run}, not uploaded")
-        print("the card's metadata were read by huggingface_hub, without the hub's own look at them")
+        print("huggingface_hub can read the card's metadata; the hub checks them once more when they are uploaded")
         return
     how = {"licence": parsed.licence, "revision": parsed.revision}
     published, address = publish(run, parsed.repo, private=parsed.private, **how)
