@@ -106,6 +106,15 @@ def ending_past_threads() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def naming(*flags: str) -> Iterator[None]:
+    """Inside, or in a function that this decorates, a mistake in one of a command's own flags is told with dashes."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(as_flags(str(error), flags)) from error
+
+
 EXIT_STOPPED = 75
 """Of a process that has ended early on request, and can go on: sysexits.h calls it EX_TEMPFAIL, "try again later"."""
 

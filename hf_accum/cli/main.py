@@ -1,5 +1,6 @@
-"""The commands: `hf-accum check`, `compare`, `evaluate`, `export`, `merge`, `plan`, `predict`, `publish`,
-`report`, `serve`.
+"""Beside a training: plan and check come before it, and all others take the folder of a run that is there.
+
+The training itself is `accelerate launch -m recipes.NAME`. Each command has a --help of its own.
 """
 
 import argparse
@@ -14,7 +15,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the process with a message, without the usage: that of all flags hides it."""
-        self.exit(2, f"error: {message}\n(--help lists all flags)\n")
+        of_command = "--help lists all flags"
+        of_none = "--help lists the commands; a training is started by `accelerate launch -m recipes.NAME`"
+        self.exit(2, f"error: {message}\n({of_command if ' ' in self.prog else of_none})\n")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -67,8 +67,8 @@ def open_predictions(
     make = getattr(module, "predictor", None)
     if make is None:
         raise UserError(
-            f"{module.__name__}: its models predict nothing of rows by themselves (it has no function "
-            "`predictor(config, task)`): they are for others to build on"
+            f"{module.__name__}: predicts nothing of rows, as it has no function `predictor(config, task)`; its "
+            "model is loaded by the lines of the README.md beside it, or trained further as the `model` of a recipe"
         )
     with with_made_up_rows(for_made_up_rows(config)) as made_up, opened(module, made_up) as handed:
         started = handed.run

@@ -279,6 +279,7 @@ def test_what_cannot_be_predicted_is_said(recipe: Recipe, tmp_path: Path, capsys
         "--labels", "`labels`"
     )
     assert "no such column; the row has text" in said(run, f"--dataset={data}", new, "--text_column=note")
+    assert "error: --output " in said(run, f"--dataset={data}", "--output=nowhere/out.jsonl")
     assert "has to be a file .jsonl, .csv or .parquet" in said(run, f"--dataset={data}", "--output=out.txt")
     assert "there is no folder" in said(run, f"--dataset={data}", "--output=nowhere/out.jsonl")
     assert "no_such.jsonl" in said(run, "--dataset=no_such.jsonl", new)
@@ -330,7 +331,7 @@ def test_a_recipe_that_predicts_nothing_says_so(
     with pytest.raises(SystemExit) as ended:
         predict(run, tmp_path / "medical_mlm-data", tmp_path / "out.jsonl")
     assert ended.value.code == 2
-    assert "predict nothing of rows by themselves" in capsys.readouterr().err
+    assert "predicts nothing of rows, as it has no function" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_accum.cli.exit import FAULT
+from hf_accum.cli.exit import FAULT, naming
 from hf_accum.cli.recipes import recipe_of
 from hf_accum.errors import UserError, first_line
 
@@ -40,7 +40,6 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from hf_accum.config.flags import as_flags
     from hf_accum.distributed.launch import keeping_processes
     from hf_accum.evaluation.comparison import Rule, compared
     from hf_accum.files import write_json
@@ -48,7 +47,7 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
 
     if parsed.output is not None and not Path(parsed.output).absolute().parent.is_dir():
         raise UserError(f"--output {parsed.output}: has to be in a folder that is there")
-    try:
+    with naming("require", "dataset"):
         rule = None if parsed.require is None else Rule.of(parsed.require)
         with keeping_processes():
             folders = [Path(folder).expanduser().resolve() for folder in parsed.runs]
@@ -57,8 +56,6 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
         if have_other_labels:  # in which what a run does not know has no probability
             found.pop("loss", None)
         is_kept = rule is None or rule.is_kept(found)
-    except UserError as error:
-        raise UserError(as_flags(str(error), {"require", "dataset"})) from error
     console = Console(soft_wrap=True)
     table = Table("figure", *(Path(folder).name for folder in parsed.runs), "difference", "95 %")
     for name, one in found.items():

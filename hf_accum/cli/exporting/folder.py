@@ -49,7 +49,9 @@ def exportable(folder: Path, config: RecipeConfig) -> Usage:
                 "`hf-accum merge` writes a whole model, which vLLM and llama.cpp's converter take: they generate "
                 "with a cache of keys and values, which the graph of one forward has not"
             ),
-            "fill-mask": "`hf-accum merge` writes a whole model to train further; export what is made of it",
+            "fill-mask": (
+                "it is made to be trained further, as the `model` of another recipe: export the run of that one"
+            ),
         }.get(usage.task, "`hf-accum merge` writes it for transformers")
         raise UserError(f"{folder}: a model for {usage.task} is not exported as ONNX; {way_out}")
     if config.quantization != "none":

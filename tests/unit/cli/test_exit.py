@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_accum.cli.exit import run
+from hf_accum.cli.exit import naming, run
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.errors import NotFinite, OutOfMemory, RankFailed, Stopped, UserError, first_line, shown
 
@@ -121,6 +121,11 @@ def test_the_arguments_of_a_message_are_told_as_flags(
     assert ended(work) == 2
     said = "--max_length 600: too long; --lora.rank 4 or --resume never, as `model.train` has no `role`"
     assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_a_command_s_own_flags_are_told_as_flags() -> None:
+    with pytest.raises(UserError, match=r"^--licence x: not as `output` \(`model`\)$"), naming("licence"):
+        raise UserError("`licence x`: not as `output` (`model`)")
 
 
 def test_what_other_libraries_say_of_their_arguments_is_told_as_it_is(

@@ -5,6 +5,8 @@ import sys
 import pytest
 from launching import run
 
+from hf_accum.cli.main import main
+
 pytestmark = pytest.mark.usefixtures("no_network")
 
 
@@ -36,3 +38,14 @@ assert "torch" in sys.modules, "the oracle is blind"
     own = ("--gpu", "--memory", "--capability", "--precision", "--variants", "--picture", "--json", "--verified")
     for flag in own:
         assert flag in done.stdout
+
+
+def test_a_command_that_there_is_not_is_told_how_a_training_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["train"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+        assert "accelerate launch -m recipes.NAME" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["merge"])
+    assert capsys.readouterr().err.endswith("(--help lists all flags)\n")

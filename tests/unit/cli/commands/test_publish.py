@@ -29,5 +29,5 @@ def test_a_mistake_ends_with_status_2(tmp_path: Path, capsys: pytest.CaptureFixt
             main(["publish", str(tmp_path / "none"), repo, *flags])
         assert ended.value.code == 2
     said = capsys.readouterr().err
-    assert "no flag of publish" in said
+    assert "no flag of hf-accum publish" in said
     assert "my model: has to be the id of a repository" in said
