@@ -14,12 +14,12 @@ def notes_of_labels(to_train_on: Mapping[str, int], held_out: Mapping[str, int])
     if not counts:
         return []
     told = [
-        f"{shortened(name, 40)} {to_train_on.get(name, 0):,} + {held_out.get(name, 0):,}"
+        f"{shortened(name, 40)}: {to_train_on.get(name, 0):,} + {held_out.get(name, 0):,}"
         for name, _ in sorted(counts.items(), key=lambda one: (-one[1], one[0]))
     ]
     if len(told) > _MOST_LABELS_TOLD:
         rare = len(told) - _MOST_LABELS_TOLD
-        told[_MOST_LABELS_TOLD:] = [f"{rare:,} rarer (the rarest: {told[-1]})"]
+        told[_MOST_LABELS_TOLD:] = [f"{rare:,} rarer (the rarest is {told[-1]})"]
     notes = [f"examples with each label, to train on + held out: {', '.join(told)}"]
     if alike := _alike(counts):
         notes.append(

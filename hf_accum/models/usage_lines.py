@@ -100,7 +100,9 @@ def _loading(here: _Folder) -> tuple[list[str], list[str]]:
         else:
             imports.append("import os")
             lines.append('BASE = os.environ["BASE"]  # where you have the model of these weights')
-        lines.append(f"model = {kind}.from_pretrained(BASE{given})")
+        of_labels = usage.task.endswith(("classification", "segmentation")) and not here.is_pooled
+        why = "  # transformers calls the head MISSING: it comes with the adapter" if of_labels else ""
+        lines.append(f"model = {kind}.from_pretrained(BASE{given}){why}")
         lines.append('model = PeftModel.from_pretrained(model, ".").eval()')
     return lines, [*imports, f"from transformers import {', '.join(sorted(names))}"]
 

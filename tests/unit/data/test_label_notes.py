@@ -7,7 +7,7 @@ def test_labels_that_differ_only_by_capitals_or_spaces_are_named_with_their_numb
     to_train_on = {"EYE": 30, "eye": 4, "left ear": 9, "Left  ear": 8, "leftear": 1, "nose": 1_200}
     held_out = {"EYE": 3, "eye": 1, "left ear": 1, "Left  ear": 1, "leftear": 1, "nose": 100}
     counts, note = notes_of_labels(to_train_on, held_out)
-    assert counts.startswith("examples with each label, to train on + held out: nose 1,200 + 100, EYE 30 + 3, ")
+    assert counts.startswith("examples with each label, to train on + held out: nose: 1,200 + 100, EYE: 30 + 3, ")
     assert note == (
         "labels that differ only by capitals or spaces, and are classes of their own: 'EYE' (33) and 'eye' (5), "
         "'Left  ear' (9) and 'left ear' (10) and 'leftear' (2); if they are one, write it in one way in all rows"

@@ -146,7 +146,7 @@ def test_a_class_of_few_rows_is_on_both_sides(tmp_path: Path) -> None:
     assert data.label_counts == {"a": 624, "b": 6}
     data = opened(file, eval_fraction=0.3).surveyed(observe, OneRank(), "error")
     assert data.held_out_label_counts == {"a": 208, "b": 2}
-    assert data.notes == ["examples with each label, to train on + held out: a 485 + 208, b 5 + 2"]
+    assert data.notes == ["examples with each label, to train on + held out: a: 485 + 208, b: 5 + 2"]
 
 
 @pytest.mark.parametrize("has_labels", [True, False])
@@ -207,8 +207,8 @@ def test_many_labels_are_not_all_told(tmp_path: Path) -> None:
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (note,) = opened(file).surveyed(observe, OneRank(), "error").notes
-    assert note.startswith("examples with each label, to train on + held out: l00 36 + 4, l01 ")
-    assert note.endswith(", 5 rarer (the rarest: l24 14 + 2)")
+    assert note.startswith("examples with each label, to train on + held out: l00: 36 + 4, l01: ")
+    assert note.endswith(", 5 rarer (the rarest is l24: 14 + 2)")
 
 
 def test_the_digest_knows_of_the_split(tmp_path: Path) -> None:

@@ -98,5 +98,15 @@ def test_logits_become_labels_by_what_was_fitted(
             assert float(probability) == pytest.approx(float((row / 3).softmax(-1).max()), rel=1e-5)
 
 
+@pytest.mark.parametrize("is_adapter", [False, True])
+def test_that_a_base_has_no_head_is_said_where_transformers_warns_of_it(tmp_path: Path, is_adapter: bool) -> None:
+    usage = Usage(task="text-classification", auto_class="AutoModelForSequenceClassification", max_length=20)
+    save_whole(tmp_path, AutoModelForSequenceClassification, ["1", "2"], usage)
+    if is_adapter:
+        (tmp_path / "model" / "adapter_config.json").write_text("{}")
+    said = usage_section(tmp_path / "model")
+    assert ("calls the head MISSING: it comes with the adapter" in said) == is_adapter
+
+
 def test_of_a_folder_without_usage_nothing_is_said(tmp_path: Path) -> None:
     assert usage_section(tmp_path) == ""
