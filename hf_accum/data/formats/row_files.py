@@ -9,8 +9,8 @@ from hf_accum.data.formats.csv_form import Quoting, form_of
 from hf_accum.data.formats.csv_rows import CsvRows
 from hf_accum.data.formats.excel import open_excel
 from hf_accum.data.formats.opening import head_of, opened, suffix_of
-from hf_accum.data.formats.rows import BadRow, Row, is_array, read_json, read_parquet
-from hf_accum.errors import UserError, shortened
+from hf_accum.data.formats.rows import BadRow, NoSuchColumn, Row, is_array, read_json, read_parquet
+from hf_accum.errors import shortened
 
 FORMATS = {
     ".jsonl": "json",
@@ -41,12 +41,12 @@ class RowFile:
         """Refuse a file that lacks a column; `where` is what the message begins with.
 
         Raises:
-            UserError: naming the column and those that there are.
+            NoSuchColumn: naming the column and those that there are.
         """
         for column in columns if self.columns else ():
             if column not in self.columns:
                 has = shortened(", ".join(map(str, self.columns)), 300)
-                raise UserError(f"{where}has no column {column!r}: it has {has}")
+                raise NoSuchColumn(f"{where}has no column {column!r}: it has {has}", column)
 
 
 def format_of(file: str) -> str | None:

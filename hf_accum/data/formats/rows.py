@@ -25,6 +25,14 @@ class BadColumn(BadRow):
     """A row that shows that a whole column is meant otherwise: to mend or leave out rows would not help."""
 
 
+class NoSuchColumn(UserError):
+    """A file that lacks a column; the message names both."""
+
+    def __init__(self, message: str, column: str) -> None:
+        super().__init__(message)
+        self.column = column
+
+
 def value_of(row: Mapping[str, Any], column: str) -> Any:
     """A row's value in a column.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_accum.data.formats.rows import BadRow, Row
+from hf_accum.data.formats.rows import BadRow, NoSuchColumn, Row
 from hf_accum.errors import UserError, first_line
 
 _STATE, _DICT = "state.json", "dataset_dict.json"
@@ -68,6 +68,7 @@ def open_saved(folder: str, columns: Sequence[str]) -> SavedRows:
         raise UserError(f"{folder}: cannot be read ({first_line(error)})") from error
     for column in columns:
         if column not in dataset.column_names:
-            raise UserError(f"{folder} has no column {column!r}: it has {', '.join(dataset.column_names)}")
+            has = ", ".join(dataset.column_names)
+            raise NoSuchColumn(f"{folder} has no column {column!r}: it has {has}", column)
     wanted = [name for name in columns if name in dataset.column_names] or dataset.column_names
     return SavedRows(dataset.select_columns(wanted).with_format("arrow"), files)

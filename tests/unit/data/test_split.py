@@ -171,6 +171,16 @@ def test_of_two_groups_or_more_both_sides_have_one_which_is_said(
     assert any("examples are held out, where `eval_fraction` is" in note for note in data.notes) == is_far
 
 
+def test_a_file_without_the_column_of_groups_is_told_which_flag_names_it(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a", "label": "b"}\n' * 3)
+    said = "has no column 'patient': it has text, label; rows are grouped by it: another `group_column`, or null"
+    with pytest.raises(UserError, match=said):
+        opened(file)
+    with pytest.raises(UserError, match=r"has no column 'note': it has text, label$"):
+        open_split(str(file), ["note"], RecipeConfig(), group_column="note")
+
+
 def test_rows_that_are_one_group_are_told_with_the_column(tmp_path: Path) -> None:
     save(tmp_path / "rows.jsonl", ["p0 a", "p1 b", "p2 a"])
     with pytest.raises(UserError, match=r"column 'patient', by which the rows are split, is the same in all 3 rows"):
