@@ -112,13 +112,14 @@ def _judged(
     more: Mapping[str, str | None],
 ) -> "Side":
     from hf_accum.cli.evaluation import notes_of, open_evaluation
+    from hf_accum.config.flags import as_flags, flag_names
     from hf_accum.evaluation.comparison import Side
     from hf_accum.tasks.judging import Classifies
 
     on_rows = (parsed.dataset, parsed.split)
     with open_evaluation(module, folder, config, *on_rows, more_labels=more) as opened:
         for note in notes_of(opened.data):
-            print(f"note: {folder.name}: {note}")
+            print(as_flags(f"note: {folder.name}: {note}", flag_names()))
         if not isinstance(opened.task, Classifies):
             return Side.of_figures(opened.evaluation.figures(opened.model, opened.cutter, opened.folder))
         judged = opened.evaluation.judged(opened.model, opened.cutter)

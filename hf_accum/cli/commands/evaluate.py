@@ -59,6 +59,7 @@ def evaluate_run(
     from rich.console import Console
 
     from hf_accum.cli.evaluation import notes_of, open_evaluation
+    from hf_accum.config.flags import as_flags, flag_names
     from hf_accum.evaluation.records import PREDICTIONS
     from hf_accum.files import json_safe, write_json
     from hf_accum.run.shown_figures import in_a_line, lines_of, show_classes
@@ -71,12 +72,12 @@ def evaluate_run(
             console.print(f"{folder.name} on {of}: {in_a_line(figures)}", markup=False, highlight=False)
             show_classes(console, figures)
             for note in notes_of(opened.data):
-                console.print(f"note: {note}", markup=False, highlight=False)
+                console.print(as_flags(f"note: {note}", flag_names()), markup=False, highlight=False)
             for reason, number in opened.data.bad_rows.items():
                 console.print(f"left out: {number:,} bad rows ({reason})", markup=False, highlight=False)
             for line in lines_of(figures):
                 if output is not None or PREDICTIONS not in line:
-                    console.print(line, markup=False, highlight=False)
+                    console.print(as_flags(line, flag_names()), markup=False, highlight=False)
             if output is not None:
                 write_json(output / "evaluation.json", json_safe(dict(figures)))
                 console.print(f"written: {output}", markup=False, highlight=False)

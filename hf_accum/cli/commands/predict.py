@@ -47,7 +47,7 @@ def _predict(parsed: argparse.Namespace, flags: list[str]) -> None:
     if parsed.max_new_tokens is not None and parsed.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens {parsed.max_new_tokens}: has to be at least 1")
     how = {} if parsed.max_new_tokens is None else {"max_new_tokens": parsed.max_new_tokens}
-    run(naming("output")(lambda: predict_file(module, folder, config, output, **how)), config)
+    run(naming("output", "max_new_tokens")(lambda: predict_file(module, folder, config, output, **how)), config)
 
 
 def predict_file(module: "ModuleType", folder: Path, config: "RecipeConfig", output: Path, **how: Any) -> None:
@@ -66,19 +66,20 @@ def predict_file(module: "ModuleType", folder: Path, config: "RecipeConfig", out
     from rich.console import Console
 
     from hf_accum.cli.prediction import facts_of, open_predictions, open_rows_of
+    from hf_accum.config.flags import as_flags, flag_names
     from hf_accum.distributed.collectives import on_all_ranks, on_rank_0
     from hf_accum.run.folder import FolderClaim
     from hf_accum.run.row_output import RowOutput
     from hf_accum.run.row_predictions import Asked, notes_of, predict_rows
     from hf_accum.run.signals import StopRequest
 
-    console = Console(soft_wrap=True)
+    console, names = Console(soft_wrap=True), flag_names() | {"max_new_tokens"}
     with open_predictions(module, folder, config, **how) as opened:
         ranks = opened.ranks
 
         def say(line: str) -> None:
             if ranks.index == 0:
-                console.print(line, markup=False, highlight=False)
+                console.print(as_flags(line, names), markup=False, highlight=False)
 
         dataset = str(config.dataset)
         stop = StopRequest(after="these rows", then="what is written is kept then")
