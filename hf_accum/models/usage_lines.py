@@ -178,7 +178,7 @@ def _of_texts(here: _Folder) -> tuple[list[str], list[str], list[str]]:
         text, most = "text", f"[:{windows['most']}]"
         about = [
             f"A classifier of texts. A text of more than {usage.max_length} tokens is cut into windows of so many;",
-            f"neighbours share {windows['overlap']}, and a text has {windows['most']} at most.",
+            f"neighbours share {windows['overlap']}, and a text has {windows['most']} of them at most.",
             f"Their logits are pooled ({windows['pooling']}).",
         ]
     lines = ["", "", "@torch.no_grad()", f"def logits_of({text}):"]
