@@ -128,9 +128,10 @@ def _body(here: _Folder, *, has_chat: bool) -> tuple[list[str], list[str], list[
             pick = "print(config.id2label[int(logits[0].argmax())])"
             return [*_IMAGE, pick], [], ["A model of images, each of which has one class."]
         case "image-segmentation":
-            pick = "print([[config.id2label[number] for number in row] for row in logits[0].argmax(-1).tolist()])"
+            pick = "print({config.id2label[n]: float((mask == n).float().mean()) for n in mask.unique().tolist()})"
+            of_pixels = ["mask = logits[0].argmax(-1)  # of each pixel the number of its class", pick]
             about = "A model of images, with a class for each pixel; its head is a class of the package hf-accum."
-            return [*_IMAGE, pick], [], [about]
+            return [*_IMAGE, *of_pixels], [], [about]
         case task:
             raise AssertionError(task)
 

@@ -201,6 +201,8 @@ def test_the_lines_of_its_readme_run_as_they_stand(run_here: Run, tmp_path: Path
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(done.stdout.splitlines()) >= len(RECIPES)
     assert any(name in done.stdout for name in ("eye", "heart", "muscle"))
+    shares = ast.literal_eval(done.stdout.splitlines()[-1])  # of an image's pixels, by class
+    assert sum(shares.values()) == pytest.approx(1)
 
 
 @for_each_killed
