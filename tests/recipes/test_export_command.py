@@ -224,7 +224,7 @@ def test_what_cannot_be_exported_is_said(
     assert "has to be a new or empty folder" in said(run, run)
     assert "--quantization nf4: has to be none to export" in said(run, output, "--quantization=nf4")
     usage = json.loads((run / "adapter" / "usage.json").read_text())
-    for task, way_out in (("text-generation", "vLLM and llama.cpp"), ("fill-mask", "hf-accum merge")):
+    for task, way_out in (("text-generation", "vLLM and llama.cpp"), ("fill-mask", "trained further")):
         (run / "adapter" / "usage.json").write_text(json.dumps(usage | {"task": task}))
         told = said(run, output)
         assert f"a model for {task} is not exported" in told
