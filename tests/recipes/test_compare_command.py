@@ -37,6 +37,7 @@ def test_a_run_that_learned_is_better_and_the_rule_decides_the_status(
     for wrong, said in (
         (["--require=best"], "--require best: has to be"),
         (["--output=no/such/file"], "has to be in a folder that is there"),
+        (["--output=/"], "has to be a file, it is a folder"),
         (["--text_column=other"], "no column 'other'"),
     ):
         with pytest.raises(SystemExit) as ended:

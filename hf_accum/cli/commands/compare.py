@@ -1,13 +1,14 @@
 """`hf-accum compare`: two runs on the same rows, and a rule that decides."""
 
 import argparse
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_accum.cli.exit import FAULT
 from hf_accum.cli.recipes import recipe_of
-from hf_accum.errors import UserError, first_line
+from hf_accum.errors import UserError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -40,26 +41,23 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from hf_accum.config.flags import as_flags
     from hf_accum.distributed.launch import keeping_processes
     from hf_accum.evaluation.comparison import Rule, compared
-    from hf_accum.files import write_json
+    from hf_accum.files import check_new_file, why_not_written, write_json
     from hf_accum.run.shown_figures import short
 
-    if parsed.output is not None and not Path(parsed.output).absolute().parent.is_dir():
-        raise UserError(f"--output {parsed.output}: has to be in a folder that is there")
-    try:
-        rule = None if parsed.require is None else Rule.of(parsed.require)
-        with keeping_processes():
-            folders = [Path(folder).expanduser().resolve() for folder in parsed.runs]
-            (first, second), have_other_labels = _sides(folders, parsed, flags)
-        found = compared(first, second)
-        if have_other_labels:  # in which what a run does not know has no probability
-            found.pop("loss", None)
-        is_kept = rule is None or rule.is_kept(found)
-    except UserError as error:
-        raise UserError(as_flags(str(error), {"require", "dataset"})) from error
-    console = Console(soft_wrap=True)
+    if parsed.output is not None:
+        check_new_file(Path(parsed.output))
+    rule = None if parsed.require is None else Rule.of(parsed.require)
+    with keeping_processes():
+        folders = [Path(folder).expanduser().resolve() for folder in parsed.runs]
+        (first, second), have_other_labels = _sides(folders, parsed, flags)
+    found = compared(first, second)
+    if have_other_labels:  # in which what a run does not know has no probability
+        found.pop("loss", None)
+    is_kept = rule is None or rule.is_kept(found)
+    is_first = os.environ.get("RANK", "0") == "0"  # all ranks have found the same
+    console = Console(soft_wrap=True, quiet=not is_first)
     table = Table("figure", *(Path(folder).name for folder in parsed.runs), "difference", "95 %")
     for name, one in found.items():
         between = "-" if one.interval is None else f"{one.interval[0]:+.4f} to {one.interval[1]:+.4f}"
@@ -68,11 +66,12 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
     console.print(table)
     if have_other_labels:
         console.print("note: one run does not know all labels of the other: they count as wrong, and have no loss")
-    if parsed.output is not None:
+    if parsed.output is not None and is_first:
         try:
             write_json(Path(parsed.output), _as_json(parsed, found, is_kept))
         except OSError as error:
-            raise UserError(f"--output {parsed.output}: cannot be written ({first_line(error)})") from error
+            why = why_not_written(Path(parsed.output), error)
+            raise UserError(f"`output` {parsed.output}: cannot be written ({why})") from error
     if rule is not None:
         console.print(f"{parsed.require}: {'kept' if is_kept else 'not kept'}", markup=False, highlight=False)
     if not is_kept:
@@ -119,7 +118,7 @@ def _judged(
 
     on_rows = (parsed.dataset, parsed.split)
     with open_evaluation(module, folder, config, *on_rows, more_labels=more) as opened:
-        for note in notes_of(opened.data):
+        for note in notes_of(opened.data) if opened.ranks.index == 0 else ():
             print(f"note: {folder.name}: {note}")
         if not isinstance(opened.task, Classifies):
             return Side.of_figures(opened.evaluation.figures(opened.model, opened.cutter, opened.folder))
