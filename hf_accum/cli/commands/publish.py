@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_accum.cli.one_process import check_one_process
 from hf_accum.cli.unknown_flags import refuse
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
 
 def _publish(parsed: argparse.Namespace, flags: list[str]) -> None:
     refuse(flags, "is no flag of publish")
+    check_one_process("publish")
     from hf_accum.run.publish import check_repo, publish, write_published
 
     run = Path(parsed.run)
