@@ -44,6 +44,17 @@ def test_a_run_that_learned_is_better_and_the_rule_decides_the_status(
             main(["compare", str(worse), str(better), *how, *wrong])
         assert ended.value.code == 2
         assert said in capsys.readouterr().err
+    one = tmp_path / "one.jsonl"
+    one.write_text(rows.read_text().split("\n")[0])
+    main(["compare", str(worse), str(better), f"--dataset={one}", f"--output={found}"])
+    figures = json.loads(found.read_text())["figures"]
+    assert figures["macro_auroc"] == {"first": None, "second": None, "interval_of_difference": None}  # not a number
+    usage = worse / "adapter" / "usage.json"
+    usage.write_text(usage.read_text().replace('"text-classification"', '"token-classification"'))
+    with pytest.raises(SystemExit):
+        main(["compare", str(worse), str(better)])
+    told = capsys.readouterr().err
+    assert "error: the two runs have different tasks: token-classification and text-classification\n" in told
 
 
 @pytest.mark.parametrize(

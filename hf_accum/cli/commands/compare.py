@@ -43,7 +43,7 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
 
     from hf_accum.distributed.launch import keeping_processes
     from hf_accum.evaluation.comparison import Rule, compared
-    from hf_accum.files import check_new_file, why_not_written, write_json
+    from hf_accum.files import check_new_file, json_safe, why_not_written, write_json
     from hf_accum.run.shown_figures import short
 
     if parsed.output is not None:
@@ -68,7 +68,7 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
         console.print("note: one run does not know all labels of the other: they count as wrong, and have no loss")
     if parsed.output is not None and is_first:
         try:
-            write_json(Path(parsed.output), _as_json(parsed, found, is_kept))
+            write_json(Path(parsed.output), json_safe(_as_json(parsed, found, is_kept)))
         except OSError as error:
             why = why_not_written(Path(parsed.output), error)
             raise UserError(f"`output` {parsed.output}: cannot be written ({why})") from error
@@ -86,7 +86,13 @@ def _sides(folders: list[Path], parsed: argparse.Namespace, flags: list[str]) ->
     from dataclasses import replace
 
     from hf_accum.cli.evaluation import ALL_ROWS
+    from hf_accum.models.usage import read_usage
+    from hf_accum.run.result import check_through
 
+    usages = [read_usage(check_through(folder)) for folder in folders]
+    tasks = [usage.task for usage in usages if usage is not None]  # a run of an earlier version does not say it
+    if len(set(tasks)) > 1:
+        raise UserError(f"the two runs have different tasks: {' and '.join(tasks)}")
     opened = [recipe_of(folder, parsed.recipe, [ALL_ROWS, *flags]) for folder in folders]
     seed = opened[0][1].seed  # by which masks are drawn: the same for both
     opened = [(module, replace(config, seed=seed)) for module, config in opened]
@@ -129,7 +135,11 @@ def _judged(
 
 def _as_json(parsed: argparse.Namespace, found: "dict[str, Difference]", is_kept: bool) -> dict[str, object]:
     figures = {
-        name: {"first": one.first, "second": one.second, "interval_of_difference": one.interval}
+        name: {
+            "first": one.first,
+            "second": one.second,
+            "interval_of_difference": None if one.interval is None else list(one.interval),
+        }
         for name, one in found.items()
     }
     ruled = {} if parsed.require is None else {"require": parsed.require, "is_kept": is_kept}
