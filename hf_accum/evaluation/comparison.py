@@ -42,10 +42,10 @@ class Side:
         """That of any task that gives intervals.
 
         Raises:
-            UserError: if it does not, or the figures are of several ranks.
+            UserError: if it does not.
         """
         if not isinstance(figures, Bootstrapped):
-            raise UserError("this task has no intervals, or was evaluated on several ranks: compare on one")
+            raise UserError("this task has no intervals: its runs cannot be compared")
         counts = {name: value for name, value in figures.items() if name.startswith("num_")}
         return cls(figures.groups, figures.parts, counts)
 

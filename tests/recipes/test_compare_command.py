@@ -2,12 +2,18 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from every_recipe import run_of
+from launching import launch
 
+from hf_accum.cli.commands import compare
 from hf_accum.cli.main import main
+from hf_accum.errors import UserError
 
 Recipe = Callable[..., Path]
 
@@ -113,3 +119,29 @@ def test_a_column_for_each_label_that_one_run_does_not_know(
     with pytest.raises(SystemExit) as ended:
         main(["compare", str(first), str(second), f"--dataset={data}", "--require=better:loss"])
     assert ended.value.code == 2
+
+
+def test_figures_that_stay_in_a_process_are_refused_on_several_ranks_before_they_are_computed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened: Any = SimpleNamespace(ranks=SimpleNamespace(count=2, index=1), task=object(), data=None)
+    monkeypatch.setattr("hf_accum.cli.evaluation.open_evaluation", lambda *_, **__: nullcontext(opened))
+    of_any: Any = SimpleNamespace(dataset=None, split="train")
+    with pytest.raises(UserError, match="are compared in one process"):
+        compare._judged(tmp_path, of_any, of_any, of_any, {})
+
+
+@pytest.mark.slow
+def test_two_ranks_compare_as_one_and_say_it_once(recipe: Recipe, notes: Path, tmp_path: Path) -> None:
+    runs = [str(recipe(max_steps=2, learning_rate=0.01, seed=seed)) for seed in (0, 1)]
+    found = [tmp_path / f"{num_ranks}.json" for num_ranks in (1, 2)]
+    how = ["compare", *runs, f"--dataset={notes / 'train-2.jsonl'}", "--group_column=text"]
+    main([*how, f"--output={found[0]}"])
+    done = launch("-m", "hf_accum.cli.main", *how, f"--output={found[1]}", num_processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("macro_f1") == 1
+    one, two = (json.loads(file.read_text())["figures"] for file in found)
+    assert one.keys() == two.keys()
+    for name, figure in one.items():
+        for side, value in figure.items():
+            assert two[name][side] == pytest.approx(value, abs=1e-5), (name, side)

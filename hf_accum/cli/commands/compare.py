@@ -127,6 +127,8 @@ def _judged(
         for note in notes_of(opened.data) if opened.ranks.index == 0 else ():
             print(f"note: {folder.name}: {note}")
         if not isinstance(opened.task, Classifies):
+            if opened.ranks.count > 1:  # what a bootstrap computes the figures of stays in a process
+                raise UserError("runs of this task are compared in one process: start it without `accelerate launch`")
             return Side.of_figures(opened.evaluation.figures(opened.model, opened.cutter, opened.folder))
         judged = opened.evaluation.judged(opened.model, opened.cutter)
         is_regression = getattr(config, "problem", None) == "regression"
