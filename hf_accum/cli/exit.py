@@ -19,7 +19,7 @@ from hf_accum.config.validation import without_secrets
 from hf_accum.device.malloc import prepare_for_limits
 from hf_accum.errors import NotFinite, OutOfMemory, Previewed, RankFailed, Stopped, UserError, first_line, printable
 
-_OF_COMMANDS = frozenset(["output", "figures", "require", "dtype", "licence"])
+_OF_COMMANDS = frozenset(["output", "figures", "require", "dtype", "licence", "max_new_tokens"])
 """Flags that commands have beside those of recipes."""
 MISTAKE = 2
 """A process's status after a user's mistake."""

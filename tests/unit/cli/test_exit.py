@@ -124,6 +124,14 @@ def test_the_arguments_of_a_message_are_told_as_flags(
     assert capsys.readouterr().err == f"error: {said}\n"
 
 
+def test_the_flags_of_commands_are_told_as_flags_too(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise UserError("`output` x: is there already; a smaller `max_new_tokens`")
+
+    assert ended(work) == 2
+    assert capsys.readouterr().err == "error: --output x: is there already; a smaller --max_new_tokens\n"
+
+
 def test_what_other_libraries_say_of_their_arguments_is_told_as_it_is(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
