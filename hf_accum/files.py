@@ -122,7 +122,7 @@ def why_not_written(path: Path, error: Exception) -> str:
 
 
 def check_vacant(folder: Path) -> None:
-    """Refuse a folder for a result that holds something already, is a file, or cannot be made: by trying.
+    """Refuse a folder for a result that holds something already, is a file, or cannot be made or replaced: by trying.
 
     Raises:
         UserError: naming it.
@@ -135,6 +135,10 @@ def check_vacant(folder: Path) -> None:
         raise UserError(f"{folder}: has to be a folder to write in ({why_not_written(folder, error)})") from error
     if not is_vacant:
         raise UserError(f"{folder}: has to be a new or empty folder")
+    if folder.is_mount():
+        raise UserError(
+            f"{folder}: a disk is mounted there, and nothing can be put in its place whole: give a new folder in it"
+        )
 
 
 def check_new_file(file: Path) -> None:

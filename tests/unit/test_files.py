@@ -305,6 +305,15 @@ def test_a_place_that_cannot_be_written_is_refused_before_and_nothing_is_left(
     assert names(tmp_path) == ["file"]
 
 
+def test_where_a_disk_is_mounted_no_folder_can_be_put_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+    with pytest.raises(UserError, match=r"a disk is mounted there.* give a new folder in it"):
+        check_vacant(tmp_path)
+    check_vacant(tmp_path / "new")
+
+
 def test_a_file_for_a_result_is_no_folder_and_in_one_that_is_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="it is a folder"):
         check_new_file(tmp_path)
