@@ -1,16 +1,18 @@
 """Files that are there whole or not at all."""
 
+import errno
 import json
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hf_accum.errors import UserError
+from hf_accum.byte_sizes import format_bytes
+from hf_accum.errors import UserError, first_line
 
 LOCK = ".lock"
 _TRIED = ".hf-accum-"  # a folder made to see whether one can be
@@ -18,7 +20,7 @@ _TRIED = ".hf-accum-"  # a folder made to see whether one can be
 
 def write_atomically(path: Path, text: str | Iterable[str]) -> None:
     """Write a text file, whole or piece by piece, under another name, flush it, and rename it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial_of(path)
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.writelines([text] if isinstance(text, str) else text)
@@ -109,14 +111,50 @@ def is_leftover(path: Path) -> bool:
     return name == LOCK or (name.startswith(".") and (name.endswith((".partial", ".old")) or name.startswith(_TRIED)))
 
 
+def why_not_written(path: Path, error: Exception) -> str:
+    """What a write to `path` failed of, for a message; of a full disk also what it has left."""
+    told = first_line(error)
+    # safetensors says it in its message alone.
+    if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in told:
+        return told
+    free = shutil.disk_usage(_there(path.absolute())).free
+    return f"{told}; {format_bytes(free)} are free there: make room, or give another place"
+
+
 def check_vacant(folder: Path) -> None:
-    """Refuse a folder for a result that holds something already, or is a file.
+    """Refuse a folder for a result that holds something already, is a file, or cannot be made or replaced: by trying.
 
     Raises:
         UserError: naming it.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    try:
+        is_vacant = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+        if is_vacant:
+            _try(folder.absolute().parent, folder.name)
+    except OSError as error:
+        raise UserError(f"{folder}: has to be a folder to write in ({why_not_written(folder, error)})") from error
+    if not is_vacant:
         raise UserError(f"{folder}: has to be a new or empty folder")
+    if folder.is_mount():
+        raise UserError(
+            f"{folder}: a disk is mounted there, and nothing can be put in its place whole: give a new folder in it"
+        )
+
+
+def check_new_file(file: Path) -> None:
+    """Refuse a file for a result that cannot be written, before the long work and by trying: nothing is left of it.
+
+    Raises:
+        UserError: if it is a folder, in none that is there, or one that cannot be written to.
+    """
+    try:
+        if file.is_dir():
+            raise UserError(f"`output` {file}: has to be a file, it is a folder")
+        if not file.absolute().parent.is_dir():
+            raise UserError(f"`output` {file}: has to be in a folder that is there")
+        _try(file.absolute().parent, file.name)
+    except OSError as error:
+        raise UserError(f"`output` {file}: cannot be written ({why_not_written(file, error)})") from error
 
 
 def check_output_dir(folder: Path) -> None:
@@ -134,12 +172,35 @@ def check_output_dir(folder: Path) -> None:
                 f"`output_dir` {folder}: has to be new, empty, or an earlier run's folder; it holds "
                 f"{', '.join(others[:5])}"
             )
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        with tempfile.TemporaryDirectory(prefix=_TRIED, dir=there) as tried:
-            name = folder.name if there == folder else folder.relative_to(there).parts[0]
-            (Path(tried) / name).mkdir()  # not too long, and of allowed characters
+        _try(folder, folder.name)
     except OSError as error:
         raise UserError(f"`output_dir` {folder}: has to be a folder to write in ({error})") from error
+
+
+def _try(folder: Path, name: str) -> None:
+    """Make what has the longest name that something `name` in a folder is given, and remove it.
+
+    Where the folder is not there, something of its own name, or that of the first of its parents that is not.
+    """
+    there = _there(folder)
+    name = name if there == folder else folder.relative_to(there).parts[0]
+    with tempfile.TemporaryDirectory(prefix=_TRIED, dir=there) as tried:
+        _partial_of(Path(tried) / name).mkdir()  # not too long, and of allowed characters
+
+
+def _there(path: Path) -> Path:
+    return next(one for one in (path, *path.parents) if one.exists())
+
+
+def _partial_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A path that nothing has, on the disk of `path`, which it may be renamed to; removed where it was not."""
+    with tempfile.TemporaryDirectory(prefix=_TRIED, dir=_there(path.absolute().parent)) as folder:
+        yield Path(folder) / path.name
 
 
 def fill_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
@@ -147,7 +208,7 @@ def fill_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
 
     Its files are read by whom the umask lets: safetensors writes its own for their owner alone.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial_of(path)
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     # What a killed process of this id left behind: in a container every run has the same one.
     shutil.rmtree(partial, ignore_errors=True)

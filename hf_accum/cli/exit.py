@@ -1,14 +1,16 @@
 """How a run that failed ends: one line to the user, the traceback where it can be found again, its status."""
 
 import atexit
+import errno
 import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hf_accum.config.flags import as_flags, flag_names
@@ -17,6 +19,8 @@ from hf_accum.config.validation import without_secrets
 from hf_accum.device.malloc import prepare_for_limits
 from hf_accum.errors import NotFinite, OutOfMemory, Previewed, RankFailed, Stopped, UserError, first_line, printable
 
+_OF_COMMANDS = frozenset(["output", "figures", "require", "dtype", "licence", "max_new_tokens"])
+"""Flags that commands have beside those of recipes."""
 MISTAKE = 2
 """A process's status after a user's mistake."""
 FAULT = 1
@@ -44,7 +48,14 @@ def tell(error: Exception, *, debug: bool = False, output_dir: str | None = None
 
 def _message(error: Exception) -> tuple[int, str]:
     if isinstance(error, UserError | RankFailed | OutOfMemory | NotFinite):
-        return MISTAKE, as_flags(str(error), flag_names())
+        return MISTAKE, as_flags(str(error), flag_names() | _OF_COMMANDS)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MISTAKE, (
+            f"{first_line(error)}: make room on the disk that is written to; the variable TMPDIR names the folder of "
+            "temporary files"
+        )
+    if isinstance(error, BrokenPipeError):
+        return MISTAKE, f"what reads the output has ended before it had all of it ({first_line(error)})"
     if isinstance(error, RuntimeError | MemoryError):
         from hf_accum.device.out_of_memory import Failure, classify
 
@@ -106,15 +117,6 @@ def ending_past_threads() -> Iterator[None]:
         raise
 
 
-@contextmanager
-def naming(*flags: str) -> Iterator[None]:
-    """Inside, or in a function that this decorates, a mistake in one of a command's own flags is told with dashes."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(as_flags(str(error), flags)) from error
-
-
 EXIT_STOPPED = 75
 """Of a process that has ended early on request, and can go on: sysexits.h calls it EX_TEMPFAIL, "try again later"."""
 
@@ -146,6 +148,33 @@ def run(work: Callable[[], object], config: RecipeConfig | None = None, *, debug
         if not debug:
             sys.excepthook = _tell_of_interrupt  # Python calls it, and ends by the signal, as shells expect
         raise
+
+
+@contextmanager
+def cleaning_up_at_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM ends this process as Ctrl-C does, past what takes away files that are half written.
+
+    A rank of several that waits for another one would not hear of it: there it ends the process at once, as before.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    ):
+        yield
+        return
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+        with suppress(OSError):
+            os.write(2, b"SIGTERM: ended at once\n")  # past Python's files, in which it may have come
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _tell_of_interrupt(*_: object) -> None:

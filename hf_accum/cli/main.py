@@ -7,7 +7,7 @@ import argparse
 from typing import NoReturn
 
 from hf_accum.cli.commands import check, compare, evaluate, export, merge, plan, predict, publish, report, serve
-from hf_accum.cli.exit import run
+from hf_accum.cli.exit import cleaning_up_at_sigterm, run
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,7 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     serve.add_to(commands)
     parsed, flags = parser.parse_known_args(arguments)
     debug = "--debug" in flags or "--debug=true" in flags  # also for what fails before the recipe reads its flags
-    run(lambda: parsed.work(parsed, flags), debug=debug)
+    with cleaning_up_at_sigterm():
+        run(lambda: parsed.work(parsed, flags), debug=debug)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def open_merge(module: ModuleType, config: RecipeConfig, dataset: str | None) ->
     """The base of a run with these flags, and rows: of a dataset, or held out by the run, or else made up.
 
     Raises:
-        UserError: if the dataset that is named cannot be used; if there are several ranks.
+        UserError: if the dataset that is named cannot be used.
     """
     config = replace(config, quantization="none", max_eval_examples=None)
     with ExitStack() as stack:
@@ -51,7 +51,5 @@ def open_merge(module: ModuleType, config: RecipeConfig, dataset: str | None) ->
 @contextmanager
 def _opened(module: ModuleType, config: RecipeConfig, *, all_rows: bool) -> Iterator[tuple[Handed, list[Example]]]:
     with opened(module, config, all_rows=all_rows) as handed:
-        if handed.run.ranks.count > 1:
-            raise UserError("an adapter is merged in one process: start it without `accelerate launch`")
         evaluation = Evaluation(handed.run, handed.config, handed.data, handed.task, handed.draw)
         yield handed, evaluation.first_examples(_NUM_ROWS)

@@ -23,6 +23,7 @@ from hf_accum.data.source import Source, open_source
 from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.errors import UserError
+from hf_accum.files import why_not_written
 from hf_accum.models.lora import fold_adapters
 from hf_accum.models.onednn import use_onednn_where_faster
 from hf_accum.run.finished import ready
@@ -38,6 +39,7 @@ _FREE = frozenset(
 )
 """Flags by which no prediction becomes another one."""
 _PIECE = 1 << 20
+_PIPED = "pipe rows into it (JSON lines, CSV or Parquet)"
 _PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 """What gzip, zip (and Excel), bzip2, xz and zstd begin with."""
 
@@ -126,23 +128,33 @@ def open_rows_of(config: RecipeConfig, dataset: str, ranks: Ranks) -> Iterator[R
 
 def _keep_stdin() -> tuple[str, str]:
     """A file with what comes by standard input, of the format that it begins as, and its digest."""
-    folder = Path(mkdtemp(prefix="hf-accum-stdin-"))
+    if sys.stdin is None:  # closed by who started this process
+        raise UserError(f"`dataset` -: standard input is closed: {_PIPED}")
     raw, digest = sys.stdin.buffer, hashlib.blake2b(digest_size=16)
     head = raw.read(_PIECE)
     if not head.strip():
-        shutil.rmtree(folder)
-        raise UserError("`dataset` -: nothing came by standard input: pipe rows into it (JSON lines, CSV or Parquet)")
+        raise UserError(f"`dataset` -: nothing came by standard input: {_PIPED}")
     if head.startswith(_PACKED):
-        shutil.rmtree(folder)
         raise UserError("`dataset` -: is compressed, or of Excel: unpack it before (JSON lines, CSV or Parquet)")
     begins = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     suffix = ".parquet" if begins[:4] == b"PAR1" else ".jsonl" if begins[:1] in (b"{", b"[") else ".csv"
-    file = folder / f"stdin{suffix}"
-    with file.open("wb") as kept:
-        while head:
-            digest.update(head)
-            kept.write(head)
-            head = raw.read(_PIECE)
+    folder = Path(mkdtemp(prefix="hf-accum-stdin-"))
+    try:
+        file = folder / f"stdin{suffix}"
+        with file.open("wb") as kept:
+            while head:
+                digest.update(head)
+                kept.write(head)
+                head = raw.read(_PIECE)
+    except BaseException as error:  # an interrupt too: it may hold texts of patients
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(
+                f"`dataset` -: standard input is kept in a file meanwhile, and cannot be in {folder.parent} "
+                f"({why_not_written(folder, error)}); the variable TMPDIR names another folder, and a file as "
+                "`dataset` needs none"
+            ) from error
+        raise
     return str(file), digest.hexdigest()
 
 

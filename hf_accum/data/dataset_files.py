@@ -46,9 +46,15 @@ def check_folder(dataset: str) -> None:
     """Refuse a local folder that means to be loaded by a script of its own, or from elsewhere, before it is opened.
 
     Raises:
-        UserError: if there is such a script, or its description names files outside of it.
+        UserError: if there is such a script, or its description names files outside of it; if it is no folder and no
+            file, but a pipe or a device.
     """
     folder = Path(dataset)
+    if folder.exists() and not folder.is_dir() and not folder.is_file():
+        raise UserError(
+            f"dataset {dataset!r}: is a pipe or a device, which cannot be read twice: write its rows into a file "
+            "(`hf-accum predict` also takes - for standard input)"
+        )
     script = folder / f"{folder.resolve().name}.py"
     if os.path.isfile(script):
         raise UserError(

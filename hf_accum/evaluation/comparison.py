@@ -3,6 +3,7 @@
 Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13: percentile intervals, of the difference.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -41,10 +42,10 @@ class Side:
         """That of any task that gives intervals.
 
         Raises:
-            UserError: if it does not, or the figures are of several ranks.
+            UserError: if it does not.
         """
         if not isinstance(figures, Bootstrapped):
-            raise UserError("this task has no intervals, or was evaluated on several ranks: compare on one")
+            raise UserError("this task has no intervals: its runs cannot be compared")
         counts = {name: value for name, value in figures.items() if name.startswith("num_")}
         return cls(figures.groups, figures.parts, counts)
 
@@ -78,7 +79,7 @@ class Rule:
         try:
             if kind == "better" and figure and not margin:
                 return cls("better", figure)
-            if kind == "not_worse" and figure and float(margin) >= 0:
+            if kind == "not_worse" and figure and 0 <= float(margin) < math.inf:
                 return cls("not_worse", figure, float(margin))
         except ValueError:
             pass

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from hf_accum.errors import first_line
 from hf_accum.evaluation.decisions import Decisions
 from hf_accum.evaluation.judge import Judged
-from hf_accum.files import write_json_lines
+from hf_accum.files import why_not_written, write_json_lines
 
 PREDICTIONS, ERRORS = "predictions.jsonl", "errors.jsonl"
+NOT_WRITTEN = f"{PREDICTIONS} and {ERRORS} could not be written"
+"""What a note begins with where that is so: it ends no training."""
 _DIGITS = 6
 Record = dict[str, Any]
 
@@ -35,7 +36,7 @@ def write_records(
         write_json_lines(folder / PREDICTIONS, (record(index, {}) for index in range(len(judged.ids))))
         write_json_lines(folder / ERRORS, (record(one.index, one.shown) for one in judged.worst))
     except OSError as error:
-        return [f"{PREDICTIONS} and {ERRORS} could not be written ({first_line(error)})"]
+        return [f"{NOT_WRITTEN} ({why_not_written(folder, error)})"]
     which = f"has the {len(judged.worst):,} of {len(judged.ids):,} with the greatest loss"
     if len(judged.worst) == len(judged.ids):
         which = "has them too, the greatest loss first"

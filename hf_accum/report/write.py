@@ -3,9 +3,12 @@
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from hf_accum.errors import UserError, first_line, printable
+from hf_accum.byte_sizes import format_bytes
+from hf_accum.errors import UserError, printable
+from hf_accum.files import why_not_written
 from hf_accum.report.page import render
 from hf_accum.report.run_files import RunFiles, read_run
 
@@ -36,12 +39,22 @@ def write_report(
     files = {page: report.html.encode("utf-8", errors="replace")}  # JSON may have halves of characters
     if figures is not None:
         files |= {figures / name: data for name, data in report.figures.items()}
+    made = None if figures is None or figures.exists() else figures
     try:
-        if figures is not None:
-            figures.mkdir(exist_ok=True)
+        if made is not None:
+            made.mkdir()
         _write_all(files)
-    except OSError as error:
-        raise UserError(f"`output` {page}: the report could not be written ({first_line(error)})") from error
+    except BaseException as error:
+        if made is not None:
+            with suppress(OSError):
+                made.rmdir()
+        if not isinstance(error, OSError):
+            raise
+        beside = "" if figures is None else f" with its figures in {figures}"
+        raise UserError(
+            f"`output` {page}: the report could not be written{beside} ({why_not_written(figures or page, error)}); "
+            f"it takes about {format_bytes(sum(map(len, files.values())))}"
+        ) from error
     return page, runs
 
 

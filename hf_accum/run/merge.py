@@ -15,8 +15,8 @@ from hf_accum.accumulation.example import Example, inputs_of
 from hf_accum.byte_sizes import format_bytes
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.trust import Trust
-from hf_accum.errors import UserError, first_line
-from hf_accum.files import check_vacant, fill_folder_atomically, write_atomically
+from hf_accum.errors import UserError
+from hf_accum.files import check_vacant, fill_folder_atomically, why_not_written, write_atomically
 from hf_accum.models.base import from_json
 from hf_accum.models.loading import quiet_transformers
 from hf_accum.models.merging import DTYPES, merge, name_tokenizer_for_all, restore_config, stored_dtype
@@ -130,7 +130,9 @@ def merge_into(
     try:
         fill_folder_atomically(output.absolute(), lambda partial: made.append(fill(partial)))
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{output}: could not be written ({first_line(error)}); nothing is left of it") from error
+        raise UserError(
+            f"{output}: could not be written ({why_not_written(output, error)}); nothing is left of it"
+        ) from error
     return made[0]
 
 
@@ -207,5 +209,6 @@ def _check_room(output: Path, model: nn.Module) -> None:
     free = shutil.disk_usage(there).free
     if free < num_bytes:
         raise UserError(
-            f"{output}: the merged model takes {format_bytes(num_bytes)}, and the disk has {format_bytes(free)} left"
+            f"{output}: the merged model takes {format_bytes(num_bytes)}, and the disk has {format_bytes(free)} "
+            "left: make room there, or give another place"
         )

@@ -14,8 +14,9 @@ from huggingface_hub import HfApi, ModelCard, get_token, metadata_load
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
+from hf_accum.byte_sizes import format_bytes
 from hf_accum.errors import UserError, first_line
-from hf_accum.files import check_vacant, fill_folder_atomically
+from hf_accum.files import check_vacant, fill_folder_atomically, why_not_written
 from hf_accum.run.card import card_of
 from hf_accum.run.result import check_through
 
@@ -71,7 +72,11 @@ def write_published(run: Path, folder: Path, licence: str | None = None) -> Publ
     try:
         fill_folder_atomically(folder.absolute(), fill)
     except OSError as error:
-        raise UserError(f"{folder}: has to be a folder to write in ({first_line(error)})") from error
+        num_bytes = sum((result / name).stat().st_size for name in files)
+        raise UserError(
+            f"{folder}: could not be written ({why_not_written(folder, error)}); it takes about "
+            f"{format_bytes(num_bytes)}, and nothing is left of it"
+        ) from error
     return Published(tuple(sorted({*files, CARD})), tuple(left_out))
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from hf_accum.byte_sizes import format_bytes
 from hf_accum.data.formats.image_folder import ImageFile
 from hf_accum.data.formats.rows import Row
 from hf_accum.errors import UserError, first_line, shortened
-from hf_accum.files import write_atomically, write_json, write_json_lines
+from hf_accum.files import check_new_file, why_not_written, write_atomically, write_json, write_json_lines
 
 FORMATS = (".jsonl", ".csv", ".parquet")
 _STATE, _IMAGES = "state.json", "images"
@@ -45,12 +46,11 @@ def check_output(path: Path) -> None:
     """Refuse a file that rows cannot be written to, before the long work.
 
     Raises:
-        UserError: if it is there already, of another format, or in no folder.
+        UserError: if it is there already, of another format, in no folder, or cannot be written.
     """
     if path.suffix not in FORMATS:
         raise UserError(f"`output` {path}: has to be a file .jsonl, .csv or .parquet")
-    if not path.parent.is_dir():
-        raise UserError(f"`output` {path}: there is no folder {path.parent}; make it, or give another file")
+    check_new_file(path)
     images = _images_of(path)
     for there in (path, *([] if _partial_of(path).exists() else [images])):  # images come first, then the file
         if there.exists():
@@ -111,10 +111,17 @@ class RowOutput:
             )
 
     def save_image(self, name: str, image: Any) -> str:
-        """Store an image beside the rows; returns its path from where the file will be."""
+        """Store an image beside the rows; returns its path from where the file will be.
+
+        Raises:
+            UserError: if the disk is full.
+        """
         folder = self.folder / _IMAGES
-        folder.mkdir(parents=True, exist_ok=True)
-        image.save(folder / name)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            image.save(folder / name)
+        except OSError as error:
+            raise self._not_written(error) from error
         return f"{self.images.name}/{name}"
 
     def add(self, rows: Sequence[tuple[Row, Mapping[str, Any]]], place: Place) -> None:
@@ -133,18 +140,21 @@ class RowOutput:
                 )
         written = [{**row, **columns} for (row, _), columns in zip(rows, added, strict=True)]
         columns = self._columns | dict.fromkeys(str(name) for row in written for name in row)
+        part = self._part(self._num_parts)
+        table, schema = None, None
+        if self.path.suffix == ".parquet":
+            table, schema = _table_of(written, columns, self._schema)
         try:
             self.folder.mkdir(exist_ok=True)
-            part = self._part(self._num_parts)
-            if self.path.suffix == ".parquet":
-                self._schema = _write_table(part, written, columns, self._schema)
+            if table is not None:
+                _write_table(part, table)
             else:
                 write_json_lines(part, map(plain, written))
             state = {"facts": self.facts, "place": asdict(place), "columns": list(columns)}
             write_json(self.folder / _STATE, {**state, "num_parts": self._num_parts + 1})
         except OSError as error:
             raise self._not_written(error) from error
-        self.place, self._columns, self._num_parts = place, columns, self._num_parts + 1
+        self.place, self._columns, self._num_parts, self._schema = place, columns, self._num_parts + 1, schema
 
     def finish(self) -> None:
         """Put the parts together, and remove them.
@@ -163,13 +173,17 @@ class RowOutput:
                 case _:
                     self._join_tables()
         except OSError as error:
-            raise self._not_written(error) from error
+            num_bytes = sum(self._part(number).stat().st_size for number in range(self._num_parts))
+            raise self._not_written(
+                error, f"; put together they take about {format_bytes(num_bytes)} more"
+            ) from error
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _not_written(self, error: OSError) -> UserError:
+    def _not_written(self, error: OSError, more: str = "") -> UserError:
         return UserError(
-            f"`output` {self.path}: cannot be written ({first_line(error)}); {self.place.num_rows:,} rows are kept "
-            f"in {self.folder.name}, and the same command goes on from there"
+            f"`output` {self.path}: cannot be written ({why_not_written(self.path, error)}); "
+            f"{self.place.num_rows:,} rows are kept in {self.folder.name}, and the same command goes on from "
+            f"there{more}"
         )
 
     def _part(self, number: int) -> Path:
@@ -187,15 +201,21 @@ class RowOutput:
 
         schema = pa.schema([]) if self._schema is None else self._schema
         partial = self.folder / "whole"
-        with pq.ParquetWriter(partial, schema) as writer:
-            for number in range(self._num_parts):
-                table = pq.read_table(self._part(number))
-                columns = [
-                    table[name].cast(type_) if name in table.column_names else pa.nulls(len(table), type_)
-                    for name, type_ in zip(schema.names, schema.types, strict=True)
-                ]
-                writer.write_table(pa.table(columns, schema=schema))
-        partial.replace(self.path)
+        try:
+            with pq.ParquetWriter(partial, schema) as writer:
+                for number in range(self._num_parts):
+                    table = pq.read_table(self._part(number))
+                    columns: list[Any] = []
+                    for name, type_ in zip(schema.names, schema.types, strict=True):
+                        is_there = table.schema.get_field_index(name) >= 0
+                        try:
+                            columns.append(table[name].cast(type_) if is_there else pa.nulls(len(table), type_))
+                        except pa.ArrowInvalid as error:  # an integer that no float holds
+                            raise _of_several_types(name, error) from error
+                    writer.write_table(pa.table(columns, schema=schema))
+            partial.replace(self.path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _common_schema(parts: Iterable[Path]) -> Any:
@@ -205,27 +225,38 @@ def _common_schema(parts: Iterable[Path]) -> Any:
     return pa.unify_schemas([pq.read_schema(part) for part in parts], promote_options="permissive")
 
 
-def _write_table(path: Path, rows: Sequence[Row], columns: Iterable[str], known: Any) -> Any:
-    """Write rows as a table whose columns are of types that go with those known; returns what they have in common."""
+def _table_of(rows: Sequence[Row], columns: Iterable[str], known: Any) -> tuple[Any, Any]:
+    """Rows as a table, and a schema that its columns and those of a known one have in common."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    types: dict[str, Any] = {} if known is None else dict(zip(known.names, known.types, strict=True))
     arrays: dict[str, Any] = {}
-    common = pa.schema([]) if known is None else known
     for name in columns:
         try:
             arrays[name] = pa.array([_in_table(row.get(name)) for row in rows])
-            own = pa.schema([(name, arrays[name].type)])
-            common = pa.unify_schemas([common, own], promote_options="permissive")
+            both = [pa.schema([(name, one)]) for one in (types.get(name), arrays[name].type) if one is not None]
+            types[name] = pa.unify_schemas(both, promote_options="permissive").types[0]  # of all at once it is slow
         except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
-            raise UserError(
-                f"column {name!r}: a file .parquet has values of one type in a column, and these are of several "
-                f"({first_line(error)}); give an `output` .jsonl, which takes any"
-            ) from error
+            raise _of_several_types(name, error) from error
+    return pa.table(arrays), pa.schema(list(types.items()))
+
+
+def _of_several_types(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"column {name!r}: a file .parquet has values of one type in a column, and these are of several "
+        f"({first_line(error)}); give an `output` .jsonl, which takes any"
+    )
+
+
+def _write_table(path: Path, table: Any) -> None:
+    import pyarrow.parquet as pq
+
     partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.table(arrays), partial)
-    partial.replace(path)
-    return common
+    try:
+        pq.write_table(table, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _in_table(value: Any) -> Any:

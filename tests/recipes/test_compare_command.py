@@ -2,12 +2,18 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from every_recipe import run_of
+from launching import launch
 
+from hf_accum.cli.commands import compare
 from hf_accum.cli.main import main
+from hf_accum.errors import UserError
 
 Recipe = Callable[..., Path]
 
@@ -45,12 +51,24 @@ def test_a_run_that_learned_is_better_and_the_rule_decides_the_status(
     for wrong, said in (
         (["--require=best"], "--require best: has to be"),
         (["--output=no/such/file"], "has to be in a folder that is there"),
+        (["--output=/"], "has to be a file, it is a folder"),
         (["--text_column=other"], "no column 'other'"),
     ):
         with pytest.raises(SystemExit) as ended:
             main(["compare", str(worse), str(better), *how, *wrong])
         assert ended.value.code == 2
         assert said in capsys.readouterr().err
+    one = tmp_path / "one.jsonl"
+    one.write_text(rows.read_text().split("\n")[0])
+    main(["compare", str(worse), str(better), f"--dataset={one}", f"--output={found}"])
+    figures = json.loads(found.read_text())["figures"]
+    assert figures["macro_auroc"] == {"first": None, "second": None, "interval_of_difference": None}  # not a number
+    usage = worse / "adapter" / "usage.json"
+    usage.write_text(usage.read_text().replace('"text-classification"', '"token-classification"'))
+    with pytest.raises(SystemExit):
+        main(["compare", str(worse), str(better)])
+    told = capsys.readouterr().err
+    assert "error: the two runs have different tasks: token-classification and text-classification\n" in told
 
 
 @pytest.mark.parametrize(
@@ -109,3 +127,29 @@ def test_a_column_for_each_label_that_one_run_does_not_know(
     with pytest.raises(SystemExit) as ended:
         main(["compare", str(first), str(second), f"--dataset={data}", "--require=better:loss"])
     assert ended.value.code == 2
+
+
+def test_figures_that_stay_in_a_process_are_refused_on_several_ranks_before_they_are_computed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened: Any = SimpleNamespace(ranks=SimpleNamespace(count=2, index=1), task=object(), data=None)
+    monkeypatch.setattr("hf_accum.cli.evaluation.open_evaluation", lambda *_, **__: nullcontext(opened))
+    of_any: Any = SimpleNamespace(dataset=None, split="train")
+    with pytest.raises(UserError, match="are compared in one process"):
+        compare._judged(tmp_path, of_any, of_any, of_any, {})
+
+
+@pytest.mark.slow
+def test_two_ranks_compare_as_one_and_say_it_once(recipe: Recipe, notes: Path, tmp_path: Path) -> None:
+    runs = [str(recipe(max_steps=2, learning_rate=0.01, seed=seed)) for seed in (0, 1)]
+    found = [tmp_path / f"{num_ranks}.json" for num_ranks in (1, 2)]
+    how = ["compare", *runs, f"--dataset={notes / 'train-2.jsonl'}", "--group_column=text"]
+    main([*how, f"--output={found[0]}"])
+    done = launch("-m", "hf_accum.cli.main", *how, f"--output={found[1]}", num_processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("macro_f1") == 1
+    one, two = (json.loads(file.read_text())["figures"] for file in found)
+    assert one.keys() == two.keys()
+    for name, figure in one.items():
+        for side, value in figure.items():
+            assert two[name][side] == pytest.approx(value, abs=1e-5), (name, side)

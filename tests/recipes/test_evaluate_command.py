@@ -1,5 +1,6 @@
 """`hf-accum evaluate`: the figures of a run, on what it held out and on other data."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -130,3 +131,36 @@ def test_what_cannot_be_evaluated_is_said(recipe: Recipe, tmp_path: Path, capsys
     assert "has to be a new or empty folder" in said(folder, f"--output={folder}")
     (folder / "evaluation.json").unlink()
     assert "has to be a run that is through" in said(folder, *on_other)
+
+
+@pytest.mark.parametrize("failing", ["predictions.jsonl", "evaluation.json"])
+def test_on_a_full_disk_the_figures_are_shown_and_nothing_is_written(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failing: str
+) -> None:
+    folder, place = recipe(**MADE), tmp_path / "disk"
+    place.mkdir()
+    replace = Path.replace
+
+    def full(path: Path, target: Path) -> Path:
+        if target.name == failing and target.is_relative_to(place):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(SystemExit) as ended:
+        evaluated(folder, place / "out")
+    assert ended.value.code == 2
+    told = capsys.readouterr()
+    assert "accuracy" in told.out
+    assert "No space left" not in told.out
+    assert told.err.splitlines()[-1].startswith(f"error: --output {place / 'out'}: ")
+    assert "are free there: make room" in told.err
+    assert "nothing is left of it" in told.err
+    assert not list(place.iterdir())
+    monkeypatch.undo()
+    evaluated(folder, place / "new" / "out")
+    assert sorted(file.name for file in (place / "new" / "out").iterdir()) == [
+        "errors.jsonl",
+        "evaluation.json",
+        "predictions.jsonl",
+    ]

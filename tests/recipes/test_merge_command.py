@@ -213,7 +213,9 @@ def test_what_cannot_be_merged_is_said_and_nothing_is_left(
             raise OSError(errno.ENOSPC, "No space left on device")
 
         patched.setattr(merging, "write_model", full)
-        assert "could not be written (OSError: [Errno 28] No space left on device)" in said(run, output)
+        error = said(run, output)
+        assert "could not be written (OSError: [Errno 28] No space left on device; " in error
+        assert error.endswith(" are free there: make room, or give another place); nothing is left of it\n")
     with monkeypatch.context() as patched:
 
         def stopped(*_: object, **__: object) -> None:

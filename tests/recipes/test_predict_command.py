@@ -1,16 +1,21 @@
 """`hf-accum predict`: what a run tells of rows is what its model tells of each alone, and no row is lost or twice."""
 
 import csv
+import errno
 import fcntl
 import gzip
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -281,7 +286,7 @@ def test_what_cannot_be_predicted_is_said(recipe: Recipe, tmp_path: Path, capsys
     assert "no such column; the row has text" in said(run, f"--dataset={data}", new, "--text_column=note")
     assert "error: --output " in said(run, f"--dataset={data}", "--output=nowhere/out.jsonl")
     assert "has to be a file .jsonl, .csv or .parquet" in said(run, f"--dataset={data}", "--output=out.txt")
-    assert "there is no folder" in said(run, f"--dataset={data}", "--output=nowhere/out.jsonl")
+    assert "in a folder that is there" in said(run, f"--dataset={data}", "--output=nowhere/out.jsonl")
     assert "no_such.jsonl" in said(run, "--dataset=no_such.jsonl", new)
     assert "embedded data has labels" in said(run, "--dataset=embedded:icd", new)
     assert "has to be the folder of a run" in said(tmp_path, f"--dataset={data}", new)
@@ -294,6 +299,36 @@ def test_what_cannot_be_predicted_is_said(recipe: Recipe, tmp_path: Path, capsys
     assert "row 1: field 'more': not UTF-8 (a lone surrogate)" in said(run, f"--dataset={surrogates}", new)
     (run / "evaluation.json").unlink()
     assert "has to be a run that is through" in said(run, f"--dataset={data}", new)
+
+
+def test_standard_input_that_is_closed_or_cannot_be_kept_is_said_and_leaves_nothing(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, output, temporary = recipe(**MADE), tmp_path / "out.jsonl", tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+
+    class Pipe(io.BytesIO):
+        ends_with: BaseException = OSError(errno.ENOSPC, "No space left on device")
+
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell():
+                raise self.ends_with
+            return super().read(10 if size else 0)
+
+    pipe = Pipe(b'{"text": "syncope"}')
+    for stdin, why in ((None, "is closed"), (SimpleNamespace(buffer=pipe), "are free there: make room.*TMPDIR")):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with pytest.raises(SystemExit) as ended:
+            predict(run, "-", output)
+        assert ended.value.code == 2
+        assert re.search(f"^error: --dataset -: standard input .*{why}", capsys.readouterr().err, re.MULTILINE)
+    pipe.ends_with = KeyboardInterrupt()
+    pipe.seek(0)
+    with pytest.raises(KeyboardInterrupt):
+        predict(run, "-", output)
+    assert not list(temporary.glob("hf-accum-stdin-*"))
+    assert not output.exists()
 
 
 def test_a_file_is_one_process_s_at_a_time(

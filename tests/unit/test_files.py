@@ -1,10 +1,12 @@
 """Files and folders that are there whole or not at all."""
 
+import errno
 import json
 import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from hf_accum.files import JsonLines, fill_folder_atomically, is_leftover, write_atomically, write_json
+from hf_accum.errors import UserError
+from hf_accum.files import (
+    JsonLines,
+    beside,
+    check_new_file,
+    check_vacant,
+    fill_folder_atomically,
+    is_leftover,
+    why_not_written,
+    write_atomically,
+    write_json,
+)
 
 
 def fail(*_: Any, **__: Any) -> Any:
@@ -291,3 +304,62 @@ def test_no_number_that_json_does_not_have_gets_into_a_line(tmp_path: Path) -> N
 )
 def test_what_a_killed_process_left_is_told_from_the_rest(tmp_path: Path, name: str, is_one: bool) -> None:
     assert is_leftover(tmp_path / name) == is_one
+
+
+# Before and after a write
+
+
+@pytest.mark.parametrize("check", [check_vacant, check_new_file])
+def test_a_place_that_cannot_be_written_is_refused_before_and_nothing_is_left(
+    tmp_path: Path, check: Callable[[Path], None]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file" / "out", tmp_path / ("n" * 250), tmp_path / ("n" * 300)):
+        with pytest.raises(UserError, match=r"has to be|cannot be written"):
+            check(place)
+    check(tmp_path / "new")
+    assert names(tmp_path) == ["file"]
+
+
+def test_where_a_disk_is_mounted_no_folder_can_be_put_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+    with pytest.raises(UserError, match=r"a disk is mounted there.* give a new folder in it"):
+        check_vacant(tmp_path)
+    check_vacant(tmp_path / "new")
+
+
+def test_a_file_for_a_result_is_no_folder_and_in_one_that_is_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="it is a folder"):
+        check_new_file(tmp_path)
+    with pytest.raises(UserError, match="has to be in a folder that is there"):
+        check_new_file(tmp_path / "none" / "out.json")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "x"), ValueError("IoError: No space left on device")])
+def test_of_a_full_disk_is_said_what_it_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    asked: list[Path] = []
+
+    def usage(path: Path) -> Any:
+        asked.append(path)
+        return SimpleNamespace(free=3 * 2**20)
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    assert "3 MiB are free there: make room" in why_not_written(tmp_path / "none" / "out", error)
+    assert asked == [tmp_path]  # the disk that it would be on
+    assert why_not_written(tmp_path, OSError(errno.EROFS, "read-only")).endswith("read-only")
+
+
+def test_a_path_beside_another_is_on_its_disk_and_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "none" / "out"
+    with beside(out) as place:
+        place.mkdir()
+        assert place.is_relative_to(tmp_path)
+    with beside(out) as place:
+        place.mkdir()
+        out.parent.mkdir()
+        place.rename(out)
+    assert [names(tmp_path), names(out.parent)] == [["none"], ["out"]]

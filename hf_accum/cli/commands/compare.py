@@ -1,13 +1,14 @@
 """`hf-accum compare`: two runs on the same rows, and a rule that decides."""
 
 import argparse
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_accum.cli.exit import FAULT, naming
+from hf_accum.cli.exit import FAULT
 from hf_accum.cli.recipes import recipe_of
-from hf_accum.errors import UserError, first_line
+from hf_accum.errors import UserError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -42,21 +43,21 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
 
     from hf_accum.distributed.launch import keeping_processes
     from hf_accum.evaluation.comparison import Rule, compared
-    from hf_accum.files import json_safe, write_json
+    from hf_accum.files import check_new_file, json_safe, why_not_written, write_json
     from hf_accum.run.shown_figures import short
 
-    if parsed.output is not None and not Path(parsed.output).absolute().parent.is_dir():
-        raise UserError(f"--output {parsed.output}: has to be in a folder that is there")
-    with naming("require", "dataset"):
-        rule = None if parsed.require is None else Rule.of(parsed.require)
-        with keeping_processes():
-            folders = [Path(folder).expanduser().resolve() for folder in parsed.runs]
-            (first, second), have_other_labels = _sides(folders, parsed, flags)
-        found = compared(first, second)
-        if have_other_labels:  # in which what a run does not know has no probability
-            found.pop("loss", None)
-        is_kept = rule is None or rule.is_kept(found)
-    console = Console(soft_wrap=True)
+    if parsed.output is not None:
+        check_new_file(Path(parsed.output))
+    rule = None if parsed.require is None else Rule.of(parsed.require)
+    with keeping_processes():
+        folders = [Path(folder).expanduser().resolve() for folder in parsed.runs]
+        (first, second), have_other_labels = _sides(folders, parsed, flags)
+    found = compared(first, second)
+    if have_other_labels:  # in which what a run does not know has no probability
+        found.pop("loss", None)
+    is_kept = rule is None or rule.is_kept(found)
+    is_first = os.environ.get("RANK", "0") == "0"  # all ranks have found the same
+    console = Console(soft_wrap=True, quiet=not is_first)
     table = Table("figure", *(Path(folder).name for folder in parsed.runs), "difference", "95 %")
     for name, one in found.items():
         between = "-" if one.interval is None else f"{one.interval[0]:+.4f} to {one.interval[1]:+.4f}"
@@ -66,11 +67,12 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
     console.print(table)
     if have_other_labels:
         console.print("note: one run does not know all labels of the other: they count as wrong, and have no loss")
-    if parsed.output is not None:
+    if parsed.output is not None and is_first:
         try:
             write_json(Path(parsed.output), json_safe(_as_json(parsed, found, is_kept)))
         except OSError as error:
-            raise UserError(f"--output {parsed.output}: cannot be written ({first_line(error)})") from error
+            why = why_not_written(Path(parsed.output), error)
+            raise UserError(f"`output` {parsed.output}: cannot be written ({why})") from error
     if rule is not None:
         console.print(f"{parsed.require}: {'kept' if is_kept else 'not kept'}", markup=False, highlight=False)
     if not is_kept:
@@ -85,7 +87,13 @@ def _sides(folders: list[Path], parsed: argparse.Namespace, flags: list[str]) ->
     from dataclasses import replace
 
     from hf_accum.cli.evaluation import ALL_ROWS
+    from hf_accum.models.usage import read_usage
+    from hf_accum.run.result import check_through
 
+    usages = [read_usage(check_through(folder)) for folder in folders]
+    tasks = [usage.task for usage in usages if usage is not None]  # a run of an earlier version does not say it
+    if len(set(tasks)) > 1:
+        raise UserError(f"the two runs have different tasks: {' and '.join(tasks)}")
     opened = [recipe_of(folder, parsed.recipe, [ALL_ROWS, *flags]) for folder in folders]
     seed = opened[0][1].seed  # by which masks are drawn: the same for both
     opened = [(module, replace(config, seed=seed)) for module, config in opened]
@@ -118,9 +126,11 @@ def _judged(
 
     on_rows = (parsed.dataset, parsed.split)
     with open_evaluation(module, folder, config, *on_rows, more_labels=more) as opened:
-        for note in notes_of(opened.data):
+        for note in notes_of(opened.data) if opened.ranks.index == 0 else ():
             print(as_flags(f"note: {folder.name}: {note}", flag_names()))
         if not isinstance(opened.task, Classifies):
+            if opened.ranks.count > 1:  # what a bootstrap computes the figures of stays in a process
+                raise UserError("runs of this task are compared in one process: start it without `accelerate launch`")
             return Side.of_figures(opened.evaluation.figures(opened.model, opened.cutter, opened.folder))
         judged = opened.evaluation.judged(opened.model, opened.cutter)
         is_regression = getattr(config, "problem", None) == "regression"
@@ -129,7 +139,11 @@ def _judged(
 
 def _as_json(parsed: argparse.Namespace, found: "dict[str, Difference]", is_kept: bool) -> dict[str, object]:
     figures = {
-        name: {"first": one.first, "second": one.second, "interval_of_difference": one.interval}
+        name: {
+            "first": one.first,
+            "second": one.second,
+            "interval_of_difference": None if one.interval is None else list(one.interval),
+        }
         for name, one in found.items()
     }
     ruled = {} if parsed.require is None else {"require": parsed.require, "is_kept": is_kept}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_accum.cli.exit import run
 from hf_accum.cli.recipes import recipe_of
+from hf_accum.errors import UserError
 from hf_accum.files import check_vacant
 
 if TYPE_CHECKING:
@@ -51,23 +52,45 @@ def evaluate_run(
     split: str = "train",
     output: Path | None = None,
 ) -> Mapping[str, Any]:
-    """The figures of a run, as `open_evaluation` opens it; shown, and in `output` as files. A collective.
+    """The figures of a run, as `open_evaluation` opens it; shown, and in `output` as files: all of them or none.
+
+    A collective.
 
     Raises:
-        UserError: as `open_evaluation` does.
+        UserError: as `open_evaluation` does; if the files cannot be written.
     """
+    from contextlib import nullcontext
+
     from rich.console import Console
 
     from hf_accum.cli.evaluation import notes_of, open_evaluation
     from hf_accum.config.flags import as_flags, flag_names
-    from hf_accum.evaluation.records import PREDICTIONS
-    from hf_accum.files import json_safe, write_json
+    from hf_accum.distributed.collectives import on_rank_0
+    from hf_accum.evaluation.records import NOT_WRITTEN, PREDICTIONS
+    from hf_accum.files import beside, json_safe, why_not_written, write_json
     from hf_accum.run.shown_figures import in_a_line, lines_of, show_classes
 
-    with open_evaluation(module, folder, config, dataset, split, output) as opened:
+    console = Console(soft_wrap=True)
+
+    def write(place: Path, figures: Mapping[str, Any]) -> None:
+        if output is None:
+            return
+        if unwritten := [note for note in figures.get("notes", ()) if note.startswith(NOT_WRITTEN)]:
+            raise UserError(f"`output` {output}: {unwritten[0]}; nothing is left of it")
+        try:
+            write_json(place / "evaluation.json", json_safe(dict(figures)))
+            output.parent.mkdir(parents=True, exist_ok=True)
+            place.rename(output)
+        except OSError as error:
+            why = why_not_written(output, error)
+            raise UserError(f"`output` {output}: could not be written ({why}); nothing is left of it") from error
+
+    with (
+        nullcontext() if output is None else beside(output) as place,
+        open_evaluation(module, folder, config, dataset, split, place) as opened,
+    ):
         figures = opened.evaluation.figures(opened.model, opened.cutter, opened.folder)
         if opened.ranks.index == 0:
-            console = Console(soft_wrap=True)
             of = "what the run held out" if dataset is None else dataset
             console.print(f"{folder.name} on {of}: {in_a_line(figures)}", markup=False, highlight=False)
             show_classes(console, figures)
@@ -76,9 +99,9 @@ def evaluate_run(
             for reason, number in opened.data.bad_rows.items():
                 console.print(f"left out: {number:,} bad rows ({reason})", markup=False, highlight=False)
             for line in lines_of(figures):
-                if output is not None or PREDICTIONS not in line:
+                if PREDICTIONS not in line or (output is not None and NOT_WRITTEN not in line):
                     console.print(as_flags(line, flag_names()), markup=False, highlight=False)
-            if output is not None:
-                write_json(output / "evaluation.json", json_safe(dict(figures)))
-                console.print(f"written: {output}", markup=False, highlight=False)
+        on_rank_0(opened.ranks, lambda: write(opened.folder, figures))
+        if output is not None and opened.ranks.index == 0:
+            console.print(f"written: {output}", markup=False, highlight=False)
     return figures

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_accum.cli.exit import run
+from hf_accum.cli.one_process import check_one_process
 from hf_accum.cli.recipes import recipe_of
 from hf_accum.errors import UserError
 
@@ -39,6 +40,7 @@ def _export(parsed: argparse.Namespace, flags: list[str]) -> None:
 
     if parsed.dataset is not None and not parsed.int8:
         raise UserError(f"--dataset {parsed.dataset}: is for --int8, to show what that costs; leave it out")
+    check_one_process("export")
     folder, output = (Path(path).expanduser().resolve() for path in (parsed.run, parsed.output))
     check_vacant(output)
     check_packages()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_accum.cli.exit import run
+from hf_accum.cli.one_process import check_one_process
 from hf_accum.cli.recipes import recipe_of
 from hf_accum.files import check_vacant
 
@@ -45,6 +46,7 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
 def _merge(parsed: argparse.Namespace, flags: list[str]) -> None:
     from hf_accum.run.merge import check_adapter
 
+    check_one_process("merge")
     folder, output = (Path(path).expanduser().resolve() for path in (parsed.run, parsed.output))
     check_adapter(folder)
     check_vacant(output)

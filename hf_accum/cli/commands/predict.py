@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_accum.cli.exit import naming, run
+from hf_accum.cli.exit import run
 from hf_accum.cli.recipes import recipe_of
 from hf_accum.errors import UserError
 
@@ -40,14 +40,13 @@ def _predict(parsed: argparse.Namespace, flags: list[str]) -> None:
 
     folder = Path(parsed.run).expanduser().resolve()
     output = Path(parsed.output).expanduser().resolve()
-    with naming("output"):
-        check_output(output)
+    check_output(output)
     module, config = recipe_of(folder, parsed.recipe, flags)
     config = replace(config, dataset=parsed.dataset, train_split=parsed.split, eval_split=None)
     if parsed.max_new_tokens is not None and parsed.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens {parsed.max_new_tokens}: has to be at least 1")
     how = {} if parsed.max_new_tokens is None else {"max_new_tokens": parsed.max_new_tokens}
-    run(naming("output", "max_new_tokens")(lambda: predict_file(module, folder, config, output, **how)), config)
+    run(lambda: predict_file(module, folder, config, output, **how), config)
 
 
 def predict_file(module: "ModuleType", folder: Path, config: "RecipeConfig", output: Path, **how: Any) -> None:

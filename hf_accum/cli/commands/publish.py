@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_accum.cli.exit import naming
+from hf_accum.cli.one_process import check_one_process
 from hf_accum.cli.unknown_flags import refuse
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
     parser.set_defaults(work=_publish)
 
 
-@naming("licence")
 def _publish(parsed: argparse.Namespace, flags: list[str]) -> None:
     refuse(flags, "is no flag of hf-accum publish")
+    check_one_process("publish")
     from hf_accum.run.publish import check_repo, publish, write_published
 
     run = Path(parsed.run)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_accum.cli.exit import naming
+from hf_accum.cli.one_process import check_one_process
 from hf_accum.cli.unknown_flags import refuse
 
 _REPORT = """Show a run, or several side by side, as one HTML page: what it was, its curves, its speed and memory, its
@@ -34,11 +34,11 @@ def _report(parsed: argparse.Namespace, flags: list[str]) -> None:
     from hf_accum.report.write import watch, write_report
 
     refuse(flags, "is no flag of hf-accum report")
+    check_one_process("report")
     folders = [Path(run) for run in parsed.runs]
     output, figures = (None if place is None else Path(place) for place in (parsed.output, parsed.figures))
-    with naming("output", "figures"):
-        if parsed.watch:
-            watch(folders, output, figures=figures, texts=not parsed.no_texts)
-            return
-        page, _ = write_report(folders, output, figures=figures, texts=not parsed.no_texts)
+    if parsed.watch:
+        watch(folders, output, figures=figures, texts=not parsed.no_texts)
+        return
+    page, _ = write_report(folders, output, figures=figures, texts=not parsed.no_texts)
     print(f"written: {page}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_accum.cli.exit import run
+from hf_accum.cli.one_process import check_one_process
 from hf_accum.cli.recipes import recipe_of
 from hf_accum.errors import UserError
 
@@ -40,6 +41,7 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
 
 
 def _serve(parsed: argparse.Namespace, flags: list[str]) -> None:
+    check_one_process("serve")
     names = ("max_request_bytes", "max_rows", "max_waiting", "timeout_seconds", "max_new_tokens")
     given = {name: value for name in names if (value := getattr(parsed, name)) is not None}
     if not 0 <= parsed.port < 2**16:  # which would be taken for another one
@@ -74,7 +76,7 @@ def serve_run(
     `how` goes to the recipe's function `predictor`.
 
     Raises:
-        UserError: as `open_predictions` and `listen` do; for several ranks, or more rows than are kept in memory.
+        UserError: as `open_predictions` and `listen` do; for more rows than are kept in memory.
     """
     from hf_accum.cli.prediction import open_predictions
     from hf_accum.cli.serving.app import app_of
@@ -86,8 +88,6 @@ def serve_run(
         print(line, flush=True)
 
     with open_predictions(module, folder, config, **how) as opened, listen(*address) as listening:
-        if opened.ranks.count > 1:
-            raise UserError("serve runs in one process: start it without a launcher, once for each device and port")
         predictor = opened.rows.predictor
         if limits.max_rows > predictor.most_rows:
             raise UserError(

@@ -1,5 +1,6 @@
 """How a run ends that failed: one line, its status, its traceback where the line says."""
 
+import errno
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_accum.cli.exit import naming, run
+from hf_accum.cli.exit import run
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.errors import NotFinite, OutOfMemory, RankFailed, Stopped, UserError, first_line, shown
 
@@ -123,9 +124,12 @@ def test_the_arguments_of_a_message_are_told_as_flags(
     assert capsys.readouterr().err == f"error: {said}\n"
 
 
-def test_a_command_s_own_flags_are_told_as_flags() -> None:
-    with pytest.raises(UserError, match=r"^--licence x: not as `output` \(`model`\)$"), naming("licence"):
-        raise UserError("`licence x`: not as `output` (`model`)")
+def test_the_flags_of_commands_are_told_as_flags_too(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise UserError("`output` x: is there already; a smaller `max_new_tokens`")
+
+    assert ended(work) == 2
+    assert capsys.readouterr().err == "error: --output x: is there already; a smaller --max_new_tokens\n"
 
 
 def test_what_other_libraries_say_of_their_arguments_is_told_as_it_is(
@@ -136,6 +140,57 @@ def test_what_other_libraries_say_of_their_arguments_is_told_as_it_is(
 
     assert ended(work, RecipeConfig(output_dir=str(tmp_path / "run"))) == 1
     assert "error: KeyError: '`max_length` is missing' (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "make room on the disk"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/data/x"), "make room on the disk"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "what reads the output has ended"),
+    ],
+)
+def test_a_full_disk_and_a_reader_that_has_ended_are_no_faults(
+    error: Exception, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        raise error
+
+    assert ended(work, RecipeConfig(output_dir=str(tmp_path / "run"))) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+    assert not list(tmp_path.iterdir())  # no traceback
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_sigterm_takes_away_what_is_half_written(tmp_path: Path, num_ranks: int) -> None:
+    """Of several ranks one may wait for another, in C++, where no handler runs: there it stays as it was."""
+    code = """
+import os, signal, sys
+from pathlib import Path
+from hf_accum.cli.exit import cleaning_up_at_sigterm
+from hf_accum.files import fill_folder_atomically
+
+def fill(partial):
+    (partial / "weights").write_text("half")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+with cleaning_up_at_sigterm():
+    fill_folder_atomically(Path(sys.argv[1]), fill)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out")],
+        env={"WORLD_SIZE": str(num_ranks), "PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if num_ranks == 1:
+        assert (done.returncode, done.stderr) == (143, "SIGTERM: ended at once\n")
+        assert not list(tmp_path.iterdir())
+    else:
+        assert (done.returncode, done.stderr) == (-15, "")
 
 
 @pytest.mark.parametrize("error", [RankFailed("rank 1 failed: x"), OutOfMemory("no example fits")])

@@ -18,6 +18,7 @@ import pytest
 from datasets import Dataset, Image, IterableDataset
 
 from hf_accum.data.source import MOST_REASONS, OTHER_REASONS, BadRow, Row, Source, good_rows, of_dataset, open_source
+from hf_accum.errors import UserError
 
 ROWS = [{"text": f"note {number}", "label": "yes"} for number in range(40)]
 
@@ -390,3 +391,10 @@ def test_a_description_without_end_is_read_once(tmp_path: Path) -> None:
 
     check_folder(str(tmp_path))
     shutil.rmtree(tmp_path)
+
+
+def test_a_pipe_or_a_device_is_refused_as_it_cannot_be_read_twice(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    for dataset in (str(tmp_path / "rows.jsonl"), "/dev/null"):
+        with pytest.raises(UserError, match=r"is a pipe or a device, .*write its rows into a file"):
+            open_source(dataset, "train")

@@ -97,7 +97,18 @@ def test_a_rule_asks_for_the_whole_interval(rule: str, interval: tuple[float, fl
 
 
 @pytest.mark.parametrize(
-    "text", ["", "better", "better:", "not_worse:f1", "not_worse:f1:-1", "not_worse:f1:x", "other:f1", "better:f1:2"]
+    "text",
+    [
+        "",
+        "better",
+        "better:",
+        "not_worse:f1",
+        "not_worse:f1:-1",
+        "not_worse:f1:x",
+        "not_worse:f1:inf",
+        "other:f1",
+        "better:f1:2",
+    ],
 )
 def test_what_is_no_rule_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="has to be not_worse:FIGURE:MARGIN"):

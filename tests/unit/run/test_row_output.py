@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -109,7 +110,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
     fill(output, rows, 3)
     with monkeypatch.context() as patched:
         patched.setattr(row_output, "write_atomically", full)
-        with pytest.raises(UserError, match="6 rows are kept"):
+        with pytest.raises(UserError, match=r"are free there: .*6 rows are kept.*about 1 KiB more"):
             output.finish()
     assert not (tmp_path / "out.jsonl").exists()
     RowOutput(tmp_path / "out.jsonl", FACTS).finish()
@@ -150,3 +151,62 @@ def test_images_that_are_in_their_place_do_not_stop_the_file_from_being_finished
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out-images", "out.jsonl"]
     with pytest.raises(UserError, match="out-images is there already"):
         RowOutput(tmp_path / "out.csv", FACTS)
+
+
+def test_a_full_disk_leaves_room_for_the_same_command_in_parquet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written of a part, or of the whole, is no burden to the disk on which there has to be room."""
+    output = RowOutput(tmp_path / "out.parquet", FACTS)
+    fill(output, [{"n": 1}])
+
+    class Full:
+        def __init__(self, where: Path, *_: Any) -> None:
+            where.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pq, "write_table", lambda _, where: Full(where))
+        with pytest.raises(UserError, match="1 rows are kept"):
+            fill(output, [{"n": 1}] * 6, 3)
+        patched.setattr(pq, "ParquetWriter", Full)
+        with pytest.raises(UserError, match="1 rows are kept"):
+            output.finish()
+    assert sorted(path.name for path in output.folder.iterdir()) == ["000000.parquet", "state.json"]
+
+
+def test_an_image_that_the_disk_has_no_room_for_ends_it_as_rows_do(tmp_path: Path) -> None:
+    class Large:
+        def save(self, _: Path) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match=r"No space left.*the same command goes on"):
+        RowOutput(tmp_path / "out.jsonl", FACTS).save_image("0-1.png", Large())
+
+
+def test_what_is_refused_at_once_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="of several"):
+        fill(RowOutput(tmp_path / "out.parquet", FACTS), [{"n": 1}, {"n": "two"}])
+    assert not list(tmp_path.iterdir())
+
+
+def test_parquet_of_thousands_of_columns_looks_at_each_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unify, sizes = pa.unify_schemas, []
+    monkeypatch.setattr(
+        pa, "unify_schemas", lambda both, **how: sizes.append(max(map(len, both))) or unify(both, **how)
+    )
+    output = RowOutput(tmp_path / "out.parquet", FACTS)
+    rows = [{f"c{number}": number for number in range(300)}] * 4
+    fill(output, rows)
+    assert max(sizes) == 1
+    output.finish()
+    told = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [{name: row[name] for name in rows[0]} for row in told] == rows
+
+
+def test_whole_numbers_that_no_float_holds_are_refused_beside_floats(tmp_path: Path) -> None:
+    output = RowOutput(tmp_path / "out.parquet", FACTS)
+    fill(output, [{"n": 2**53 + 1}] * 3 + [{"n": 0.5}])
+    with pytest.raises(UserError, match=r"column 'n': .* of several .*give an `output` .jsonl"):
+        output.finish()
+    assert not (tmp_path / "out.parquet").exists()

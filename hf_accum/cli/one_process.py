@@ -1,0 +1,18 @@
+"""Commands that several ranks would all do, each over again, and into the same files."""
+
+import os
+
+from hf_accum.errors import UserError
+
+
+def check_one_process(command: str) -> None:
+    """Refuse several ranks, before anything is loaded or written.
+
+    Raises:
+        UserError: on each of them.
+    """
+    if (num_ranks := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise UserError(
+            f"hf-accum {command} runs in one process, and was started in {num_ranks}: start it without "
+            "`accelerate launch`"
+        )
