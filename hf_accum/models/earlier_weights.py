@@ -172,14 +172,19 @@ def _shape(weights: Mapping[str, Tensor], name: str) -> Any:
     return tuple(weights[name].shape) if name in weights else "not"
 
 
-def with_unknown_labels(model: nn.Module, num_known: int, num_unknown: int) -> None:
-    """Let a classifier give logits of so many more labels too, behind those that it knows: it never means them."""
+def with_unknown_labels(model: nn.Module, known: Sequence[str], names: Sequence[str]) -> None:
+    """Let a model whose head knows some of the names of labels give logits of all, in their order, along the last
+    dimension: it never means the others.
+
+    Of a pooled classifier the score of a window stays behind them.
+    """
+    places = [names.index(name) for name in known]
 
     def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         logits = output.logits
-        shape = (*logits.shape[:-1], num_unknown)
-        never = logits.new_full(shape, -1e4)
-        output.logits = torch.cat([logits[..., :num_known], never, logits[..., num_known:]], dim=-1)
+        of_all = logits.new_full((*logits.shape[:-1], len(names)), -1e4)
+        of_all[..., places] = logits[..., : len(known)]
+        output.logits = torch.cat([of_all, logits[..., len(known) :]], dim=-1)
         return output
 
     cast(Any, model).register_forward_hook(add)
