@@ -5,6 +5,7 @@ import fcntl
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -268,6 +269,17 @@ def test_what_cannot_be_predicted_is_said(recipe: Recipe, tmp_path: Path, capsys
     on_data = [f"--dataset={data}", f"--output={output}"]
     assert "row 101: field 'text'" in said(run, *on_data)
     assert "was begun with other values of max_length" in said(run, *on_data, "--max_length=8")
+    others = tmp_path / "others.jsonl"
+    others.write_text(data.read_text())
+    assert "was begun with other values of dataset, the dataset's files; go on with" in said(
+        run, f"--dataset={others}", f"--output={output}"
+    )
+    weights = run / "adapter" / "adapter_model.safetensors"
+    trained_anew = weights.read_bytes()
+    weights.write_bytes(trained_anew)
+    anew = said(run, *on_data, "--on_bad_row=skip")
+    assert "other values of the run's weights; go on with those, remove the folder, or give another --output" in anew
+    shutil.rmtree(output.with_name("out.jsonl.partial"))
     told = predict(run, data, output, "--on_bad_row=skip")
     other = output.rename(tmp_path / "skipped.jsonl")
     assert [row["text"] for row in told] == [row["text"] for row in rows]
@@ -279,7 +291,7 @@ def test_what_cannot_be_predicted_is_said(recipe: Recipe, tmp_path: Path, capsys
         "--labels", "`labels`"
     )
     assert "no such column; the row has text" in said(run, f"--dataset={data}", new, "--text_column=note")
-    assert "has to be a file .jsonl, .csv or .parquet" in said(run, f"--dataset={data}", "--output=out.txt")
+    assert "out.txt: has to be a file .jsonl, .csv or .parquet" in said(run, f"--dataset={data}", "--output=out.txt")
     assert "there is no folder" in said(run, f"--dataset={data}", "--output=nowhere/out.jsonl")
     assert "no_such.jsonl" in said(run, "--dataset=no_such.jsonl", new)
     assert "embedded data has labels" in said(run, "--dataset=embedded:icd", new)
