@@ -203,15 +203,18 @@ def open_data(config: DrivingImagesConfig, ranks: "recipe.Ranks", earlier_labels
     from recipes.embedded.signs import road_signs
 
     embedded = {"signs": recipe.Embedded(road_signs, {})}
-    names = known_names(config) or earlier_labels if config.task == "segmentation" else tuple(config.labels)
+    names = known_names(config) if config.task == "segmentation" else tuple(config.labels)
     config, dataset = recipe.with_dataset(config, ranks, embedded)
-    how: dict[str, Any] = {"image_column": config.image_column, "label_names": names}
+    how: dict[str, Any] = {
+        "image_column": config.image_column,
+        "label_names": names,
+        "earlier_labels": earlier_labels,
+    }
     how |= {"most_pixels": config.max_image_pixels, "colours": colours_of(config)}
     if config.task == "segmentation":
         of_masks = {"mask_column": config.mask_column, "ignore_index": config.ignore_index}
         return open_masked_images(dataset, ranks, config, **how, **of_masks)
-    of_classes = {"label_column": config.label_column, "earlier_labels": earlier_labels}
-    return open_labelled_images(dataset, ranks, config, **how, **of_classes)
+    return open_labelled_images(dataset, ranks, config, **how, label_column=config.label_column)
 
 
 def colours_of(config: DrivingImagesConfig) -> "Colours":

@@ -19,7 +19,6 @@ from hf_accum.models.earlier_weights import labels_in, with_unknown_labels
 from hf_accum.run.evaluation import Evaluation
 from hf_accum.run.finished import ready
 from hf_accum.run.result import check_through
-from hf_accum.tasks.label_codes import codes_of
 from hf_accum.tasks.labels import named_labels
 
 ALL_ROWS = "--max_eval_examples=null"
@@ -50,8 +49,8 @@ def open_evaluation(
 ) -> Iterator[Opened]:
     """Open the evaluation of the run in `folder`, made by a recipe's module, on a dataset; None: what it held out.
 
-    `more_labels`, as the flag `labels` has them, are those that it did not learn, each with its column where it has
-    one of its own: it is judged on rows with them, and never predicts them.
+    `more_labels`, as the flag `flag_of_labels` has them, are those that it did not learn, each with its column where
+    it has one of its own: it is judged on rows with them, and never predicts them.
 
     `config` are its flags, or others where rows are to be read otherwise. What is written goes to `output`, or to a
     folder that is not kept. A collective.
@@ -63,21 +62,27 @@ def open_evaluation(
     result = check_through(folder)
     config = as_trained(config, dataset, split)
     if more_labels:
-        changes: dict[str, Any] = {"labels": [*getattr(config, "labels", ()), *more_labels]}
+        changes: dict[str, Any] = {(flag := flag_of_labels(config)): [*getattr(config, flag, ()), *more_labels]}
         if isinstance(columns := getattr(config, "label_column", None), list):
             changes["label_column"] = [*columns, *filter(None, more_labels.values())]
         config = replace(config, **changes)
     with opened(module, config, output, all_rows=dataset is not None) as handed:
         started, config, data, place = handed.run, handed.config, handed.data, handed.run.folder
         own, spec = labels_in(result), handed.spec
+        names = tuple(spec.config_values.get("id2label", {}).values())
         if more_labels:
             spec = replace(spec, config_values={**spec.config_values, **named_labels(own)})
         task, model, cutter = ready(result, handed.task, spec, handed.processor, config, started)
         if more_labels:
-            with_unknown_labels(model, len(own), len(codes_of(list(more_labels))[0]))
+            with_unknown_labels(model, own, names)
         on_rank_0(started.ranks, lambda: place.mkdir(parents=True, exist_ok=True))
         evaluation = Evaluation(started, config, data, task, handed.draw)
         yield Opened(started.ranks, task, model, cutter, data, evaluation, place)
+
+
+def flag_of_labels(config: RecipeConfig) -> str:
+    """The flag with what a run tells apart: labels, or types of entities (whose `labels` are tags by number)."""
+    return "types" if hasattr(config, "types") else "labels"
 
 
 def notes_of(data: Any) -> list[str]:

@@ -187,4 +187,5 @@ def _about_how_many(dataset: str) -> int | None:
 def facts_of(config: RecipeConfig, folder: Path, rows: Rows, **how: Any) -> dict[str, Any]:
     """What decides what the rows of an output are."""
     flags = {name: value for name, value in flattened(as_dict(config)).items() if name not in _FREE}
-    return {"run": _stamps(str(check_through(folder))), "rows": rows.stamp, **how, **flags}
+    of_files = {"the run's weights": _stamps(str(check_through(folder))), "the dataset's files": rows.stamp}
+    return {**of_files, **how, **flags}

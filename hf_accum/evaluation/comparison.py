@@ -29,13 +29,15 @@ class Side:
     parts: Sequence[Weighted]
     counts: Mapping[str, int] = field(default_factory=dict)
     """Of examples, of tokens, ...: what the figures are means over."""
+    supports: Mapping[str, float] = field(default_factory=dict)
+    """How many entities, or pixels, there are of each label that there is."""
     judged: Judged | None = None
     decisions: Decisions | None = None
 
     @classmethod
     def of_each(cls, judged: Judged, decisions: Decisions | None) -> "Side":
         """That of a classification or regression."""
-        return cls(judged.groups, weighted_figures(judged, decisions), {}, judged, decisions)
+        return cls(judged.groups, weighted_figures(judged, decisions), judged=judged, decisions=decisions)
 
     @classmethod
     def of_figures(cls, figures: Mapping[str, Any]) -> "Side":
@@ -47,7 +49,8 @@ class Side:
         if not isinstance(figures, Bootstrapped):
             raise UserError("this task has no intervals: its runs cannot be compared")
         counts = {name: value for name, value in figures.items() if name.startswith("num_")}
-        return cls(figures.groups, figures.parts, counts)
+        supports = {name: of_label["support"] for name, of_label in figures.get("per_class", {}).items()}
+        return cls(figures.groups, figures.parts, counts, {name: n for name, n in supports.items() if n})
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,8 @@ def _check_alike(first: Side, second: Side) -> None:
             "the two runs were judged on different rows, or their tokenizers cut these into different tokens"
             f"{f' ({told})' if told else ''}: have both read all of them (`dataset`), alike"
         )
+    if first.supports != second.supports:
+        raise UserError(_OTHER_LABELS)
     if first.judged is None or second.judged is None:
         return
     if first.judged.ids != second.judged.ids:
@@ -156,9 +161,10 @@ def _check_alike(first: Side, second: Side) -> None:
         raise UserError(f"the two runs have different labels: {known}")
     truths = (_truth(first.judged, first.decisions), _truth(second.judged, second.decisions))
     if not np.array_equal(*truths):
-        raise UserError(
-            "the two runs read different labels of the same rows: give the columns, or compare their flags"
-        )
+        raise UserError(_OTHER_LABELS)
+
+
+_OTHER_LABELS = "the two runs read different labels of the same rows: give the columns, or compare their flags"
 
 
 def _truth(judged: Judged, decisions: Decisions) -> np.ndarray:

@@ -12,6 +12,7 @@ from hf_accum.errors import UserError, first_line, shortened
 from hf_accum.models.base import as_json, base_of
 from hf_accum.models.pooled_classifier import CLASSIFIER
 from hf_accum.models.pooled_saving import classifier_in, pooled_adapter_in, pooled_classifier_in
+from hf_accum.models.quantization import head_modules
 from hf_accum.models.saving import whole_weights_in
 from hf_accum.models.usage import read_usage
 
@@ -60,7 +61,7 @@ def start_from(model: nn.Module, result: Path, names: Sequence[str]) -> None:
         ) from error
     if isinstance(model, PeftModel):  # an earlier version had adapters on layers too that the task does not read
         stored = {name: tensor for name, tensor in stored.items() if name in before or not _is_of_adapter(name)}
-    fitting = _by_label(stored, before, labels_in(result), names)
+    fitting = _by_label(stored, before, labels_in(result), names, _heads_of(model))
     other = [name for name, tensor in fitting.items() if name not in before or before[name].shape != tensor.shape]
     if other or fitting.keys() != before.keys():
         name = min(other or before.keys() ^ fitting.keys())
@@ -106,12 +107,26 @@ def _stored_weights(model: nn.Module, result: Path) -> dict[str, Tensor]:
     return of_encoder | {f"classifier.{name}": tensor for name, tensor in classifier_in(result).items()}
 
 
+def _heads_of(model: nn.Module) -> tuple[str, ...]:
+    """What the names of the weights of a model's heads begin with."""
+    from peft import PeftModel
+
+    is_adapted = isinstance(model, PeftModel)
+    base: Any = model.get_base_model() if is_adapted else model
+    return tuple(f"{'base_model.model.' if is_adapted else ''}{head}." for head in head_modules(base))
+
+
 def _by_label(
-    stored: Mapping[str, Tensor], own: Mapping[str, Tensor], before: Sequence[str], names: Sequence[str]
+    stored: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    before: Sequence[str],
+    names: Sequence[str],
+    heads: tuple[str, ...],
 ) -> dict[str, Tensor]:
     """Stored weights, those of a head as rows of more labels: the others are a model's own.
 
-    Of a pooled classifier the row behind those of the labels is the score of a window.
+    Of a pooled classifier the row behind those of the labels is the score of a window. Weights of other parts may
+    have as many rows as there are labels.
     """
     if not names or not before or list(before) == list(names):
         return dict(stored)
@@ -126,10 +141,12 @@ def _by_label(
     for name, tensor in stored.items():
         here = own.get(name)
         fitting[name] = tensor
-        if here is None or here.ndim != tensor.ndim or here.shape[1:] != tensor.shape[1:]:
+        if not name.startswith(heads) or _is_of_adapter(name):
+            continue
+        if here is None or not here.ndim or here.ndim != tensor.ndim or here.shape[1:] != tensor.shape[1:]:
             continue
         num_more = len(tensor) - len(before)
-        if num_more in (0, 1) and len(here) == len(names) + num_more and not _is_of_adapter(name):
+        if num_more in (0, 1) and len(here) == len(names) + num_more:
             whole = here.clone()
             whole[places] = tensor[: len(before)].to(here)
             if num_more:
@@ -155,14 +172,19 @@ def _shape(weights: Mapping[str, Tensor], name: str) -> Any:
     return tuple(weights[name].shape) if name in weights else "not"
 
 
-def with_unknown_labels(model: nn.Module, num_known: int, num_unknown: int) -> None:
-    """Let a classifier give logits of so many more labels too, behind those that it knows: it never means them."""
+def with_unknown_labels(model: nn.Module, known: Sequence[str], names: Sequence[str]) -> None:
+    """Let a model whose head knows some of the names of labels give logits of all, in their order, along the last
+    dimension: it never means the others.
+
+    Of a pooled classifier the score of a window stays behind them.
+    """
+    places = [names.index(name) for name in known]
 
     def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         logits = output.logits
-        shape = (*logits.shape[:-1], num_unknown)
-        never = logits.new_full(shape, -1e4)
-        output.logits = torch.cat([logits[..., :num_known], never, logits[..., num_known:]], dim=-1)
+        of_all = logits.new_full((*logits.shape[:-1], len(names)), -1e4)
+        of_all[..., places] = logits[..., : len(known)]
+        output.logits = torch.cat([of_all, logits[..., len(known) :]], dim=-1)
         return output
 
     cast(Any, model).register_forward_hook(add)

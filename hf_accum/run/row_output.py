@@ -51,8 +51,9 @@ def check_output(path: Path) -> None:
     if path.suffix not in FORMATS:
         raise UserError(f"`output` {path}: has to be a file .jsonl, .csv or .parquet")
     check_new_file(path)
-    images = _images_of(path)
-    for there in (path, *([] if _partial_of(path).exists() else [images])):  # images come first, then the file
+    images, partial = _images_of(path), _partial_of(path)
+    are_of_it = partial.exists() and not (partial / _IMAGES).exists()  # images come first, then the file
+    for there in (path, *([] if are_of_it else [images])):
         if there.exists():
             raise UserError(f"`output` {path}: {there.name} is there already; move it, or give another file")
 

@@ -237,5 +237,5 @@ def test_masks_that_no_pass_has_seen_end_the_run_as_the_user_s_mistake(
     flags: dict[str, Any] = {"task": "segmentation", "num_epochs": "null", "labels": "background,blue"}
     said = refused(capsys, tmp_path, **flags)
     assert "field 'mask': has the number " in said
-    assert "none of the 2 classes of --labels, and not --ignore_index 255" in said
+    assert "none of the 2 classes of --labels, and not --ignore_index 255 (a new class is named by --labels" in said
     assert "or leave them out by --on_bad_row skip" in said

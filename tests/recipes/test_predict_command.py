@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -273,6 +274,17 @@ def test_what_cannot_be_predicted_is_said(recipe: Recipe, tmp_path: Path, capsys
     on_data = [f"--dataset={data}", f"--output={output}"]
     assert "row 101: field 'text'" in said(run, *on_data)
     assert "was begun with other values of max_length" in said(run, *on_data, "--max_length=8")
+    others = tmp_path / "others.jsonl"
+    others.write_text(data.read_text())
+    assert "was begun with other values of dataset, the dataset's files; go on with" in said(
+        run, f"--dataset={others}", f"--output={output}"
+    )
+    weights = run / "adapter" / "adapter_model.safetensors"
+    trained_anew = weights.read_bytes()
+    weights.write_bytes(trained_anew)
+    anew = said(run, *on_data, "--on_bad_row=skip")
+    assert "other values of the run's weights; go on with those, remove the folder, or give another --output" in anew
+    shutil.rmtree(output.with_name("out.jsonl.partial"))
     told = predict(run, data, output, "--on_bad_row=skip")
     other = output.rename(tmp_path / "skipped.jsonl")
     assert [row["text"] for row in told] == [row["text"] for row in rows]

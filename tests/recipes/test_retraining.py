@@ -3,14 +3,20 @@
 import json
 import random
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from every_recipe import RECIPES, run_of
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file
+from seqeval.metrics import f1_score, precision_score, recall_score
+from tiny import WORDS
+from tiny_vision import SIDE, stored
 
 from hf_accum.cli.main import main
 
@@ -143,6 +149,98 @@ def test_a_cycle_keeps_a_better_run_and_refuses_a_worse_one(
     right = [one == row["label"] for one, row in zip(told, rows, strict=True)]
     assert found["first"] == pytest.approx(sum(right) / len(right))
     assert not any(right[60:])
+
+
+@pytest.mark.parametrize("nested", ["longest", "each_label"])
+def test_a_run_with_a_new_type_of_entities_is_compared_with_that_before(
+    nested: str, tmp_path: Path, accelerator: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both on rows with both types, which one never predicts: figures as seqeval has them of what `predict` tells."""
+    draw, new, told = random.Random(3), tmp_path / "new.jsonl", tmp_path / "told.jsonl"
+    texts = [draw.choices(WORDS, k=draw.randint(2, 30)) for _ in range(80)]
+    tags = [[["B-sign", "B-drug", "O"][WORDS.index(word) % 3] for word in words] for words in texts]
+    rows = [{"tokens": words, "tags": of_text} for words, of_text in zip(texts, tags, strict=True)]
+    new.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    how = {"nested": nested, "lora.rank": 0, "num_epochs": "null"}
+    first = run_of("clinical_ner", tmp_path, tmp_path / "first", **how, max_steps=100, learning_rate=0.003)
+    still = {**how, "max_steps": 1, "learning_rate": 1e-12, "weight_decay": 0, "init_from": first}
+    both = f"{tmp_path / 'clinical_ner-data'}:0.3,{new}:0.7"
+    second = run_of("clinical_ner", tmp_path, tmp_path / "second", **still, dataset=both)
+    main(["compare", str(first), str(second), f"--dataset={new}", f"--output={tmp_path / 'found.json'}"])
+    assert "one run does not know all types of the other" in " ".join(capsys.readouterr().out.split())
+    found = json.loads((tmp_path / "found.json").read_text())["figures"]
+    assert "loss" not in found
+    types = ["sign", "drug"] if nested == "each_label" else [None]
+    truth = [layer_of(of_text, name) for name in types for of_text in tags]
+    by_run: list[list[Any]] = []
+    for side, run in (("first", first), ("second", second)):
+        main(["predict", str(run), f"--dataset={new}", f"--output={told}"])
+        by_run.append([json.loads(line)["prediction_tags"] for line in told.read_text().splitlines()])
+        told.unlink()
+        predicted = [
+            of_text.get(name, ["O"] * len(words)) if name else of_text
+            for name in types
+            for of_text, words in zip(by_run[-1], texts, strict=True)
+        ]
+        assert found["f1"][side] == pytest.approx(f1_score(truth, predicted))
+        assert found["precision"][side] == pytest.approx(precision_score(truth, predicted))
+        assert found["recall"][side] == pytest.approx(recall_score(truth, predicted))
+        right = [one == other for one, other in zip(chain(*truth), chain(*predicted), strict=True)]
+        assert found["word_accuracy"][side] == pytest.approx(sum(right) / len(right))
+    assert found["f1"]["first"] > 0.3
+    if nested == "each_label":  # the layer of the earlier type is as it was
+        assert [list(of_text) for of_text in by_run[1]] == [["sign", "drug"]] * len(texts)
+        assert [of_text["sign"] for of_text in by_run[1]] == [of_text["sign"] for of_text in by_run[0]]
+
+
+def layer_of(tags: list[str], name: str | None) -> list[str]:
+    """A text's tags, or those of one type alone."""
+    return [tag if name is None or tag.endswith(f"-{name}") else "O" for tag in tags]
+
+
+def test_a_new_number_in_masks_is_a_new_class(tmp_path: Path, accelerator: object) -> None:
+    """Of a run whose classes have no names. Both are compared by their overlap with the masks, counted here anew."""
+    draw, new, told = random.Random(4), tmp_path / "new.parquet", tmp_path / "told.jsonl"
+    masks = [Image.new("L", (SIDE, SIDE)) for _ in range(40)]
+    for number, mask in enumerate(masks):
+        left, top = draw.randint(2, 14), draw.randint(2, 14)
+        ImageDraw.Draw(mask).rectangle((left, top, left + 14, top + 14), fill=1 + number % 4)
+    colours = np.array([(90, 90, 90), (20, 40, 200), (20, 180, 60), (200, 30, 30), (220, 210, 30)], np.uint8)
+    images = [Image.fromarray(colours[np.asarray(mask)]) for mask in masks]
+    rows = [{"image": {"bytes": stored(i)}, "mask": {"bytes": stored(m)}} for i, m in zip(images, masks, strict=True)]
+    Dataset.from_list(rows).to_parquet(new)
+    how = {"lora.rank": 0, "num_epochs": "null"}
+    recipe_id = "driving_images-segmentation"
+    first = run_of(recipe_id, tmp_path, tmp_path / "first", **how, max_steps=80, learning_rate=0.02)
+    more = {**how, "max_steps": 60, "learning_rate": 0.02, "init_from": first}
+    second = run_of(recipe_id, tmp_path, tmp_path / "second", **more, dataset=new)
+    main(["compare", str(first), str(second), f"--dataset={new}", f"--output={tmp_path / 'found.json'}"])
+    found = json.loads((tmp_path / "found.json").read_text())["figures"]
+    truth = np.stack([np.asarray(mask) for mask in masks])
+    for side, run in (("first", first), ("second", second)):
+        main(["predict", str(run), f"--dataset={new}", f"--output={told}"])
+        paths = [json.loads(line)["mask_file"] for line in told.read_text().splitlines()]
+        predicted = np.stack([np.asarray(Image.open(tmp_path / path)) for path in paths])
+        told.rename(tmp_path / f"{side}.jsonl")
+        (tmp_path / "told-images").rename(tmp_path / f"{side}-images")
+        both = [((truth == n) & (predicted == n)).sum() / ((truth == n) | (predicted == n)).sum() for n in range(5)]
+        assert found["mean_iou"][side] == pytest.approx(np.mean(both))
+        assert found["overall_accuracy"][side] == pytest.approx((truth == predicted).mean())
+        assert (both[4] > 0.2) == (side == "second"), both
+
+
+def test_labels_in_another_order_move_nothing_but_the_head(recipe: Recipe, notes: Path, tmp_path: Path) -> None:
+    """Also where another weight has as many rows as there are labels: of types of tokens, two."""
+    two = tmp_path / "two.jsonl"
+    two.write_text("".join(json.dumps(row) + "\n" for row in rows_of(notes) if row["label"] != "muscle"))
+    how = {**MADE, "lora.rank": 0, "dataset": two}
+    first = recipe(**{**how, "learning_rate": 1e-3, "max_steps": 3})
+    still = {"max_steps": 1, "learning_rate": 1e-12, "weight_decay": 0, "init_from": first}
+    before, after = weights_in(first), weights_in(recipe(**{**how, **still}, labels="heart,eye"))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        is_of_labels = ".classifier." in name
+        assert torch.allclose(after[name], tensor.flip(0) if is_of_labels else tensor, atol=1e-6), name
 
 
 def test_what_cannot_be_started_from_is_said(

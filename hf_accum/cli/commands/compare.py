@@ -51,9 +51,9 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
     rule = None if parsed.require is None else Rule.of(parsed.require)
     with keeping_processes():
         folders = [Path(folder).expanduser().resolve() for folder in parsed.runs]
-        (first, second), have_other_labels = _sides(folders, parsed, flags)
+        (first, second), others = _sides(folders, parsed, flags)
     found = compared(first, second)
-    if have_other_labels:  # in which what a run does not know has no probability
+    if others is not None:  # in which what a run does not know has no probability
         found.pop("loss", None)
     is_kept = rule is None or rule.is_kept(found)
     is_first = os.environ.get("RANK", "0") == "0"  # all ranks have found the same
@@ -65,8 +65,8 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
         table.add_row(name, *("-" if "nan" in value else value for value in values), between)
     console.print(f"{len(first.groups):,} rows in {int(first.groups.max()) + 1:,} groups", markup=False)
     console.print(table)
-    if have_other_labels:
-        console.print("note: one run does not know all labels of the other: they count as wrong, and have no loss")
+    if others is not None:
+        console.print(f"note: one run does not know all {others} of the other: they count as wrong, and have no loss")
     if parsed.output is not None and is_first:
         try:
             write_json(Path(parsed.output), json_safe(_as_json(parsed, found, is_kept)))
@@ -79,14 +79,14 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
         raise SystemExit(FAULT)
 
 
-def _sides(folders: list[Path], parsed: argparse.Namespace, flags: list[str]) -> "tuple[list[Side], bool]":
+def _sides(folders: list[Path], parsed: argparse.Namespace, flags: list[str]) -> "tuple[list[Side], str | None]":
     """Both runs judged: where one has learned labels that the other has not, both on rows with all of them.
 
-    Also whether that is so.
+    Also, if that is so, the flag that has them.
     """
     from dataclasses import replace
 
-    from hf_accum.cli.evaluation import ALL_ROWS
+    from hf_accum.cli.evaluation import ALL_ROWS, flag_of_labels
     from hf_accum.models.usage import read_usage
     from hf_accum.run.result import check_through
 
@@ -97,18 +97,18 @@ def _sides(folders: list[Path], parsed: argparse.Namespace, flags: list[str]) ->
     opened = [recipe_of(folder, parsed.recipe, [ALL_ROWS, *flags]) for folder in folders]
     seed = opened[0][1].seed  # by which masks are drawn: the same for both
     opened = [(module, replace(config, seed=seed)) for module, config in opened]
-    columns = [_columns_of(config) for _, config in opened]
-    sides, have_other_labels = [], False
+    columns = [_columns_of(config, flag_of_labels(config)) for _, config in opened]
+    sides, flag = [], None
     for folder, (module, config), own, others in zip(folders, opened, columns, reversed(columns), strict=True):
         more = {label: column for label, column in others.items() if own and label not in own}
-        have_other_labels |= bool(more)
+        flag = flag_of_labels(config) if more else flag
         sides.append(_judged(folder, module, config, parsed, more))
-    return sides, have_other_labels
+    return sides, flag
 
 
-def _columns_of(config: "RecipeConfig") -> dict[str, str | None]:
+def _columns_of(config: "RecipeConfig", flag: str) -> dict[str, str | None]:
     """The labels of a run, each with its column where it has one of its own."""
-    labels, column = list(getattr(config, "labels", ())), getattr(config, "label_column", None)
+    labels, column = list(getattr(config, flag, ())), getattr(config, "label_column", None)
     return dict(zip(labels, column, strict=True)) if isinstance(column, list) else dict.fromkeys(labels)
 
 

@@ -1,6 +1,8 @@
 """`hf-accum predict`: what a run that is through predicts of the rows of a file."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,13 +42,30 @@ def _predict(parsed: argparse.Namespace, flags: list[str]) -> None:
 
     folder = Path(parsed.run).expanduser().resolve()
     output = Path(parsed.output).expanduser().resolve()
-    check_output(output)
+    with _in_flags():
+        check_output(output)
     module, config = recipe_of(folder, parsed.recipe, flags)
     config = replace(config, dataset=parsed.dataset, train_split=parsed.split, eval_split=None)
     if parsed.max_new_tokens is not None and parsed.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens {parsed.max_new_tokens}: has to be at least 1")
     how = {} if parsed.max_new_tokens is None else {"max_new_tokens": parsed.max_new_tokens}
-    run(lambda: predict_file(module, folder, config, output, **how), config)
+
+    def work() -> None:
+        with _in_flags():
+            predict_file(module, folder, config, output, **how)
+
+    run(work, config)
+
+
+@contextmanager
+def _in_flags() -> Iterator[None]:
+    """Inside, messages call the command's own flags by their names."""
+    from hf_accum.config.flags import as_flags
+
+    try:
+        yield
+    except UserError as error:
+        raise UserError(as_flags(str(error), {"output", "max_new_tokens"})) from error
 
 
 def predict_file(module: "ModuleType", folder: Path, config: "RecipeConfig", output: Path, **how: Any) -> None:

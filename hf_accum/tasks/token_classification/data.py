@@ -246,9 +246,18 @@ def open_tagged_texts(
             f"column {reader.columns[1]!r} has {len(known)} types of entities: there have to be 1 to {_MOST_TYPES}"
         )
     of_known = cut(known)
-    return replace(
-        data, reader=of_known.reader, types=known, source=of_known.source, eval_source=of_known.eval_source
-    )
+    sample = data.sample
+    if nested == "each_label":  # a text was read with the layers of its own types
+        sample = tuple({**row, _PART: _with_layers_of(part_of(row), known)} for row in sample)
+    sources = {"source": of_known.source, "eval_source": of_known.eval_source}
+    return replace(data, reader=of_known.reader, types=known, sample=sample, **sources)
+
+
+def _with_layers_of(part: Part, types: Sequence[str]) -> Part:
+    """A part with a layer for each of the types, in their order, of layers in any order."""
+    of_types = {name: tags for tags in part.layers for name in types_of(tags)}
+    outside = (OUTSIDE,) * len(part.words)
+    return replace(part, layers=tuple(of_types.get(name, outside) for name in types))
 
 
 def _reader_for(

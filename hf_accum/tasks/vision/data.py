@@ -185,14 +185,20 @@ def open_masked_images(
     mask_column: str,
     label_names: tuple[str, ...],
     ignore_index: int,
+    earlier_labels: tuple[str, ...] = (),
     most_pixels: int = MOST_PIXELS,
     colours: Colours = Colours(),  # noqa: B008 (frozen)
 ) -> MaskedImages:
     """Open the dataset, and read it once, each image and mask too, unless nothing has to be known of it.
 
+    Where no names are given, the classes are those of a run that this one starts from, `earlier_labels`: if they are
+    numbers, higher ones in the masks are new classes; names of new ones the masks do not tell.
+
     Raises:
         UserError: for a dataset, column or row that cannot be used.
     """
+    if not label_names and earlier_labels != tuple(map(str, range(len(earlier_labels)))):
+        label_names = earlier_labels
     opened, images = _opened(dataset, config, [image_column, mask_column], [], most_pixels)
     masks = replace(images, column=mask_column)
     data = MaskedImages(pictures=images, masks=masks, names=label_names, ignore_index=ignore_index, **vars(opened))
@@ -234,9 +240,10 @@ def open_masked_images(
             f"(a pixel of `ignore_index` {ignore_index} has none: if it is a class here, store it as a number below "
             f"{len(label_names) or _MOST_CLASSES - 1}, as 0 and 1 in the place of 0 and {ignore_index})"
         )
+    found = {*data.label_counts, *data.held_out_label_counts, *earlier_labels}
     return replace(
         data,
-        names=label_names or _numbered({*data.label_counts, *data.held_out_label_counts}, mask_column, ignore_index),
+        names=label_names or _numbered(found, mask_column, ignore_index),
         pictures=replace(images, bad=_of_all_ranks(bad, ranks), seen=True),
         masks=replace(masks, bad=_of_all_ranks(bad_masks, ranks), seen=True),
         seen=seen.of_all_ranks(ranks),

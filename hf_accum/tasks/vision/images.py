@@ -254,7 +254,8 @@ def check_numbers(mask: Picture, values: np.ndarray, ignore_index: int, num_clas
     if kept.size and not 0 <= kept.min() <= kept.max() < num_classes:
         wrong = int(kept.max() if kept.min() >= 0 else kept.min())
         known = f"of the {num_classes} classes of `labels`" if are_named else f"from 0 to {num_classes - 1}"
+        way_out = " (a new class is named by `labels`, behind these)" if are_named and wrong >= num_classes else ""
         raise BadRow(
             mask.column,
-            f"{mask.name}has the number {wrong}, none {known}, and not `ignore_index` {ignore_index}",
+            f"{mask.name}has the number {wrong}, none {known}, and not `ignore_index` {ignore_index}{way_out}",
         )

@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from hf_accum.errors import UserError
+from hf_accum.evaluation.bootstrap import Bootstrapped
 from hf_accum.evaluation.comparison import Difference, Rule, Side, compared
 from hf_accum.evaluation.decisions import Decisions
 from hf_accum.evaluation.judge import Judged
@@ -52,6 +53,18 @@ def test_points_and_intervals_are_those_of_a_bootstrap_by_hand() -> None:
         assert found[name].interval == pytest.approx(tuple(np.percentile(differences, [2.5, 97.5])), abs=1e-9)
     assert found["loss"].first == pytest.approx(judged_of(first).loss)
     assert {"macro_auroc", "macro_average_precision"} <= found.keys()
+
+
+def test_rows_that_are_read_with_other_entities_or_pixels_are_refused() -> None:
+    """Types that one run alone predicts, and of which the rows have none, are no other labels."""
+
+    def of(**supports: float) -> Side:
+        by_class = {name: {"support": support} for name, support in supports.items()}
+        return Side.of_figures(Bootstrapped({"num_texts": 60, "per_class": by_class}, GROUPS, []))
+
+    assert compared(of(a=3.0, b=2.0), of(b=2.0, a=3.0, c=0.0)) == {}
+    with pytest.raises(UserError, match="read different labels of the same rows"):
+        compared(of(a=3.0, b=2.0), of(a=2.0, b=3.0))
 
 
 def test_labels_in_another_order_are_the_same() -> None:

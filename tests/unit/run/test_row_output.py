@@ -210,3 +210,17 @@ def test_whole_numbers_that_no_float_holds_are_refused_beside_floats(tmp_path: P
     with pytest.raises(UserError, match=r"column 'n': .* of several .*give an `output` .jsonl"):
         output.finish()
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_images_of_another_file_are_told_before_the_work(tmp_path: Path) -> None:
+    """Of one that was begun later, in another format, and is there: its images have the same place."""
+    stopped, other = (RowOutput(tmp_path / name, FACTS) for name in ("out.jsonl", "out.csv"))
+    for output in (stopped, other):
+        output.save_image("0-1.png", Image.new("L", (2, 2)))
+        fill(output, [{"n": 1}])
+    other.finish()
+    with pytest.raises(UserError, match="out-images is there already; move it"):
+        RowOutput(tmp_path / "out.jsonl", FACTS)
+    (tmp_path / "out-images").rename(tmp_path / "others")
+    RowOutput(tmp_path / "out.jsonl", FACTS).finish()
+    assert (tmp_path / "out-images" / "0-1.png").exists()

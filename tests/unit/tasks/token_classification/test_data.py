@@ -244,6 +244,16 @@ def test_nested_entities_of_different_types_have_layers(tmp_path: Path, name: st
     )  # a run that goes on is the same
 
 
+def test_texts_of_some_types_have_a_layer_of_each_also_in_the_sample(tmp_path: Path) -> None:
+    """As where the types are known before: the sample, of which lengths are told, is of the pass that found them."""
+    tags = (["O", "O"], ["B-b", "I-b"], ["O", "B-a"], ["B-c", "B-a"], ["B-b", "O"])
+    rows = [{"tokens": [f"w{n}", "w1"], "tags": list(tags[n % 5])} for n in range(30)]
+    found, given = (opened(tmp_path, rows, nested="each_label", types=types) for types in ((), ("a", "b", "c")))
+    assert found.types == given.types
+    assert len(found.sample) == 30
+    assert [part_of(row) for row in found.sample] == [part_of(row) for row in given.sample]
+
+
 def test_a_type_whose_entities_all_lie_in_longer_ones(tmp_path: Path) -> None:
     """Is one of the types, since the rows have it; that no text is left with it is said."""
     file = tmp_path / "notes.jsonl"
