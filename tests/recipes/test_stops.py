@@ -103,7 +103,7 @@ def test_an_interrupt_in_an_evaluation_leaves_it_to_the_same_command(
 @pytest.mark.slow
 def test_an_interrupt_before_the_first_window_ends_all_ranks_with_a_line(flags: list[str], tmp_path: Path) -> None:
     command = ("-m", "recipes.clinical_classification", *flags)
-    start = launched(*command, until="slow: 1998 threads", num_processes=2, OMP_NUM_THREADS="999")  # its first line
+    start = launched(*command, until="slow: ", num_processes=2, OMP_NUM_THREADS="999")  # its first line
     with start as (launcher, output):
         os.killpg(launcher.pid, signal.SIGINT)
         text = output()
