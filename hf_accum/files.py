@@ -14,13 +14,15 @@ from typing import Any
 from hf_accum.byte_sizes import format_bytes
 from hf_accum.errors import UserError, first_line
 
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The `errno` of a write for which there is no room, or none that this user may take."""
 LOCK = ".lock"
 _TRIED = ".hf-accum-"  # a folder made to see whether one can be
 
 
 def write_atomically(path: Path, text: str | Iterable[str]) -> None:
     """Write a text file, whole or piece by piece, under another name, flush it, and rename it."""
-    partial = _partial_of(path)
+    partial = partial_of(path)
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.writelines([text] if isinstance(text, str) else text)
@@ -115,10 +117,14 @@ def why_not_written(path: Path, error: Exception) -> str:
     """What a write to `path` failed of, for a message; of a full disk also what it has left."""
     told = first_line(error)
     # safetensors says it in its message alone.
-    if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in told:
+    if getattr(error, "errno", None) not in DISK_IS_FULL and "No space left" not in told:
         return told
-    free = shutil.disk_usage(_there(path.absolute())).free
-    return f"{told}; {format_bytes(free)} are free there: make room, or give another place"
+    return f"{told}; {format_bytes(free_bytes(path))} are free there: make room, or give another place"
+
+
+def free_bytes(path: Path) -> int:
+    """What is free on the disk that a path is on, or would be."""
+    return shutil.disk_usage(_there(path.absolute())).free
 
 
 def check_vacant(folder: Path) -> None:
@@ -185,14 +191,15 @@ def _try(folder: Path, name: str) -> None:
     there = _there(folder)
     name = name if there == folder else folder.relative_to(there).parts[0]
     with tempfile.TemporaryDirectory(prefix=_TRIED, dir=there) as tried:
-        _partial_of(Path(tried) / name).mkdir()  # not too long, and of allowed characters
+        partial_of(Path(tried) / name).mkdir()  # not too long, and of allowed characters
 
 
 def _there(path: Path) -> Path:
     return next(one for one in (path, *path.parents) if one.exists())
 
 
-def _partial_of(path: Path) -> Path:
+def partial_of(path: Path) -> Path:
+    """What a file or folder is called until it is whole."""
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
@@ -208,7 +215,7 @@ def fill_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
 
     Its files are read by whom the umask lets: safetensors writes its own for their owner alone.
     """
-    partial = _partial_of(path)
+    partial = partial_of(path)
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     # What a killed process of this id left behind: in a container every run has the same one.
     shutil.rmtree(partial, ignore_errors=True)

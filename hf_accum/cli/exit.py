@@ -1,7 +1,6 @@
 """How a run that failed ends: one line to the user, the traceback where it can be found again, its status."""
 
 import atexit
-import errno
 import os
 import signal
 import sys
@@ -13,13 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from hf_accum.cli.one_process import num_processes
 from hf_accum.config.flags import as_flags, flag_names
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.validation import without_secrets
 from hf_accum.device.malloc import prepare_for_limits
 from hf_accum.errors import NotFinite, OutOfMemory, Previewed, RankFailed, Stopped, UserError, first_line, printable
+from hf_accum.files import DISK_IS_FULL
 
-_OF_COMMANDS = frozenset(["output", "figures", "require", "dtype", "licence", "max_new_tokens"])
+OF_COMMANDS = frozenset(["output", "figures", "require", "dtype", "licence", "max_new_tokens"])
 """Flags that commands have beside those of recipes."""
 MISTAKE = 2
 """A process's status after a user's mistake."""
@@ -48,8 +49,8 @@ def tell(error: Exception, *, debug: bool = False, output_dir: str | None = None
 
 def _message(error: Exception) -> tuple[int, str]:
     if isinstance(error, UserError | RankFailed | OutOfMemory | NotFinite):
-        return MISTAKE, as_flags(str(error), flag_names() | _OF_COMMANDS)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MISTAKE, as_flags(str(error), flag_names() | OF_COMMANDS)
+    if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
         return MISTAKE, (
             f"{first_line(error)}: make room on the disk that is written to; the variable TMPDIR names the folder of "
             "temporary files"
@@ -98,7 +99,7 @@ def ending_past_threads() -> Iterator[None]:
     status = 0
 
     def end() -> None:
-        if status and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if status and num_processes() > 1:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
@@ -159,7 +160,7 @@ def cleaning_up_at_sigterm() -> Iterator[None]:
     if (
         threading.current_thread() is not threading.main_thread()
         or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-        or int(os.environ.get("WORLD_SIZE", "1")) > 1
+        or num_processes() > 1
     ):
         yield
         return

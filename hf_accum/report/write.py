@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hf_accum.byte_sizes import format_bytes
 from hf_accum.errors import UserError, printable
-from hf_accum.files import why_not_written
+from hf_accum.files import partial_of, why_not_written
 from hf_accum.report.page import render
 from hf_accum.report.run_files import RunFiles, read_run
 
@@ -135,7 +135,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _write_all(files: Mapping[Path, bytes]) -> None:
     """Write files under other names, and rename them once all are there."""
-    partials = {path: path.with_name(f".{path.name}.{os.getpid()}.partial") for path in files}
+    partials = {path: partial_of(path) for path in files}
     try:
         for path, data in files.items():
             with partials[path].open("wb") as file:

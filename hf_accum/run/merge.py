@@ -16,7 +16,7 @@ from hf_accum.byte_sizes import format_bytes
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.trust import Trust
 from hf_accum.errors import UserError
-from hf_accum.files import check_vacant, fill_folder_atomically, why_not_written, write_atomically
+from hf_accum.files import check_vacant, fill_folder_atomically, free_bytes, why_not_written, write_atomically
 from hf_accum.models.base import from_json
 from hf_accum.models.loading import quiet_transformers
 from hf_accum.models.merging import DTYPES, merge, name_tokenizer_for_all, restore_config, stored_dtype
@@ -205,8 +205,7 @@ def _shake(model: nn.Module, dtype: torch.dtype) -> None:
 def _check_room(output: Path, model: nn.Module) -> None:
     weights = {w.data_ptr(): w for w in model.state_dict().values()}
     num_bytes = sum(w.numel() * w.element_size() for w in weights.values())
-    there = next(path for path in output.absolute().parents if path.exists())
-    free = shutil.disk_usage(there).free
+    free = free_bytes(output)
     if free < num_bytes:
         raise UserError(
             f"{output}: the merged model takes {format_bytes(num_bytes)}, and the disk has {format_bytes(free)} "

@@ -1,12 +1,10 @@
 """`hf-accum predict`: what a run that is through predicts of the rows of a file."""
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_accum.cli.exit import run
+from hf_accum.cli.exit import OF_COMMANDS, run
 from hf_accum.cli.recipes import recipe_of
 from hf_accum.errors import UserError
 
@@ -42,30 +40,13 @@ def _predict(parsed: argparse.Namespace, flags: list[str]) -> None:
 
     folder = Path(parsed.run).expanduser().resolve()
     output = Path(parsed.output).expanduser().resolve()
-    with _in_flags():
-        check_output(output)
+    check_output(output)
     module, config = recipe_of(folder, parsed.recipe, flags)
     config = replace(config, dataset=parsed.dataset, train_split=parsed.split, eval_split=None)
     if parsed.max_new_tokens is not None and parsed.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens {parsed.max_new_tokens}: has to be at least 1")
     how = {} if parsed.max_new_tokens is None else {"max_new_tokens": parsed.max_new_tokens}
-
-    def work() -> None:
-        with _in_flags():
-            predict_file(module, folder, config, output, **how)
-
-    run(work, config)
-
-
-@contextmanager
-def _in_flags() -> Iterator[None]:
-    """Inside, messages call the command's own flags by their names."""
-    from hf_accum.config.flags import as_flags
-
-    try:
-        yield
-    except UserError as error:
-        raise UserError(as_flags(str(error), {"output", "max_new_tokens"})) from error
+    run(lambda: predict_file(module, folder, config, output, **how), config)
 
 
 def predict_file(module: "ModuleType", folder: Path, config: "RecipeConfig", output: Path, **how: Any) -> None:
@@ -91,7 +72,7 @@ def predict_file(module: "ModuleType", folder: Path, config: "RecipeConfig", out
     from hf_accum.run.row_predictions import Asked, notes_of, predict_rows
     from hf_accum.run.signals import StopRequest
 
-    console, names = Console(soft_wrap=True), flag_names() | {"max_new_tokens"}
+    console, names = Console(soft_wrap=True), flag_names() | OF_COMMANDS
     with open_predictions(module, folder, config, **how) as opened:
         ranks = opened.ranks
 
