@@ -14,7 +14,7 @@ from hf_accum.models.batch_norm import has_frozen_statistics
 from hf_accum.models.lora import count_parameters
 from hf_accum.models.trainable import Trainable
 from hf_accum.run.resume import Resumed
-from hf_accum.tuner.search import Tuning
+from hf_accum.tuner.tuning import Tuning
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -46,7 +46,7 @@ from hf_accum.run.usage import usage_of
 from hf_accum.tasks.task import PoolsParts, Task
 from hf_accum.tuner.plan import what_would_fit
 from hf_accum.tuner.run_capacity import cutter_of, find_run_capacity, keep_costs, tuning_json
-from hf_accum.tuner.search import Tuning
+from hf_accum.tuner.tuning import Tuning
 from hf_accum.tuner.workload import workload_of
 
 

@@ -18,8 +18,8 @@ from hf_accum.device.memory import DeviceMemory, device_name
 from hf_accum.files import write_json
 from hf_accum.models.offload import offload_of
 from hf_accum.tuner.prediction import Prediction
-from hf_accum.tuner.search import Tuning
 from hf_accum.tuner.tracing import FixedBytes
+from hf_accum.tuner.tuning import Tuning
 from hf_accum.tuner.workload import Workload
 
 _FORMAT = 4

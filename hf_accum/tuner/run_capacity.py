@@ -16,8 +16,9 @@ from hf_accum.distributed.ranks import Ranks
 from hf_accum.distributed.telling import told_if_long
 from hf_accum.errors import OutOfMemory, UserError
 from hf_accum.tuner.cache import cache_path, read, write
-from hf_accum.tuner.search import NothingFits, Tuning, tune
+from hf_accum.tuner.search import NothingFits, tune
 from hf_accum.tuner.tracing import CannotTrace
+from hf_accum.tuner.tuning import Tuning
 from hf_accum.tuner.workload import Workload
 
 

@@ -15,7 +15,7 @@ from hf_accum.distributed.ranks import OneRank, Ranks
 from hf_accum.models.lora import checkpoint_activations
 from hf_accum.tuner.prediction import Prediction, predict
 from hf_accum.tuner.run_capacity import find_run_capacity
-from hf_accum.tuner.search import Tuning
+from hf_accum.tuner.tuning import Tuning
 from hf_accum.tuner.workload import Workload
 
 

@@ -66,6 +66,7 @@ WITHOUT_TEST_FILE = {
     "models/earlier_weights": "tests/recipes/test_retraining.py",
     "run/earlier_run": "tests/recipes/test_retraining.py",
     "models/spec": "a frozen dataclass",
+    "tuner/tuning": "tests/unit/tuner/test_search.py",
     "recipe": "tests/unit/test_init.py",
     "run/facts": "tests/recipes/test_finished_run.py",
     "run/finished": "tests/recipes/test_finished_run.py",

@@ -11,7 +11,7 @@ from torch import nn
 from hf_accum.config.lora import LoraConfig
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.run.summary import describe_run
-from hf_accum.tuner.search import Tuning
+from hf_accum.tuner.tuning import Tuning
 
 
 def describe(accelerator: Accelerator, config: RecipeConfig | None = None, **changes: Any) -> str:

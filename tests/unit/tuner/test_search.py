@@ -16,7 +16,8 @@ from workload_cases import CPU, TINY, make_workload, of_sizes, peak_of_training
 from hf_accum.device.memory import VirtualMemory
 from hf_accum.errors import OutOfMemory
 from hf_accum.tuner.prediction import Prediction, predict
-from hf_accum.tuner.search import NothingFits, Tuning, tune
+from hf_accum.tuner.search import NothingFits, tune
+from hf_accum.tuner.tuning import Tuning
 from hf_accum.tuner.workload import Workload
 
 

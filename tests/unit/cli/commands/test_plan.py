@@ -20,8 +20,8 @@ from hf_accum.tuner.plan import Variant, plan
 from hf_accum.tuner.prediction import Prediction
 from hf_accum.tuner.probes import Probe
 from hf_accum.tuner.run_capacity import tuning_json
-from hf_accum.tuner.search import Tuning
 from hf_accum.tuner.tracing import FixedBytes
+from hf_accum.tuner.tuning import Tuning
 from recipes.clinical_classification import ClinicalClassificationConfig, workload
 
 pytestmark = pytest.mark.usefixtures("no_network")
