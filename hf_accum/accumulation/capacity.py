@@ -50,6 +50,11 @@ class Peak:
             raise ValueError(f"{value}: no fitted peak")
         return peak
 
+    @property
+    def knows_lengths(self) -> bool:
+        """Whether several were traced."""
+        return len(self.moments[0]) > 2
+
     def bytes_at(self, num_examples: int, length: int) -> int:
         """Peak bytes of a micro-batch."""
         if num_examples == 1 and self.single is not None:
@@ -95,6 +100,13 @@ class Capacity:
         if self.peak is None:
             return self.most
         return max(self.at_least, self.peak.largest(length, self.budget_bytes, self.most))
+
+    def num_examples_of(self, length: int, most_tokens: int) -> int:
+        """The same without gradients, up to so many tokens in any number of examples."""
+        at_most = most_tokens // max(length, 1)
+        if self.peak is not None and self.peak.knows_lengths:
+            at_most = self.peak.largest(length, self.budget_bytes, at_most)
+        return max(self.num_examples(length), at_most)
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
@@ -144,7 +156,7 @@ class WorkingCapacity:
 
     tuned: Capacity
     most_tokens: int = 0
-    """Without gradients: so many fit, in any number of examples."""
+    """Without gradients: so many may go through at once, in any number of examples that fits."""
     version: int = field(default=0, init=False)
     """Another one whenever the numbers change."""
     _ceilings: list[_Ceiling] = field(default_factory=list)
@@ -153,7 +165,7 @@ class WorkingCapacity:
     def num_examples(self, length: int) -> int:
         """The most examples of at most this length in one micro-batch, for now; at least 1."""
         if length not in self._tuned_at:
-            self._tuned_at[length] = max(self.tuned.num_examples(length), self.most_tokens // max(length, 1))
+            self._tuned_at[length] = self.tuned.num_examples_of(length, self.most_tokens)
         return int(min([self._tuned_at[length], *(ceiling.at(length) for ceiling in list(self._ceilings))]))
 
     def state_dict(self) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class Cutter:
     def for_forwards(self) -> "Cutter":
         """One for a pass without gradients: it begins with what this one knows, and keeps to itself what it learns.
 
-        What was found to fit of the longest examples, with gradients, fits without in any number of shorter ones.
+        As many tokens as fit of the longest examples go through at once of shorter ones, where they fit too.
         """
         tuned, tokens = self.capacity.tuned, 0
         if tuned.peak is not None and self.max_length is not None:

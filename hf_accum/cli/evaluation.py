@@ -17,7 +17,7 @@ from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.models.earlier_weights import labels_in, with_unknown_labels
 from hf_accum.run.evaluation import Evaluation
-from hf_accum.run.finished import ready
+from hf_accum.run.finished import cutter_for, ready
 from hf_accum.run.result import check_through
 from hf_accum.tasks.labels import named_labels
 
@@ -72,9 +72,10 @@ def open_evaluation(
         names = tuple(spec.config_values.get("id2label", {}).values())
         if more_labels:
             spec = replace(spec, config_values={**spec.config_values, **named_labels(own)})
-        task, model, cutter = ready(result, handed.task, spec, handed.processor, config, started)
+        task, model = ready(result, handed.task, spec, handed.processor, config, started)
         if more_labels:
             with_unknown_labels(model, own, names)
+        cutter = cutter_for(task, model, config, started)
         on_rank_0(started.ranks, lambda: place.mkdir(parents=True, exist_ok=True))
         evaluation = Evaluation(started, config, data, task, handed.draw)
         yield Opened(started.ranks, task, model, cutter, data, evaluation, place)

@@ -26,7 +26,7 @@ from hf_accum.errors import UserError
 from hf_accum.files import why_not_written
 from hf_accum.models.lora import fold_adapters
 from hf_accum.models.onednn import use_onednn_where_faster
-from hf_accum.run.finished import ready
+from hf_accum.run.finished import cutter_for, ready
 from hf_accum.run.result import check_through
 from hf_accum.run.row_predictions import RowModel
 
@@ -74,11 +74,13 @@ def open_predictions(
         )
     with with_made_up_rows(for_made_up_rows(config)) as made_up, opened(module, made_up) as handed:
         started = handed.run
-        task, model, cutter = ready(result, handed.task, handed.spec, handed.processor, handed.config, started)
+        task, model = ready(result, handed.task, handed.spec, handed.processor, handed.config, started)
+        predictor = make(config, task, **how)
+        cutter = cutter_for(task, model, handed.config, started, writes=predictor.writes)
         model = fold_adapters(model)
         if to_compute and started.precision == "no" and not config.full_determinism:
             use_onednn_where_faster(model)
-        rows = RowModel(model, make(config, task, **how), cutter.for_forwards())
+        rows = RowModel(model, predictor, cutter.for_forwards())
         yield OpenedModel(started.ranks, rows, task)
 
 

@@ -50,22 +50,31 @@ def load_result(
 
 def ready(
     result: Path, task: Any, spec: ModelSpec, processor: Processor, config: RecipeConfig, run: Any
-) -> tuple[Any, nn.Module, Cutter]:
-    """The task with what was fitted, the model with its weights, and how rows are cut to fit. A collective.
-
-    `run` has the `ranks`, the `device` and the `precision`.
+) -> tuple[Any, nn.Module]:
+    """The task with what was fitted, and the model with its weights; `run` has the `device` and the `precision`.
 
     Raises:
-        UserError, OutOfMemory: as `load_result`, `calibrated` and `find_run_capacity` do.
+        UserError: as `load_result` and `calibrated` do.
     """
     _check_labels(result, spec)
     task = calibrated(task, result)
-    model = load_result(result, spec, processor, config, run.device, run.precision)
-    workload = workload_of(model, task, config, run.precision)
+    return task, load_result(result, spec, processor, config, run.device, run.precision)
+
+
+def cutter_for(task: Any, model: nn.Module, config: RecipeConfig, run: Any, *, writes: bool = False) -> Cutter:
+    """How rows are cut to fit, of forwards alone. A collective. `run` has the `ranks` too.
+
+    Where the model `writes`, it keeps what it computed of each token, of which a trace knows nothing: as many rows go
+    on at once then as would in training, which needs more.
+
+    Raises:
+        UserError, OutOfMemory: as `find_run_capacity` does.
+    """
+    workload = replace(workload_of(model, task, config, run.precision), trains=writes)
     how: dict[str, Any] = {"checkpoint": lambda: None, "advise": lambda budget: ()}
     tunings = find_run_capacity(config, workload, run.ranks, run.device, **how)
-    unlearned = replace(tunings[run.ranks.index], costs=UNLEARNED, settled=False)  # it learned what steps take
-    return task, model, cutter_of(unlearned, run.device, learns=not config.full_determinism)
+    unlearned = replace(tunings[run.ranks.index], costs=UNLEARNED, settled=False)  # of other forwards, or of steps
+    return cutter_of(unlearned, run.device, learns=not config.full_determinism)
 
 
 def _check_labels(result: Path, spec: ModelSpec) -> None:

@@ -45,6 +45,11 @@ class Predictor(Protocol[T]):
         """The column with an image, whose bytes JSON has as base64; None of texts."""
         ...
 
+    @property
+    def writes(self) -> bool:
+        """Whether `forward` goes on from what the model tells, and keeps what it computed: a text is written."""
+        ...
+
     def prepare(self, row: Row) -> T:
         """What is kept of a row.
 

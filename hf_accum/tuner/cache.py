@@ -43,7 +43,7 @@ def cache_path(
 
 def _key(workload: Workload, device: torch.device, num_ranks: int) -> dict[str, Any]:
     model = workload.model
-    optimizer = workload.optimizer(model)
+    optimizer = workload.optimizer(model) if workload.trains else None
     config = getattr(model, "config", None)
     layout = [(name, list(t.shape), str(t.dtype), t.requires_grad) for name, t in model.named_parameters()]
     layout += [(name, list(t.shape), str(t.dtype), False) for name, t in model.named_buffers()]
@@ -51,7 +51,8 @@ def _key(workload: Workload, device: torch.device, num_ranks: int) -> dict[str, 
         name for name, module in model.named_modules() if getattr(module, "gradient_checkpointing", False)
     ]
     dropouts = [module.p for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
-    settings = {name: value for name, value in optimizer.defaults.items() if name not in _OF_NO_BYTES}
+    defaults = {} if optimizer is None else optimizer.defaults
+    settings = {name: value for name, value in defaults.items() if name not in _OF_NO_BYTES}
     if device.type == "cpu":
         place: tuple[Any, ...] = ("cpu", torch.get_num_threads())
     else:

@@ -151,6 +151,9 @@ def _learn(traces: tuple[MemoryEvents, ...], part: int, numbers: list[int]) -> t
     """
     ranges = [events.parts[part] for events in traces]
     number = numbers[part]
+    if not any(ranges):  # of forwards alone
+        nothing = np.zeros(0, dtype=np.int64)
+        return _Insertion(ranges[0].start, 0, ranges[0].start, nothing, nothing, nothing), nothing
     a, b, c = (np.asarray(events.num_bytes[r.start : r.stop]) for events, r in zip(traces, ranges, strict=True))
     freed = [np.asarray(events.freed_at[r.start : r.stop]) for events, r in zip(traces, ranges, strict=True)]
     first_ends, all_ends = sum(numbers[:part]), sum(numbers[: part + 1])

@@ -16,9 +16,10 @@ class Prediction:
     """What a trace says: the peak of a forward and backward, that of evaluation, and what never changes."""
 
     training: Peak
+    """Of forwards alone that of evaluation."""
     evaluation: Peak
     activations: Peak
-    """Alive where the backward starts."""
+    """Alive where the backward starts; of forwards alone as the others."""
     fixed: FixedBytes
     state_shapes: Sequence[tuple[torch.Size, torch.dtype]]
     is_traced: bool = True
@@ -64,9 +65,12 @@ def predict_from(tracer: Tracer, trace: Callable[[int, int], Trace]) -> Predicti
         single = {(number, t.length): timeline(t) for t in traces if t.num_examples == 1 for number in (1, 2)}
         return replace(fit_peak(several), single=fit_peak(single))
 
+    evaluation = fit(lambda trace: trace.evaluation)
+    if not tracer.workload.trains:
+        return Prediction(evaluation, evaluation, evaluation, tracer.fixed, tracer.state_shapes)
     return Prediction(
         training=fit(lambda trace: trace.training),
-        evaluation=fit(lambda trace: trace.evaluation),
+        evaluation=evaluation,
         activations=fit(lambda trace: [trace.training[trace.forward_end]]),
         fixed=tracer.fixed,
         state_shapes=tracer.state_shapes,

@@ -20,7 +20,7 @@ from hf_accum.tuner.workload import Workload
 class Probe:
     """A micro-batch that was really run; `measured_bytes` None: it ran out of memory. It fits within the limit.
 
-    `seconds` are those of its forward and backward.
+    `seconds` are those of its forward and backward, or of a forward alone.
     """
 
     num_examples: int
@@ -32,7 +32,7 @@ class Probe:
 
 
 class Prober:
-    """Runs micro-batches for real, with gradients and optimizer state alive, and keeps what was measured."""
+    """Runs micro-batches for real, in training with gradients and optimizer state alive; keeps what was measured."""
 
     def __init__(
         self,
@@ -86,11 +86,11 @@ class Prober:
                     torch.zeros(shape, dtype=dtype, device=self.device)
                     for shape, dtype in self.prediction.state_shapes
                 ]
-                for parameter in self.workload.model.parameters():
+                for parameter in self.workload.model.parameters() if self.workload.trains else ():
                     if parameter.requires_grad:
                         parameter.grad = torch.zeros_like(parameter)
                 stopwatch = Stopwatch.on(self.device)
-                self.workload.forward_backward(num_examples, length, self.device)
+                self.workload.run(num_examples, length, self.device)
                 if stopwatch is not None:
                     stopwatch.stop()
                 timing = stopwatch

@@ -16,6 +16,7 @@ from hf_accum.distributed.ranks import Ranks
 from hf_accum.distributed.telling import told_if_long
 from hf_accum.errors import OutOfMemory, UserError
 from hf_accum.tuner.cache import cache_path, read, write
+from hf_accum.tuner.forwards import tune_forwards
 from hf_accum.tuner.search import NothingFits, tune
 from hf_accum.tuner.tracing import CannotTrace
 from hf_accum.tuner.tuning import Tuning
@@ -69,7 +70,7 @@ def find_run_capacity(
             longest = config.max_probe_seconds
             path = cache_path(workload, memory, device, ranks.count, longest)
             how = {"known": read(path), "max_probe_seconds": longest, "watch": watch}
-            tuning = tune(workload, memory, device, most=share, **how)
+            tuning = (tune if workload.trains else tune_forwards)(workload, memory, device, most=share, **how)
             write(path, tuning)
             return replace(tuning, checkpointing=checkpointing, cache=path)
 
@@ -80,7 +81,7 @@ def find_run_capacity(
             try:
                 return remembered(False)
             except NothingFits as error:
-                if config.gradient_checkpointing is False or config.activation_offload:
+                if config.gradient_checkpointing is False or config.activation_offload or not workload.trains:
                     raise
                 try:
                     checkpoint()
@@ -95,7 +96,7 @@ def find_run_capacity(
 
     trying = (
         f"trying which micro-batches fit, of at most {share}{workload.lengths.of(workload.max_length)}, before "
-        "the first step (a number as `micro_batch_size` spares it)"
+        f"the first {'step' if workload.trains else 'row'} (a number as `micro_batch_size` spares it)"
     )
     with told_if_long(ranks, trying, lambda: probed[-1] if probed else "the prediction comes first"):
         return on_all_ranks(ranks, mine)

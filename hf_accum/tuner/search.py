@@ -16,7 +16,7 @@ from hf_accum.accumulation.time_model import Costs, Observation, fit_costs
 from hf_accum.byte_sizes import format_bytes
 from hf_accum.device.memory import DeviceMemory
 from hf_accum.errors import OutOfMemory
-from hf_accum.tuner.prediction import predict
+from hf_accum.tuner.prediction import Prediction, predict
 from hf_accum.tuner.probes import Prober
 from hf_accum.tuner.tuning import Tuning
 from hf_accum.tuner.workload import Workload
@@ -42,6 +42,7 @@ def tune(
     *,
     most: int,
     known: Tuning | None = None,
+    prediction: Prediction | None = None,
     max_probe_seconds: float | None = None,
     watch: Callable[[int, int], object] = lambda *_: None,
 ) -> Tuning:
@@ -52,7 +53,8 @@ def tune(
     the same).
 
     `known` is an earlier result for the same workload on such a device: if one probe at what it says for the limit
-    of today agrees with it, that is the result. `watch` is told of each probe before it: its examples, their length.
+    of today agrees with it, that is the result. `prediction` is that of the workload, if it was made. `watch` is told
+    of each probe before it: its examples, their length.
 
     Everything is as before afterwards: weights, buffers, gradients, optimizer state, modes, random generators.
 
@@ -72,7 +74,7 @@ def tune(
             prober = None
     from_cache = prober is not None
     if prober is None:
-        prediction = predict(workload, untraced=True)
+        prediction = prediction or predict(workload, untraced=True)
         memory.expect(prediction.training.bytes_at(most, workload.max_length))
         prober = Prober(workload, memory, device, prediction, watch)
         good, enough = _search(prober, most, max_probe_seconds)

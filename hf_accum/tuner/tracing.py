@@ -1,4 +1,4 @@
-"""Bytes of training, counted over live tensors: on a real device, or on fake tensors without any.
+"""Bytes of training or of forwards, counted over live tensors: on a real device, or on fake tensors without any.
 
 A fake trace runs the model's own operations on tensors that have a shape and no memory. The bytes that live at
 each moment of a forward and backward are, for one architecture, a polynomial of the number of examples and their
@@ -43,7 +43,10 @@ class CannotTrace(RuntimeError):
 
 @dataclass(frozen=True)
 class Trace:
-    """One micro-batch with the gradients and the optimizer's state alive: `start_bytes` live where it begins."""
+    """One micro-batch with the gradients and the optimizer's state alive: `start_bytes` live where it begins.
+
+    Of forwards alone there is only the evaluation.
+    """
 
     num_examples: int
     length: int
@@ -130,6 +133,8 @@ class Tracer:
         entered.enter_context(keeping_random_state())
         entered.enter_context(on_fake_tensors(work.model))
         entered.enter_context(_offloading_to_nowhere(work.model))
+        if not work.trains:
+            return self._begin_forwards(entered)
         trainable = [p for p in work.model.parameters() if p.requires_grad]
         with unset_fake_temporarily():  # bitsandbytes computes at once what its 8 bits stand for
             optimizer = work.optimizer(work.model)
@@ -156,6 +161,15 @@ class Tracer:
         entered.enter_context(self._as_in_training())
         return live, recorder
 
+    def _begin_forwards(self, entered: ExitStack) -> tuple[LiveBytes, Recorder]:
+        """Of forwards alone, which need nothing but the weights."""
+        recorder = Recorder()
+        live = entered.enter_context(LiveBytes(held=tensors_of(self.workload.model), record=recorder))
+        self.fixed = FixedBytes(live.current_bytes, 0, 0, live.current_bytes)
+        self.fixed_events = self.step_events = recorder.take()
+        entered.enter_context(self._as_in_training())
+        return live, recorder
+
     @contextmanager
     def _as_in_training(self) -> Iterator[None]:
         with _one_text_a_row(), nullcontext() if self.capability is None else cuda_kernels(self.capability):
@@ -167,12 +181,14 @@ class Tracer:
         def whole(num_examples: int, length: int) -> Trace:
             cpu, work, start_bytes = torch.device("cpu"), self.workload, live.current_bytes
             recorder.take()
+            forward_end = training_end = 0
             with _explained(work.model):
-                loss, batch = work.forward(num_examples, length, cpu)
-                forward_end = recorder.num_events
-                loss.backward()
-                del loss, batch
-                training_end = recorder.num_events
+                if work.trains:
+                    loss, batch = work.forward(num_examples, length, cpu)
+                    forward_end = recorder.num_events
+                    loss.backward()
+                    del loss, batch
+                    training_end = recorder.num_events
                 work.evaluate(num_examples, length, cpu)
             return Trace(num_examples, length, start_bytes, recorder.take(forward_end, training_end))
 

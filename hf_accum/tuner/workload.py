@@ -67,7 +67,8 @@ class Workload:
     training will use. `max_length` is the longest length that training allows; `lengths` say what it is counted in,
     and whether all examples have it. `precision` is accelerate's: no, bf16 or fp16. Where examples go through the
     model in several parts (the texts of a pair), `num_parts` says in how many: what is called an example here is a
-    part of one. `assumed` says what was taken for granted where only the data tells.
+    part of one. `assumed` says what was taken for granted where only the data tells. One that does not train is of
+    forwards alone, as a prediction's, and has no gradients and no optimizer.
     """
 
     model: nn.Module
@@ -80,6 +81,7 @@ class Workload:
     precision: str = "no"
     num_parts: int = 1
     assumed: str = ""
+    trains: bool = True
 
     def autocast(self, device: torch.device) -> Any:
         """The context of a forward."""
@@ -91,6 +93,10 @@ class Workload:
         batch = self.make_batch(num_examples, length, device)
         with self.autocast(device):
             return self.summed_loss(self.model, batch), batch
+
+    def run(self, num_examples: int, length: int, device: torch.device) -> None:
+        """One micro-batch of what it does."""
+        (self.forward_backward if self.trains else self.evaluate)(num_examples, length, device)
 
     def forward_backward(self, num_examples: int, length: int, device: torch.device) -> None:
         """One micro-batch, its gradients added to those there are."""

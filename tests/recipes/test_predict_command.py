@@ -253,7 +253,21 @@ def test_it_learns_what_fits_and_what_is_fastest_as_it_goes_on(recipe: Recipe, h
         else:
             assert costs.num_windows == 2
             assert not costs.explores
-            assert capacity.num_examples(4) == 16 * capacity.num_examples(64)  # as many tokens, of max_length 64
+            assert capacity.num_examples(64) == 16  # of max_length 64: a window
+            assert 15 * 64 <= 4 * capacity.num_examples(4) <= 16 * 64  # as many tokens, by what each text takes too
+
+
+@pytest.mark.parametrize("budget", ["auto", "200 MiB"])
+def test_no_training_step_is_tried_before_predictions_and_evaluations(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: str
+) -> None:
+    run = recipe(**MADE)
+    (tmp_path / "rows.jsonl").write_text('{"text": "eye"}\n{"text": "heart heart"}\n')
+    monkeypatch.setattr(torch.Tensor, "backward", None)
+    monkeypatch.setattr("hf_accum.tuner.workload.build_optimizer", None)
+    how = ["--micro_batch_size=auto", f"--memory_budget={budget}"]
+    assert len(predict(run, tmp_path / "rows.jsonl", tmp_path / "told.jsonl", *how)) == 2
+    main(["evaluate", str(run), *how])
 
 
 def test_what_cannot_be_predicted_is_said(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

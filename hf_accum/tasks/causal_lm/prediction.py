@@ -27,6 +27,7 @@ class TextGenerator:
     reader: Reader
     max_new_tokens: int
     most_rows: int = 4_096
+    writes: bool = True
     image_column: None = None
     adds: tuple[str, ...] = ("prediction", "is_ended")
 

@@ -25,6 +25,7 @@ class EmbeddingPredictor:
 
     task: TextRetrieval
     most_rows: int = 4_096
+    writes: bool = False
     image_column: None = None
 
     @property

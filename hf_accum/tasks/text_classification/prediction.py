@@ -26,6 +26,7 @@ class TextPredictor:
     template: TextTemplate | None = None
     """By which a row's text is written."""
     most_rows: int = 4_096
+    writes: bool = False
     image_column: None = None
 
     @property

@@ -32,6 +32,7 @@ class EntityPredictor:
     text_column: str
     types: tuple[str, ...]
     most_rows: int = 4_096
+    writes: bool = False
     image_column: None = None
     adds: tuple[str, ...] = ("prediction", "prediction_tags")
 

@@ -31,6 +31,7 @@ class ImagePredictor:
     task: ImageClassification | SemanticSegmentation
     pictures: Pictures
     most_rows: int = _MOST_ROWS
+    writes: bool = False
 
     @property
     def image_column(self) -> str:

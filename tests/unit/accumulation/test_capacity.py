@@ -284,6 +284,19 @@ def test_without_gradients_as_many_tokens_as_fit_of_the_longest_fit_of_shorter_o
     assert sizes(capacity, 50, 100, 26, 20) == [4, 4, 7, 20]
 
 
+@given(moments=timelines, budget=st.integers(0, 2**32), tokens=st.integers(1, 5000), length=st.integers(1, 64))
+def test_of_those_no_more_than_fit_where_the_peak_says_how_many(
+    moments: list[Moment], budget: int, tokens: int, length: int
+) -> None:
+    peak = fit_peak(traced(moments, points_of(64, 32, 16)))
+    number = WorkingCapacity(Capacity(2, peak, float(budget)), tokens).num_examples(length)
+    assert number <= max(tokens // length, 2)
+    if number > 1:
+        assert brute_force(moments, number, length) <= budget
+    if max(1, tokens // length) > number:
+        assert brute_force(moments, number + 1, length) > budget
+
+
 def test_it_never_goes_below_one() -> None:
     capacity = WorkingCapacity(Capacity(3))
     for _ in range(5):

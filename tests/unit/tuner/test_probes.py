@@ -46,7 +46,7 @@ def prober(measured: list[int | None], limit_bytes: int = 1000) -> Prober:
         limit_bytes=limit_bytes,
         measure=lambda work, held: (work(), next(results))[1],
     )
-    workload: Any = SimpleNamespace(model=model, forward_backward=lambda *_: None)
+    workload: Any = SimpleNamespace(model=model, trains=True, run=lambda *_: None)
     peak = SimpleNamespace(bytes_at=lambda n, length: 100 * n)
     prediction: Any = SimpleNamespace(training=peak, state_shapes=[])
     return Prober(workload, memory, CPU, prediction)
