@@ -129,7 +129,10 @@ def _body(here: _Folder, *, has_chat: bool) -> tuple[list[str], list[str], list[
             return [*_IMAGE, pick], [], ["A model of images, each of which has one class."]
         case "image-segmentation":
             pick = "print({config.id2label[n]: float((mask == n).float().mean()) for n in mask.unique().tolist()})"
-            of_pixels = ["mask = logits[0].argmax(-1)  # of each pixel the number of its class", pick]
+            of_pixels = [
+                "mask = logits[0].argmax(-1)  # of each pixel of the scaled image the number of its class",
+                pick,
+            ]
             about = "A model of images, with a class for each pixel; its head is a class of the package hf-accum."
             return [*_IMAGE, *of_pixels], [], [about]
         case task:
@@ -171,14 +174,17 @@ def _of_texts(here: _Folder) -> tuple[list[str], list[str], list[str]]:
     imports: list[str] = []
     windows = usage.windows
     cut, text, most = f"truncation=True, max_length={usage.max_length}", "texts", ""
-    about = [
-        f"A classifier of texts; of a text it sees {usage.max_length} tokens, and what is behind them is cut off."
-    ]
+    what = "pairs of texts" if usage.is_pair else "texts"
+    kind = f"A model that tells a number of {what}" if usage.problem == "regression" else f"A classifier of {what}"
+    seen = f"of a text it sees {usage.max_length} tokens, and what is behind them is cut off"
+    if usage.is_pair:
+        seen = f"of a pair it sees {usage.max_length} tokens: the longer text loses its end, or both do"
+    about = [f"{kind}; {seen}."]
     if windows is not None:
         cut += f", stride={windows['overlap']}, return_overflowing_tokens=True"
         text, most = "text", f"[:{windows['most']}]"
         about = [
-            f"A classifier of texts. A text of more than {usage.max_length} tokens is cut into windows of so many;",
+            f"{kind}. A text of more than {usage.max_length} tokens is cut into windows of so many;",
             f"neighbours share {windows['overlap']}, and a text has {windows['most']} of them at most.",
             f"Their logits are pooled ({windows['pooling']}).",
         ]

@@ -42,7 +42,7 @@ def was(run: RunFiles) -> dict[str, str]:
         "digest of the data": fact("data_digest"),
         "window (examples per step)": setting("effective_batch_size"),
         "micro-batch": setting("micro_batch_size"),
-        "longest example": run.tuning.get("max_length") or setting("max_length"),
+        f"{run.unit} of an example at once, at most": run.tuning.get("max_length") or setting("max_length"),
         "optimizer": setting("optimizer"),
         "learning rate, the greatest": _largest(run.steps.of("learning_rate")) or setting("learning_rate"),
         "LoRA rank (0: all weights)": setting("lora.rank"),

@@ -24,9 +24,11 @@ _USE = (
     "decision about a patient is to rest on it."
 )
 _MEASURED = (
-    "- Measured on the held-out part of its own data alone, not on the data of other hospitals, devices or years: "
+    "- Measured on the held-out part of its own data alone, not on data of other sites, devices or years: "
     "measure it on yours first."
 )
+_SAME = {"sentence-similarity": "document", "image-classification": "image", "image-segmentation": "image"}
+"""What rows of one group share, by the task, where no column says which they are; else a text."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _OF_FILES = re.compile(r"\.(jsonl?|csv|tsv|parquet|xlsx|txt|zip|gz)$")
 
@@ -57,7 +59,7 @@ def card_of(folder: Path, result: Path | None = None, merged: str = "") -> str:
         "How to use it": usage_section(result),
         "Labels": _labels(result, usage),
         "Data": _data(config, run, usage),
-        "Training": _training(config, run, figures, merged, is_adapter=is_adapter),
+        "Training": _training(config, run, figures, usage, merged, is_adapter=is_adapter),
         "Figures on held-out data": _figures(figures),
         "Intended use and limits": _limits(config, figures),
     }
@@ -130,7 +132,7 @@ def _data(config: Mapping[str, Any], run: Mapping[str, Any], usage: Usage | None
         own = "a dataset of the author's own, which is not published with it"
         lines.append(f"- trained on: {dataset if is_hub_id(dataset) or dataset.startswith('embedded:') else own}")
     for key, said in (
-        ("num_train", "examples trained on"),
+        ("num_train", "examples to train on"),
         ("num_held_out", "held out"),
         ("num_calibration", "kept to calibrate on"),
     ):
@@ -140,9 +142,12 @@ def _data(config: Mapping[str, Any], run: Mapping[str, Any], usage: Usage | None
         lines.append(f"- held out: the split `{config['eval_split']}`")
     elif config.get("eval_fraction"):
         lines.append(f"- held out: a share of {config['eval_fraction']:g}, by whole groups")
-    if config.get("group_column"):
+    same = f"`{config['group_column']}`" if config.get("group_column") else None
+    if same is None and usage is not None:
+        same = "prompt" if "prompt" in usage.columns else _SAME.get(usage.task, "text")
+    if same is not None:
         where = "drawn together for intervals" if config.get("eval_split") else "never on both sides of that"
-        lines.append(f"- groups, {where}: rows with the same `{config['group_column']}`")
+        lines.append(f"- groups, {where}: rows with the same {same}")
     if usage is not None and usage.columns:
         columns = ", ".join(f"{what} from `{column}`" for what, column in usage.columns.items())
         lines.append(f"- columns: {columns}")
@@ -152,7 +157,13 @@ def _data(config: Mapping[str, Any], run: Mapping[str, Any], usage: Usage | None
 
 
 def _training(
-    config: Mapping[str, Any], run: Mapping[str, Any], figures: Mapping[str, Any], merged: str, *, is_adapter: bool
+    config: Mapping[str, Any],
+    run: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    usage: Usage | None,
+    merged: str,
+    *,
+    is_adapter: bool,
 ) -> str:
     lines = []
     if config.get("effective_batch_size"):
@@ -171,11 +182,13 @@ def _training(
     for key, said in (
         ("learning_rate", "learning rate, at most"),
         ("optimizer", "optimizer"),
-        ("max_length", "longest input, in tokens"),
+        ("resolution", "images scaled to, in pixels a side"),
         ("seed", "seed"),
     ):
         if config.get(key) is not None:
             lines.append(f"- {said}: {config[key]}")
+    if usage is not None and usage.max_length is not None:
+        lines.append(f"- tokens through the model at once, at most: {usage.max_length}")
     if run.get("num_trained_parameters") and run.get("num_parameters"):
         lines.append(f"- parameters trained: {run['num_trained_parameters']:,} of {run['num_parameters']:,}")
     if run.get("device"):
@@ -208,7 +221,9 @@ def _figures(figures: Mapping[str, Any]) -> str:
     level = "interval" if how is None else f"{how['level']:.0%} interval"
     said = "" if how is None else f"\nIntervals by a bootstrap over {how['num_groups']:,} groups.\n"
     number = figures.get("num_examples") or figures.get("num_texts")
-    of = "" if number is None else f"On {number:,} held-out examples.\n\n"
+    among = figures.get("num_documents")
+    ranked = "" if among is None else f", each looked for among {among:,} documents"
+    of = "" if number is None else f"On {number:,} held-out examples{ranked}.\n\n"
     return "\n".join([f"{of}| figure | value | {level} |", "| " + " | ".join(["-"] * 3) + " |", *rows, said])
 
 

@@ -12,7 +12,10 @@ _OF_COLUMN = "_column"
 
 
 def usage_of(config: RecipeConfig, task: Task[Any], spec: ModelSpec) -> Usage | None:
-    """With the columns that were read; None for a task that does not explain itself."""
+    """With the columns that were read, by the flags where the task does not say.
+
+    None for a task that does not explain itself.
+    """
     if not isinstance(task, Explains):
         return None
     columns = {
@@ -20,7 +23,6 @@ def usage_of(config: RecipeConfig, task: Task[Any], spec: ModelSpec) -> Usage | 
         for name, value in vars(config).items()
         if name.endswith(_OF_COLUMN) and value and name != "group_column"
     }
-    if template := getattr(config, "text_template", None):
-        columns["text"] = template
+    usage = task.usage()
     base = {"origin": spec.origin} if spec.origin else None
-    return replace(task.usage(), columns=columns, base=base)
+    return replace(usage, columns=usage.columns or columns, base=base)

@@ -61,9 +61,11 @@ class TextClassification:
 
     def usage(self) -> Usage:
         """How the model is used."""
+        pair = {} if self.pair_column is None else {"text_pair": self.pair_column}
         return Usage(
             task="text-classification",
             auto_class="AutoModelForSequenceClassification",
+            columns={"text": self.text_column, **pair, "label": self.labels.column},
             problem=self.labels.problem,
             label_codes=dict(zip(self.labels.codes, self.labels.names, strict=False)),
             max_length=self.max_length,

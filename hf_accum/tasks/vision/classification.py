@@ -49,7 +49,9 @@ class ImageClassification:
 
     def usage(self) -> Usage:
         """How the model is used; its image processor scales images."""
-        return Usage(task="image-classification", auto_class="AutoModelForImageClassification")
+        assert self.data is not None
+        columns = {"image": self.data.pictures.column, "label": self.data.labels.column}
+        return Usage(task="image-classification", auto_class="AutoModelForImageClassification", columns=columns)
 
     def prepare(self, row: Mapping[str, Any]) -> tuple[Picture, int]:
         """A row's image, not decoded, and its class.

@@ -53,7 +53,9 @@ class SemanticSegmentation:
 
     def usage(self) -> Usage:
         """How the model is used; its image processor scales images."""
-        return Usage(task="image-segmentation", auto_class="SemanticSegmenter")
+        assert self.data is not None
+        columns = {"image": self.data.pictures.column, "mask": self.data.masks.column}
+        return Usage(task="image-segmentation", auto_class="SemanticSegmenter", columns=columns)
 
     def prepare(self, row: Mapping[str, Any]) -> tuple[Picture, Picture]:
         """A row's image and its mask, neither decoded.

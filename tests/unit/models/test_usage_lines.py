@@ -14,7 +14,7 @@ from tiny import WORDS, make_tokenizer, save_base
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer, pipeline
 
 from hf_accum.models.saving import save_model
-from hf_accum.models.usage import Usage
+from hf_accum.models.usage import Usage, write_usage
 from hf_accum.models.usage_lines import usage_section
 
 
@@ -106,6 +106,27 @@ def test_that_a_base_has_no_head_is_said_where_transformers_warns_of_it(tmp_path
         (tmp_path / "model" / "adapter_config.json").write_text("{}")
     said = usage_section(tmp_path / "model")
     assert ("calls the head MISSING: it comes with the adapter" in said) == is_adapter
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({}, "A classifier of texts; of a text it sees 20 tokens, and what is behind them is cut off."),
+        ({"problem": "regression"}, "A model that tells a number of texts; of a text it sees 20 tokens, and"),
+        (
+            {"is_pair": True},
+            "A classifier of pairs of texts; of a pair it sees 20 tokens: the longer text loses its end",
+        ),
+        (
+            {"problem": "regression", "windows": {"overlap": 4, "most": 9, "pooling": "max"}},
+            "A model that tells a number of texts. A text of more than 20 tokens is cut into windows of so many;",
+        ),
+    ],
+    ids=["classes", "numbers", "pairs", "numbers of windows"],
+)
+def test_what_a_model_of_texts_tells_of_what_is_said(tmp_path: Path, how: dict[str, Any], said: str) -> None:
+    write_usage(Usage(task="text-classification", auto_class="X", max_length=20, **how), tmp_path)
+    assert said in usage_section(tmp_path)
 
 
 def test_of_a_folder_without_usage_nothing_is_said(tmp_path: Path) -> None:

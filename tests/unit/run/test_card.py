@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from card_runs import RUN, make_run
+from card_runs import CONFIG, FIGURES, RUN, make_run
 from huggingface_hub import ModelCard, metadata_load
 
+from hf_accum.models.usage import Usage, write_usage
 from hf_accum.run.card import card_of, write_card
 
 
@@ -31,7 +32,7 @@ def test_the_facts_are_told_and_no_note_that_may_quote_the_data(tmp_path: Path) 
     for fact in (
         "32 examples per optimizer step",
         "rank 16, alpha 32",
-        "6,650",
+        "- examples to train on: 6,650",
         "1,483",
         "rows with the same `patient`",
         "nf4",
@@ -40,12 +41,46 @@ def test_the_facts_are_told_and_no_note_that_may_quote_the_data(tmp_path: Path) 
         "| accuracy | 0.75 | 0.5 to 0.875 |",
         "17 groups",
         "not a medical device",
-        "other hospitals",
+        "other sites",
         "0: `1`",
         "`7` in the data is `2`",
     ):
         assert fact in card, fact
     assert "a text of a patient" not in card
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "same", "said"),
+    [
+        ("text-generation", {"prompt": "question"}, "prompt", "once, at most: 64"),
+        ("fill-mask", {"text": "note"}, "text", "once, at most: 64"),
+        (
+            "sentence-similarity",
+            {"query": "term"},
+            "document",
+            "On 60 held-out examples, each looked for among 1,234",
+        ),
+        ("image-classification", {"image": "photo"}, "image", "images scaled to, in pixels a side: 224"),
+    ],
+)
+def test_a_task_says_what_its_groups_and_inputs_are(
+    tmp_path: Path, task: str, columns: dict[str, str], same: str, said: str
+) -> None:
+    is_of_images = task.startswith("image")
+    run = make_run(tmp_path)
+    config = {"max_length": 512} | ({"resolution": 224} if is_of_images else {})
+    (run / "config.yaml").write_text(json.dumps({**CONFIG, **config, "group_column": None}))
+    if task == "sentence-similarity":
+        (run / "evaluation.json").write_text(json.dumps(FIGURES | {"num_documents": 1234}))
+    pooling = "mean" if task == "sentence-similarity" else None
+    usage = Usage(
+        task=task, auto_class="X", columns=columns, max_length=None if is_of_images else 64, pooling=pooling
+    )
+    write_usage(usage, run / "adapter")
+    card = card_of(run)
+    assert f"- groups, never on both sides of that: rows with the same {same}\n" in card
+    assert said in card
+    assert "512" not in card  # a flag that says nothing of images
 
 
 @pytest.mark.parametrize(

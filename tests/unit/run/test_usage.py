@@ -9,21 +9,24 @@ from recipes.clinical_classification import ClinicalClassificationConfig
 
 
 class OfATask:
+    def __init__(self, **columns: str) -> None:
+        self.columns = columns
+
     def usage(self) -> Usage:
-        return Usage(task="text-classification", auto_class="AutoModel", max_length=9)
+        return Usage(task="text-classification", auto_class="AutoModel", max_length=9, columns=self.columns)
 
 
-def test_the_columns_are_those_of_the_flags() -> None:
+def test_the_columns_are_those_of_the_flags_where_the_task_does_not_say_what_it_reads() -> None:
     config = ClinicalClassificationConfig(text_column="note", label_column="urgency", group_column="patient")
     task: Any = OfATask()
     usage = usage_of(config, task, ModelSpec(None, "x", None, origin="made so"))
     assert usage is not None
     assert usage.columns == {"text": "note", "label": "urgency"}
     assert (usage.max_length, usage.base) == (9, {"origin": "made so"})
-    template = ClinicalClassificationConfig(text_template="Age {age}: {note}")
-    usage = usage_of(template, task, ModelSpec(None, "x", None))
+    task = OfATask(text="Age {age}: {note}")
+    usage = usage_of(config, task, ModelSpec(None, "x", None))
     assert usage is not None
-    assert usage.columns["text"] == "Age {age}: {note}"
+    assert usage.columns == {"text": "Age {age}: {note}"}
 
 
 def test_a_task_of_ones_own_need_not_say() -> None:
