@@ -100,8 +100,8 @@ def _loading(here: _Folder) -> tuple[list[str], list[str]]:
         else:
             imports.append("import os")
             lines.append('BASE = os.environ["BASE"]  # where you have the model of these weights')
-        of_labels = usage.task.endswith(("classification", "segmentation")) and not here.is_pooled
-        why = "  # transformers calls the head MISSING: it comes with the adapter" if of_labels else ""
+        warns = usage.task.endswith("classification") and not here.is_pooled  # not of a segmenter, a class of ours
+        why = "  # transformers calls the head MISSING: it comes with the adapter" if warns else ""
         lines.append(f"model = {kind}.from_pretrained(BASE{given}){why}")
         lines.append('model = PeftModel.from_pretrained(model, ".").eval()')
     return lines, [*imports, f"from transformers import {', '.join(sorted(names))}"]

@@ -106,6 +106,8 @@ def test_that_a_base_has_no_head_is_said_where_transformers_warns_of_it(tmp_path
         (tmp_path / "model" / "adapter_config.json").write_text("{}")
     said = usage_section(tmp_path / "model")
     assert ("calls the head MISSING: it comes with the adapter" in said) == is_adapter
+    write_usage(Usage(task="image-segmentation", auto_class="SemanticSegmenter"), tmp_path / "model")
+    assert "MISSING" not in usage_section(tmp_path / "model")
 
 
 @pytest.mark.parametrize(
