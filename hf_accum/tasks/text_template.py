@@ -82,7 +82,7 @@ class TextTemplate:
                 return ""
             raise BadRow(column, "no text (null, NaN or empty); `on_missing_text empty` has nothing stand there")
         if isinstance(value, list | tuple | dict | bytes):
-            raise BadRow(column, f"{shown(value)} is a {type(value).__name__}, not a text or a number")
+            raise BadRow(column, f"{shown(value)} is of type {type(value).__name__}, not a text or a number")
         return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 

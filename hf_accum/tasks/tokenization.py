@@ -32,7 +32,7 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
     if is_missing(text):
         raise BadRow(column, "no text (null or NaN)")
     if not isinstance(text, str):
-        raise BadRow(column, f"{shown(text)} is a {type(text).__name__}, not a text")
+        raise BadRow(column, f"{shown(text)} is of type {type(text).__name__}, not a text")
     if not text.strip():
         raise BadRow(column, "empty text")
     check_unicode(column, text)

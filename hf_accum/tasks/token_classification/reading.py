@@ -107,7 +107,7 @@ class TagColumns:
         if isinstance(value, str):
             value = value.split()
         if not isinstance(value, list | tuple):
-            raise BadRow(column, f"{shown(value)} is a {type(value).__name__}, not a list")
+            raise BadRow(column, f"{shown(value)} is of type {type(value).__name__}, not a list")
         if not value:
             raise BadRow(column, "an empty list")
         return list(value)

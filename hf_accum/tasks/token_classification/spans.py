@@ -74,7 +74,7 @@ def _span(value: Any, column: str, where: str) -> Span:
     if not isinstance(label, str) or not label.strip():
         raise BadRow(column, f"{where}: its label {shown(label)} is no name")
     if text is not None and not isinstance(text, str):
-        raise BadRow(column, f"{where}: its text {shown(text)} is a {type(text).__name__}, not a text")
+        raise BadRow(column, f"{where}: its text {shown(text)} is of type {type(text).__name__}, not a text")
     return Span(int(start), int(end), label, text, where)
 
 

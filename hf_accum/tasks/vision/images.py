@@ -85,7 +85,7 @@ def picture_of(row: Mapping[str, Any], column: str, root: Path | None = None) ->
         return Picture(column, _inside(path, column, root))
     if is_missing(value):
         raise BadRow(column, "no image (null)")
-    raise BadRow(column, f"{shown(value)} is a {type(value).__name__}, neither an image nor the path of one")
+    raise BadRow(column, f"{shown(value)} is of type {type(value).__name__}, neither an image nor the path of one")
 
 
 def _inside(path: str, column: str, root: Path | None) -> ImageFile:

@@ -55,7 +55,10 @@ def test_a_missing_value_is_a_bad_row_or_nothing(value: object) -> None:
 @pytest.mark.parametrize("on_missing", ["error", "empty"])
 @pytest.mark.parametrize(
     ("row", "said"),
-    [({"notes": "cough"}, "'note': no such column; the row has notes"), ({"note": ["a"]}, "is a list, not a text")],
+    [
+        ({"notes": "cough"}, "'note': no such column; the row has notes"),
+        ({"note": ["a"]}, "is of type list, not a text"),
+    ],
 )
 def test_what_is_no_value_is_a_bad_row_always(row: dict[str, Any], said: str, on_missing: Any) -> None:
     with pytest.raises(BadRow, match=said):

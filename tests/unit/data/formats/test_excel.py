@@ -64,7 +64,7 @@ def test_broken_rows_are_bad_alone(tmp_path: Path) -> None:
     assert sorted(bad_rows) == [
         "a value in column 3, which has no name",
         "field 'label': #N/A, which is an error of the sheet's formula",
-        "field 'text': 7 is a int, not a text",
+        "field 'text': 7 is of type int, not a text",
     ]
     with pytest.raises(ValueError, match=r"rows.xlsx, row 2: field 'label': #N/A"):
         list(good_rows(source, 0, 0, prepare, "error", Counter()))

@@ -164,7 +164,7 @@ BAD_OBJECTS: dict[str, tuple[Any, str, str]] = {  # the row, its bad field, a pa
     "NaN label": (GOOD | {"label": math.nan}, "label", "null or NaN"),
     "empty text": (GOOD | {"text": ""}, "text", "empty text"),
     "blank text": (GOOD | {"text": " \n\t\u00a0"}, "text", "empty text"),
-    "a number as text": (GOOD | {"text": 7}, "text", "7 is a int, not a text"),
+    "a number as text": (GOOD | {"text": 7}, "text", "7 is of type int, not a text"),
     "half a surrogate pair": (GOOD | {"text": "a\ud83d"}, "text", "not UTF-8"),
     "unknown label": (GOOD | {"label": "maybe"}, "label", "'maybe' is out of range: it is none of 0=no, 1=yes"),
     "label number too high": (GOOD | {"label": 2}, "label", "'2' is out of range"),

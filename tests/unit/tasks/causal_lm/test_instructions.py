@@ -168,7 +168,7 @@ def test_what_an_instruction_is_about_follows_it() -> None:
             key, (passage,) = three.read(row)
             assert key == prompt
             assert shown(passage) == shown(two.read({"instruction": prompt, "output": "fever"})[1][0])
-    with pytest.raises(BadRow, match="'input': 3 is a int, not a text"):
+    with pytest.raises(BadRow, match="'input': 3 is of type int, not a text"):
         three.read({"instruction": "Say it.", "input": 3, "output": "fever"})
 
 

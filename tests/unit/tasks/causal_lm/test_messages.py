@@ -69,7 +69,7 @@ def test_each_form_of_a_message_is_read(value: dict[str, Any], message: dict[str
         ({"role": "user", "content": [{"type": "image", "image": "x.png"}]}, "is a part of type image"),
         ({"role": "user", "content": [{"type": "text"}]}, "has to be of type text, with a `text`"),
         ({"role": "user", "content": ["hello"]}, "is a part of type None"),
-        ({"role": "user", "content": {"text": "hello"}}, "is a dict, not a text"),
+        ({"role": "user", "content": {"text": "hello"}}, "is of type dict, not a text"),
     ],
 )
 def test_what_is_no_message_is_a_bad_row(value: Any, said: str) -> None:

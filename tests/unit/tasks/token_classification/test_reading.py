@@ -34,7 +34,7 @@ def lengths(words: Any) -> list[int]:
         (ROW | {"tokens": ["no", " "]}, "' ' is no word"),
         (ROW | {"tokens": ["no", 7]}, "7 is no word"),
         (ROW | {"tokens": ["no", "f\ud800ver"]}, "field 'tokens': not UTF-8 (a lone surrogate)"),
-        (ROW | {"tokens": 7}, "7 is a int, not a list"),
+        (ROW | {"tokens": 7}, "7 is of type int, not a list"),
         ({"tokens": [], "tags": []}, "an empty list"),
         ({"tokens": " ", "tags": "O"}, "an empty list"),
     ],

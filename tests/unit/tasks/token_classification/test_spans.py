@@ -47,7 +47,7 @@ def test_no_entities_are_none() -> None:
         ([{"end": 12, "label": "drug"}], "its start None is no whole number"),
         ([[5, 12, ""]], "its label '' is no name"),
         ([{"start": 5, "end": 12, "labels": ["a", "b"]}], "its label ['a', 'b'] is no name"),
-        ([{"start": 5, "end": 12, "label": "drug", "text": 3}], "its text 3 is a int, not a text"),
+        ([{"start": 5, "end": 12, "label": "drug", "text": 3}], "its text 3 is of type int, not a text"),
         ({"start": [5], "end": [12, 3], "label": ["drug"]}, "has lists of different lengths"),
         ([[5, 12, "drug"], [20, 40, "sign"]], "entity 2: characters 20 to 40 are no part of the text, which has 26"),
         ([[-3, 2, "drug"]], "characters -3 to 2 are no part of the text"),

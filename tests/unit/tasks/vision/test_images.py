@@ -56,7 +56,7 @@ def test_an_image_is_found_as_bytes_or_within_the_folder(tmp_path: Path) -> None
         (None, "no image"),
         (float("nan"), "no image"),
         ({"bytes": None, "path": None}, "no image"),
-        (7, "7 is a int, neither an image nor the path of one"),
+        (7, "7 is of type int, neither an image nor the path of one"),
         ("../secret.png", "leads out of the dataset's folder"),
         ("/etc/passwd", "leads out of the dataset's folder"),
         ("link.png", "leads out of the dataset's folder"),
