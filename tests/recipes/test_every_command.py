@@ -337,8 +337,10 @@ def test_the_lines_of_other_recipes_tell_what_is_predicted(
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_report_has_both_runs_and_their_figures(kind: str, runs: Runs, tmp_path: Path) -> None:
     both = runs(kind)
+    unit = "positions" if kind.startswith("driving_images") else "tokens"
     main(["report", *map(str, both), f"--output={tmp_path / 'report.html'}"])
     page = (tmp_path / "report.html").read_text()
+    assert f"{unit} of an example at once, at most" in page
     for run in both:
         assert run.name in page
         value = figures_in(run)[KINDS[kind][1]]
