@@ -66,4 +66,9 @@ def classified(judged: Judged, decisions: Decisions) -> Callable[[int], Record]:
 
 def measured(judged: Judged) -> Callable[[int], Record]:
     """The number of an example, and the predicted one."""
-    return lambda index: {"label": float(judged.references[index]), "prediction": float(judged.outputs[index])}
+    return lambda index: {"label": shortest(judged.references[index]), "prediction": shortest(judged.outputs[index])}
+
+
+def shortest(number: Any) -> float:
+    """A number of float32 as it was written: the fewest digits that tell it from others, 5.37 and no 5.36999988."""
+    return float(str(np.float32(number)))

@@ -264,11 +264,17 @@ def test_the_card_that_is_published_is_true(kind: str, runs: Runs, tmp_path: Pat
 
 @pytest.mark.parametrize("kind", OF_TEXTS)
 def test_the_lines_of_adapter_and_merged_model_tell_what_is_predicted(
-    kind: str, runs: Runs, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    runs: Runs,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run, output = runs(kind)[0], tmp_path / "out"
     main(["publish", str(run), "me/model", f"--dry_run={output}"])
     main(["merge", str(run), str(tmp_path / "merged")])
+    assert ("of parts of rows that the run held out" in capsys.readouterr().out) == (kind == "windows")
     told = predicted(run, ASKED, tmp_path)
     texts: list[Any] = [row["text"] for row in ASKED]
     asked = ('["a text", "another one"]', repr(texts))

@@ -97,6 +97,7 @@ def test_a_number_and_a_pair_and_a_template(recipe: Recipe, notes: Path, tmp_pat
         assert "probabilities" not in row
         if row["text"] in by_text:
             assert row["prediction"] == pytest.approx(by_text[row["text"]], abs=1e-5)
+            assert len(str(row["prediction"]).lstrip("-0.").partition("e")[0]) <= 10  # digits of float32, no more
     template = recipe(**MADE, text_template="{patient}: {text}", group_column="patient")
     told = predict(template, notes, tmp_path / "template.jsonl")
     texts = {row["text"]: row["prediction"] for row in written(template / "errors.jsonl")}

@@ -77,7 +77,8 @@ def merge_run(
         handed = opened.handed
         of_run = (handed.spec, handed.processor, config, handed.task)
         merged = merge_into(output, folder, *of_run, opened.examples, dtype)
-    lines = [f"adapter | merged, {merged.dtype}; the largest outputs ([number]) of {opened.rows}:"]
+    rows = f"parts of {opened.rows}" if any(example.parts for example in opened.examples) else opened.rows
+    lines = [f"adapter | merged, {merged.dtype}; the largest outputs ([number]) of {rows}:"]
     for number, both in enumerate(zip(merged.of_adapter, merged.of_merged, strict=True), start=1):
         lines.append(f"  {number}: {_side_by_side(*both)}")
     lines.append(f"largest difference: {merged.difference:.2g} (allowed: {merged.allowed:.2g})")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hf_accum.accumulation.batch_parts import to_device
 from hf_accum.accumulation.example import Example, inputs_of
+from hf_accum.evaluation.records import shortest
 from hf_accum.tasks.prediction import Told
 from hf_accum.tasks.task import PoolsParts
 from hf_accum.tasks.text_classification.pairs import Texts, texts_of
@@ -62,5 +63,5 @@ class TextPredictor:
             ids = [part.id for part in inputs_of([example])]
             logits = self.task.whole([example], dict(zip(ids, outputs, strict=True))).predictions
         if self.task.labels.problem == "regression":
-            return Told({"prediction": float(logits[0])})
+            return Told({"prediction": shortest(logits[0])})
         return Told(self.task.decisions.told(logits.numpy())(0))

@@ -52,8 +52,8 @@ def test_several_labels_numbers_and_what_is_no_number(tmp_path: Path) -> None:
     assert (record["label"], record["prediction"]) == (["x", "y"], ["x", "y"])
     write_records(tmp_path, of, place_in(["f", "g"], 2), lambda index: {})
     assert [row["loss"] for row in read(tmp_path / "predictions.jsonl")] == [0.1, None, 2.0]
-    numbers = judged(np.array([1.5, 2.0, 3.0], dtype=np.float32), [1, 2, 4], [0.25, 0.0, 1.0])
-    assert measured(numbers)(0) == {"label": 1.0, "prediction": 1.5}
+    numbers = judged(np.array([5.37, 2.0, 3.0], dtype=np.float32), [0.1, 2, 4], [0.25, 0.0, 1.0])
+    assert measured(numbers)(0) == {"label": 0.1, "prediction": 5.37}
 
 
 def test_files_that_cannot_be_written_are_said_and_end_nothing(tmp_path: Path) -> None:
