@@ -55,6 +55,8 @@ def opened(
             handed = handed_over(module, replace(config, **_NO_TRAINING, output_dir=str(place)))
         stack.callback(end_accelerator, handed.run.accelerator)
         stack.callback(handed.run.claim.release)
+        if config.init_from is not None:
+            handed = replace(handed, spec=handed.spec.below_result())
         if all_rows:
             handed = replace(handed, data=replace(handed.data, eval_fraction=None, eval_source=handed.data.source))
         yield handed

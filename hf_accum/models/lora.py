@@ -48,7 +48,7 @@ def add_lora(
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout if dropout is None else dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
-        modules_to_save=list(dict.fromkeys([*new_modules, *heads])) or None,
+        modules_to_save=[*heads, *(name for name in new_modules if not _is_inside(name, heads))] or None,
     )
     with warnings.catch_warnings():
         # peft 0.21 asks transformers 5 by a name that is deprecated.
@@ -74,6 +74,10 @@ def add_lora(
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
     return adapted
+
+
+def _is_inside(name: str, modules: Sequence[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def _refuse_dilation(adapted: nn.Module, lora: LoraConfig) -> None:
@@ -111,7 +115,7 @@ def linear_and_conv(model: nn.Module, heads: Sequence[str], rank: int) -> list[s
     """
     names = []
     for name, module in model.named_modules():
-        if any(name == head or name.startswith(f"{head}.") for head in heads):
+        if _is_inside(name, heads):
             continue
         if isinstance(module, nn.Linear):
             num_outputs, num_inputs = module.out_features, module.in_features  # weights of 4 bits have another shape

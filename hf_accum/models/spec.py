@@ -1,7 +1,7 @@
 """Which model a recipe trains: all that loading it needs, and laying it out without weights."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,3 +27,7 @@ class ModelSpec:
     has_to_be: str = ""
     origin: str = ""
     prepare: "Callable[[PreTrainedModel], object] | None" = None
+
+    def below_result(self) -> "ModelSpec":
+        """The same, where an earlier result comes on it: a head for labels comes with that, which may have more."""
+        return replace(self, replace_head=True) if "id2label" in self.config_values else self

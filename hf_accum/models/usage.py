@@ -40,6 +40,8 @@ class Usage:
     """A temperature, or thresholds, are in calibration.json."""
     first_tokens: tuple[int, ...] = ()
     """What stands before a text that a language model goes on with."""
+    replaces_head: bool = False
+    """The base may have a head of its own, for other labels."""
     base: Mapping[str, Any] | None = None
     """What the weights were made from: the values of `Base`."""
 

@@ -101,7 +101,9 @@ def _loading(here: _Folder) -> tuple[list[str], list[str]]:
             imports.append("import os")
             lines.append('BASE = os.environ["BASE"]  # where you have the model of these weights')
         warns = usage.task.endswith("classification") and not here.is_pooled  # not of a segmenter, a class of ours
-        why = "  # transformers calls the head MISSING: it comes with the adapter" if warns else ""
+        given += ", ignore_mismatched_sizes=True" if usage.replaces_head and not here.is_pooled else ""
+        called = "MISSING, or a MISMATCH" if usage.replaces_head else "MISSING"
+        why = f"  # transformers calls the head {called}: it comes with the adapter" if warns else ""
         lines.append(f"model = {kind}.from_pretrained(BASE{given}){why}")
         lines.append('model = PeftModel.from_pretrained(model, ".").eval()')
     return lines, [*imports, f"from transformers import {', '.join(sorted(names))}"]

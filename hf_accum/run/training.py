@@ -87,6 +87,8 @@ class Training:
         facts = facts_of_run(config, ranks, run.precision, num_train=data.num_train, data_digest=data.digest)
         self.resumed = find_resume(run.folder, config, facts, ranks)  # before the weights are loaded
 
+        if run.earlier is not None:
+            spec = spec.below_result()
         with told_if_long(ranks, "loading the weights"):
             trainable = load_trainable(spec, processor, config, precision=run.precision, device=run.device)
         workload = workload_of(trainable.model, task, config, run.precision)

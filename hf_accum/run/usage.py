@@ -25,4 +25,4 @@ def usage_of(config: RecipeConfig, task: Task[Any], spec: ModelSpec) -> Usage | 
     }
     usage = task.usage()
     base = {"origin": spec.origin} if spec.origin else None
-    return replace(usage, columns=usage.columns or columns, base=base)
+    return replace(usage, columns=usage.columns or columns, base=base, replaces_head=spec.replace_head)

@@ -1,7 +1,9 @@
 """A run that starts from another one's result: the same weights, its labels kept, new ones learned beside them."""
 
+import copy
 import json
 import random
+import re
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -15,8 +17,9 @@ from every_recipe import RECIPES, run_of
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from seqeval.metrics import f1_score, precision_score, recall_score
-from tiny import WORDS
+from tiny import CONFIGS, WORDS, make_tokenizer
 from tiny_vision import SIDE, stored
+from transformers import AutoModelForSequenceClassification
 
 from hf_accum.cli.main import main
 
@@ -88,6 +91,11 @@ def test_a_new_label_stands_behind_the_others_which_are_told_as_before(
     first = recipe(**{**MADE, **how})
     still = {**MADE, **how, "max_steps": 1, "learning_rate": 1e-12, "weight_decay": 0}
     second = recipe(**still, dataset=f"{notes}:0.5,{grown}:0.5", init_from=first)
+    assert_told_as_before(first, second, notes, tmp_path)
+
+
+def assert_told_as_before(first: Path, second: Path, notes: Path, tmp_path: Path) -> None:
+    """The labels of the first run, among themselves; the second has one more."""
     names = list(told_in(second)[0]["probabilities"])
     assert names == ["eye", "heart", "muscle", "a rash"]
     data = tmp_path / "texts.jsonl"
@@ -100,6 +108,42 @@ def test_a_new_label_stands_behind_the_others_which_are_told_as_before(
         old = {name: other["probabilities"][name] for name in row["probabilities"]}
         total = sum(old.values())  # of the old labels among themselves
         assert {name: value / total for name, value in old.items()} == pytest.approx(row["probabilities"], abs=1e-4)
+
+
+@pytest.mark.parametrize(("rank", "is_named"), [(2, True), (2, False), (0, True)])
+def test_a_base_with_a_head_of_its_own_gets_new_labels_too(
+    recipe: Recipe,
+    notes: Path,
+    grown: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rank: int,
+    is_named: bool,
+) -> None:
+    """A head of two layers, for three labels, which the base's config may name."""
+    model, labels = tmp_path / "with-head", ["eye", "heart", "muscle"]
+    named = {"id2label": dict(enumerate(labels)), "label2id": {name: number for number, name in enumerate(labels)}}
+    config = copy.deepcopy(CONFIGS["roberta"])
+    config.update(named if is_named else {"num_labels": 3})
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(model)
+    words = sorted({word for row in rows_of(notes) for word in row["text"].split("; ")})
+    make_tokenizer([*words, *RASH]).save_pretrained(str(model))
+    how = {**MADE, "model": model, "max_length": 20, "lora.rank": rank, "learning_rate": 1e-3}
+    first = recipe(**how)
+    still = {**how, "max_steps": 1, "learning_rate": 1e-12, "weight_decay": 0}
+    second = recipe(**still, dataset=f"{notes}:0.5,{grown}:0.5", init_from=first)
+    assert_told_as_before(first, second, notes, tmp_path)
+    if rank:  # the lines of its README load it too
+        (code,) = re.findall(r"```python\n(.*?)```", (second / "adapter" / "README.md").read_text(), re.DOTALL)
+        monkeypatch.setenv("BASE", str(model))
+        monkeypatch.chdir(second / "adapter")
+        names: dict[str, Any] = {}
+        exec(code, names)
+        told = [json.loads(line) for line in (tmp_path / "two.jsonl").read_text().splitlines()]
+        probabilities = names["logits_of"]([row["text"] for row in told]).softmax(-1)
+        expected = torch.tensor([list(row["probabilities"].values()) for row in told])
+        assert torch.allclose(probabilities, expected, atol=1e-5)
 
 
 def test_a_column_of_classes_keeps_the_places_of_the_labels_too(recipe: Recipe, notes: Path, tmp_path: Path) -> None:
