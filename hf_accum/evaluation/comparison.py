@@ -4,7 +4,7 @@ Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13: percen
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -90,14 +90,22 @@ class Rule:
             f"`require` {text}: has to be not_worse:FIGURE:MARGIN, as not_worse:macro_f1:0.01, or better:FIGURE"
         )
 
+    def check(self, figures: Collection[str]) -> None:
+        """Look whether its figure is one of these.
+
+        Raises:
+            UserError: if it is not.
+        """
+        if self.figure not in figures:
+            raise UserError(f"`require` {self.figure}: has to be one of {', '.join(figures)}")
+
     def is_kept(self, differences: Mapping[str, Difference]) -> bool:
         """Whether the whole interval of the difference is on the right side.
 
         Raises:
             UserError: if there is no such figure, or it has no interval here.
         """
-        if self.figure not in differences:
-            raise UserError(f"`require` {self.figure}: has to be one of {', '.join(differences)}")
+        self.check(differences)
         interval = differences[self.figure].interval
         if interval is None:
             raise UserError(

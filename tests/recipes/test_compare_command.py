@@ -103,7 +103,7 @@ def test_runs_of_every_task_are_compared_by_the_figures_that_evaluate_gives(
 
 
 def test_a_column_for_each_label_that_one_run_does_not_know(
-    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [
         {"text": f"cough {n % 7} {n}", "fever": n % 2, "rash": n % 3 % 2, "cough": int(n % 5 > 2)} for n in range(90)
@@ -124,9 +124,16 @@ def test_a_column_for_each_label_that_one_run_does_not_know(
         for row, line in zip(rows, told.read_text().splitlines(), strict=True)
     ]
     assert figures["accuracy"]["first"] == pytest.approx(sum(right) / len(right))
-    with pytest.raises(SystemExit) as ended:
-        main(["compare", str(first), str(second), f"--dataset={data}", "--require=better:loss"])
-    assert ended.value.code == 2
+
+    def look(*_: object, **__: object) -> None:
+        raise AssertionError("of which it is known before that it is for nothing")
+
+    monkeypatch.setattr("hf_accum.cli.evaluation.open_evaluation", look)
+    for figure in ("loss", "f2"):  # the one is not there of labels that a run does not know
+        with pytest.raises(SystemExit) as ended:
+            main(["compare", str(first), str(second), f"--dataset={data}", f"--require=better:{figure}"])
+        assert ended.value.code == 2
+        assert f"--require {figure}: has to be one of {', '.join(figures)}\n" in capsys.readouterr().err
 
 
 def test_figures_that_stay_in_a_process_are_refused_on_several_ranks_before_they_are_computed(

@@ -1,6 +1,7 @@
 """`hf-accum compare`: two runs on the same rows, and a rule that decides."""
 
 import argparse
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from hf_accum.config.recipe import RecipeConfig
-    from hf_accum.evaluation.comparison import Difference, Side
+    from hf_accum.evaluation.comparison import Difference, Rule, Side
 
 _COMPARE = f"""Two runs that are through, on the same rows: the figures of both, and the 95 % interval of their
 differences, by a bootstrap over groups in which both get the same draws. With --require the status is {FAULT} where
@@ -51,7 +52,7 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
     rule = None if parsed.require is None else Rule.of(parsed.require)
     with keeping_processes():
         folders = [Path(folder).expanduser().resolve() for folder in parsed.runs]
-        (first, second), others = _sides(folders, parsed, flags)
+        (first, second), others = _sides(folders, parsed, flags, rule)
     found = compared(first, second)
     if others is not None:  # in which what a run does not know has no probability
         found.pop("loss", None)
@@ -79,10 +80,12 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
         raise SystemExit(FAULT)
 
 
-def _sides(folders: list[Path], parsed: argparse.Namespace, flags: list[str]) -> "tuple[list[Side], str | None]":
+def _sides(
+    folders: list[Path], parsed: argparse.Namespace, flags: list[str], rule: "Rule | None"
+) -> "tuple[list[Side], str | None]":
     """Both runs judged: where one has learned labels that the other has not, both on rows with all of them.
 
-    Also, if that is so, the flag that has them.
+    Also, if that is so, the flag that has them. A rule with a figure that they do not have is refused before.
     """
     from dataclasses import replace
 
@@ -98,12 +101,36 @@ def _sides(folders: list[Path], parsed: argparse.Namespace, flags: list[str]) ->
     seed = opened[0][1].seed  # by which masks are drawn: the same for both
     opened = [(module, replace(config, seed=seed)) for module, config in opened]
     columns = [_columns_of(config, flag_of_labels(config)) for _, config in opened]
+    of_others = [
+        {label: column for label, column in others.items() if own and label not in own}
+        for own, others in zip(columns, reversed(columns), strict=True)
+    ]
+    if rule is not None:
+        known = dict.fromkeys(name for folder in folders for name in _figures_in(folder))
+        rule.check([name for name in known if name != "loss" or not any(of_others)])
     sides, flag = [], None
-    for folder, (module, config), own, others in zip(folders, opened, columns, reversed(columns), strict=True):
-        more = {label: column for label, column in others.items() if own and label not in own}
+    for folder, (module, config), more in zip(folders, opened, of_others, strict=True):
         flag = flag_of_labels(config) if more else flag
         sides.append(_judged(folder, module, config, parsed, more))
     return sides, flag
+
+
+def _figures_in(folder: Path) -> list[str]:
+    """The names of the figures that runs like this one are compared by, as its own evaluation has them.
+
+    Raises:
+        UserError: if that cannot be read.
+    """
+    file = folder / "evaluation.json"
+    try:
+        figures = json.loads(file.read_text(encoding="utf-8"))
+        if known := figures.get("confidence_intervals"):
+            return list(known)
+        # One group alone was held out: any that is a number, or was none there.
+        is_other = ("step", "num_")
+        return [n for n, v in figures.items() if not isinstance(v, dict | list) and not n.startswith(is_other)]
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: cannot be read ({error})") from error
 
 
 def _columns_of(config: "RecipeConfig", flag: str) -> dict[str, str | None]:
