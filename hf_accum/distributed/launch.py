@@ -81,22 +81,33 @@ def start_accelerator(
     return accelerator
 
 
-_runs_follow: ContextVar[bool] = ContextVar("runs_follow", default=False)
+_said: ContextVar[set[str] | None] = ContextVar("said", default=None)
+"""What was said for all runs of these processes; None: no other run follows."""
 
 
 @contextmanager
 def keeping_processes() -> Iterator[None]:
     """Inside, `end_accelerator` lets the processes go on talking: torchrun's store lets them meet only once."""
-    token = _runs_follow.set(True)
+    token = _said.set(set())
     try:
         yield
     finally:
-        _runs_follow.reset(token)
+        _said.reset(token)
+
+
+def is_said(what: str) -> bool:
+    """Whether an earlier run inside `keeping_processes` has said this; from now on it has."""
+    said = _said.get()
+    if said is None:
+        return False
+    is_so = what in said
+    said.add(what)
+    return is_so
 
 
 def end_accelerator(accelerator: "Accelerator") -> None:
     """End a run's trackers and, unless runs follow in these processes, their talk. A collective."""
-    if not _runs_follow.get():
+    if _said.get() is None:
         accelerator.end_training()
         return
     while accelerator.trackers:

@@ -13,7 +13,7 @@ from hf_accum.device.cores import check_cores
 from hf_accum.device.free_memory import check_free_memory
 from hf_accum.device.live_bytes import sum_bytes, tensors_of
 from hf_accum.distributed.collectives import on_all_ranks
-from hf_accum.distributed.launch import start_accelerator
+from hf_accum.distributed.launch import is_said, start_accelerator
 from hf_accum.distributed.ranks import ranks_of
 from hf_accum.distributed.telling import tell
 from hf_accum.run.earlier_run import earlier_run
@@ -50,8 +50,8 @@ class StartedRun:
         self.device = self.accelerator.device
         self.ranks = ranks_of(self.accelerator, config.rank_timeout_minutes)
         self.told = [] if config.preview or self.device.type != "cpu" else _of_cores()
-        for note in self.told:
-            tell(self.ranks, note)  # on a busy machine the log begins minutes later
+        if self.told and not is_said("cores"):
+            tell(self.ranks, "\n".join(self.told))  # on a busy machine the log begins minutes later
         self.earlier = earlier_run(config)
         # A preview writes nothing: another run may be at work in the folder, or fill the card.
         self.claim = FolderClaim() if config.preview else claim_folder(self.folder, self.ranks)

@@ -10,6 +10,7 @@ import torch
 
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.device import free_memory
+from hf_accum.distributed.launch import keeping_processes
 from hf_accum.errors import UserError
 from hf_accum.run import start
 from hf_accum.run.start import StartedRun
@@ -61,6 +62,23 @@ def test_threads_without_cores_are_spoken_of_before_anything_else_is_looked_at(
     assert (run.told, run.notes) == (["slow: 4 threads"], [])  # the log does not say it once more
     StartedRun(RecipeConfig(output_dir=str(tmp_path / "run"), preview=True), lambda *_: None)  # type: ignore[arg-type]
     assert capsys.readouterr().err == ""
+
+
+def test_of_several_runs_in_a_process_the_first_speaks_of_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = (f"slow: {free} of 2 cores are free" for free in (0.1, 0.2, 0.3, 0.4))
+    monkeypatch.setattr(start, "check_cores", lambda *_: next(notes))
+
+    def told_of(name: str) -> list[str]:
+        return StartedRun(RecipeConfig(output_dir=str(tmp_path / name)), lambda *_: None).told  # type: ignore[arg-type]
+
+    with keeping_processes():
+        assert (told_of("a"), told_of("b")) == (["slow: 0.1 of 2 cores are free"], ["slow: 0.2 of 2 cores are free"])
+    assert capsys.readouterr().err == "slow: 0.1 of 2 cores are free\n"
+    for name in ("c", "d"):
+        told_of(name)
+    assert capsys.readouterr().err == "slow: 0.3 of 2 cores are free\nslow: 0.4 of 2 cores are free\n"
 
 
 @pytest.fixture
