@@ -102,6 +102,27 @@ def test_runs_of_every_task_are_compared_by_the_figures_that_evaluate_gives(
         assert one["interval_of_difference"] in ([0.0, 0.0], None), name
 
 
+def test_runs_with_the_same_sample_are_compared_on_it(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As their own evaluations, also those of other seeds; of different samples all rows, as is said."""
+    first, second, other = (
+        recipe(max_steps=1, max_eval_examples=size, seed=seed) for seed, size in enumerate((7, 7, "null"))
+    )
+    found = tmp_path / "found.json"
+    main(["compare", str(first), str(second), f"--output={found}"])
+    assert "at most 7 rows, the same for both (--max_eval_examples; null: all rows)" in capsys.readouterr().out
+    losses = json.loads(found.read_text())["figures"]["loss"]
+    for side, run in (("first", first), ("second", second)):
+        evaluation = json.loads((run / "evaluation.json").read_text())
+        assert losses[side] == pytest.approx(evaluation["loss"])
+        assert evaluation["num_examples"] == 7
+    main(["compare", str(first), str(other), f"--output={found}"])
+    assert "evaluated on at most 7 and all of them (--max_eval_examples)" in capsys.readouterr().out
+    evaluation = json.loads((other / "evaluation.json").read_text())
+    assert json.loads(found.read_text())["figures"]["loss"]["second"] == pytest.approx(evaluation["loss"])
+
+
 def test_a_column_for_each_label_that_one_run_does_not_know(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

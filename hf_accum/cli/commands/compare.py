@@ -30,7 +30,9 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument(
         "runs", nargs=2, metavar="RUN", help="their folders: the earlier run, and the one in question"
     )
-    parser.add_argument("--dataset", help="hub id, folder or file, all rows of it; default: what both held out")
+    parser.add_argument(
+        "--dataset", help="hub id, folder or file, all rows of it; default: what both held out, or their sample of it"
+    )
     parser.add_argument("--split", default="train", help="the split of --dataset; a file is called train")
     parser.add_argument("--require", help="not_worse:FIGURE:MARGIN, as not_worse:macro_f1:0.01, or better:FIGURE")
     parser.add_argument("--output", metavar="FILE", help="what was found, as JSON")
@@ -97,9 +99,13 @@ def _sides(
     tasks = [usage.task for usage in usages if usage is not None]  # a run of an earlier version does not say it
     if len(set(tasks)) > 1:
         raise UserError(f"the two runs have different tasks: {' and '.join(tasks)}")
-    opened = [recipe_of(folder, parsed.recipe, [ALL_ROWS, *flags]) for folder in folders]
+    of_all = [] if parsed.dataset is None else [ALL_ROWS]
+    opened = [recipe_of(folder, parsed.recipe, [*of_all, *flags]) for folder in folders]
+    sizes = [config.max_eval_examples for _, config in opened]
+    size = sizes[0] if sizes[0] == sizes[1] else None  # a sample of so many is the same one in both
     seed = opened[0][1].seed  # by which masks are drawn: the same for both
-    opened = [(module, replace(config, seed=seed)) for module, config in opened]
+    opened = [(module, replace(config, seed=seed, max_eval_examples=size)) for module, config in opened]
+    _tell_sample(parsed.dataset, *sizes)
     columns = [_columns_of(config, flag_of_labels(config)) for _, config in opened]
     of_others = [
         {label: column for label, column in others.items() if own and label not in own}
@@ -113,6 +119,21 @@ def _sides(
         flag = flag_of_labels(config) if more else flag
         sides.append(_judged(folder, module, config, parsed, more))
     return sides, flag
+
+
+def _tell_sample(dataset: str | None, first: int | None, second: int | None) -> None:
+    """Say which rows are compared on, where a run was not evaluated on all that it held out."""
+    from hf_accum.config.flags import as_flags, flag_names
+
+    if (first is None and second is None) or os.environ.get("RANK", "0") != "0":
+        return
+    of = "what both held out" if dataset is None else dataset
+    if first == second:
+        note = f"on a sample of {of}, at most {first:,} rows, the same for both (`max_eval_examples`; null: all rows)"
+    else:
+        one, other = ("all" if size is None else f"at most {size:,}" for size in (first, second))
+        note = f"on all rows of {of}: the runs were evaluated on {one} and {other} of them (`max_eval_examples`)"
+    print(as_flags(f"note: {note}", flag_names()))
 
 
 def _figures_in(folder: Path) -> list[str]:
