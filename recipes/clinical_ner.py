@@ -33,7 +33,8 @@ class ClinicalNerConfig(recipe.RecipeConfig):
     types: list[str] | str = field(default_factory=list)
     """Types of entities (a list, or with commas between); default: those in the data, sorted."""
     labels: list[str] | str = field(default_factory=list)
-    """What tags that are numbers mean, from 0 on: O,B-drug,I-drug; default: as the column is typed."""
+    """What tags that are numbers mean, from 0 on: O,B-drug,I-drug; default: as the column is typed, or as in the run
+    that this one starts from."""
     nested: Literal["longest", "each_label"] = "longest"
     """Of entities that overlap the longest is kept, or those of different types are (a layer of tags for each)."""
     overlap: int | None = None
@@ -71,8 +72,8 @@ def train(config: ClinicalNerConfig):
     run = recipe.StartedRun(config, workload)  # what is wrong with the folder, the launch or the model is said here
     tokenizer = recipe.load_tokenizer(config.model or minilm(), config.trust, of_words=True)
     # Read once, before any weight: its types, its size, its bad rows.
-    data = open_data(config, run.ranks, tokenizer, run.earlier_values("types"))
-    config = replace(config, types=list(data.types))
+    data = open_data(config, run.ranks, tokenizer, run.earlier_values("types"), run.earlier_values("labels"))
+    config = replace(config, types=list(data.types), labels=list(data.names))
     labels = labels_of(config.types, in_layers=config.nested == "each_label")
     labels = labels_in_order_of_head(config.model or minilm(), labels, config.trust)
     task, spec = task_of(config, labels, tokenizer), spec_of(config, labels)
@@ -130,7 +131,13 @@ def predictor(config: ClinicalNerConfig, task: Any):
     return EntityPredictor(task, config.words_column, config.text_column, tuple(config.types))
 
 
-def open_data(config: ClinicalNerConfig, ranks: "recipe.Ranks", tokenizer: Any, earlier_types: tuple[str, ...] = ()):
+def open_data(
+    config: ClinicalNerConfig,
+    ranks: "recipe.Ranks",
+    tokenizer: Any,
+    earlier_types: tuple[str, ...] = (),
+    earlier_names: tuple[str, ...] = (),
+):
     """The texts of the flags, or the embedded sentences; read for their types and their lengths."""
     from hf_accum.tasks.token_classification.data import open_tagged_texts
     from hf_accum.tasks.token_classification.files import Columns
@@ -148,6 +155,7 @@ def open_data(config: ClinicalNerConfig, ranks: "recipe.Ranks", tokenizer: Any, 
         earlier_types=earlier_types,
         overlap=config.tokens_shared,
         names=tuple(config.labels),
+        earlier_names=earlier_names,
         nested=config.nested,
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
 from every_recipe import RECIPES, run_of
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
@@ -235,6 +235,36 @@ def test_a_run_with_a_new_type_of_entities_is_compared_with_that_before(
     if nested == "each_label":  # the layer of the earlier type is as it was
         assert [list(of_text) for of_text in by_run[1]] == [["sign", "drug"]] * len(texts)
         assert [of_text["sign"] for of_text in by_run[1]] == [of_text["sign"] for of_text in by_run[0]]
+
+
+def test_numbers_as_tags_mean_what_they_did_in_the_runs(tmp_path: Path, accelerator: object) -> None:
+    """Trained on columns typed as classes; of other data, which are not, as of the same rows with the type."""
+    draw, of_first = random.Random(3), ["O", "B-sign", "I-sign"]
+    texts = [draw.choices(WORDS[:39], k=draw.randint(2, 12)) for _ in range(60)]
+    names_of = {"first": of_first, "second": [*of_first, "B-drug", "I-drug"]}
+    for name, names in names_of.items():
+        which = [0, 1, len(names) - 2]  # O, and the B of the first and the last type
+        rows = [{"tokens": words, "tags": [which[WORDS.index(word) % 3] for word in words]} for words in texts]
+        typed = Features({"tokens": List(Value("string")), "tags": List(ClassLabel(names=names))})
+        Dataset.from_list(rows, features=typed).to_parquet(tmp_path / f"{name}.parquet")
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(name: str, rows: str, **how: Any) -> Path:
+        how = {"num_epochs": "null", "lora.rank": 0, "max_steps": 40, "learning_rate": 0.003} | how
+        return run_of("clinical_ner", tmp_path, tmp_path / name, **how, dataset=tmp_path / rows)
+
+    first = run("one", "first.parquet")
+    second = run("two", "second.parquet", init_from=first)
+    found = []
+    for rows in ("second.parquet", "second.jsonl"):
+        main(["compare", str(first), str(second), f"--dataset={tmp_path / rows}", f"--output={tmp_path / rows}.json"])
+        found.append(json.loads((tmp_path / f"{rows}.json").read_text())["figures"])
+    assert found[0] == found[1]
+    assert found[0]["f1"]["second"] > found[0]["f1"]["first"]
+    again = run("three", "first.jsonl", init_from=first, max_steps=1)
+    entities = [entity for row in told_in(again) for entity in row["entities"]]
+    assert {entity["label"] for entity in entities} == {"sign"}
+    assert all(WORDS.index(entity["text"]) % 3 for entity in entities)
 
 
 def layer_of(tags: list[str], name: str | None) -> list[str]:

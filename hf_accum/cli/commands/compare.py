@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from hf_accum.config.recipe import RecipeConfig
     from hf_accum.evaluation.comparison import Difference, Rule, Side
 
+    _Opened = tuple[ModuleType, RecipeConfig]
+
 _COMPARE = f"""Two runs that are through, on the same rows: the figures of both, and the 95 % interval of their
 differences, by a bootstrap over groups in which both get the same draws. With --require the status is {FAULT} where
 the second run is not as good as the rule asks. Flags of their recipe say how rows are read."""
@@ -105,6 +107,7 @@ def _sides(
     size = sizes[0] if sizes[0] == sizes[1] else None  # a sample of so many is the same one in both
     seed = opened[0][1].seed  # by which masks are drawn: the same for both
     opened = [(module, replace(config, seed=seed, max_eval_examples=size)) for module, config in opened]
+    opened = _with_names_of_both(opened)
     _tell_sample(parsed.dataset, *sizes)
     columns = [_columns_of(config, flag_of_labels(config)) for _, config in opened]
     of_others = [
@@ -152,6 +155,18 @@ def _figures_in(folder: Path) -> list[str]:
         return [n for n, v in figures.items() if not isinstance(v, dict | list) and not n.startswith(is_other)]
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{file}: cannot be read ({error})") from error
+
+
+def _with_names_of_both(opened: "list[_Opened]") -> "list[_Opened]":
+    """Where tags are numbers and one run has names for more of them, the other one reads rows by these too."""
+    from dataclasses import replace
+
+    names = [getattr(config, "labels", []) if hasattr(config, "types") else [] for _, config in opened]
+    short, long = sorted(names, key=len)
+    if short == long or short != long[: len(short)]:
+        return opened
+    more: dict[str, Any] = {"labels": long}
+    return [(module, replace(config, **more)) for module, config in opened]
 
 
 def _columns_of(config: "RecipeConfig", flag: str) -> dict[str, str | None]:

@@ -20,7 +20,16 @@ from hf_accum.tasks.labels import found_names, names_of_classes
 from hf_accum.tasks.token_classification.files import Columns
 from hf_accum.tasks.token_classification.reading import SIGN, Reader, SpanColumns, TagColumns, TaggedText
 from hf_accum.tasks.token_classification.spans import DISCONTINUOUS, SPAN_COLUMNS, TRIMMED
-from hf_accum.tasks.token_classification.tags import OUTSIDE, Entity, Tags, longest_of, scheme_of, tags_of, types_of
+from hf_accum.tasks.token_classification.tags import (
+    OUTSIDE,
+    Entity,
+    Tags,
+    longest_of,
+    scheme_of,
+    split_tag,
+    tags_of,
+    types_of,
+)
 from hf_accum.tasks.tokenization import count_tokens
 
 if TYPE_CHECKING:
@@ -45,6 +54,11 @@ class TaggedTexts(SplitData):
     nested: Nested = "longest"
     counts: Counter[str] | None = None
     """Of what is said of all texts; None: they were not read."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What tags that are numbers mean, as far as is known."""
+        return self.reader.names if isinstance(self.reader, TagColumns) else ()
 
     @property
     def notes(self) -> list[str]:
@@ -187,14 +201,16 @@ def open_tagged_texts(
     overlap: int,
     earlier_types: tuple[str, ...] = (),
     names: tuple[str, ...] = (),
+    earlier_names: tuple[str, ...] = (),
     nested: Nested = "longest",
 ) -> TaggedTexts:
     """Open the dataset and, where its entity types, its size or what is to be said of it are not known, read it once.
 
     Texts of more than `config.max_length` tokens are cut into parts that share `overlap` tokens. Without a
     `group_column` texts of the same words are on one side of the split. `names` are those of tags that are numbers,
-    where the column is not typed as classes. Types of a run that this one starts from, `earlier_types`, keep their
-    places, and those that are new in the data come behind them.
+    unless the column is typed as classes that are tags; where there are none either, numbers mean what they did in a
+    run that this one starts from (`earlier_names`). Its types, `earlier_types`, keep their places, and those that are
+    new in the data come behind them.
 
     Raises:
         UserError: for a dataset, column or row that cannot be used.
@@ -205,8 +221,10 @@ def open_tagged_texts(
     )
     known = types
     if isinstance(reader, TagColumns):
-        reader = replace(reader, names=names or opened.source.class_names.get(reader.tags, ()))
-        known = types or names_of_classes(types_of(reader.names), earlier_types, reader.tags)
+        typed = opened.source.class_names.get(reader.tags, ())
+        names = typed if typed and (not names or all(map(split_tag, typed))) else names
+        reader = replace(reader, names=names or earlier_names)
+        known = types or names_of_classes(types_of(names), earlier_types, reader.tags)
     most = config.max_length - tokenizer.num_special_tokens_to_add()
     if most < 1:
         raise UserError(f"`max_length` {config.max_length}: has to leave place for words beside the special tokens")

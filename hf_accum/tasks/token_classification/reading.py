@@ -118,8 +118,9 @@ class TagColumns:
             value = self.names[number]
         split = split_tag(value) if isinstance(value, str) else None
         if split is None:
-            numbers = "" if self.names else "; of numbers, `labels` has to name the tags" * isinstance(number, int)
-            raise BadRow(self.tags, f"{shown(value)} is no tag: it has to be O, B-TYPE or I-TYPE{numbers}")
+            numbers = f", of which those from 0 to {len(self.names) - 1} have a name so far" if self.names else ""
+            of_numbers = f"; of numbers{numbers}, `labels` has to name the tags" if isinstance(number, int) else ""
+            raise BadRow(self.tags, f"{shown(value)} is no tag: it has to be O, B-TYPE or I-TYPE{of_numbers}")
         check_unicode(self.tags, value)
         if self.types and split[1] and split[1] not in self.types:
             raise BadRow(self.tags, f"{shown(value)} is of no known type: {_known(self.types)}")

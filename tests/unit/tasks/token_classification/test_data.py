@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import ClassLabel, Dataset, Features, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import make_tokenizer
@@ -310,6 +311,22 @@ def test_tags_that_are_numbers_have_the_names_that_are_given(tmp_path: Path) -> 
     assert "by tags in the scheme IOBES" in data.notes[0]
     with pytest.raises(ValueError, match=r"0 is no tag.*of numbers, `labels` has to name the tags"):
         opened(tmp_path, rows)
+    with pytest.raises(
+        ValueError, match=r"1 is no tag.*of numbers, of which those from 0 to 0 have a name so far, `la"
+    ):
+        opened(tmp_path, rows, names=("O",))
+    assert opened(tmp_path, rows, earlier_names=("O", "S-sign")).types == ("sign",)
+    assert opened(tmp_path, rows, names=("O", "B-drug"), earlier_names=("O", "S-sign")).types == ("drug",)
+
+
+@pytest.mark.parametrize(("classes", "types"), [(["O", "B-drug"], ("drug",)), (["0", "1"], ("sign",))])
+def test_classes_of_a_column_that_are_tags_go_before_names(
+    tmp_path: Path, classes: list[str], types: tuple[str, ...]
+) -> None:
+    rows = [{"tokens": [f"w{number}", "w1"], "tags": [0, 1]} for number in range(20)]
+    typed = Features({"tokens": List(Value("string")), "tags": List(ClassLabel(names=classes))})
+    Dataset.from_list(rows, features=typed).to_parquet(tmp_path / "rows.parquet")
+    assert open_(tmp_path / "rows.parquet", names=("O", "B-sign")).types == types
 
 
 def test_other_columns_are_refused_by_their_names(tmp_path: Path) -> None:
