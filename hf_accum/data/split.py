@@ -27,6 +27,8 @@ class SplitData:
 
     source: Source
     eval_source: Source
+    dataset: str | None = None
+    """By its name, also one that a recipe brings."""
     group_column: str
     eval_fraction: float | None
     """None: there is a split of its own to evaluate on."""
@@ -274,6 +276,7 @@ def open_split(
     return SplitData(
         source=source,
         eval_source=eval_source,
+        dataset=config.dataset,
         mixture=mixture,
         group_column=group_column,
         eval_fraction=fraction,

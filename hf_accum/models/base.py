@@ -55,14 +55,27 @@ class Base:
 
 def base_of(model: nn.Module, origin: str = "") -> Base | None:
     """What a model was loaded from; None: it was built from a config."""
-    inner = cast(Any, getattr(model, "get_base_model", lambda: model))()
-    name = str(getattr(inner.config, "_name_or_path", "") or "")
+    config = _config_of(model)
+    name = str(getattr(config, "_name_or_path", "") or "")
     if not name:
         return None
     folder = Path(name)
     if not folder.is_dir():
-        return Base(hub_id=name, revision=getattr(inner.config, "_commit_hash", None))
+        return Base(hub_id=name, revision=getattr(config, "_commit_hash", None))
     return _of_package(folder) or Base(sha256=dict(_digests(folder)), origin=origin)
+
+
+def name_of_base(model: nn.Module) -> str:
+    """What a person calls what a model was loaded from: its package, its id, or the last part of its folder."""
+    path = Path(str(getattr(_config_of(model), "_name_or_path", "") or ""))
+    if not path.is_dir():
+        return str(path)
+    base = _of_package(path)
+    return path.name if base is None else str(base.package)
+
+
+def _config_of(model: nn.Module) -> Any:
+    return cast(Any, getattr(model, "get_base_model", lambda: model))().config
 
 
 def _of_package(folder: Path) -> Base | None:

@@ -33,9 +33,9 @@ def was(run: RunFiles) -> dict[str, str]:
     trained, parameters = fact("num_trained_parameters"), fact("num_parameters")
     rows = {
         "recipe": fact("recipe"),
-        "model": fact("model") or setting("model") or "the recipe's own",
+        "model": fact("model") or setting("model") or _own(fact("own_model")),
         "parameters": f"{_shown(parameters)}, of which {_shown(trained)} are trained" if parameters else None,
-        "data": fact("dataset") or setting("dataset") or "the recipe's own",
+        "data": fact("dataset") or setting("dataset") or _own(None),
         "examples to train on": fact("num_train"),
         "examples held out": fact("num_held_out"),
         "examples for calibration": fact("num_calibration"),
@@ -56,6 +56,11 @@ def was(run: RunFiles) -> dict[str, str]:
         else None,
     }
     return {name: NOT_KNOWN if value in (None, "") else _shown(value) for name, value in rows.items()}
+
+
+def _own(name: str | None) -> str:
+    """What a recipe brings; a run of an earlier version does not name it."""
+    return f"{name}, the recipe's own" if name else "the recipe's own"
 
 
 def went(run: RunFiles) -> dict[str, str]:

@@ -14,6 +14,7 @@ from hf_accum.data.split import SplitData
 from hf_accum.device.memory import device_name
 from hf_accum.errors import UserError
 from hf_accum.files import write_json
+from hf_accum.models.base import name_of_base
 from hf_accum.models.lora import count_parameters
 from hf_accum.run.start import StartedRun
 
@@ -29,7 +30,8 @@ def write_facts(run: StartedRun, config: RecipeConfig, data: SplitData, model: n
     facts = {
         "recipe": recipe_name(config),
         "model": config.model,
-        "dataset": config.dataset,
+        "own_model": None if config.model is not None else name_of_base(model),
+        "dataset": data.dataset,
         "num_train": data.num_train,
         "num_held_out": data.num_held_out,
         "num_calibration": data.num_calibration,

