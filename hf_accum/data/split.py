@@ -68,10 +68,9 @@ class SplitData:
             return self.num_train
         return self.mixture.pass_sizes(num_epochs)
 
-    def notes_of_missing(self, what: str, names: Iterable[str], keys: Iterable[str] | None = None) -> list[str]:
-        """Which of the names no row to train on has, as far as labels were counted, by their keys (the names too)."""
-        names = tuple(names)
-        missing = [name for name, key in zip(names, keys or names, strict=True) if key not in self.label_counts]
+    def notes_of_missing(self, what: str, names: Iterable[str]) -> list[str]:
+        """Which of the names no row to train on has, as far as labels were counted."""
+        missing = [name for name in names if name not in self.label_counts]
         return [f"{what} {shortened(', '.join(missing), 200)}"] if self.label_counts and missing else []
 
     def group_of(self, row: Row) -> int:

@@ -33,6 +33,7 @@ def masked(folder: Path, masks: list[bytes], sizes: list[tuple[int, int]], **fla
     pq.write_table(pa.Table.from_pylist(rows), folder / "train.parquet")
     named: dict[str, Any] = {
         "label_names": flags.pop("label_names", ()),
+        "earlier_labels": flags.pop("earlier_labels", ()),
         "ignore_index": flags.pop("ignore_index", 255),
     }
     config = RecipeConfig(**{"num_epochs": 1, "max_steps": 1, "eval_fraction": 0.3, "group_column": "group"} | flags)

@@ -131,8 +131,7 @@ class MaskedImages(ImageData):
     @property
     def notes(self) -> list[str]:
         """Also classes that no pixel to train on has, as far as they were counted."""
-        keys = map(str, range(len(self.names)))
-        return [*super().notes, *self.notes_of_missing("no pixel to train on is of the class", self.names, keys)]
+        return [*super().notes, *self.notes_of_missing("no pixel to train on is of the class", self.names)]
 
 
 def open_labelled_images(
@@ -241,9 +240,12 @@ def open_masked_images(
             f"{len(label_names) or _MOST_CLASSES - 1}, as 0 and 1 in the place of 0 and {ignore_index})"
         )
     found = {*data.label_counts, *data.held_out_label_counts, *earlier_labels}
+    names = label_names or _numbered(found, mask_column, ignore_index)
     return replace(
         data,
-        names=label_names or _numbered(found, mask_column, ignore_index),
+        names=names,
+        label_counts={names[int(key)]: number for key, number in data.label_counts.items()},
+        held_out_label_counts={names[int(key)]: number for key, number in data.held_out_label_counts.items()},
         pictures=replace(images, bad=_of_all_ranks(bad, ranks), seen=True),
         masks=replace(masks, bad=_of_all_ranks(bad_masks, ranks), seen=True),
         seen=seen.of_all_ranks(ranks),

@@ -133,7 +133,6 @@ def test_names_that_no_row_has_are_told_where_labels_were_counted(tmp_path: Path
     assert data.notes_of_missing("no row has", ["a", "c"]) == []
     surveyed = data.surveyed(observe, OneRank(), "error")
     assert surveyed.notes_of_missing("no row has", ["a", "c", "d"]) == ["no row has c, d"]
-    assert surveyed.notes_of_missing("no row has", ["first", "second"], keys=["a", "z"]) == ["no row has second"]
 
 
 def test_a_class_of_few_rows_is_on_both_sides(tmp_path: Path) -> None:

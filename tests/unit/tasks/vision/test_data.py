@@ -1,5 +1,6 @@
 """Datasets of images with masks: what one pass finds before the training."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -117,9 +118,14 @@ def test_images_of_12_bits_are_said(tmp_path: Path) -> None:
     assert not any("16 bits" in note for note in data.notes)
 
 
-def test_classes_without_a_pixel_are_said(tmp_path: Path) -> None:
+def test_classes_are_said_by_their_names_also_those_without_a_pixel(tmp_path: Path) -> None:
+    """Those of the run that this one starts from, where none are given."""
     data = masked(tmp_path / "data", [mask_of(0, upper=2)] * 20, [(32, 32)] * 20, label_names=NAMES)
     assert f"no pixel to train on is of the class {NAMES[1]}, {NAMES[3]}" in data.notes
+    again = masked(tmp_path / "again", [mask_of(0, upper=2)] * 20, [(32, 32)] * 20, earlier_labels=NAMES)
+    for notes in (data.notes, again.notes):
+        (counted,) = [note for note in notes if note.startswith("examples with each label, ")]
+        assert re.fullmatch(rf".*: {NAMES[0]}: \d+ \+ \d+, {NAMES[2]}: \d+ \+ \d+", counted)
 
 
 def test_a_damaged_image_of_one_split_leaves_that_of_the_same_name_in_the_other(tmp_path: Path) -> None:
