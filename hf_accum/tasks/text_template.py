@@ -80,7 +80,8 @@ class TextTemplate:
         if _is_empty(value):
             if self.on_missing == "empty":
                 return ""
-            raise BadRow(column, "no text (null, NaN or empty); `on_missing_text empty` has nothing stand there")
+            way_out = "mend the row, or have nothing stand there by `on_missing_text empty`"
+            raise BadRow(column, "no text (null, NaN or empty)", way_out)
         if isinstance(value, list | tuple | dict | bytes):
             raise BadRow(column, f"{shown(value)} is of type {type(value).__name__}, not a text or a number")
         return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -152,7 +152,7 @@ def test_bad_images_are_named_or_left_out_and_counted(
     output = run(tmp_path, max_image_pixels=50_000, on_bad_row="skip", max_steps="null", num_epochs=2)
     said = capsys.readouterr().out
     assert f"left out: 1 bad rows (field 'image': red/{broken.name} cannot be decoded" in said
-    assert "has 300 x 300 pixels, more than the 50,000 of --max_image_pixels" in said
+    assert "has 300 x 300 pixels, more than the 50,000 that are taken (--max_image_pixels)" in said
     evaluation = json.loads((output / "evaluation.json").read_text())
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert sum(line["num_examples"] for line in lines) / 2 + evaluation["num_examples"] == 40 - 1

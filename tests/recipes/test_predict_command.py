@@ -199,7 +199,10 @@ def test_texts_are_written_as_plain_transformers_does(
         assert row["is_ended"] == (tokenizer.eos_token_id in new.tolist())
         num_cut += not row["is_ended"]
     if num_cut:
-        assert f"{num_cut} rows: the text ended at --max_new_tokens 6" in capsys.readouterr().out
+        assert (
+            f"{num_cut} rows: the text ended at 6 tokens, the most that are written (--max_new_tokens)"
+            in capsys.readouterr().out
+        )
     with pytest.raises(SystemExit):
         predict(run, data, tmp_path / "long.jsonl", "--max_new_tokens=46")
     assert "row 2: its prompt has 3 tokens" in capsys.readouterr().err

@@ -154,7 +154,10 @@ def test_what_is_too_large_too_slow_or_wrong_harms_nobody_else(recipe: Recipe) -
         assert both[1].result() == expected
         assert server.metric("batch_requests_count") > before
         assert both[0].result() == (500, {"error": "a fault of the server (RuntimeError); its log says where"})
-        assert both[2].result() == (413, {"error": "a single example does not fit"})
+        assert both[2].result() == (
+            413,
+            {"error": "a row is too large for the memory of the server: send a shorter text, or a smaller image"},
+        )
 
         in_flight = half_sent(server, body)
         wait_until(lambda: server.metric("requests_in_progress") == 1)
@@ -164,6 +167,7 @@ def test_what_is_too_large_too_slow_or_wrong_harms_nobody_else(recipe: Recipe) -
         assert answer_of(in_flight) == expected
         in_flight.close()
     assert "slow_recipe.py" in server.log
+    assert "error: a single example does not fit" in server.log
     assert "private" not in server.log
 
 
@@ -199,17 +203,42 @@ def base64_of(image: Image.Image) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe_id", "rows", "flags"),
+    ("recipe_id", "rows", "flags", "bad", "reason"),
     [
-        ("clinical_ner", [{"tokens": ["w1"] * n} for n in (1, 9, 30)] + [{"text": "w3 w2, w7"}], ()),
-        ("term_retrieval", [{"term": "w1 w2"}, {"definition": "w3"}, {"term": "w4", "definition": "w5 w6"}], ()),
-        ("medical_lm", [{"question": "w1 " * n} for n in (1, 2, 3)], ("--max_new_tokens=4",)),
+        (
+            "clinical_ner",
+            [{"tokens": ["w1"] * n} for n in (1, 9, 30)] + [{"text": "w3 w2, w7"}],
+            (),
+            {"note": "w1"},
+            "has to have a column 'tokens' or 'text'; the row has note",
+        ),
+        (
+            "term_retrieval",
+            [{"term": "w1 w2"}, {"definition": "w3"}, {"term": "w4", "definition": "w5 w6"}],
+            (),
+            {"note": "w1"},
+            "has to have a column 'term' or 'definition'; the row has note",
+        ),
+        (
+            "medical_lm",
+            [{"question": "w1 " * n} for n in (1, 2, 3)],
+            ("--max_new_tokens=4",),
+            {"question": "w1 " * 20},
+            "its prompt has 21 tokens, and there is room for 12: of 16 in all, 4 are for what is written",
+        ),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )
 def test_each_recipe_of_texts(
-    recipe_id: str, rows: list[Any], flags: tuple[str, ...], tmp_path: Path, accelerator: object
+    recipe_id: str,
+    rows: list[Any],
+    flags: tuple[str, ...],
+    bad: dict[str, str],
+    reason: str,
+    tmp_path: Path,
+    accelerator: object,
 ) -> None:
+    """What is wrong is said in the words of a request: a client has no flags."""
     run = run_of(recipe_id, tmp_path)
     told = predicted(run, rows, tmp_path, *flags)
     with served(run, *flags) as server:
@@ -220,7 +249,10 @@ def test_each_recipe_of_texts(
             for column, value in one.items():
                 close = column.endswith("_embedding")
                 assert value == (pytest.approx(other[column], abs=1e-5) if close else other[column])
-        assert all("max_new_tokens" in note for note in answer.get("notes", []))
+        for note in answer.get("notes", []):
+            assert note.endswith(": the text ended at 4 tokens, the most that are written")
+        status, answer = server.ask(bad)
+        assert (status, answer["error"]) == (422, f"rows[0]: {reason}")
 
 
 @pytest.mark.slow

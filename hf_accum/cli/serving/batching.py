@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_accum.cli.serving.metrics import Metrics
-from hf_accum.cli.serving.rows import Refused, answer_of, checked
+from hf_accum.cli.serving.rows import Refused, answer_of, checked, of_request
+from hf_accum.config.flags import as_flags, flag_names
 from hf_accum.data.formats.rows import BadRow
 from hf_accum.errors import OutOfMemory
 from hf_accum.run.row_predictions import RowModel
@@ -113,7 +114,7 @@ class Batcher:
             try:
                 prepared.append(predictor.prepare(checked(row, predictor.image_column)))
             except BadRow as error:
-                bad[place] = f"{error}; {error.way_out}" if error.way_out else str(error)
+                bad[place] = of_request(str(error))  # without its way out, which is that of who started the server
         if bad:
             (first, reason), *_ = bad.items()
             named = [{"row": place, "error": why} for place, why in list(bad.items())[:_MOST_NAMED]]
@@ -145,9 +146,11 @@ def _or_error(asked: _Asked, work: Callable[[], Any], *, is_answer: bool = False
     except Refused as error:
         asked.answer.set_exception(error)
     except BadRow as error:
-        asked.answer.set_exception(Refused(422, str(error)))
+        asked.answer.set_exception(Refused(422, of_request(str(error))))
     except OutOfMemory as error:
-        asked.answer.set_exception(Refused(413, str(error)))
+        print(as_flags(f"error: {error}", flag_names()), file=sys.stderr, flush=True)
+        reason = "a row is too large for the memory of the server: send a shorter text, or a smaller image"
+        asked.answer.set_exception(Refused(413, reason))
     except Exception as error:
         print(_without_texts(error), file=sys.stderr, flush=True)
         reason = f"a fault of the server ({type(error).__name__}); its log says where"

@@ -4,14 +4,19 @@ import base64
 import binascii
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from hf_accum.cli.exit import OF_COMMANDS
+from hf_accum.config.flags import flag_names
 from hf_accum.data.formats.rows import BadRow, Row
 from hf_accum.errors import first_line
 from hf_accum.files import json_safe
 from hf_accum.run.row_output import plain
 from hf_accum.tasks.prediction import Told
+
+_FLAG = re.compile(r" \(`(?P<name>[a-z_.]+)`\)")
 
 
 class Refused(Exception):
@@ -78,6 +83,12 @@ def checked(row: Any, image_column: str | None) -> Row:
         raise BadRow(image_column, reason) from None
 
 
+def of_request(said: str) -> str:
+    """What is said of a row, without the flags in it, in brackets, that a client cannot set."""
+    names = OF_COMMANDS | flag_names()
+    return _FLAG.sub(lambda flag: "" if flag["name"] in names else flag[0], said)
+
+
 def answer_of(told: Sequence[tuple[Told, int]], adds: Sequence[str], unit: str) -> dict[str, Any]:
     """The answer for rows: the columns of each, in order, and notes of what was cut, if anything was."""
     notes = [
@@ -85,7 +96,7 @@ def answer_of(told: Sequence[tuple[Told, int]], adds: Sequence[str], unit: str) 
         for place, (_, num_cut) in enumerate(told)
         if num_cut
     ]
-    notes += [f"rows[{place}]: {remark}" for place, (one, _) in enumerate(told) for remark in one.remarks]
+    notes += [f"rows[{place}]: {of_request(said)}" for place, (one, _) in enumerate(told) for said in one.remarks]
     rows = [_row(one, adds) for one, _ in told]
     return {"rows": rows, **({"notes": notes} if notes else {})}
 

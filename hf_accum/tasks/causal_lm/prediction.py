@@ -14,8 +14,6 @@ from hf_accum.tasks.causal_lm.generation import Continuation, go_on
 from hf_accum.tasks.causal_lm.task import CausalTexts
 from hf_accum.tasks.prediction import Told
 
-LIMIT = "the text ended at `max_new_tokens`"
-
 
 @dataclass(frozen=True)
 class TextGenerator:
@@ -42,8 +40,9 @@ class TextGenerator:
         if len(prompt) > most:
             raise BadRow(
                 "",
-                f"its prompt has {len(prompt):,} tokens, and with the {self.max_new_tokens:,} of `max_new_tokens` it "
-                f"has to keep to `max_length` {self.task.max_length:,}",
+                f"its prompt has {len(prompt):,} tokens, and there is room for {max(most, 0):,}: of "
+                f"{self.task.max_length:,} in all (`max_length`), {self.max_new_tokens:,} are for what is written "
+                "(`max_new_tokens`)",
                 "give a larger `max_length`, where the model has places for it, or a smaller `max_new_tokens`",
             )
         return prompt
@@ -63,5 +62,6 @@ class TextGenerator:
     def told(self, example: Example, outputs: Sequence[Continuation]) -> Told:
         """The text, and whether it came to its end."""
         (found,) = outputs
-        remarks = () if found.is_ended else (f"{LIMIT} {self.max_new_tokens:,}",)
+        ended = f"the text ended at {self.max_new_tokens:,} tokens, the most that are written (`max_new_tokens`)"
+        remarks = () if found.is_ended else (ended,)
         return Told({"prediction": found.text, "is_ended": found.is_ended}, remarks=remarks)

@@ -47,7 +47,8 @@ class EmbeddingPredictor:
         if not texts:
             has = shortened(", ".join(map(str, row)), 300) or "none"
             query, document = self._columns
-            raise BadRow("", f"has to have `query_column` {query} or `document_column` {document}; the row has {has}")
+            either = f"{query!r} (`query_column`) or {document!r} (`document_column`)"
+            raise BadRow("", f"has to have a column {either}; the row has {has}")
         return texts
 
     def encode(self, rows: Sequence[tuple[str, dict[str, str]]]) -> list[Example]:

@@ -53,8 +53,8 @@ class EntityPredictor:
         has_words = self.words_column in row
         if not has_words and self.text_column not in row:
             has = shortened(", ".join(map(str, row)), 300) or "none"
-            either = f"`words_column` {self.words_column} or `text_column` {self.text_column}"
-            raise BadRow("", f"has to have {either}; the row has {has}")
+            either = f"{self.words_column!r} (`words_column`) or {self.text_column!r} (`text_column`)"
+            raise BadRow("", f"has to have a column {either}; the row has {has}")
         if has_words:
             reader = TagColumns(self.words_column, _NONE)
             words = reader.words_of(row)

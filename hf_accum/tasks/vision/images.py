@@ -135,8 +135,8 @@ def _opened(picture: Picture, most_pixels: int) -> Iterator[Image.Image]:
             if width * height > most_pixels:
                 raise BadRow(
                     picture.column,
-                    f"{picture.name}has {width:,} x {height:,} pixels, more than the {most_pixels:,} of "
-                    "`max_image_pixels`: a decompression bomb?",
+                    f"{picture.name}has {width:,} x {height:,} pixels, more than the {most_pixels:,} that "
+                    "are taken (`max_image_pixels`): a decompression bomb?",
                 )
             yield image
     except (BadRow, MemoryError):

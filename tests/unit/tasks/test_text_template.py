@@ -42,9 +42,10 @@ def test_a_whole_number_has_no_point() -> None:
 @pytest.mark.parametrize("value", [None, float("nan"), "", " \t"])
 def test_a_missing_value_is_a_bad_row_or_nothing(value: object) -> None:
     row = {"age": value, "note": "cough"}
-    with pytest.raises(BadRow, match="`on_missing_text empty`") as bad:
+    with pytest.raises(BadRow, match="no text") as bad:
         TextTemplate("Age {age}: {note}").fill(row)
     assert bad.value.field == "age"
+    assert bad.value.way_out == "mend the row, or have nothing stand there by `on_missing_text empty`"
     template = TextTemplate("Age {age}: {note}", "empty")
     assert template.fill(row) == "Age : cough"
     assert template.empty_in(row) == ("age",)

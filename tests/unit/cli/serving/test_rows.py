@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_accum.cli.serving.rows import Refused, answer_of, checked, rows_of
+from hf_accum.cli.serving.rows import Refused, answer_of, checked, of_request, rows_of
 from hf_accum.data.formats.rows import BadRow
 from hf_accum.tasks.prediction import Told
 
@@ -59,3 +59,15 @@ def test_columns_are_in_order_and_all_of_them_is_json() -> None:
     assert second == {"vector": [1]}
     assert answer["notes"] == ["rows[1]: 1,234 tokens were cut off and not read", "rows[1]: was long"]
     assert "notes" not in answer_of(told[:1], ("vector",), "tokens")
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("has 9 pixels, more than 4 (`max_length`): a bomb?", "has 9 pixels, more than 4: a bomb?"),
+        ("6 tokens (`max_new_tokens`)", "6 tokens"),
+        ("of the row (`diagnosis`), which `max_length` cuts", "of the row (`diagnosis`), which `max_length` cuts"),
+    ],
+)
+def test_flags_in_brackets_are_for_who_started_the_server(said: str, told: str) -> None:
+    assert of_request(said) == told
