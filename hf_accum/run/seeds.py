@@ -27,6 +27,7 @@ from hf_accum.errors import Stopped, UserError
 from hf_accum.files import check_output_dir, is_leftover, write_json
 from hf_accum.run.folder import OF_A_RUN, move_aside, refuse_others
 from hf_accum.run.resume import FREE
+from hf_accum.run.shown_figures import show_table
 
 C = TypeVar("C", bound=RecipeConfig)
 
@@ -174,5 +175,5 @@ def _show(summary: Mapping[str, Any], folder: Path) -> None:
             cells = [of_figure["mean"], of_figure["std"], *of_figure["values"]]
             table.add_row(Text(name), *("-" if value is None else f"{value:.4g}" for value in cells))
     console = Console(soft_wrap=True)
-    console.print(table)
+    show_table(console, table)
     console.print(f"all figures: {folder / SUMMARY}", highlight=False, markup=False, emoji=False)

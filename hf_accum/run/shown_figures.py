@@ -41,9 +41,14 @@ def show_classes(console: Console, figures: Mapping[str, Any]) -> None:
             "-" if v is None else f"{v:.0f}" if k in ("support", "predicted") else f"{v:.3f}" for k, v in row.items()
         )
         table.add_row(Text(name), *cells)  # not as markup: it is the data's
-    if not console.is_terminal:  # a file, where lines of 80 columns would fold a long name into a word a line
+    show_table(console, table)
+
+
+def show_table(console: Console, table: Table) -> None:
+    """Print a table; whole where that is to no terminal: lines of 80 columns would fold or cut long names."""
+    if not console.is_terminal:
         whole = Measurement.get(console, console.options.update(max_width=_WIDE), table).maximum
-        console = Console(file=console.file, width=max(whole, console.width), soft_wrap=True)
+        console = Console(file=console.file, width=max(whole, console.width), soft_wrap=True, quiet=console.quiet)
     console.print(table)
 
 

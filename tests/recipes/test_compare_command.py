@@ -26,7 +26,9 @@ def test_a_run_that_learned_is_better_and_the_rule_decides_the_status(
     found, rows = tmp_path / "found.json", notes / "train-2.jsonl"
     how = [f"--dataset={rows}", "--group_column=text"]
     main(["compare", str(worse), str(better), *how, "--require=better:accuracy", f"--output={found}"])
-    assert "better:accuracy: kept" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "better:accuracy: kept" in told
+    assert "macro_average_precision" in told  # whole, as the rule needs it
     written = json.loads(found.read_text())
     assert written["is_kept"] is True
     accuracy = written["figures"]["accuracy"]

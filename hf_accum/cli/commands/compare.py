@@ -44,12 +44,13 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
 
 def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.markup import escape
+    from rich.table import Column, Table
 
     from hf_accum.distributed.launch import keeping_processes
     from hf_accum.evaluation.comparison import Rule, compared
     from hf_accum.files import check_new_file, json_safe, why_not_written, write_json
-    from hf_accum.run.shown_figures import short
+    from hf_accum.run.shown_figures import short, show_table
 
     if parsed.output is not None:
         check_new_file(Path(parsed.output))
@@ -63,13 +64,15 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
     is_kept = rule is None or rule.is_kept(found)
     is_first = os.environ.get("RANK", "0") == "0"  # all ranks have found the same
     console = Console(soft_wrap=True, quiet=not is_first)
-    table = Table("figure", *(Path(folder).name for folder in parsed.runs), "difference", "95 %")
+    names = [folder.name for folder in folders]
+    names = parsed.runs if names[0] == names[1] else names
+    table = Table(Column("figure", overflow="fold"), *map(escape, names), "difference", "95 %")
     for name, one in found.items():
         between = "-" if one.interval is None else f"{one.interval[0]:+.4f} to {one.interval[1]:+.4f}"
         values = (short(one.first), short(one.second), f"{one.second - one.first:+.4f}")
         table.add_row(name, *("-" if "nan" in value else value for value in values), between)
     console.print(f"{len(first.groups):,} rows in {int(first.groups.max()) + 1:,} groups", markup=False)
-    console.print(table)
+    show_table(console, table)
     if others is not None:
         console.print(f"note: one run does not know all {others} of the other: they count as wrong, and have no loss")
     if parsed.output is not None and is_first:
