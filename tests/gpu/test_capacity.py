@@ -1,5 +1,6 @@
 """The largest micro-batch that the tuner finds under a budget is the largest that there is: tried one by one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from gpu_report import Report
 
 from hf_accum.device.live_bytes import tensors_of
 from hf_accum.device.memory import open_memory
+from hf_accum.tuner.forwards import tune_forwards
 from hf_accum.tuner.search import tune
 
 LONGEST = 512
@@ -44,3 +46,21 @@ def test_one_more_does_not_fit_the_budget_and_that_many_do(
         findings.add("capacity", **row, length=length, found=number, fits=fit[length])
     assert longest == really
     assert all(fit.values()), fit
+
+
+@pytest.mark.parametrize(("budget", "most"), [("1GiB", 512), ("16GiB", 32)], ids=["scarce", "ample"])
+def test_forwards_alone_fit_the_budget(
+    gpu: torch.device, findings: Report, tmp_path: Path, budget: str, most: int
+) -> None:
+    work = replace(make_job(tmp_path, "BERT-base", gpu, best_precision(gpu), LONGEST, 8).work, trains=False)
+    memory = open_memory(gpu, budget)
+    tuning = tune_forwards(work, memory, gpu, most=most)
+    row = {"budget": budget, "forwards": True, "probes": len(tuning.probes), "seconds": tuning.seconds}
+    fit = {}
+    for length in (LONGEST, 128, 64):
+        number = tuning.capacity.num_examples(length)
+        peak = memory.measure(lambda n=number, at=length: work.evaluate(n, at, gpu), tensors_of(work.model))
+        fit[length] = peak is not None and peak <= memory.limit_bytes
+        findings.add("capacity", **row, length=length, found=number, fits=fit[length])
+    assert all(fit.values()), fit
+    assert bool(tuning.probes) == (budget == "1GiB")
