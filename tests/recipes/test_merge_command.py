@@ -78,10 +78,20 @@ QUICK = ("clinical_classification", "medical_lm")
     [recipe.id if recipe.id in QUICK else pytest.param(recipe.id, marks=pytest.mark.slow) for recipe in RECIPES],
 )
 def test_plain_transformers_gets_what_the_adapter_tells(
-    recipe_id: str, tmp_path: Path, accelerator: object, monkeypatch: pytest.MonkeyPatch
+    recipe_id: str,
+    tmp_path: Path,
+    accelerator: object,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = run_of(recipe_id, tmp_path, None, **{"lora.rank": 2})
+    capsys.readouterr()
     output = merge(run, tmp_path / "out" / "merged")
+    told = capsys.readouterr().out
+    outputs = [abs(float(number)) for number in re.findall(r"\] (\S+) \| ", told)]
+    difference, of_largest = re.findall(r"largest difference: ([^\s,]+)(?:, (\S+) of the largest output)?", told)[0]
+    if max(outputs) > 1:  # those that are shown
+        assert float(of_largest) <= float(difference) / max(outputs) * 1.05
     usage = read_usage(output)
     assert usage is not None
     inputs = {"pixel_values": torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))}

@@ -81,7 +81,9 @@ def merge_run(
     lines = [f"adapter | merged, {merged.dtype}; the largest outputs ([number]) of {rows}:"]
     for number, both in enumerate(zip(merged.of_adapter, merged.of_merged, strict=True), start=1):
         lines.append(f"  {number}: {_side_by_side(*both)}")
-    lines.append(f"largest difference: {merged.difference:.2g} (allowed: {merged.allowed:.2g})")
+    largest = max(float(one.abs().max()) for one in merged.of_adapter)
+    of_largest = f", {merged.difference / largest:.2g} of the largest output" if largest > 1 else ""
+    lines.append(f"largest difference: {merged.difference:.2g}{of_largest} (allowed: {merged.allowed:.2g})")
     lines += [*(f"note: {note}" for note in merged.notes), f"written: {output}"]
     for line in lines:
         console.print(line, markup=False, highlight=False)
