@@ -65,13 +65,13 @@ def cutter_for(task: Any, model: nn.Module, config: RecipeConfig, run: Any, *, w
     """How rows are cut to fit, of forwards alone. A collective. `run` has the `ranks` too.
 
     Where the model `writes`, it keeps what it computed of each token, of which a trace knows nothing: as many rows go
-    on at once then as would in training, which needs more.
+    on at once then as would in training, which needs more; one, where not even one would.
 
     Raises:
         UserError, OutOfMemory: as `find_run_capacity` does.
     """
     workload = replace(workload_of(model, task, config, run.precision), trains=writes)
-    how: dict[str, Any] = {"checkpoint": lambda: None, "advise": lambda budget: ()}
+    how: dict[str, Any] = {"checkpoint": lambda: None, "advise": lambda budget: (), "or_one": writes}
     tunings = find_run_capacity(config, workload, run.ranks, run.device, **how)
     unlearned = replace(tunings[run.ranks.index], costs=UNLEARNED, settled=False)  # of other forwards, or of steps
     return cutter_of(unlearned, run.device, learns=not config.full_determinism)

@@ -31,11 +31,13 @@ def find_run_capacity(
     *,
     checkpoint: Callable[[], None],
     advise: Callable[[float], Sequence[str]],
+    or_one: bool = False,
 ) -> list[Tuning]:
     """Each rank's capacity, as `micro_batch_size`, `memory_budget` and `gradient_checkpointing` ask for.
 
     `checkpoint` turns gradient checkpointing on in the workload's model, or raises UserError where it has none;
-    `advise` says what would fit into so many bytes, as predicted, where nothing does.
+    `advise` says what would fit into so many bytes, as predicted, where nothing does. With `or_one` a single example
+    is taken there, as of a workload that needs more than what it stands for.
 
     Raises:
         OutOfMemory: if not even one example fits: by how much, and what would fit.
@@ -81,7 +83,8 @@ def find_run_capacity(
             try:
                 return remembered(False)
             except NothingFits as error:
-                if config.gradient_checkpointing is False or config.activation_offload or not workload.trains:
+                is_asked = config.gradient_checkpointing is not False and not config.activation_offload
+                if or_one or not workload.trains or not is_asked:
                     raise
                 try:
                     checkpoint()
@@ -89,7 +92,14 @@ def find_run_capacity(
                     raise error from None
             return remembered(True)
         except NothingFits as error:
+            if or_one:
+                return Tuning.as_given(1, workload.max_length, lengths=workload.lengths)
             ways = "".join(f"\n  {way}" for way in advise(error.budget_bytes))
+            if not workload.trains:
+                ways = (
+                    f"a smaller `{workload.lengths.flag}` needs less, and `micro_batch_size` 1 tries it all the same"
+                )
+                raise OutOfMemory(f"{error}; {ways}") from error
             raise OutOfMemory(f"{error}{'; what would fit:' if ways else ''}{ways}") from error
         except CannotTrace as error:
             raise UserError(f"`micro_batch_size` auto: {error}; give a number") from error

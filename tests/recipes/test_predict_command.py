@@ -203,6 +203,9 @@ def test_texts_are_written_as_plain_transformers_does(
             f"{num_cut} rows: the text ended at 6 tokens, the most that are written (--max_new_tokens)"
             in capsys.readouterr().out
         )
+    little = ["--max_new_tokens=6", "--micro_batch_size=auto", "--memory_budget=1MiB"]  # too little to train in
+    again = predict(run, data, tmp_path / "one_by_one.jsonl", *little)
+    assert [row["prediction"] for row in again] == [row["prediction"] for row in told]
     with pytest.raises(SystemExit):
         predict(run, data, tmp_path / "long.jsonl", "--max_new_tokens=46")
     assert "row 2: its prompt has 3 tokens" in capsys.readouterr().err

@@ -25,6 +25,7 @@ def find(
     ranks: Ranks | None = None,
     *,
     advise: Callable[[float], Sequence[str]] = lambda _: (),
+    or_one: bool = False,
     **flags: Any,
 ) -> list[Tuning]:
     config = RecipeConfig(memory_budget=str(budget), effective_batch_size=16, **flags)
@@ -32,7 +33,8 @@ def find(
     def checkpoint() -> None:
         checkpoint_activations(work.model)  # type: ignore[arg-type]
 
-    return find_run_capacity(config, work, ranks or OneRank(), CPU, checkpoint=checkpoint, advise=advise)
+    how: dict[str, Any] = {"checkpoint": checkpoint, "advise": advise, "or_one": or_one}
+    return find_run_capacity(config, work, ranks or OneRank(), CPU, **how)
 
 
 _MADE: "WeakKeyDictionary[nn.Module, tuple[object, bool]]" = WeakKeyDictionary()

@@ -67,6 +67,19 @@ def test_where_nothing_fits_the_message_says_what_would() -> None:
     assert seen == [50_000]
 
 
+def test_where_no_forward_fits_the_message_says_what_to_give() -> None:
+    ways = "a smaller `max_length` needs less, and `micro_batch_size` 1 tries it all the same"
+    with pytest.raises(OutOfMemory, match=f"not even one example of 512 tokens fits: .*; {ways}$"):
+        find(replace(llama(), trains=False), 50_000)
+
+
+def test_what_needs_less_than_training_goes_on_one_by_one_where_training_fits_nothing() -> None:
+    work = llama()
+    (tuning,) = find(work, 50_000, or_one=True)
+    assert [tuning.capacity.num_examples(length) for length in (1, 512)] == [1, 1]
+    assert not is_checkpointing(work)
+
+
 def test_a_budget_beside_a_number_is_said_to_limit_nothing_on_a_cpu() -> None:
     (tuning,) = find(llama(), "1GiB", micro_batch_size=5)
     assert "`memory_budget` limits nothing on a CPU" in str(tuning)
