@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -43,16 +45,16 @@ def tune_forwards(
     if not prediction.is_traced or free < _AMPLE * (needed - prediction.fixed.total):
         how = {"known": known, "prediction": prediction, "max_probe_seconds": max_probe_seconds, "watch": watch}
         return tune(workload, memory, device, most=most, **how)
-    return Tuning(
-        capacity=Capacity(most, prediction.training, needed, at_least=most),
-        device=memory.name,
-        limit_bytes=memory.limit_bytes,
-        max_length=longest,
-        probes=(),
-        slope=1.0,
-        offset_bytes=0.0,
-        seconds=time.perf_counter() - started,
-        prediction=prediction,
-        from_cache=known is not None,
-        lengths=workload.lengths,
-    )
+    found: dict[str, Any] = {
+        "capacity": Capacity(most, prediction.training, needed, at_least=most),
+        "device": memory.name,
+        "limit_bytes": memory.limit_bytes,
+        "max_length": longest,
+        "seconds": time.perf_counter() - started,
+        "from_cache": known is not None,
+        "lengths": workload.lengths,
+    }
+    if known is not None:  # which may have measured something
+        return replace(known, **found)
+    line = {"slope": 1.0, "offset_bytes": -float(prediction.fixed.total)}
+    return Tuning(probes=(), prediction=prediction, **line, **found)

@@ -1,6 +1,7 @@
 """The capacity for forwards alone, against forwards whose live bytes are counted here anew."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from torch import nn
@@ -10,6 +11,7 @@ from hf_accum.accumulation.capacity import WorkingCapacity
 from hf_accum.accumulation.splitting import Cutter
 from hf_accum.device.memory import VirtualMemory
 from hf_accum.tuner import probes
+from hf_accum.tuner.cache import read, write
 from hf_accum.tuner.forwards import tune_forwards
 from hf_accum.tuner.search import NothingFits
 from hf_accum.tuner.tracing import Tracer
@@ -69,6 +71,20 @@ def test_where_memory_is_ample_nothing_is_probed_and_a_third_of_it_does(monkeypa
     assert again.capacity == tuning.capacity
     with pytest.raises(TypeError):  # with less it is
         tune_forwards(work, VirtualMemory(weights + round(2.8 * needed)), CPU, most=12)
+
+
+def test_what_was_found_in_ample_memory_and_in_scarce_is_of_use_for_the_other(tmp_path: Path) -> None:
+    work, kept = forwards_of("llama"), tmp_path / "kept.json"
+    ample, scarce = VirtualMemory(2**40), VirtualMemory(peak_of_a_forward(work, 6, 256))
+    known, numbers = None, []
+    for memory in (ample, scarce, ample, scarce):
+        tuning = tune_forwards(work, memory, CPU, most=12, known=known)
+        assert tuning.from_cache == (known is not None)
+        assert len(tuning.probes) <= (1 if known is None or known.frontier is not None else 2)
+        numbers.append(tuning.capacity.num_examples(256))
+        write(kept, tuning)
+        known = read(kept)
+    assert numbers == [12, 6, 12, 6]
 
 
 def test_forwards_fit_where_training_does_not_and_leave_no_gradient() -> None:
