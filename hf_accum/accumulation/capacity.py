@@ -46,7 +46,8 @@ class Peak:
         single = value["single"]
         peak = Peak(moments, int(value["unit_length"]), None if single is None else Peak.from_json(single))
         widths = {len(row) for row in peak.moments}
-        if len(widths) != 1 or widths - {2, 4, 6} or peak.unit_length < 1:
+        is_fitted = len(widths) == 1 and widths <= {2, 4, 6} and np.isfinite(peak.moments).all()
+        if not is_fitted or peak.unit_length < 1:
             raise ValueError(f"{value}: no fitted peak")
         return peak
 

@@ -216,23 +216,23 @@ def test_a_given_number_comes_back_from_json() -> None:
     assert Capacity.from_json(json.loads(json.dumps(Capacity(3).as_json()))) == Capacity(3)
 
 
-GOOD_PEAK = {"moments": [[1.0, 2.0], [3.0, 1.0]], "unit_length": 8}
+GOOD_PEAK = {"moments": [[1.0, 2.0], [3.0, 1.0]], "unit_length": 8, "single": None}
+GOOD = {"most": 3, "peak": GOOD_PEAK, "budget_bytes": 0, "at_least": 1}
+
+
+def test_the_json_of_which_the_next_test_has_parts_is_read() -> None:
+    assert Capacity.from_json(GOOD).peak == Peak(((1.0, 2.0), (3.0, 1.0)), 8)
 
 
 @pytest.mark.parametrize(
     "value",
     [
         {},
-        {"most": 3, "budget_bytes": 0},
-        {"most": 3, "peak": None},
-        {"peak": None, "budget_bytes": 0},
-        {"most": 0, "peak": None, "budget_bytes": 0},
-        {"most": "many", "peak": None, "budget_bytes": 0},
-        {"most": None, "peak": None, "budget_bytes": 0},
-        {"most": 3, "peak": 5, "budget_bytes": 0},
-        {"most": 3, "peak": None, "budget_bytes": "much"},
+        *({name: one for name, one in GOOD.items() if name != missing} for missing in GOOD),
+        *(GOOD | change for change in ({"most": 0}, {"most": "many"}, {"most": None}, {"budget_bytes": "much"})),
+        *(GOOD | {"peak": peak} for peak in (5, {name: GOOD_PEAK[name] for name in ("moments", "unit_length")})),
         *(
-            {"most": 3, "peak": GOOD_PEAK | change, "budget_bytes": 0}
+            GOOD | {"peak": GOOD_PEAK | change}
             for change in (
                 {"moments": []},
                 {"moments": [[]]},
@@ -242,6 +242,8 @@ GOOD_PEAK = {"moments": [[1.0, 2.0], [3.0, 1.0]], "unit_length": 8}
                 {"moments": [[1.0, 2.0], [1.0, 2.0, 3.0, 4.0]]},
                 {"moments": [[1.0] * 8]},
                 {"moments": [["x", "y"]]},
+                {"moments": [[math.nan, 1.0]]},
+                {"moments": [[1.0, math.inf]]},
                 {"moments": 5},
                 {"unit_length": 0},
                 {"unit_length": None},
