@@ -16,6 +16,7 @@ from hf_accum.data.split import SplitData
 from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
 from hf_accum.models.earlier_weights import labels_in, with_unknown_labels
+from hf_accum.models.precision import compute_in
 from hf_accum.run.evaluation import Evaluation
 from hf_accum.run.finished import cutter_for, ready
 from hf_accum.run.result import check_through
@@ -76,6 +77,7 @@ def open_evaluation(
         if more_labels:
             with_unknown_labels(model, own, names)
         cutter = cutter_for(task, model, config, started)
+        compute_in(model, started.precision)
         on_rank_0(started.ranks, lambda: place.mkdir(parents=True, exist_ok=True))
         evaluation = Evaluation(started, config, data, task, handed.draw)
         yield Opened(started.ranks, task, model, cutter, data, evaluation, place)

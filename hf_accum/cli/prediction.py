@@ -26,6 +26,7 @@ from hf_accum.errors import UserError
 from hf_accum.files import why_not_written
 from hf_accum.models.lora import fold_adapters
 from hf_accum.models.onednn import use_onednn_where_faster
+from hf_accum.models.precision import compute_in
 from hf_accum.run.finished import cutter_for, ready
 from hf_accum.run.result import check_through
 from hf_accum.run.row_predictions import RowModel
@@ -78,6 +79,8 @@ def open_predictions(
         predictor = make(config, task, **how)
         cutter = cutter_for(task, model, handed.config, started, writes=predictor.writes)
         model = fold_adapters(model)
+        if to_compute:
+            compute_in(model, started.precision)
         if to_compute and started.precision == "no" and not config.full_determinism:
             use_onednn_where_faster(model)
         rows = RowModel(model, predictor, cutter.for_forwards())

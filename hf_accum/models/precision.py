@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import wraps
 from typing import Any
 from unittest.mock import patch
 
@@ -48,6 +49,20 @@ def autocast_of(model: nn.Module) -> AbstractContextManager[Any]:
     types = {p.dtype for p in model.parameters()} & {torch.bfloat16, torch.float16}
     device = next(model.parameters()).device
     return torch.autocast(device.type, types.pop()) if types else nullcontext()
+
+
+def compute_in(model: nn.Module, precision: str) -> None:
+    """Have the forwards of a model compute in accelerate's `precision`, as those that accelerate has prepared do."""
+    dtype, device, forward = compute_dtype(precision), next(model.parameters()).device, model.forward
+    if dtype == torch.float32:
+        return
+
+    @wraps(forward)
+    def in_autocast(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device.type, dtype):
+            return forward(*args, **kwargs)
+
+    model.forward = in_autocast
 
 
 _FEW_WEIGHTS = 2**28  # 1 GiB in float32

@@ -277,6 +277,25 @@ def test_no_training_step_is_tried_before_predictions_and_evaluations(
     main(["evaluate", str(run), *how])
 
 
+@pytest.mark.parametrize("lora", [{"lora.rank": 2}, {"lora.rank": 2, "frozen_dtype": "float32"}, {"lora.rank": 0}])
+def test_a_run_in_bfloat16_is_evaluated_and_predicted_as_it_was_trained(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    run = recipe(**MADE, **lora, micro_batch_size=1)  # by which no rounding depends on the others
+    main(["evaluate", str(run), f"--output={tmp_path / 'again'}"])
+    once, again = (json.loads((place / "evaluation.json").read_text()) for place in (run, tmp_path / "again"))
+    assert again["loss"] == pytest.approx(once["loss"], rel=1e-6)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": r["text"]}) + "\n" for r in held_out_of(run)))
+    told = predict(run, tmp_path / "rows.jsonl", tmp_path / "told.jsonl")
+    for one, expected in zip(told, held_out_of(run), strict=True):
+        assert one["probabilities"] == pytest.approx(expected["probabilities"], abs=5e-3)  # adapters may be folded
+
+
+def held_out_of(run: Path) -> list[dict[str, Any]]:
+    return written(run / "errors.jsonl")
+
+
 def test_what_cannot_be_predicted_is_said(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = recipe(**MADE)
     data = tmp_path / "texts.jsonl"
