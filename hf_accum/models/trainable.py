@@ -15,7 +15,7 @@ from hf_accum.models.loading import build_without_weights, load_model
 from hf_accum.models.lora import add_lora, checkpoint_activations
 from hf_accum.models.offload import offload_activations
 from hf_accum.models.parts import freeze_embeddings
-from hf_accum.models.precision import compute_dtype, compute_in_dtype_of_autocast, frozen_dtype
+from hf_accum.models.precision import autocast_of, compute_dtype, compute_in_dtype_of_autocast, frozen_dtype
 from hf_accum.models.saving import Processor
 from hf_accum.models.spec import ModelSpec
 from hf_accum.seeding import derive_seed
@@ -87,7 +87,7 @@ def load_trainable(
     model.to(device)
     share_mask(pretrained.model)
     if spec.prepare is not None:
-        with naming_forward_failure(pretrained.model, config, "no"):
+        with naming_forward_failure(pretrained.model, config, "no"), autocast_of(pretrained.model):
             spec.prepare(pretrained.model)
     _finish(model, config, precision)
     return Trainable(model, pretrained.model, pretrained.new_modules)

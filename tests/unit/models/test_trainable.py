@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import save_base
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from hf_accum.config.lora import LoraConfig
 from hf_accum.config.recipe import RecipeConfig
@@ -79,6 +79,20 @@ def test_the_preparation_sees_the_model_of_transformers_once(folder: str) -> Non
     assert seen == [trainable.base]
     without_weights(spec_of(folder, prepare=seen.append), config_of())
     assert len(seen) == 2
+
+
+def test_the_preparation_runs_a_new_head_in_float32_on_weights_in_bfloat16(folder: str) -> None:
+    def run(model: Any) -> None:
+        model(input_ids=torch.tensor([[1, 2, 3]]))
+
+    trainable = load_trainable(
+        ModelSpec(AutoModelForMaskedLM, folder, "MASKED_LM", prepare=run),
+        load_tokenizer(folder),
+        config_of(),
+        precision="bf16",
+        device=CPU,
+    )
+    assert {p.dtype for p in trainable.model.parameters()} == {torch.bfloat16, torch.float32}
 
 
 def test_a_model_that_has_to_have_weights_for_all_is_refused_without(folder: str, tmp_path: Path) -> None:
