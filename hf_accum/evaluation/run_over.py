@@ -87,6 +87,7 @@ def in_pieces(
         OutOfMemory: if a single example does not fit `during` what it is for.
     """
     left = cutter.cut(examples)
+    ran_out = False  # for certain: what libraries also say for other reasons is memory then too
     while left:
         batch = left[0]
         length = cutter.padded(batch[0].length)
@@ -94,7 +95,9 @@ def in_pieces(
         try:
             result = forward(batch, length)
         except Exception as error:
-            if classify(error) is not Failure.OUT_OF_MEMORY:
+            failure = classify(error)
+            ran_out = ran_out or failure is Failure.OUT_OF_MEMORY
+            if failure is Failure.OTHER or (len(batch) == 1 and not ran_out):
                 raise
             if len(batch) == 1:
                 raise OutOfMemory(

@@ -292,7 +292,9 @@ def test_ranks_exchange_predictions_and_numbers_not_texts() -> None:
     ]
 
 
-def evaluate_on_small_device(most: int, capacity: Capacity, rows: list[dict[str, Any]]) -> tuple[Metrics, list[int]]:
+def evaluate_on_small_device(
+    most: int, capacity: Capacity, rows: list[dict[str, Any]], said: str = "out of memory: made up"
+) -> tuple[Metrics, list[int]]:
     """With room for `most` examples at once: the figures, and the sizes of all batches tried."""
     task = make_task(class_weights=[0.5, 1.0, 3.0])
     stream = WindowStream(
@@ -304,7 +306,7 @@ def evaluate_on_small_device(most: int, capacity: Capacity, rows: list[dict[str,
     def run_out(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
         tried.append(len(inputs[0]))
         if len(inputs[0]) > most:
-            raise torch.OutOfMemoryError("out of memory: made up")
+            raise RuntimeError(said)
 
     model.classifier.register_forward_pre_hook(run_out)  # after all that needs memory
     try:
@@ -348,3 +350,11 @@ def test_a_single_example_too_large_to_evaluate_is_said() -> None:
         OutOfMemory, match=r"^evaluation: a single example of \d+ tokens does not fit .* `max_length`"
     ):
         evaluate_on_small_device(0, Capacity(4), make_rows(6, SINGLE, seed=3))
+
+
+def test_what_a_library_says_of_memory_and_of_other_things_is_tried_in_smaller_batches_and_told_as_it_is() -> None:
+    rows, said = make_rows(6, SINGLE, seed=3), "could not create a primitive"
+    figures, tried = evaluate_on_small_device(2, Capacity(4), rows, said)
+    assert (figures["num_examples"], max(tried)) == (6, 4)
+    with pytest.raises(RuntimeError, match=f"^{said}"):
+        evaluate_on_small_device(0, Capacity(4), rows, said)
