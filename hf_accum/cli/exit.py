@@ -63,8 +63,9 @@ def _message(error: Exception) -> tuple[int, str]:
         if classify(error) is Failure.OUT_OF_MEMORY:
             # In a micro-batch it starts the window anew; the step of the optimizer cannot be taken back.
             return MISTAKE, (
-                f"memory ran out outside of the micro-batches, as in the optimizer's step ({first_line(error)}); "
-                "a smaller --memory_budget or --micro_batch_size, or --lora.rank, leaves more for it"
+                f"memory ran out outside of the micro-batches, as where weights are loaded or in an optimizer step "
+                f"({first_line(error)}); in training a smaller --memory_budget, --micro_batch_size or --lora.rank "
+                "leaves more for it"
             )
     return FAULT, first_line(error)
 

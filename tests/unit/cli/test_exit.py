@@ -99,7 +99,9 @@ def test_memory_that_runs_out_outside_of_the_micro_batches_is_said_so(capsys: py
         run(optimizer_step)
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: memory ran out outside of the micro-batches, as in the optimizer's step (Runtime")
+    assert said.startswith(
+        "error: memory ran out outside of the micro-batches, as where weights are loaded or in an optimizer step (Run"
+    )
 
     def broken() -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
