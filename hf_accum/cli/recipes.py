@@ -10,7 +10,7 @@ from types import ModuleType
 from hf_accum.cli.parser import parse
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.errors import UserError
-from hf_accum.run.result import check_run
+from hf_accum.run.result import check_run, read_facts
 
 
 def find_recipe(name: str) -> ModuleType:
@@ -56,8 +56,6 @@ def recipe_of(folder: Path, recipe: str | None = None, flags: Sequence[str] = ()
     Raises:
         UserError: if the folder is not that of a run, or its recipe is not to be found.
     """
-    from hf_accum.run.facts import read_facts  # which needs torch
-
     check_run(folder)
     name = recipe or read_facts(folder).get("recipe")
     if name is None:

@@ -10,8 +10,9 @@ import numpy as np
 import yaml
 
 from hf_accum.errors import UserError, first_line
+from hf_accum.report.which_run import CONFIG, runs_near, seeds_in
 
-_SEEDS, _CONFIG, METRICS = "seeds.json", "config.yaml", "metrics.jsonl"
+_SEEDS, METRICS = "seeds.json", "metrics.jsonl"
 _FAR_TOO_MANY = 2**53  # steps
 _NOT_NUMBERS = {"step", "window_digest"}
 
@@ -83,7 +84,7 @@ def read_run(folder: Path, name: str) -> RunFiles:
     return RunFiles(
         name=name,
         folder=folder,
-        config=_flattened(_read_one(folder / _CONFIG, problems)),
+        config=_flattened(_read_one(folder / CONFIG, problems)),
         facts=_read_one(folder / "run.json", problems),
         tuning=_read_one(folder / "tuning.json", problems),
         evaluation=_read_one(folder / "evaluation.json", problems),
@@ -130,18 +131,15 @@ def read_lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
 def _check(folder: Path) -> None:
     if not folder.is_dir():
         what = "it is a file" if folder.exists() else "it is not there"
-        raise UserError(f"run {folder}: has to be a run's folder, {what}")
-    if (seeds := sorted(path.name for path in folder.glob("seed-*") if (path / _CONFIG).is_file())) and not (
-        folder / METRICS
-    ).exists():
+        raise UserError(f"run {folder}: has to be a run's folder, {what}{runs_near(folder)}")
+    if (seeds := seeds_in(folder)) and not (folder / METRICS).exists():
         raise UserError(
-            f"run {folder}: has runs of several seeds in it ({_SEEDS}); give these: "
-            f"{' '.join(str(folder / seed) for seed in seeds)}"
+            f"run {folder}: has runs of several seeds in it ({_SEEDS}); give these: {' '.join(map(str, seeds))}"
         )
-    if not (folder / _CONFIG).is_file() and not (folder / METRICS).is_file():
+    if not (folder / CONFIG).is_file() and not (folder / METRICS).is_file():
         raise UserError(
             f"run {folder}: has to be the folder that a run wrote (its `output_dir`); it has no "
-            f"{_CONFIG} and no {METRICS}"
+            f"{CONFIG} and no {METRICS}{runs_near(folder)}"
         )
 
 

@@ -1,24 +1,21 @@
 """run.json: what a run was, for those who look at its folder afterwards."""
 
 import importlib.metadata
-import json
 import platform
 import sys
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.data.split import SplitData
 from hf_accum.device.memory import device_name
-from hf_accum.errors import UserError
 from hf_accum.files import write_json
 from hf_accum.models.base import name_of_base
 from hf_accum.models.lora import count_parameters
+from hf_accum.run.result import FACTS
 from hf_accum.run.start import StartedRun
 
-FACTS = "run.json"
 _PACKAGES = ("hf-accum", "torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes")
 
 
@@ -46,19 +43,6 @@ def write_facts(run: StartedRun, config: RecipeConfig, data: SplitData, model: n
         "data_digest": data.digest,
     }
     write_json(run.folder / FACTS, facts)
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """What stands in a run's folder; nothing of a run of an earlier version.
-
-    Raises:
-        UserError: if the file is damaged.
-    """
-    file = folder / FACTS
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error})") from error
 
 
 def recipe_name(config: RecipeConfig) -> str:

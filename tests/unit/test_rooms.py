@@ -70,7 +70,6 @@ WITHOUT_TEST_FILE = {
     "recipe": "tests/unit/test_init.py",
     "run/facts": "tests/recipes/test_finished_run.py",
     "run/finished": "tests/recipes/test_finished_run.py",
-    "run/result": "tests/unit/run/test_publish.py",
     "tasks/classification_flags": "tests/recipes/test_clinical_classification_flags.py",
     "tasks/task": "a protocol",
     "evaluation/by_class": "tests/unit/evaluation/test_metrics.py",
