@@ -66,12 +66,15 @@ def hints(message: str, names: Collection[str]) -> list[str]:
     return said
 
 
-def refuse(flags: Sequence[str], why: str) -> None:
+def refuse(flags: Sequence[str], why: str, own: Collection[str] = ()) -> None:
     """Refuse flags that are none of a command, but for `--debug`, which each takes.
+
+    Of the command's `own` the one that was probably meant is named.
 
     Raises:
         UserError: naming the first.
     """
     others = [flag for flag in flags if flag not in ("--debug", "--debug=true")]
     if others:
-        raise UserError(f"{others[0]}: {why}")
+        close = get_close_matches(others[0].split("=")[0].removeprefix("--"), own, n=1)
+        raise UserError(f"{others[0]}: {why}" + (f"; is --{close[0]} meant?" if close else ""))

@@ -31,7 +31,11 @@ def test_a_page_is_written_and_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         (["FOLDER"], "error: run FOLDER: has to be the folder that a run wrote (its --output_dir)"),
         (["FOLDER/none"], "error: run FOLDER/none: has to be a run's folder, it is not there"),
-        (["RUN", "--unheard_of"], "error: --unheard_of: is no flag of hf-accum report"),
+        (["RUN", "--unheard_of"], "error: --unheard_of: is no flag of hf-accum report\n"),
+        (
+            ["RUN", "--no_text"],
+            "error: --no_text: is no flag of hf-accum report; is --no_texts meant?\n",
+        ),
         (["RUN", "--output", "FOLDER"], "error: --output FOLDER: has to be a file, it is a folder"),
         (["RUN", "--figures", "RUN/x"], "error: --figures RUN/x: has to be outside of a run's folder"),
     ],
