@@ -28,7 +28,7 @@ def reliability(runs: Sequence[RunFiles]) -> Drawn | None:
         colour = colour_of(index)
         panel.plot(confidence, accuracy, color=colour, linewidth=1, label=in_legend(runs[index].name))
         panel.scatter(confidence, accuracy, s=12 + 120 * count / count.max(), color=colour, alpha=0.6, linewidth=0)
-    panel.set(xlabel="confidence", ylabel="share that is right", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    panel.set(xlabel="confidence", ylabel="share that is right", xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
     if len(tables) > 1:
         panel.legend(loc="upper left")
     caption = "A point for each bin of confidence that has examples, as large as it has many. On the dashed line, a "
@@ -80,7 +80,10 @@ def _confusion(confusion: Confusion) -> Drawn:
         if shown is not confusion
         else ""
     )
-    caption = f"Counts of held-out examples; the colour is the share of the true class. Blue is right.{others}"
+    caption = (
+        "Counts of held-out examples: a row for each true class, a column for each predicted one. The colour is the "
+        f"share of the true class; blue is right.{others}"
+    )
     return Drawn("confusion", "Confusion matrix", caption, figure, is_wide=number > _READABLE_ON_A_PHONE)
 
 

@@ -88,6 +88,7 @@ def render(
         not_known=not_known,
         went=summary.side_by_side([summary.went(run) for run in runs]),
         reached=summary.side_by_side([summary.figures_of(run) for run in runs]),
+        intervals=list(dict.fromkeys(said for run in runs if (said := summary.intervals_of(run)))),
         differing=summary.differing(runs) if len(runs) > 1 else [],
         settings=summary.side_by_side([summary.settings_of(run) for run in runs]),
         texts=texts,

@@ -103,6 +103,17 @@ def figures_of(run: RunFiles) -> dict[str, str]:
     }
 
 
+def intervals_of(run: RunFiles) -> str | None:
+    """What the intervals beside the figures are; None: there are none."""
+    how = run.evaluation.get("bootstrap")
+    if not run.evaluation.get("confidence_intervals") or not isinstance(how, Mapping):
+        return None
+    level, groups = how.get("level"), how.get("num_groups")
+    if not isinstance(level, int | float) or not isinstance(groups, int | float):
+        return None
+    return f"In brackets: the interval of {level:.0%}, by a bootstrap over {_shown(groups)} groups."
+
+
 def side_by_side(columns: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str]]]:
     """A row for each name that any has, in order of appearance; empty where one does not have it."""
     names = dict.fromkeys(name for column in columns for name in column)

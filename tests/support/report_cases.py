@@ -95,6 +95,7 @@ def write_run(
             "per_class": dict.fromkeys(names, one),
             "notes": ["a note"],
             "confidence_intervals": {"accuracy": [0.25, 0.75]},
+            "bootstrap": {"level": 0.95, "num_groups": 1200, "num_resamples": 1000},
         }
         (folder / "evaluation.json").write_text(json.dumps(figures))
         write_lines(folder / "predictions.jsonl", rows)

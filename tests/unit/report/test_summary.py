@@ -77,7 +77,9 @@ def test_settings_that_differ(tmp_path: Path) -> None:
 
 
 def test_figures_with_their_intervals(tmp_path: Path) -> None:
-    figures = summary.figures_of(read_run(write_run(tmp_path / "run"), "run"))
+    run = read_run(write_run(tmp_path / "run"), "run")
+    figures = summary.figures_of(run)
+    assert summary.intervals_of(run) == "In brackets: the interval of 95%, by a bootstrap over 1,200 groups."
     assert figures == {"num examples": "4", "loss": "1.25", "accuracy": "0.5 (0.25 to 0.75)"}
     assert [summary.cell(*one) for one in (("f1", None), ("f1", 0.25), ("support", 1200.0))] == [
         "-",
