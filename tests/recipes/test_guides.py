@@ -305,8 +305,11 @@ def test_the_loop_of_ones_own_trains_on_ones_own_rows(tmp_path: Path) -> None:
     assert done.stdout.count("losses") == 3  # of 32, 32 and 6 rows
 
 
-@pytest.mark.parametrize("status", [0, 1])
-def test_the_script_of_the_cycle_puts_a_run_in_use_only_where_the_rule_is_kept(status: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("status", "decides"), [(0, True), (1, True), (1, False), (2, False)])
+def test_the_script_of_the_cycle_puts_a_run_in_use_only_where_the_rule_is_kept(
+    status: int, decides: bool, tmp_path: Path
+) -> None:
+    """And a comparison that failed is no refusal: whoever started the script is told."""
     (script,) = blocks(ROOT / "recipes" / "guides" / "retraining.md", "sh")
     (tmp_path / "retrain.sh").write_text(script)
     (tmp_path / "runs" / "first").mkdir(parents=True)
@@ -315,13 +318,13 @@ def test_the_script_of_the_cycle_puts_a_run_in_use_only_where_the_rule_is_kept(s
     programs.mkdir()
     for name, line in {
         "accelerate": 'while [ "$1" != --output_dir ]; do shift; done; mkdir -p "$2"; echo "$2" > trained',
-        "hf-accum": f"exit {status}",
+        "hf-accum": f"{'echo {} > ${@: -1}; ' if decides else ''}exit {status}",
     }.items():
         (programs / name).write_text(f"#!/usr/bin/env bash\n{line}\n")
         (programs / name).chmod(0o755)
     environment = {"PATH": f"{programs}:/usr/bin:/bin"}
     done = subprocess.run(["bash", "retrain.sh", "old", "new"], cwd=tmp_path, env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode == 0) is decides, done.stderr
     trained = tmp_path / (tmp_path / "trained").read_text().strip()
     in_use = trained if status == 0 else tmp_path / "runs" / "first"
     assert (tmp_path / "runs" / "current").resolve() == in_use.resolve()
