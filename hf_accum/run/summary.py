@@ -48,7 +48,7 @@ def describe_run(
     ranks = accelerator.num_processes
     batch = config.effective_batch_size
     how = f"LoRA of rank {config.lora.rank}" if config.lora.rank else "full fine-tuning"
-    new_modules = ", ".join(trainable.new_modules)
+    new_modules = ", ".join(trainable.new_modules) if config.init_from is None else ""  # else they are learned
     new = f"; new, without pretrained weights: {new_modules}" if new_modules else ""
     lines = [
         f"model      {how}: {num_trained:,} of {total:,} parameters are trained ({num_trained / total:.2%}){new}",

@@ -1,5 +1,6 @@
 """The summary says what the run will do; its figures are counted here by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,6 +57,8 @@ def test_it_says_in_words_what_the_run_will_do(accelerator: Accelerator, tmp_pat
         ("folder", str(tmp_path)),
     ]
     assert said == "".join(f"\n{name:<11}{text}" if name else text for name, text in expected).strip()
+    of_earlier = replace(config, init_from="runs/january")  # which brings the weights of the classifier
+    assert "new, without" not in describe(accelerator, of_earlier, new_modules=("pooler", "classifier"))
 
 
 def test_full_fine_tuning_is_called_so(accelerator: Accelerator) -> None:
