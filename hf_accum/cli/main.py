@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from hf_accum.cli.commands import check, compare, evaluate, export, merge, plan, predict, publish, report, serve
 from hf_accum.cli.exit import cleaning_up_at_sigterm, run
+from hf_accum.cli.unknown_flags import flags_in
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,6 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
     publish.add_to(commands)
     report.add_to(commands)
     serve.add_to(commands)
+    for command in commands.choices.values():
+        command.set_defaults(own=flags_in(command.format_usage()))
     parsed, flags = parser.parse_known_args(arguments)
     debug = "--debug" in flags or "--debug=true" in flags  # also for what fails before the recipe reads its flags
     with cleaning_up_at_sigterm():

@@ -24,13 +24,16 @@ GONE = {"fast_kernels": "the kernels that it chose are gone, and peft's and torc
 C = TypeVar("C", bound=RecipeConfig)
 
 
-def parse(config_class: type[C], description: str, arguments: Sequence[str] | None = None) -> C:
+def parse(
+    config_class: type[C], description: str, arguments: Sequence[str] | None = None, own: Sequence[str] = ()
+) -> C:
     """A recipe's configuration from the command line.
 
     A switch (a flag of true or false) may stand alone: `--debug`. `--help` and `--print_config` need no torch. A
-    value that is not allowed ends the process with status 2 and a message that says which, and why.
+    value that is not allowed ends the process with status 2 and a message that says which, and why. Where a flag is
+    unknown, one of a command's `own` may have been meant too.
     """
-    parser = _parser(config_class, description)
+    parser = _parser(config_class, description, own)
     names = [field.name for field in dataclasses.fields(config_class)]
     types = get_type_hints(config_class)
     switches = {f"--{name}" for name in names if types[name] is bool}
@@ -44,7 +47,7 @@ def parse(config_class: type[C], description: str, arguments: Sequence[str] | No
         parser.error(str(error))
 
 
-def _parser(config_class: type[RecipeConfig], description: str) -> "ArgumentParser":
+def _parser(config_class: type[RecipeConfig], description: str, own: Sequence[str]) -> "ArgumentParser":
     """A parser of a recipe's flags, which `--help` shows below headings."""
     from jsonargparse import ArgumentParser, set_dumper, set_parsing_settings
 
@@ -54,7 +57,7 @@ def _parser(config_class: type[RecipeConfig], description: str) -> "ArgumentPars
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             """End the process with a message, without the usage: that of all flags hides it."""
             names = flag_names(config_class)
-            lines = [f"error: {without_secrets(as_flags(message, names))}", *hints(message, names)]
+            lines = [f"error: {without_secrets(as_flags(message, names))}", *hints(message, [*names, *own])]
             self.exit(2, "\n".join([*lines, "(--help lists all flags)"]) + "\n")
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)

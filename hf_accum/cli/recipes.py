@@ -50,8 +50,12 @@ def config_class_of(module: ModuleType, name: str) -> type[RecipeConfig]:
     return config_class
 
 
-def recipe_of(folder: Path, recipe: str | None = None, flags: Sequence[str] = ()) -> tuple[ModuleType, RecipeConfig]:
+def recipe_of(
+    folder: Path, recipe: str | None = None, flags: Sequence[str] = (), own: Sequence[str] = ()
+) -> tuple[ModuleType, RecipeConfig]:
     """The recipe that a run was made by (or the one of that name), and the run's flags, with some that are others.
+
+    A flag that there is not may be one of the command's `own`, misspelt.
 
     Raises:
         UserError: if the folder is not that of a run, or its recipe is not to be found.
@@ -61,4 +65,5 @@ def recipe_of(folder: Path, recipe: str | None = None, flags: Sequence[str] = ()
     if name is None:
         raise UserError(f"{folder}: does not say by which recipe it was made: name it by --recipe")
     module = find_recipe(name)
-    return module, parse(config_class_of(module, name), "", [f"--config={folder / 'config.yaml'}", *flags])
+    of_run = f"--config={folder / 'config.yaml'}"
+    return module, parse(config_class_of(module, name), "", [of_run, *flags], own)

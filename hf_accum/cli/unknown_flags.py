@@ -66,6 +66,11 @@ def hints(message: str, names: Collection[str]) -> list[str]:
     return said
 
 
+def flags_in(usage: str) -> list[str]:
+    """The flags that stand in the usage of a command."""
+    return re.findall(r"--([\w.]+)", usage)
+
+
 def refuse(flags: Sequence[str], why: str, own: Collection[str] = ()) -> None:
     """Refuse flags that are none of a command, but for `--debug`, which each takes.
 

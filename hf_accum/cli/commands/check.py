@@ -63,7 +63,7 @@ def _check(parsed: argparse.Namespace, flags: list[str]) -> None:
     else:
         module = find_recipe(parsed.what)
         of_model = [] if parsed.model is None else [f"--model={parsed.model}"]
-        config = parse(config_class_of(module, parsed.what), _CHECK, [*of_model, *flags])
+        config = parse(config_class_of(module, parsed.what), _CHECK, [*of_model, *flags], parsed.own)
         run(lambda: _end(_of_recipe(module, config, parsed), parsed), config)
 
 

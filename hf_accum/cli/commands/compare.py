@@ -105,7 +105,7 @@ def _sides(
     if len(set(tasks)) > 1:
         raise UserError(f"the two runs have different tasks: {' and '.join(tasks)}")
     of_all = [] if parsed.dataset is None else [ALL_ROWS]
-    opened = [recipe_of(folder, parsed.recipe, [*of_all, *flags]) for folder in folders]
+    opened = [recipe_of(folder, parsed.recipe, [*of_all, *flags], parsed.own) for folder in folders]
     sizes = [config.max_eval_examples for _, config in opened]
     size = sizes[0] if sizes[0] == sizes[1] else None  # a sample of so many is the same one in both
     seed = opened[0][1].seed  # by which masks are drawn: the same for both

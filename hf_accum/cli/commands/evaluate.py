@@ -40,7 +40,8 @@ def _evaluate(parsed: argparse.Namespace, flags: list[str]) -> None:
     output = None if parsed.output is None else Path(parsed.output).expanduser().resolve()
     if output is not None:
         check_vacant(output)
-    module, config = recipe_of(folder, parsed.recipe, flags if parsed.dataset is None else [ALL_ROWS, *flags])
+    all_flags = flags if parsed.dataset is None else [ALL_ROWS, *flags]
+    module, config = recipe_of(folder, parsed.recipe, all_flags, parsed.own)
     run(lambda: evaluate_run(module, folder, config, parsed.dataset, parsed.split, output), config)
 
 

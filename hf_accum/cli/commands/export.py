@@ -44,7 +44,7 @@ def _export(parsed: argparse.Namespace, flags: list[str]) -> None:
     folder, output = (Path(path).expanduser().resolve() for path in (parsed.run, parsed.output))
     check_vacant(output)
     check_packages()
-    module, config = recipe_of(folder, parsed.recipe, flags)
+    module, config = recipe_of(folder, parsed.recipe, flags, parsed.own)
     on = (parsed.dataset, parsed.split)
     run(lambda: export_run(module, folder, config, output, int8=parsed.int8, on=on), config)
 

@@ -50,7 +50,7 @@ def _merge(parsed: argparse.Namespace, flags: list[str]) -> None:
     folder, output = (Path(path).expanduser().resolve() for path in (parsed.run, parsed.output))
     check_adapter(folder)
     check_vacant(output)
-    module, config = recipe_of(folder, parsed.recipe, flags)
+    module, config = recipe_of(folder, parsed.recipe, flags, parsed.own)
     run(lambda: merge_run(module, folder, config, output, parsed.dtype, parsed.dataset), config)
 
 

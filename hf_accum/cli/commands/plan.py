@@ -81,7 +81,7 @@ def _plan(parsed: argparse.Namespace, flags: list[str]) -> None:
     module = find_recipe(recipe)
     config_class = config_class_of(module, recipe)
     build = _build(recipe, module, precision)
-    config: RecipeConfig = parse(config_class, _PLAN, flags)
+    config: RecipeConfig = parse(config_class, _PLAN, flags, parsed.own)
 
     run(
         lambda: _show(recipe, build, config, chosen, targets, precision, real_lengths, measured, picture, json_file),

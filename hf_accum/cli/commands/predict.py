@@ -41,7 +41,7 @@ def _predict(parsed: argparse.Namespace, flags: list[str]) -> None:
     folder = Path(parsed.run).expanduser().resolve()
     output = Path(parsed.output).expanduser().resolve()
     check_output(output)
-    module, config = recipe_of(folder, parsed.recipe, flags)
+    module, config = recipe_of(folder, parsed.recipe, flags, parsed.own)
     config = replace(config, dataset=parsed.dataset, train_split=parsed.split, eval_split=None)
     if parsed.max_new_tokens is not None and parsed.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens {parsed.max_new_tokens}: has to be at least 1")

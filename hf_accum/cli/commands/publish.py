@@ -30,7 +30,7 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
 
 
 def _publish(parsed: argparse.Namespace, flags: list[str]) -> None:
-    refuse(flags, "is no flag of hf-accum publish", vars(parsed))
+    refuse(flags, "is no flag of hf-accum publish", parsed.own)
     check_one_process("publish")
     from hf_accum.run.publish import check_repo, publish, write_published
 

@@ -33,7 +33,7 @@ def add_to(commands: "argparse._SubParsersAction[Any]") -> None:
 def _report(parsed: argparse.Namespace, flags: list[str]) -> None:
     from hf_accum.report.write import watch, write_report
 
-    refuse(flags, "is no flag of hf-accum report", vars(parsed))
+    refuse(flags, "is no flag of hf-accum report", parsed.own)
     check_one_process("report")
     folders = [Path(run) for run in parsed.runs]
     output, figures = (None if place is None else Path(place) for place in (parsed.output, parsed.figures))

@@ -59,7 +59,7 @@ def _serve(parsed: argparse.Namespace, flags: list[str]) -> None:
 
     how = {name: given.pop(name) for name in ("max_new_tokens",) if name in given}
     folder = Path(parsed.run).expanduser().resolve()
-    module, config = recipe_of(folder, parsed.recipe, flags)
+    module, config = recipe_of(folder, parsed.recipe, flags, parsed.own)
     run(lambda: serve_run(module, folder, config, (parsed.host, parsed.port), Limits(**given), **how), config)
 
 

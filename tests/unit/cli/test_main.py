@@ -1,6 +1,7 @@
 """The command `hf-accum`: its help needs nothing heavy."""
 
 import sys
+from pathlib import Path
 
 import pytest
 from launching import run
@@ -38,6 +39,23 @@ assert "torch" in sys.modules, "the oracle is blind"
     own = ("--gpu", "--memory", "--capability", "--precision", "--variants", "--picture", "--json", "--verified")
     for flag in own:
         assert flag in done.stdout
+
+
+def test_a_flag_of_the_command_that_is_misspelt_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Though the recipe's parser refuses it, which knows the recipe's flags."""
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    command = [
+        "predict",
+        str(tmp_path),
+        "--dataset=x",
+        f"--output={tmp_path}/x.csv",
+        "--recipe=clinical_classification",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--max_new_token=3", "--text_colum=note"])
+    assert ended.value.code == 2
+    hints = capsys.readouterr().err.splitlines()[1:-1]
+    assert hints == ["--max_new_token: is --max_new_tokens meant?", "--text_colum: is --text_column meant?"]
 
 
 def test_a_command_that_there_is_not_is_told_how_a_training_starts(capsys: pytest.CaptureFixture[str]) -> None:
