@@ -64,11 +64,17 @@ def earlier_run(config: RecipeConfig) -> EarlierRun | None:
     """The run that `init_from` names, if it does.
 
     Raises:
-        UserError: if that is no run, it is not through, or was trained with another kind of adapter or head.
+        UserError: if that is no run, it is not through, the new one is to stand in its place, or it was trained with
+            another kind of adapter or head.
     """
     if config.init_from is None:
         return None
     folder = Path(config.init_from).expanduser().resolve()
+    if folder == Path(config.output_dir).expanduser().resolve():
+        raise UserError(
+            f"`init_from` {config.init_from}: is the folder that this run would write to, and the earlier one "
+            "would be moved: give another `output_dir`"
+        )
     result = check_through(folder)
     settings = _settings_of(folder)
     now = flattened(as_dict(config))

@@ -330,6 +330,9 @@ def test_what_cannot_be_started_from_is_said(
         return capsys.readouterr().err
 
     assert "has to be the folder of a run" in said(init_from=tmp_path)
+    (tmp_path / "current").symlink_to(first)
+    assert "give another --output_dir" in said(init_from=tmp_path / "current", output_dir=first)
+    assert not first.with_name(f"{first.name}-earlier-1").exists()
     assert "--lora.rank 4: has to be 16, as in the run that it starts from" in said(**{"lora.rank": 4})
     assert "has an adapter, which --lora.rank 16 goes on with" in said(**{"lora.rank": 0})
     assert "--pooling mean: has to be cls" in said(pooling="mean")
