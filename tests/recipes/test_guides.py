@@ -328,3 +328,7 @@ def test_the_script_of_the_cycle_puts_a_run_in_use_only_where_the_rule_is_kept(
     trained = tmp_path / (tmp_path / "trained").read_text().strip()
     in_use = trained if status == 0 else tmp_path / "runs" / "first"
     assert (tmp_path / "runs" / "current").resolve() == in_use.resolve()
+    if status == 0:  # a run that is in use is neither trained anew nor compared with itself
+        (tmp_path / "trained").unlink()
+        subprocess.run(["bash", "retrain.sh", "old", "new"], cwd=tmp_path, env=environment, check=True)
+        assert not (tmp_path / "trained").exists()
