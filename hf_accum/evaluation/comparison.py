@@ -103,6 +103,15 @@ class Rule:
         """Whether the whole interval of the difference is on the right side.
 
         Raises:
+            UserError: as `gain_at_least` does.
+        """
+        gain = self.gain_at_least(differences)
+        return gain > 0 if self.kind == "better" else gain >= -self.margin
+
+    def gain_at_least(self, differences: Mapping[str, Difference]) -> float:
+        """By how much the second is better at the bad end of the interval; below 0 it may be worse.
+
+        Raises:
             UserError: if there is no such figure, or it has no interval here.
         """
         self.check(differences)
@@ -111,8 +120,7 @@ class Rule:
             raise UserError(
                 f"`require` {self.figure}: has no interval on these rows, which are one group or have too few labels"
             )
-        worst = -interval[1] if self.figure in LOWER_IS_BETTER else interval[0]
-        return worst > 0 if self.kind == "better" else worst >= -self.margin
+        return -interval[1] if self.figure in LOWER_IS_BETTER else interval[0]
 
 
 def compared(first: Side, second: Side) -> dict[str, Difference]:

@@ -35,9 +35,11 @@ def test_a_run_that_learned_is_better_and_the_rule_decides_the_status(
     assert accuracy["second"] > accuracy["first"]
     assert accuracy["interval_of_difference"][0] > 0
     with pytest.raises(SystemExit) as ended:
-        main(["compare", str(better), str(worse), *how, "--require=not_worse:accuracy:0.05"])
+        main(["compare", str(better), str(worse), *how, "--require=not_worse:accuracy:0.05", f"--output={found}"])
     assert ended.value.code == 1
-    assert "not_worse:accuracy:0.05: not kept" in capsys.readouterr().out
+    loss = -json.loads(found.read_text())["figures"]["accuracy"]["interval_of_difference"][0]
+    why = f"accuracy may be worse by {loss:.4f}, as far as these rows can tell"
+    assert f"not_worse:accuracy:0.05: not kept: {why}" in capsys.readouterr().out
     main(["compare", str(worse), str(better), f"--output={found}"])  # on what both held out
     both = json.loads(found.read_text())["figures"]["accuracy"]
     for side, run in (("first", worse), ("second", better)):

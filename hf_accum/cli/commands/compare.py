@@ -82,7 +82,10 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
             why = why_not_written(Path(parsed.output), error)
             raise UserError(f"`output` {parsed.output}: cannot be written ({why})") from error
     if rule is not None:
-        console.print(f"{parsed.require}: {'kept' if is_kept else 'not kept'}", markup=False, highlight=False)
+        gain = rule.gain_at_least(found)
+        may_be = f"worse by {-gain:.4f}" if gain < 0 else "no better"
+        told = "kept" if is_kept else f"not kept: {rule.figure} may be {may_be}, as far as these rows can tell"
+        console.print(f"{parsed.require}: {told}", markup=False, highlight=False)
     if not is_kept:
         raise SystemExit(FAULT)
 
