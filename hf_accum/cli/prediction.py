@@ -19,6 +19,7 @@ from hf_accum.config.serialization import as_dict, flattened
 from hf_accum.data.dataset_files import stamp_of
 from hf_accum.data.embedded import PREFIX
 from hf_accum.data.formats.opening import suffix_of
+from hf_accum.data.formats.row_files import format_of
 from hf_accum.data.source import Source, open_source
 from hf_accum.distributed.collectives import on_rank_0
 from hf_accum.distributed.ranks import Ranks
@@ -106,6 +107,26 @@ class Rows:
     num_rows: int | None
 
 
+def check_rows(config: RecipeConfig, dataset: str) -> None:
+    """Refuse local rows that cannot be opened, before the model is loaded.
+
+    Raises:
+        UserError: as `open_rows_of` does.
+    """
+    if dataset.startswith(PREFIX):
+        raise UserError(
+            f"`dataset` {dataset}: has to be a file, a folder, an id of the hub, or - for standard input; embedded "
+            "data has labels, on which `hf-accum evaluate` looks at the run"
+        )
+    if dataset != STDIN and (os.path.exists(dataset) or format_of(dataset) is not None):
+        _open(config, dataset)
+
+
+def _open(config: RecipeConfig, dataset: str) -> Source:
+    how = {"revision": config.dataset_revision, "config": config.dataset_config, "quoting": config.csv_quoting}
+    return open_source(dataset, config.train_split, labelled=False, **how)
+
+
 @contextmanager
 def open_rows_of(config: RecipeConfig, dataset: str, ranks: Ranks) -> Iterator[Rows]:
     """The rows of a file, a folder, a dataset of the hub, or of standard input (`-`), which is kept in a file.
@@ -115,20 +136,13 @@ def open_rows_of(config: RecipeConfig, dataset: str, ranks: Ranks) -> Iterator[R
     Raises:
         UserError: if there are none.
     """
-    if dataset.startswith(PREFIX):
-        raise UserError(
-            f"`dataset` {dataset}: has to be a file, a folder, an id of the hub, or - for standard input; embedded "
-            "data has labels, on which `hf-accum evaluate` looks at the run"
-        )
     with ExitStack() as stack:
         stamp: Any = None
         if dataset == STDIN:
             dataset, stamp = on_rank_0(ranks, _keep_stdin)
             if ranks.index == 0:
                 stack.callback(shutil.rmtree, os.path.dirname(dataset), ignore_errors=True)
-        how = {"revision": config.dataset_revision, "config": config.dataset_config, "quoting": config.csv_quoting}
-        source = open_source(dataset, config.train_split, labelled=False, **how)
-        yield Rows(source, stamp or _stamps(dataset), _about_how_many(dataset))
+        yield Rows(_open(config, dataset), stamp or _stamps(dataset), _about_how_many(dataset))
 
 
 def _keep_stdin() -> tuple[str, str]:

@@ -411,6 +411,26 @@ def test_names_in_another_order_are_refused_of_a_pooled_classifier_too(
     )
 
 
+def test_rows_that_are_not_there_are_said_before_the_model_is_loaded(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = recipe(**MADE)
+    (tmp_path / "rows.docx").write_text("no rows")
+    (tmp_path / "rows.jsonl").write_text('{"text": "eye"}\n')
+    monkeypatch.setattr("hf_accum.cli.prediction.open_predictions", None)
+    for dataset, told in (
+        (tmp_path / "missing.csv", "no such file or folder"),
+        (tmp_path / "rows.docx", "a file has to be .jsonl, .json, .csv"),
+        (f"{tmp_path / 'rows.jsonl'} --split=test", "has no split 'test': it has train"),
+        ("embedded:terms", "embedded data has labels, on which `hf-accum evaluate` looks at the run"),
+    ):
+        name, *more = str(dataset).split()
+        with pytest.raises(SystemExit) as ended:
+            main(["predict", str(run), f"--dataset={name}", f"--output={tmp_path / 'out.jsonl'}", *more])
+        assert ended.value.code == 2
+        assert told in capsys.readouterr().err
+
+
 def test_a_recipe_that_predicts_nothing_says_so(
     tmp_path: Path, accelerator: object, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,7 +64,7 @@ def predict_file(module: "ModuleType", folder: Path, config: "RecipeConfig", out
 
     from rich.console import Console
 
-    from hf_accum.cli.prediction import facts_of, open_predictions, open_rows_of
+    from hf_accum.cli.prediction import check_rows, facts_of, open_predictions, open_rows_of
     from hf_accum.config.flags import as_flags, flag_names
     from hf_accum.distributed.collectives import on_all_ranks, on_rank_0
     from hf_accum.run.folder import FolderClaim
@@ -73,6 +73,7 @@ def predict_file(module: "ModuleType", folder: Path, config: "RecipeConfig", out
     from hf_accum.run.signals import StopRequest
 
     console, names = Console(soft_wrap=True), flag_names() | OF_COMMANDS
+    check_rows(config, str(config.dataset))
     with open_predictions(module, folder, config, **how) as opened:
         ranks = opened.ranks
 
