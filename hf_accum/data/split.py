@@ -256,9 +256,13 @@ def open_split(
         try:
             return [opener(part.location, split, columns=[*columns, group_column], **how) for part in parts]
         except NoSuchColumn as error:
-            if error.column != group_column or group_column in columns:
+            if error.column == group_column and group_column not in columns:
+                raise UserError(
+                    f"{error}; rows are grouped by it: another `group_column`, or null for none"
+                ) from error
+            if (flag := _flag_of(error.column, config)) is None:
                 raise
-            raise UserError(f"{error}; rows are grouped by it: another `group_column`, or null for none") from error
+            raise UserError(f"{error}; `{flag}` names another one") from error
 
     sources = opened(config.train_split)
     eval_sources = opened(config.eval_split) if config.eval_split else sources
@@ -284,6 +288,15 @@ def open_split(
         max_skipped_share=config.max_skipped_share,
         notes_of_files=tuple(dict.fromkeys(notes)),
     )
+
+
+def _flag_of(column: str, config: RecipeConfig) -> str | None:
+    """The flag that names a column, or whose default it is."""
+    flags = {
+        name: value for name, value in vars(config).items() if name.endswith("_column") and name != "group_column"
+    }
+    named = [name for name, value in flags.items() if column in ([value] if isinstance(value, str) else value or ())]
+    return (named or [name for name in flags if name == f"{column}_column"] or [None])[0]
 
 
 def notes_of_split(data: SplitData) -> list[str]:

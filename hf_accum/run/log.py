@@ -220,6 +220,7 @@ class RunLog:
         if counts.num_weightless_windows:
             self.say(f"skipped: {counts.num_weightless_windows:,} windows without any item of weight")
         self.say(f"saved: {exported}")
+        self.say(f"next: hf-accum report {exported.parent}")
 
     def end_early(self, step: int, why: Exception, is_saved: bool = True) -> None:
         """Say that the run ends before its time, and end the trackers. A collective.

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -226,7 +227,11 @@ class LabelColumn:
             self._refuse_number(key, number)
         known = as_flag(self.names[:20], self.codes[:20])
         more = ", ..." if len(self.names) > 20 else ""
-        raise BadRow(self.column, f"label {shown(key)} is out of range: it is none of {', '.join(known)}{more}")
+        by_lower_case = {name.casefold(): name for name in self.names}
+        near = get_close_matches(key.casefold(), by_lower_case, 1)
+        meant = f"; is {by_lower_case[near[0]]!r} meant?" if near else ""
+        reason = f"label {shown(key)} is out of range: it is none of {', '.join(known)}{more}{meant}"
+        raise BadRow(self.column, reason)
 
     def _refuse_number(self, key: str, number: int) -> None:
         """Where it is not one number more or less that is wrong, but what numbers mean here."""

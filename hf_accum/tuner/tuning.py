@@ -86,9 +86,10 @@ class Tuning:
             up_to.append(f"{largest[shortest]} of {shortest}")
         ran = [probe for probe in self.probes if probe.fits]
         peak = max((probe.measured_bytes or 0 for probe in ran), default=0)
+        probes = "1 probe" if len(self.probes) == 1 else f"{len(self.probes)} probes"
         return (
             f"at most {', '.join(up_to)} at once; {format_bytes(peak)} measured of {format_bytes(self.limit_bytes)} "
-            f"on {self.device} ({len(self.probes)} probes{', from the cache' if self.from_cache else ''}, "
+            f"on {self.device} ({probes}{', from the cache' if self.from_cache else ''}, "
             f"{self.seconds:.1f} s{', with gradient checkpointing' if self.checkpointing else ''})"
             f"{self._caveat()}"
         )

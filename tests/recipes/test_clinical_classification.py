@@ -221,8 +221,14 @@ def test_an_earlier_run_is_moved_aside(recipe: Recipe, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"text_column": "note"}, "has no column 'note': it has text, label, patient"),
-        ({"label_column": "diagnosis"}, "has no column 'diagnosis': it has text, label, patient"),
+        (
+            {"text_column": "note"},
+            "has no column 'note': it has text, label, patient; --text_column names another one",
+        ),
+        (
+            {"label_column": "diagnosis"},
+            "has no column 'diagnosis': it has text, label, patient; --label_column names another one",
+        ),
         ({"train_split": "training"}, "has no split 'training': it has train"),
         ({"labels": "[eye,heart]"}, "label 'muscle' is out of range: it is none of eye, heart"),
         ({"problem": "regression"}, "row 1: field 'label': 'heart' is not a number"),

@@ -159,25 +159,25 @@ def _with_columns(form: CsvForm, header: list[str], rows: list[list[str]], usual
     notes: list[str] = []
     columns: list[str | None] = list(header)
     if form.separator != usual:
-        notes.append(f"its fields are separated by {_SEPARATORS[form.separator]}")
+        notes.append(f"fields are separated by {_SEPARATORS[form.separator]}")
     if form.skips_spaces:
         notes.append("spaces behind separators are left out")
     if form.quoting == "backslash":
-        notes.append("quotation marks within its fields stand behind a backslash (`csv_quoting backslash`)")
+        notes.append("quotation marks within fields stand behind a backslash (`csv_quoting backslash`)")
     if [name.strip(" ") for name in rows[0]] != rows[0] and not form.skips_spaces:
-        notes.append("the names of its columns are taken without the spaces around them")
+        notes.append("names of columns are taken without the spaces around them")
     while len(columns) > 1 and columns[-1] == "" and not any(row[len(columns) - 1 :][:1] > [""] for row in rows[1:]):
         columns.pop()
     if num_empty := len(header) - len(columns):
         columns += [None] * num_empty
-        notes.append("its lines end with separators, behind which is nothing")
+        notes.append("lines end with separators, behind which is nothing")
     ends_rows = len(rows) > 1 and all(len(row) == len(header) + 1 and not row[-1] for row in rows[1:])
     if ends_rows:
         notes.append("its rows end with a separator, behind which is nothing")
     has_index = len(columns) > 1 and columns[0] == ""
     if has_index:
         columns[0] = None
-        notes.append("its first column has no name (an index, as pandas writes it) and is left out")
+        notes.append("the first column has no name (an index, as pandas writes it) and is left out")
     names = [name for name in columns if name is not None]
     if len(set(names)) < len(names):
         raise UserError(f"two columns have the same name: {shortened(', '.join(names), 300)}")

@@ -62,7 +62,7 @@ def open_excel(file: str) -> ExcelRows:
             "first, or into a file of its own, to have it read)"
         )
     if names and 0 not in names:
-        notes.append("its first column has no name (an index, as pandas writes it) and is left out")
+        notes.append("the first column has no name (an index, as pandas writes it) and is left out")
     return ExcelRows(file, names, tuple(notes))
 
 

@@ -382,7 +382,9 @@ def test_the_figures_are_written_and_the_result_named(accelerator: Accelerator, 
     figures = {"num_examples": 5, "loss": 0.5, "macro_f1": 0.2, "per_class": per_class}
     shown = finished(accelerator, tmp_path, figures)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == {"step": 1, **figures}
-    assert "".join(shown.splitlines()[-1:]).startswith("saved: ")
+    *_, saved, next_one = shown.splitlines()
+    assert saved.startswith("saved: ")
+    assert next_one.startswith("next: hf-accum report ")
     rows = {row[0]: row[1:] for row in (line.replace("│", " ").split() for line in shown.splitlines()) if row}
     assert rows["a"] == ["0.250", "1.000", "0.400", "1234", "-"]
     assert rows["[/b]"] == ["0.000", "0.000", "0.000", "0", "0.900"]

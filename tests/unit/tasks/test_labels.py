@@ -115,6 +115,13 @@ def test_spaces_around_labels_are_told() -> None:
     assert multi.with_spaces({"label": "a | b "}) == []
 
 
+def test_a_name_that_is_near_is_said_first_of_all() -> None:
+    column = LabelColumn("system", SINGLE, (*(f"s{n}" for n in range(30)), "Respiratory System"))
+    told = refused(column, {"system": "diseases of the respiratory system"})
+    assert told.endswith("s19, ...; is 'Respiratory System' meant?")
+    assert "meant" not in refused(column, {"system": "unheard of"})
+
+
 def test_names_that_are_numbers_are_names_not_positions() -> None:
     """Grades 1, 2, 3: 0 is none of them, and 1 is the first."""
     column = LabelColumn("grade", SINGLE, ("1", "2", "3"))

@@ -25,7 +25,7 @@ def check(file: str, *notes: str, rows: object = ROWS) -> None:
     assert source.notes == tuple(f"{name}: {note}" for note in notes)
 
 
-INDEX = "its first column has no name (an index, as pandas writes it) and is left out"
+INDEX = "the first column has no name (an index, as pandas writes it) and is left out"
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
@@ -34,9 +34,9 @@ def test_the_separator_is_found(tmp_path: Path, suffix: str, separator: str, nam
     file = tmp_path / f"rows.{suffix}"
     FRAME.to_csv(file, sep=separator, index=False)
     is_usual = separator == {"csv": ",", "tsv": "\t"}[suffix]
-    check(str(file), *([] if is_usual else [f"its fields are separated by {name}"]))
+    check(str(file), *([] if is_usual else [f"fields are separated by {name}"]))
     file.write_text(file.read_text().replace("\n", "\r\n"), newline="")
-    check(str(file), *([] if is_usual else [f"its fields are separated by {name}"]))
+    check(str(file), *([] if is_usual else [f"fields are separated by {name}"]))
 
 
 def test_a_file_of_one_column_has_no_separator(tmp_path: Path) -> None:
@@ -50,14 +50,14 @@ def test_the_index_of_pandas_is_left_out(tmp_path: Path) -> None:
     FRAME.to_csv(tmp_path / "rows.csv")
     check(str(tmp_path / "rows.csv"), INDEX)
     FRAME.to_csv(tmp_path / "rows.csv", sep=";")
-    check(str(tmp_path / "rows.csv"), "its fields are separated by semicolons", INDEX)
+    check(str(tmp_path / "rows.csv"), "fields are separated by semicolons", INDEX)
 
 
 def test_quotation_marks_behind_backslashes(tmp_path: Path) -> None:
     frame = FRAME.assign(text=[f'said "no", {text} \\ (C:\\new)' for text in TEXTS])
     frame.to_csv(tmp_path / "rows.csv", index=False, doublequote=False, escapechar="\\")
     rows = [row | {"text": text} for row, text in zip(ROWS, frame["text"], strict=True)]
-    note = "quotation marks within its fields stand behind a backslash (`csv_quoting backslash`)"
+    note = "quotation marks within fields stand behind a backslash (`csv_quoting backslash`)"
     check(str(tmp_path / "rows.csv"), note, rows=rows)
 
 
@@ -72,7 +72,7 @@ def lines(*rows: str) -> bytes:
 
 
 SPACES = "spaces behind separators are left out"
-OF_NAMES = "the names of its columns are taken without the spaces around them"
+OF_NAMES = "names of columns are taken without the spaces around them"
 FORMS: dict[str, tuple[bytes, list[dict[str, str]], tuple[str, ...]]] = {
     "a space after the separator": (
         lines("text, label", "a, yes", "b, no"),
@@ -97,7 +97,7 @@ FORMS: dict[str, tuple[bytes, list[dict[str, str]], tuple[str, ...]]] = {
     "separators at the end of lines": (
         lines("text;label;;", "a;yes;;", "b;no;;"),
         [{"text": "a", "label": "yes"}, {"text": "b", "label": "no"}],
-        ("its fields are separated by semicolons", "its lines end with separators, behind which is nothing"),
+        ("fields are separated by semicolons", "lines end with separators, behind which is nothing"),
     ),
     "a separator at the end of rows": (
         lines("text,label", "a,yes,", "b,no,"),
@@ -112,9 +112,9 @@ FORMS: dict[str, tuple[bytes, list[dict[str, str]], tuple[str, ...]]] = {
     "a decimal comma": (
         lines("text;label", "a;1,5", "b;2,5"),
         [{"text": "a", "label": "1,5"}, {"text": "b", "label": "2,5"}],
-        ("its fields are separated by semicolons",),
+        ("fields are separated by semicolons",),
     ),
-    "nothing but a header": (lines("text|label"), [], ("its fields are separated by vertical bars",)),
+    "nothing but a header": (lines("text|label"), [], ("fields are separated by vertical bars",)),
 }
 
 

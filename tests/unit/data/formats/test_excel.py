@@ -51,7 +51,7 @@ def test_empty_rows_are_none_and_an_index_is_left_out(tmp_path: Path) -> None:
     assert read_all(source) == [(0, {"text": "a", "label": "yes"}), (2, {"text": "b", "label": None})]
     assert read_all(source, start=1) == [(2, {"text": "b", "label": None})]
     assert source.notes == (
-        "rows.xlsx: its first column has no name (an index, as pandas writes it) and is left out",
+        "rows.xlsx: the first column has no name (an index, as pandas writes it) and is left out",
     )
 
 
