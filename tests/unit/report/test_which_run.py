@@ -15,5 +15,6 @@ def test_the_run_around_a_place_and_the_newest_ones_in_it_are_named(tmp_path: Pa
     newest = ", ".join(str(tmp_path / f"run-{number}") for number in (6, 5, 4, 3, 2))
     named = f"; runs that are there: {newest} and 2 older ones"
     assert runs_near(tmp_path) == runs_near(tmp_path / "rum-1") == named
+    run = tmp_path / "run-3"
     assert runs_near(run / "adapter") == runs_near(run / "config.yaml") == f"; is {run} meant?"
     assert runs_near(tmp_path / "run-0" / "adapter" / "x") == ""
