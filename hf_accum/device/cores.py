@@ -6,6 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
+_STAT = Path("/proc/stat")
+_SAMPLE_SECONDS = 0.3
 _OWN_LOAD = 1.0  # of this process, which has been starting
 _LITTLE = 0.5  # of a core, that others use: of what ended just now, say
 
@@ -40,11 +42,32 @@ def allowed_cores(cgroup: Path = _CGROUP) -> float:
 
 
 def free_cores() -> float:
-    """Those of them that no other process used within the last minute; of the whole machine, the load counts."""
+    """Those of them that no other process used within the last minute, and uses now; of the whole machine, the load
+    counts. One that has ended since, as the training before an evaluation, takes nothing from this one.
+    """
     load, own = 0.0, max(_OWN_LOAD, time.process_time() / 60)  # of one that has computed: a run of another seed
     with suppress(OSError, AttributeError):  # not on Windows
         load = max(0.0, os.getloadavg()[0] - own)
+    if load > _LITTLE and (now := _used_now()) is not None:
+        load = min(load, now)
     return min(allowed_cores(), (os.cpu_count() or 1) - load)
+
+
+def _used_now(stat: Path = _STAT) -> float | None:
+    """As many cores as other processes keep busy for a moment; None where that is not told, as but on Linux."""
+    with suppress(OSError, ValueError, IndexError):
+        tick = os.sysconf("SC_CLK_TCK")
+        began, busy, own = time.monotonic(), _busy_ticks(stat), time.process_time()
+        time.sleep(_SAMPLE_SECONDS)
+        seconds = (_busy_ticks(stat) - busy) / tick - (time.process_time() - own)
+        return max(0.0, seconds / (time.monotonic() - began))
+    return None
+
+
+def _busy_ticks(stat: Path) -> int:
+    """Of all cores since the machine started: user, nice, system, and what interrupts and other machines took."""
+    user, nice, system, _, _, irq, softirq, steal, *_ = stat.read_text().split("\n", 1)[0].split()[1:]
+    return sum(map(int, (user, nice, system, irq, softirq, steal)))
 
 
 def _quota(cgroup: Path) -> float | None:

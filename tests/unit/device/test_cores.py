@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_accum.device.cores import allowed_cores, check_cores, free_cores
+from hf_accum.device.cores import _used_now, allowed_cores, check_cores, free_cores
 
 
 @pytest.fixture
@@ -16,6 +16,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 0.0, 0.0))
     monkeypatch.setattr("hf_accum.device.cores._quota", lambda _: None)
     monkeypatch.setattr("time.process_time", lambda: 9.0)
+    monkeypatch.setattr("hf_accum.device.cores._used_now", lambda: 30.0)
     return monkeypatch
 
 
@@ -34,6 +35,33 @@ def test_what_this_process_computed_itself_is_no_load_of_others(machine: pytest.
     machine.setattr(os, "getloadavg", lambda: (1.4, 0.0, 0.0))
     machine.setattr("time.process_time", lambda: 9.0)
     assert check_cores(8, 1) is None  # of a command that ended just now
+
+
+def test_what_has_ended_since_is_no_load(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(os, "getloadavg", lambda: (7.5, 0.0, 0.0))
+    machine.setattr("hf_accum.device.cores._used_now", lambda: 0.2)
+    assert check_cores(8, 1) is None
+    machine.setattr("hf_accum.device.cores._used_now", lambda: 3.0)
+    assert "and 5.0 of 8 cores are free, as others use them" in (check_cores(8, 1) or "")
+    machine.setattr("hf_accum.device.cores._used_now", lambda: None)  # not told
+    assert "and 1.5 of 8 cores are free" in (check_cores(8, 1) or "")
+
+
+def test_what_others_use_now_is_what_is_busy_but_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat, ticks = tmp_path / "stat", os.sysconf("SC_CLK_TCK")
+    assert _used_now(stat) is None
+    stat.write_text("cpu  100 20 30 9999 50 1 2 3 7 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
+    clock, own = iter((10.0, 12.0)), iter((5.0, 6.0))
+
+    def sleep(seconds: float) -> None:  # 3 s of all, of which this process has 1, within 2 s
+        stat.write_text(f"cpu  {100 + 2 * ticks} 20 {30 + ticks} 12999 999 1 2 3 7 0\n")
+
+    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("time.process_time", lambda: next(own))
+    assert _used_now(stat) == pytest.approx(1.0)
 
 
 def test_a_load_of_others_is_said_with_the_way_out(machine: pytest.MonkeyPatch) -> None:
