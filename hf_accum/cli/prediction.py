@@ -107,19 +107,19 @@ class Rows:
     num_rows: int | None
 
 
-def check_rows(config: RecipeConfig, dataset: str) -> None:
-    """Refuse local rows that cannot be opened, before the model is loaded.
+def open_early(config: RecipeConfig, dataset: str) -> Source | None:
+    """Local rows, before the model is loaded, so that a mistake in their name is told at once; None of others.
 
     Raises:
-        UserError: as `open_rows_of` does.
+        UserError: if they cannot be opened; for embedded data.
     """
     if dataset.startswith(PREFIX):
         raise UserError(
             f"`dataset` {dataset}: has to be a file, a folder, an id of the hub, or - for standard input; embedded "
             "data has labels, on which `hf-accum evaluate` looks at the run"
         )
-    if dataset != STDIN and (os.path.exists(dataset) or format_of(dataset) is not None):
-        _open(config, dataset)
+    is_local = dataset != STDIN and (os.path.exists(dataset) or format_of(dataset) is not None)
+    return _open(config, dataset) if is_local else None
 
 
 def _open(config: RecipeConfig, dataset: str) -> Source:
@@ -128,10 +128,10 @@ def _open(config: RecipeConfig, dataset: str) -> Source:
 
 
 @contextmanager
-def open_rows_of(config: RecipeConfig, dataset: str, ranks: Ranks) -> Iterator[Rows]:
+def open_rows_of(config: RecipeConfig, dataset: str, ranks: Ranks, source: Source | None = None) -> Iterator[Rows]:
     """The rows of a file, a folder, a dataset of the hub, or of standard input (`-`), which is kept in a file.
 
-    A collective.
+    `source` is what `open_early` has opened of them. A collective.
 
     Raises:
         UserError: if there are none.
@@ -142,7 +142,7 @@ def open_rows_of(config: RecipeConfig, dataset: str, ranks: Ranks) -> Iterator[R
             dataset, stamp = on_rank_0(ranks, _keep_stdin)
             if ranks.index == 0:
                 stack.callback(shutil.rmtree, os.path.dirname(dataset), ignore_errors=True)
-        yield Rows(_open(config, dataset), stamp or _stamps(dataset), _about_how_many(dataset))
+        yield Rows(source or _open(config, dataset), stamp or _stamps(dataset), _about_how_many(dataset))
 
 
 def _keep_stdin() -> tuple[str, str]:

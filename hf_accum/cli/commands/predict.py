@@ -64,7 +64,7 @@ def predict_file(module: "ModuleType", folder: Path, config: "RecipeConfig", out
 
     from rich.console import Console
 
-    from hf_accum.cli.prediction import check_rows, facts_of, open_predictions, open_rows_of
+    from hf_accum.cli.prediction import facts_of, open_early, open_predictions, open_rows_of
     from hf_accum.config.flags import as_flags, flag_names
     from hf_accum.distributed.collectives import on_all_ranks, on_rank_0
     from hf_accum.run.folder import FolderClaim
@@ -73,7 +73,8 @@ def predict_file(module: "ModuleType", folder: Path, config: "RecipeConfig", out
     from hf_accum.run.signals import StopRequest
 
     console, names = Console(soft_wrap=True), flag_names() | OF_COMMANDS
-    check_rows(config, str(config.dataset))
+    dataset = str(config.dataset)
+    source = open_early(config, dataset)
     with open_predictions(module, folder, config, **how) as opened:
         ranks = opened.ranks
 
@@ -81,10 +82,9 @@ def predict_file(module: "ModuleType", folder: Path, config: "RecipeConfig", out
             if ranks.index == 0:
                 console.print(as_flags(line, names), markup=False, highlight=False)
 
-        dataset = str(config.dataset)
         stop = StopRequest(after="these rows", then="what is written is kept then")
         claim = FolderClaim()
-        with open_rows_of(config, dataset, ranks) as rows, stop, ExitStack() as stack:
+        with open_rows_of(config, dataset, ranks, source) as rows, stop, ExitStack() as stack:
             stack.callback(claim.release)
             on_rank_0(ranks, lambda: claim.take_file(output))
             for note in rows.source.notes:
