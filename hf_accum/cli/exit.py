@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hf_accum.cli.one_process import num_processes
+from hf_accum.cli.one_process import is_first_process, num_processes
 from hf_accum.config.flags import as_flags, flag_names
 from hf_accum.config.recipe import RecipeConfig
 from hf_accum.config.validation import without_secrets
@@ -180,5 +180,5 @@ def cleaning_up_at_sigterm() -> Iterator[None]:
 
 
 def _tell_of_interrupt(*_: object) -> None:
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print("interrupted: ended at once; a run goes on from what it has saved before", file=sys.stderr)

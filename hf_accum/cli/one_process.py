@@ -10,6 +10,11 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_first_process() -> bool:
+    """Whether this one is rank 0, which speaks for all: also before ranks are known to torch."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def check_one_process(command: str) -> None:
     """Refuse several ranks, before anything is loaded or written.
 

@@ -2,12 +2,12 @@
 
 import argparse
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_accum.cli.exit import FAULT
+from hf_accum.cli.one_process import is_first_process
 from hf_accum.cli.recipes import recipe_of
 from hf_accum.errors import UserError
 
@@ -62,7 +62,7 @@ def _compare(parsed: argparse.Namespace, flags: list[str]) -> None:
     if others is not None:  # in which what a run does not know has no probability
         found.pop("loss", None)
     is_kept = rule is None or rule.is_kept(found)
-    is_first = os.environ.get("RANK", "0") == "0"  # all ranks have found the same
+    is_first = is_first_process()  # all ranks have found the same
     console = Console(soft_wrap=True, quiet=not is_first)
     names = [folder.name for folder in folders]
     names = parsed.runs if names[0] == names[1] else names
@@ -134,7 +134,7 @@ def _tell_sample(dataset: str | None, first: int | None, second: int | None) -> 
     """Say which rows are compared on, where a run was not evaluated on all that it held out."""
     from hf_accum.config.flags import as_flags, flag_names
 
-    if (first is None and second is None) or os.environ.get("RANK", "0") != "0":
+    if (first is None and second is None) or not is_first_process():
         return
     of = "what both held out" if dataset is None else dataset
     if first == second:
