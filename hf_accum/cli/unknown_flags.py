@@ -61,9 +61,14 @@ def hints(message: str, names: Collection[str]) -> list[str]:
     for name in dict.fromkeys(unknown):
         if name in OF_THE_TRAINER:
             said.append(f"--{name} is here {OF_THE_TRAINER[name]}")
-        elif close := get_close_matches(name, names, n=1):
-            said.append(f"--{name}: is --{close[0]} meant?")
+        elif meant := _meant(name, names):
+            said.append(f"--{name}: {meant}")
     return said
+
+
+def _meant(name: str, names: Collection[str]) -> str:
+    close = get_close_matches(name, names, n=1)
+    return f"is --{close[0]} meant?" if close else ""
 
 
 def flags_in(usage: str) -> list[str]:
@@ -81,5 +86,5 @@ def refuse(flags: Sequence[str], why: str, own: Collection[str] = ()) -> None:
     """
     others = [flag for flag in flags if flag not in ("--debug", "--debug=true")]
     if others:
-        close = get_close_matches(others[0].split("=")[0].removeprefix("--"), own, n=1)
-        raise UserError(f"{others[0]}: {why}" + (f"; is --{close[0]} meant?" if close else ""))
+        meant = _meant(others[0].split("=")[0].removeprefix("--"), own)
+        raise UserError("; ".join(filter(None, (f"{others[0]}: {why}", meant))))

@@ -94,12 +94,12 @@ def find_run_capacity(
         except NothingFits as error:
             if or_one:
                 return Tuning.as_given(1, workload.max_length, lengths=workload.lengths)
-            ways = "".join(f"\n  {way}" for way in advise(error.budget_bytes))
             if not workload.trains:
-                ways = (
-                    f"a smaller `{workload.lengths.flag}` needs less, and `micro_batch_size` 1 tries it all the same"
-                )
-                raise OutOfMemory(f"{error}; {ways}") from error
+                flag = workload.lengths.flag
+                raise OutOfMemory(
+                    f"{error}; a smaller `{flag}` needs less, and `micro_batch_size` 1 tries it all the same"
+                ) from error
+            ways = "".join(f"\n  {way}" for way in advise(error.budget_bytes))
             raise OutOfMemory(f"{error}{'; what would fit:' if ways else ''}{ways}") from error
         except CannotTrace as error:
             raise UserError(f"`micro_batch_size` auto: {error}; give a number") from error
